@@ -1,0 +1,1 @@
+"""What a rig uses: the cursor subscriber, the terminal views, and the `volition` command."""

@@ -1,0 +1,1 @@
+"""Inference without torch: bundles on disk, spike tokens, the ring, ONNX Runtime."""

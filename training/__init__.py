@@ -1,0 +1,1 @@
+"""Everything that needs torch, and what feeds it: importers, simulation, pretraining, export."""

@@ -1,0 +1,133 @@
+"""A training run on disk: readable JSON beside safetensors, nothing pickled.
+
+    RUN/
+      run.json              model sizes, vocabularies, output scales, progress, metrics
+      best.safetensors      the weights that did best on the validation domain
+      last.safetensors      weights, their running mean and optimizer state, to go on from
+
+Files are written to a temporary name and renamed. This module does not know how to train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch_brain.models.poyo import POYO
+
+from decoder.errors import TrainingError
+from training.model import ModelConfig, build
+from training.windows import OutputScale
+
+SCHEMA_VERSION = 1
+
+
+class RunRecord(BaseModel):
+    """What `run.json` holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    preset: str
+    seed: int
+    model: dict[str, float | int]
+    unit_words: list[str]
+    session_words: list[str]
+    session_paths: dict[str, str]
+    output_mean: dict[str, tuple[float, float]]
+    output_std: dict[str, tuple[float, float]]
+    step: int = 0
+    seconds: float = 0.0
+    best_r2: float = float("-inf")
+    settings: dict[str, float | int | None]
+    history: list[dict[str, float]] = []
+
+    def config(self) -> ModelConfig:
+        return ModelConfig(**self.model)  # type: ignore[arg-type]
+
+    def scale(self, session_id: str) -> OutputScale:
+        return OutputScale(
+            mean=np.array(self.output_mean[session_id]), std=np.array(self.output_std[session_id])
+        )
+
+
+def model_fields(config: ModelConfig) -> dict[str, float | int]:
+    return asdict(config)
+
+
+def save_record(run: Path, record: RunRecord) -> None:
+    """Write `run.json`."""
+    partial = run / "run.json.partial"
+    partial.write_text(json.dumps(record.model_dump(), indent=2, allow_nan=True) + "\n")
+    os.replace(partial, run / "run.json")
+
+
+def load_record(run: Path) -> RunRecord:
+    """Read `run.json`; TrainingError where it is missing or not ours."""
+    path = run / "run.json"
+    if not path.is_file():
+        raise TrainingError(f"{run}: no run.json; expected a folder that `volition pretrain` made")
+    try:
+        record = RunRecord.model_validate(json.loads(path.read_text()))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise TrainingError(f"{path}: not a run of this version ({error})") from error
+    if record.schema_version != SCHEMA_VERSION:
+        raise TrainingError(
+            f"{path}: schema version {record.schema_version}, expected {SCHEMA_VERSION}"
+        )
+    return record
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to a safetensors file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, partial)
+    os.replace(partial, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; TrainingError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path}: can't be read ({error}); start the run again") from error
+
+
+def weights(model: POYO) -> dict[str, Tensor]:
+    """A POYO's parameters and buffers by name (vocabularies live in `run.json`)."""
+    return {
+        name: tensor.detach()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+def set_weights(model: POYO, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into a POYO whose vocabulary is set; every name must be there."""
+    own = weights(model)
+    if missing := sorted(set(own) - set(tensors)):
+        raise TrainingError(f"weights are missing {missing[:3]} and {max(0, len(missing) - 3)} more")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise TrainingError(
+                    f"{name}: shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+                )
+            tensor.copy_(tensors[name])
+
+
+def load_model(run: Path | str) -> tuple[POYO, RunRecord]:
+    """The best model of a run, in evaluation mode, and its record."""
+    run = Path(run)
+    record = load_record(run)
+    model = build(record.config(), record.unit_words, record.session_words)
+    set_weights(model, load_tensors(run / "best.safetensors"))
+    return model.eval(), record

@@ -1,0 +1,213 @@
+"""A simulated motor cortex: tuned units, and the reaches that they accompany. Simulated, and says so.
+
+Movement is a sequence of minimum-jerk reaches (Flash & Hogan 1985) with holds. Each unit fires
+as a Poisson process with a refractory period; its rate follows cosine tuning to velocity
+(Georgopoulos et al. 1982) and speed (Moran & Schwartz 1999), with terms of position and
+acceleration, some time before the movement:
+
+    rate = baseline * exp(depth * (d·v + s|v| + p·x + a·acc + drift)),   v, x, acc scaled to ~1
+
+Subjects differ in their units and in how they move; the family that tuning is drawn from is
+one, so that a model can transfer. The same arguments give the same session. numpy only.
+
+It does not know about correlated noise between units, waveforms or sorting errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.sessions import Session, Trials, chronological_domains, sorted_spikes
+
+Floats = NDArray[np.float64]
+Task = Literal["center_out", "random_target"]
+
+STEP_S = 0.001  # rates are held for a millisecond
+KINEMATICS_RATE_HZ = 100.0
+MEDIAN_RATE_HZ = 8.0
+REFRACTORY_S = 0.002
+SPEED_SCALE = 0.2  # m/s; about the typical peak speed of an 8 cm reach in 0.7 s
+POSITION_SCALE = 0.08  # m
+ACCELERATION_SCALE = 1.5  # m/s^2
+WORKSPACE_M = 0.065 # targets stay within this distance of the centre, on each axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How each unit's rate follows the movement; all arrays are (n_units,) or (n_units, 2)."""
+
+    baseline_hz: Floats
+    depth: Floats
+    direction: Floats
+    speed_gain: Floats
+    position_gain: Floats
+    acceleration_gain: Floats
+    latency_s: Floats
+    slow_gain: Floats
+
+
+def draw_tuning(n_units: int, rng: np.random.Generator) -> Tuning:
+    """Draw a population from the one tuning family that all subjects share."""
+    angle = rng.uniform(0, 2 * np.pi, n_units)
+    tuned = rng.random(n_units) < 0.75  # a quarter of a typical array carries little
+    depth = np.where(tuned, rng.gamma(5.0, 0.078, n_units), 0.03)
+    return Tuning(
+        baseline_hz=MEDIAN_RATE_HZ * np.exp(rng.normal(0.0, 0.8, n_units)),
+        depth=depth,
+        direction=np.stack([np.cos(angle), np.sin(angle)], axis=1),
+        speed_gain=rng.normal(0.45, 0.35, n_units),
+        position_gain=rng.normal(0.0, 0.45, (n_units, 2)),
+        acceleration_gain=rng.normal(0.0, 0.2, (n_units, 2)),
+        latency_s=rng.uniform(0.05, 0.15, n_units),
+        slow_gain=np.abs(rng.normal(0.0, 0.4, n_units)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movement:
+    """A cursor's path on a regular grid of `STEP_S`: arrays (n_steps, 2) in m, m/s, m/s^2."""
+
+    pos: Floats
+    vel: Floats
+    acc: Floats
+    trials: Trials
+
+
+def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: float) -> Movement:
+    """Minimum-jerk reaches with holds; `pace` scales this subject's reach durations."""
+    pos = np.zeros((n_steps, 2))
+    here = np.zeros(2)
+    starts, ends, targets = [], [], []
+    step = 0
+    outward = True
+    while step < n_steps:
+        hold = int(rng.uniform(0.2, 0.6) / STEP_S)
+        pos[step : step + hold] = here
+        begin = step
+        step += hold
+        target = _next_target(task, outward, rng)
+        outward = not outward
+        distance = float(np.linalg.norm(target - here))
+        reach_s = pace * (0.35 + 3.0 * distance) * rng.uniform(0.8, 1.25)
+        n_reach = int(reach_s / STEP_S)
+        phase = np.arange(1, n_reach + 1) / n_reach
+        blend = phase**3 * (10 - 15 * phase + 6 * phase**2)
+        bend = rng.normal(0, 0.06) * np.sin(np.pi * phase) * distance
+        normal = np.array([-(target - here)[1], (target - here)[0]]) / max(distance, 1e-9)
+        path = here + blend[:, None] * (target - here) + bend[:, None] * normal
+        room = max(0, min(n_reach, n_steps - step))
+        pos[step : step + room] = path[:room]
+        step += n_reach
+        here = target
+        if step <= n_steps:
+            starts.append(begin * STEP_S)
+            ends.append(step * STEP_S)
+            targets.append(target)
+    vel = np.gradient(pos, STEP_S, axis=0)
+    acc = np.gradient(vel, STEP_S, axis=0)
+    intervals = np.array([starts, ends]).T.reshape(-1, 2)
+    trials = Trials(intervals=intervals, target_pos=np.array(targets).reshape(-1, 2))
+    return Movement(pos=pos, vel=vel, acc=acc, trials=trials)
+
+
+def _next_target(task: Task, outward: bool, rng: np.random.Generator) -> Floats:
+    if task == "random_target":
+        return rng.uniform(-WORKSPACE_M, WORKSPACE_M, 2)
+    if not outward:
+        return np.zeros(2)
+    angle = rng.integers(8) * np.pi / 4
+    return np.asarray(0.08 * np.array([np.cos(angle), np.sin(angle)]))
+
+
+def draw_spikes(
+    movement: Movement, tuning: Tuning, rng: np.random.Generator
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Spike times (n_spikes,) in seconds, ascending, and the unit index of each."""
+    n_steps = len(movement.pos)
+    vel = movement.vel / SPEED_SCALE
+    speed = np.linalg.norm(vel, axis=1)
+    pos = movement.pos / POSITION_SCALE
+    acc = movement.acc / ACCELERATION_SCALE
+    slow = _slow_drift(n_steps, rng)
+    times, units = [], []
+    for unit in range(len(tuning.depth)):
+        lead = int(tuning.latency_s[unit] / STEP_S)
+        drive = (
+            vel @ tuning.direction[unit]
+            + tuning.speed_gain[unit] * speed
+            + pos @ tuning.position_gain[unit]
+            + acc @ tuning.acceleration_gain[unit]
+        )
+        drive = tuning.depth[unit] * np.concatenate([drive[lead:], np.repeat(drive[-1], lead)])
+        drive += tuning.slow_gain[unit] * slow
+        rate_hz = np.minimum(tuning.baseline_hz[unit] * np.exp(drive), 200.0)
+        unit_times = _poisson_times(rate_hz, rng)
+        times.append(unit_times)
+        units.append(np.full(len(unit_times), unit, dtype=np.int64))
+    spike_times, spike_units, _ = sorted_spikes(np.concatenate(times), np.concatenate(units))
+    return spike_times, spike_units
+
+
+def _slow_drift(n_steps: int, rng: np.random.Generator) -> Floats:
+    """A common gain that wanders over seconds (arousal), unit variance, no relation to movement."""
+    n_knots = max(4, int(n_steps * STEP_S / 4.0) + 2)
+    knots = rng.normal(0.0, 1.0, n_knots)
+    return np.interp(np.linspace(0, n_knots - 1, n_steps), np.arange(n_knots), knots)
+
+
+def _poisson_times(rate_hz: Floats, rng: np.random.Generator) -> Floats:
+    """Event times of an inhomogeneous Poisson process by time change, thinned to the refractory period."""
+    expected = np.concatenate(([0.0], np.cumsum(rate_hz) * STEP_S))
+    n_events = rng.poisson(expected[-1])
+    marks = np.sort(rng.uniform(0.0, expected[-1], n_events))
+    times = np.interp(marks, expected, np.arange(len(expected)) * STEP_S)
+    keep = np.concatenate(([True], np.diff(times) > REFRACTORY_S)) if n_events else np.array([], bool)
+    return times[keep]
+
+
+def simulate(
+    *,
+    n_units: int = 96,
+    minutes: float = 10.0,
+    subject: int = 0,
+    seed: int = 0,
+    task: Task | None = None,
+) -> Session:
+    """Simulate one session; the same arguments give the same session, to the last spike.
+
+    `subject` fixes how the subject moves; `seed` fixes the day: its units and its reaches.
+    `task` is chosen by the seed where not given.
+    """
+    habits = np.random.default_rng([104_729, subject])
+    pace = float(habits.uniform(0.85, 1.1))
+    rng = np.random.default_rng([seed, subject, n_units])
+    chosen: Task = task or ("center_out" if rng.random() < 0.5 else "random_target")
+    n_steps = round(minutes * 60.0 / STEP_S)
+    movement = draw_movement(n_steps, chosen, rng, pace)
+    spike_times, spike_units = draw_spikes(movement, draw_tuning(n_units, rng), rng)
+
+    stride = round(1.0 / (KINEMATICS_RATE_HZ * STEP_S))
+    domain = np.array([[0.0, n_steps * STEP_S]])
+    train, valid, test = chronological_domains(domain, movement.trials)
+    name = f"sim_s{subject:02d}_{chosen}_{seed:04d}"
+    return Session(
+        session_id=name,
+        subject_id=f"sim{subject:02d}",
+        unit_ids=tuple(f"elec{unit}/unit0" for unit in range(n_units)),
+        spike_times=spike_times,
+        spike_units=spike_units,
+        cursor_times=np.arange(0, n_steps, stride) * STEP_S,
+        cursor_pos=movement.pos[::stride],
+        cursor_vel=movement.vel[::stride],
+        domain=domain,
+        train_domain=train,
+        valid_domain=valid,
+        test_domain=test,
+        trials=movement.trials,
+        source="simulated by volition",
+        notes=(f"simulated: {n_units} units, {chosen}, seed {seed}",),
+    )

@@ -1,0 +1,227 @@
+"""Windows of sessions as POYO's token batches.
+
+A window is `sequence_length` seconds of spikes with a start and an end token per unit, and
+queries with their true velocity. Windows lie inside one interval of their split: none reaches
+over a domain's edge or a gap. Training windows drop units at random (POYO's unit dropout);
+their queries lie anywhere in the window, and one always stands at its end, where a live
+decoder stands.
+
+It does not know the model beyond its window length and vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decoder.errors import TrainingError
+from streaming.sessions import Floats, Session, Split, within
+from training.model import END, SPIKE, START
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch, shapes as in `training.model.forward`; targets (B, n_outputs, 2) are scaled."""
+
+    input_token: Tensor
+    input_times: Tensor
+    input_mask: Tensor
+    session_index: Tensor
+    output_times: Tensor
+    target: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.input_mask.sum())
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model's forward takes, by name."""
+        return {
+            "input_token": self.input_token,
+            "input_times": self.input_times,
+            "input_mask": self.input_mask,
+            "session_index": self.session_index,
+            "output_times": self.output_times,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputScale:
+    """Velocity in m/s is `output * std + mean`; each (2,) float64, from the training domain."""
+
+    mean: Floats
+    std: Floats
+
+    @classmethod
+    def of(cls, session: Session) -> OutputScale:
+        """Mean and standard deviation of the session's training velocity."""
+        vel = session.cursor_vel[within(session.cursor_times, session.train_domain)]
+        if len(vel) < 2 or not (vel.std(axis=0) > 0).all():
+            raise TrainingError(f"{session.session_id}: the cursor does not move in training data")
+        return cls(mean=vel.mean(axis=0), std=vel.std(axis=0))
+
+
+def unit_words(session: Session) -> list[str]:
+    """A session's words in the model's unit vocabulary: `session/unit`."""
+    return [f"{session.session_id}/{unit_id}" for unit_id in session.unit_ids]
+
+
+class WindowSource:
+    """Draws training batches from sessions, and walks a split for evaluation.
+
+    sessions: in memory.
+    vocabulary: word -> row of the unit embedding (row 0 is torch_brain's padding).
+    session_rows: session id -> row of the session embedding.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        vocabulary: Mapping[str, int],
+        session_rows: Mapping[str, int],
+        *,
+        window_s: float,
+        scales: Mapping[str, OutputScale],
+    ) -> None:
+        self.sessions = list(sessions)
+        self.window_s = window_s
+        self.scales = dict(scales)
+        self.n_words = len(vocabulary)
+        self._rows = [np.array([vocabulary[w] for w in unit_words(s)]) for s in self.sessions]
+        self._session_rows = [session_rows[s.session_id] for s in self.sessions]
+        self._starts = [_window_starts(s.train_domain, window_s) for s in self.sessions]
+        seconds = np.array([(edges[:, 1] - edges[:, 0]).sum() for edges in self._starts])
+        if not seconds.sum() > 0:
+            raise TrainingError(
+                f"no training interval is longer than the window of {window_s} s; "
+                "record longer trials or choose a preset with a shorter window"
+            )
+        self._shares = seconds / seconds.sum()
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        batch_size: int,
+        *,
+        n_queries: int = 16,
+        keep_units: tuple[float, float] = (0.2, 0.9),
+    ) -> Batch:
+        """A random training batch.
+
+        keep_units: range of the share of units that stay; drawn once a batch, so that its
+            windows are of like length, and independently per window which units they are.
+        """
+        keep_share = rng.uniform(*keep_units)
+        drawn = []
+        for index in rng.choice(len(self.sessions), size=batch_size, p=self._shares):
+            end_s = _draw_start(self._starts[index], rng) + self.window_s
+            n_units = self.sessions[index].n_units
+            n_kept = max(1, round(keep_share * n_units))
+            kept = np.sort(rng.permutation(n_units)[:n_kept])
+            queries = np.append(rng.uniform(0.0, self.window_s, n_queries - 1), self.window_s)
+            drawn.append(self._window(int(index), end_s, kept, queries))
+        return _stack(drawn)
+
+    def walk(
+        self, index: int, split: Split, *, step_s: float, batch_size: int = 32
+    ) -> Iterator[tuple[Floats, Batch]]:
+        """Batches of windows that end every `step_s` in a split, one query at the end each.
+
+        Yields the ends (B,) in seconds with each batch.
+        """
+        session = self.sessions[index]
+        every_unit = np.arange(session.n_units)
+        ends = window_ends(session, split, self.window_s, step_s)
+        for chunk in np.array_split(ends, max(1, -(-len(ends) // batch_size))):
+            windows = [
+                self._window(index, float(end), every_unit, np.array([self.window_s]))
+                for end in chunk
+            ]
+            if windows:
+                yield chunk, _stack(windows)
+
+    def _window(self, index: int, end_s: float, kept: Ints, queries: Floats) -> _Window:
+        session, rows = self.sessions[index], self._rows[index]
+        start_s = end_s - self.window_s
+        inside = session.spikes_between(start_s, end_s)
+        units = session.spike_units[inside]
+        times = session.spike_times[inside] - start_s
+        if len(kept) < session.n_units:
+            keeps = np.zeros(session.n_units, dtype=bool)
+            keeps[kept] = True
+            chosen = keeps[units]
+            units, times = units[chosen], times[chosen]
+        kept_rows = rows[kept]
+        scale = self.scales[session.session_id]
+        return _Window(
+            token=np.concatenate(
+                [
+                    START * self.n_words + kept_rows,
+                    END * self.n_words + kept_rows,
+                    SPIKE * self.n_words + rows[units],
+                ]
+            ),
+            times=np.concatenate(
+                [np.zeros(len(kept)), np.full(len(kept), self.window_s), times]
+            ),
+            session_row=self._session_rows[index],
+            queries=queries,
+            target=(session.velocity_at(start_s + queries) - scale.mean) / scale.std,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    token: Ints
+    times: Floats
+    session_row: int
+    queries: Floats
+    target: Floats
+
+
+def window_ends(session: Session, split: Split, window_s: float, step_s: float) -> Floats:
+    """Ends of windows, every `step_s`, that lie wholly inside one interval of a split."""
+    grids = [
+        np.arange(start + window_s, end, step_s) for start, end in session.intervals(split)
+    ]
+    return np.concatenate(grids) if grids else np.empty(0)
+
+
+def _window_starts(domain: Floats, window_s: float) -> Floats:
+    """Where windows may start: (n, 2) intervals."""
+    edges = domain - np.array([0.0, window_s])
+    return edges[edges[:, 1] > edges[:, 0]]
+
+
+def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
+    lengths = edges[:, 1] - edges[:, 0]
+    index = rng.choice(len(edges), p=lengths / lengths.sum())
+    return float(rng.uniform(*edges[index]))
+
+
+def _stack(windows: Sequence[_Window]) -> Batch:
+    """Pad windows to the longest of the batch."""
+    longest = max(len(window.token) for window in windows)
+    token = np.zeros((len(windows), longest), dtype=np.int64)
+    times = np.zeros((len(windows), longest))
+    mask = np.zeros((len(windows), longest), dtype=bool)
+    for row, window in enumerate(windows):
+        n_tokens = len(window.token)
+        token[row, :n_tokens] = window.token
+        times[row, :n_tokens] = window.times
+        mask[row, :n_tokens] = True
+    return Batch(
+        input_token=torch.from_numpy(token),
+        input_times=torch.from_numpy(times),
+        input_mask=torch.from_numpy(mask),
+        session_index=torch.tensor([window.session_row for window in windows]),
+        output_times=torch.from_numpy(np.stack([window.queries for window in windows])),
+        target=torch.from_numpy(np.stack([window.target for window in windows])).float(),
+    )
