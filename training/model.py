@@ -110,12 +110,6 @@ def omega(model: POYO, config: ModelConfig) -> Tensor:
     return frequencies[: config.n_rotary].double()
 
 
-def phases(times: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (..., n_rotary) float32 of `times` (...) float64 seconds."""
-    angles = times.double()[..., None] * frequencies
-    return angles.cos().float(), angles.sin().float()
-
-
 class _RotateInPlace(torch.autograd.Function):
     """Rotate pairs of a freshly gathered tensor without keeping a copy for the backward pass."""
 
@@ -142,13 +136,6 @@ def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     imag.mul_(cos).add_(turned)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[real | imag | rest]` heads (..., dim_head) by phases (..., n_rotary)."""
-    n = cos.shape[-1]
-    real, imag, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
-    return torch.cat([real * cos - imag * sin, real * sin + imag * cos, rest], dim=-1)
-
-
 def unit_tables(model: POYO, config: ModelConfig) -> Tensor:
     """Keys and values of every token: (n_token_types, vocabulary, 2, cross_heads, dim_head)."""
     attention = model.enc_atn
@@ -158,30 +145,64 @@ def unit_tables(model: POYO, config: ModelConfig) -> Tensor:
     return rows.unflatten(-1, (2, config.cross_heads, config.dim_head))
 
 
-def latent_times(config: ModelConfig) -> Tensor:
-    """Times (n_latents,) float64 of all latents, seconds from the window's start."""
+@dataclass(frozen=True, kw_only=True)
+class Phases:
+    """Cosine and sine of rotations, each (..., n_rotary) float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, times: Tensor, frequencies: Tensor) -> Phases:
+        """Phases of `times` (...) float64 seconds at `frequencies` (n_rotary,) float64 rad/s."""
+        angles = times.double()[..., None] * frequencies
+        return cls(cos=angles.cos().float(), sin=angles.sin().float())
+
+    def per_head(self) -> Phases:
+        """With an axis for heads before the last: (..., 1, n_rotary)."""
+        return Phases(cos=self.cos.unsqueeze(-2), sin=self.sin.unsqueeze(-2))
+
+    def back(self) -> Phases:
+        """The opposite rotation."""
+        return Phases(cos=self.cos, sin=-self.sin)
+
+
+def rotate(x: Tensor, by: Phases) -> Tensor:
+    """Rotate `[real | imag | rest]` heads (..., dim_head) by phases (..., n_rotary)."""
+    n = by.cos.shape[-1]
+    real, imag, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    return torch.cat(
+        [real * by.cos - imag * by.sin, real * by.sin + imag * by.cos, rest], dim=-1
+    )
+
+
+def latent_phases(model: POYO, config: ModelConfig) -> Phases:
+    """Phases (n_latents, n_rotary) of all latents, from the window's start."""
     n_steps = round(config.sequence_length / config.latent_step)
     grid = (torch.arange(n_steps, dtype=torch.float64) + 0.5) * config.latent_step
-    return grid.repeat_interleave(config.num_latents_per_step)
+    return Phases.of(grid.repeat_interleave(config.num_latents_per_step), omega(model, config))
 
 
-def latent_queries(model: POYO, config: ModelConfig) -> Tensor:
+def latent_queries(model: POYO, config: ModelConfig, latents_at: Phases) -> Tensor:
     """Encoder queries (cross_heads, n_latents, dim_head), rotated to their time in the window."""
     attention = model.enc_atn
     weight = split_rows(attention.to_q.weight, config)
     per_step = F.linear(attention.norm(model.latent_emb.weight), weight)
     n_steps = round(config.sequence_length / config.latent_step)
     queries = per_step.repeat(n_steps, 1).unflatten(-1, (config.cross_heads, config.dim_head))
-    cos, sin = phases(latent_times(config), omega(model, config))
-    return rotate(queries, cos[:, None], sin[:, None]).transpose(0, 1)
+    return rotate(queries, latents_at.per_head()).transpose(0, 1)
 
 
-def merge_spikes(model: POYO, config: ModelConfig, attended: Tensor) -> Tensor:
-    """Add what latents gathered (..., cross_heads, n_latents, dim_head), in the window's frame,
-    to the latent embeddings: (..., n_latents, dim)."""
-    cos, sin = phases(latent_times(config), omega(model, config))
-    gathered = rotate(attended, cos, -sin).transpose(-2, -3).flatten(-2)
+def merge_spikes(
+    model: POYO, config: ModelConfig, attended: Tensor, latents_at: Phases
+) -> Tensor:
+    """Latents (..., n_latents, dim) after the encoder.
+
+    attended: (..., cross_heads, n_latents, dim_head), what latents gathered from spikes, in
+        the window's frame (values rotated by their time since the window's start).
+    """
     attention = model.enc_atn
+    gathered = rotate(attended, latents_at.back()).transpose(-2, -3).flatten(-2)
     out_weight = split_rows(attention.to_out.weight.T, config).T
     n_steps = round(config.sequence_length / config.latent_step)
     latents = model.latent_emb.weight.repeat(n_steps, 1)
@@ -189,51 +210,58 @@ def merge_spikes(model: POYO, config: ModelConfig, attended: Tensor) -> Tensor:
     return latents + model.enc_ffn(latents)
 
 
-def process(model: POYO, config: ModelConfig, latents: Tensor) -> Tensor:
+def process(model: POYO, config: ModelConfig, latents: Tensor, latents_at: Phases) -> Tensor:
     """The self-attention layers over latents (..., n_latents, dim)."""
-    cos, sin = phases(latent_times(config), omega(model, config))
-    cos, sin = cos[:, None, None], sin[:, None, None]
+    per_part = latents_at.per_head().per_head()
+    dropout = config.atn_dropout if model.training else 0.0
     for attention, feed_forward in model.proc_layers:
-        weight = attention.to_qkv.weight.unflatten(0, (3, -1))
-        weight = torch.cat([split_rows(part, config) for part in weight])
+        parts = attention.to_qkv.weight.chunk(3)
+        weight = torch.cat([split_rows(part, config) for part in parts])
         x = F.linear(attention.norm(latents), weight)
-        x = x.unflatten(-1, (3, config.self_heads, config.dim_head))
-        query, key, value = (part.transpose(-2, -3) for part in rotate(x, cos, sin).unbind(-3))
-        dropout = config.atn_dropout if model.training else 0.0
+        x = rotate(x.unflatten(-1, (3, config.self_heads, config.dim_head)), per_part)
+        query, key, value = (part.transpose(-2, -3) for part in x.unbind(-3))
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        out = rotate(out, cos[:, 0, 0], -sin[:, 0, 0]).transpose(-2, -3).flatten(-2)
-        out = F.linear(
-            out, split_rows(attention.to_out.weight.T, config).T, attention.to_out.bias
-        )
-        latents = latents + model.dropout(out)
+        out = rotate(out, latents_at.back()).transpose(-2, -3).flatten(-2)
+        out_weight = split_rows(attention.to_out.weight.T, config).T
+        latents = latents + model.dropout(F.linear(out, out_weight, attention.to_out.bias))
         latents = latents + model.dropout(feed_forward(latents))
     return latents
 
 
 def read_out(
-    model: POYO, config: ModelConfig, latents: Tensor, session: Tensor, output_times: Tensor
+    model: POYO,
+    config: ModelConfig,
+    latents: Tensor,
+    session: Tensor,
+    *,
+    latents_at: Phases,
+    outputs_at: Phases,
 ) -> Tensor:
-    """Outputs (B, n_outputs, dim_out) of session embeddings (B, dim) at times (B, n_outputs) in the window."""
-    attention = model.dec_atn
-    frequencies = omega(model, config)
-    q = F.linear(attention.norm(session), split_rows(attention.to_q.weight, config))
-    q = q.unflatten(-1, (config.cross_heads, config.dim_head))[:, None]
-    cos, sin = phases(output_times, frequencies)
-    q = rotate(q.expand(-1, output_times.shape[1], -1, -1), cos[:, :, None], sin[:, :, None])
+    """Outputs (B, n_outputs, dim_out).
 
+    latents: (B, n_latents, dim). session: (B, dim), session embeddings.
+    outputs_at: phases (B, n_outputs, n_rotary) of the queries.
+    """
+    attention = model.dec_atn
+    heads = (config.cross_heads, config.dim_head)
+    n_outputs = outputs_at.cos.shape[1]
+    query = F.linear(attention.norm(session), split_rows(attention.to_q.weight, config))
+    query = query.unflatten(-1, heads)[:, None].expand(-1, n_outputs, -1, -1)
+    query = rotate(query, outputs_at.per_head())
     key_weight, value_weight = attention.to_kv.weight.chunk(2)
     context = attention.norm_context(latents)
-    k = F.linear(context, split_rows(key_weight, config))
-    k = k.unflatten(-1, (config.cross_heads, config.dim_head))
-    cos, sin = phases(latent_times(config), frequencies)
-    k = rotate(k, cos[:, None], sin[:, None])
-    v = F.linear(context, value_weight).unflatten(-1, (config.cross_heads, config.dim_head))
-    dropout = config.atn_dropout if model.training else 0.0
+    key = F.linear(context, split_rows(key_weight, config)).unflatten(-1, heads)
+    key = rotate(key, latents_at.per_head())
+    value = F.linear(context, value_weight).unflatten(-1, heads)
     out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        dropout_p=config.atn_dropout if model.training else 0.0,
     )
     queries = session[:, None] + attention.to_out(out.transpose(1, 2).flatten(-2))
-    return model.readout(queries + model.dec_ffn(queries))  # type: ignore[no-any-return]
+    outputs: Tensor = model.readout(queries + model.dec_ffn(queries))
+    return outputs
 
 
 def forward(
@@ -253,13 +281,14 @@ def forward(
     input_mask: (B, n_tokens) bool, False where a row is padded.
     output_times: (B, n_outputs) float64, seconds from the window's start.
     """
-    batch = input_token.shape[0]
+    frequencies = omega(model, config)
+    latents_at = latent_phases(model, config)
     rows = F.embedding(input_token, unit_tables(model, config).flatten(0, 1).flatten(1))
     rows = rows.unflatten(-1, (2 * config.cross_heads, config.dim_head))
-    cos, sin = phases(input_times, omega(model, config))
-    rows = _RotateInPlace.apply(rows, cos[:, :, None], sin[:, :, None])
+    spikes_at = Phases.of(input_times, frequencies).per_head()
+    rows = _RotateInPlace.apply(rows, spikes_at.cos, spikes_at.sin)
     keys, values = rows.transpose(1, 2).chunk(2, dim=1)
-    queries = latent_queries(model, config).expand(batch, -1, -1, -1)
+    queries = latent_queries(model, config, latents_at).expand(len(input_token), -1, -1, -1)
     attended = F.scaled_dot_product_attention(
         queries,
         keys,
@@ -267,5 +296,12 @@ def forward(
         attn_mask=input_mask[:, None, None, :].expand(-1, 1, queries.shape[2], -1),
         dropout_p=config.atn_dropout if model.training else 0.0,
     )
-    latents = process(model, config, merge_spikes(model, config, attended))
-    return read_out(model, config, latents, model.session_emb(session_index), output_times)
+    latents = merge_spikes(model, config, attended, latents_at)
+    return read_out(
+        model,
+        config,
+        process(model, config, latents, latents_at),
+        model.session_emb(session_index),
+        latents_at=latents_at,
+        outputs_at=Phases.of(output_times, frequencies),
+    )

@@ -1,0 +1,254 @@
+"""A decoder on disk: one folder, nothing pickled, checked before use.
+
+    NAME.bundle/
+      manifest.json         schema version, sizes, outputs, unit ids, provenance, metrics, checksums
+      graph.onnx            the streaming graph of one preset; knows no unit
+      tables.safetensors    what depends on today's units: inputs of the graph
+      weights.safetensors   all weights of the trained POYO, so that the bundle alone can be adapted
+
+A bundle is written to a temporary name and renamed. This module knows the files and their
+checksums; what the tables mean to the graph stands in `decoder.runtime`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from decoder.errors import BundleError
+
+SCHEMA_VERSION = 1
+GRAPH, TABLES, WEIGHTS, MANIFEST = (
+    "graph.onnx",
+    "tables.safetensors",
+    "weights.safetensors",
+    "manifest.json",
+)
+Array = NDArray[np.float32]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sizes(_Strict):
+    """Sizes that the runtime needs; names as in torch_brain's POYO."""
+
+    sequence_length: float = Field(gt=0, description="seconds of spikes that a decode reads")
+    latent_step: float = Field(gt=0)
+    num_latents_per_step: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    depth: int = Field(ge=0)
+    dim_head: int = Field(gt=0)
+    cross_heads: int = Field(gt=0)
+    self_heads: int = Field(gt=0)
+    t_min: float = Field(gt=0)
+    t_max: float = Field(gt=0)
+    dim_out: int = Field(gt=0)
+
+    @property
+    def n_latents(self) -> int:
+        return round(self.sequence_length / self.latent_step) * self.num_latents_per_step
+
+    @property
+    def n_rotary(self) -> int:
+        return self.dim_head // 4
+
+
+class Output(_Strict):
+    """One decoded quantity; `value = model output * scale + offset`, in `unit`."""
+
+    name: str
+    unit: str
+    scale: float = Field(gt=0)
+    offset: float
+
+
+class Manifest(_Strict):
+    """What `manifest.json` holds."""
+
+    schema_version: int = SCHEMA_VERSION
+    decoder_id: str
+    family: str = "poyo"
+    preset: str
+    sizes: Sizes
+    outputs: tuple[Output, ...]
+    session_id: str
+    unit_ids: tuple[str, ...]
+    provenance: dict[str, str | float | int]
+    metrics: dict[str, float]
+    checksums: dict[str, str]
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Manifest:
+        if len(set(self.unit_ids)) != len(self.unit_ids) or not self.unit_ids:
+            raise ValueError("unit_ids must be distinct, and at least one")
+        if len(self.outputs) != self.sizes.dim_out:
+            raise ValueError(f"{len(self.outputs)} outputs for dim_out {self.sizes.dim_out}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitTables:
+    """What depends on today's units. Folded once a calibration, inputs of the graph or the ring.
+
+    Heads are laid out `[real | imaginary | unrotated]` (see `decoder.tokens`).
+    tokens: (n_units, 2 * cross_heads, dim_head) float32, keys of all heads, then values.
+    boundary_lse: (cross_heads, n_latents) float32, log-sum-exp of each latent's scores over all
+        start and end tokens.
+    boundary_value: (cross_heads, n_latents, dim_head) float32, their attended value in the
+        window's frame.
+    session: (dim,) float32, the session embedding.
+    omega: (n_rotary,) float64, rotary frequencies in rad/s.
+    """
+
+    tokens: Array
+    boundary_lse: Array
+    boundary_value: Array
+    session: Array
+    omega: NDArray[np.float64]
+
+    def as_dict(self) -> dict[str, NDArray[np.generic]]:
+        return {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle: verified manifest and tables; the graph stays a file."""
+
+    path: Path
+    manifest: Manifest
+    tables: UnitTables
+
+    @property
+    def graph_path(self) -> Path:
+        return self.path / GRAPH
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / WEIGHTS
+
+
+def new_decoder_id(session_id: str) -> str:
+    """An id that no other decoder has."""
+    return f"{session_id}-{uuid.uuid4().hex[:8]}"
+
+
+def write(
+    path: Path | str,
+    *,
+    manifest: Manifest,
+    graph: Path,
+    tables: UnitTables,
+    weights: Mapping[str, NDArray[np.generic]],
+) -> Bundle:
+    """Write a bundle folder, whole or not at all; checksums are filled in.
+
+    Raises BundleError where `path` exists and is not a bundle, so that nothing else is replaced.
+    """
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is not a bundle; choose another name")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        shutil.copyfile(graph, partial / GRAPH)
+        save_file(tables.as_dict(), partial / TABLES)
+        save_file(dict(weights), partial / WEIGHTS)
+        checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}
+        complete = manifest.model_copy(update={"checksums": checksums})
+        (partial / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
+        _replace_folder(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_bundle(path)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Put `new` where `path` is; folders can't be replaced in one call, so the old steps aside."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    os.rename(path, old)
+    os.rename(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open and verify a bundle: schema version, checksums, shapes. Raises BundleError."""
+    path = Path(path)
+    manifest = _read_manifest(path)
+    for name in (GRAPH, TABLES, WEIGHTS):
+        _verify_checksum(path, name, manifest.checksums.get(name))
+    return Bundle(path=path, manifest=manifest, tables=_read_tables(path / TABLES, manifest))
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{path}: no {MANIFEST}; expected a folder that `volition export` made")
+    try:
+        content = json.loads(file.read_text())
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{path}: bundle schema version {version}, this Volition reads {SCHEMA_VERSION}; "
+                "export the run again"
+            )
+        return Manifest.model_validate(content)
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file}: not a valid manifest ({error})") from error
+
+
+def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
+    if not (path / name).is_file():
+        raise BundleError(f"{path}: {name} is missing; copy the whole folder again")
+    seen = _sha256(path / name)
+    if seen != expected:
+        raise BundleError(
+            f"{path}: {name} has sha256 {seen[:12]}…, the manifest says {(expected or 'none')[:12]}…; "
+            "the file was changed or damaged, export or copy the bundle again"
+        )
+
+
+def _read_tables(file: Path, manifest: Manifest) -> UnitTables:
+    try:
+        tables = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{file}: can't be read ({error})") from error
+    sizes, n_units = manifest.sizes, len(manifest.unit_ids)
+    heads, latents, width = sizes.cross_heads, sizes.n_latents, sizes.dim_head
+    expected = {
+        "tokens": ((n_units, 2 * heads, width), "float32"),
+        "boundary_lse": ((heads, latents), "float32"),
+        "boundary_value": ((heads, latents, width), "float32"),
+        "session": ((sizes.dim,), "float32"),
+        "omega": ((sizes.n_rotary,), "float64"),
+    }
+    for name, (shape, dtype) in expected.items():
+        seen = tables.get(name)
+        if seen is None or seen.shape != shape or seen.dtype != dtype:
+            what = "nothing" if seen is None else f"{seen.dtype} {seen.shape}"
+            raise BundleError(f"{file}: {name} is {what}, expected {dtype} {shape}")
+        if not np.isfinite(seen).all():
+            raise BundleError(f"{file}: {name} has NaN or infinity; export the run again")
+    return UnitTables(**{name: tables[name] for name in expected})
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,210 @@
+"""One decoder in memory: append spikes, decode at a time, reset.
+
+The window model: every spike becomes a rotated key and value when it arrives (`decoder.tokens`)
+and waits in a ring; a decode hands the window's slice to ONNX Runtime, which runs the latents
+over it. Nothing here knows LSL, sockets or the clock: times come in as float64 seconds.
+
+`velocity = output * scale + offset`, in m/s, of the movement at the window's end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.bundle import Bundle, UnitTables
+from decoder.errors import BundleError, ProviderError
+from decoder.ring import TokenRing
+from decoder.tokens import embed, phases
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PROVIDERS = {"cpu": CPU, "cuda": CUDA}
+MAX_RATE_HZ = 200_000  # spikes/s that the ring holds over a window
+FUTURE_S = 0.1  # spikes this far ahead of the last window's end are kept for later windows
+WARMUP_RUNS = 20
+WARMUP_SPIKES = (0, 1, 500, 4000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """How ONNX Runtime runs.
+
+    provider: `auto` takes CUDA where it works and the CPU elsewhere.
+    require_provider: refuse to run on anything but `provider`.
+    threads: intra-op threads; one is fastest at these sizes on a shared machine.
+    """
+
+    provider: str = "auto"
+    require_provider: bool = False
+    threads: int = 1
+
+
+class Decoder(Protocol):
+    """What the tick loop needs of any family of models."""
+
+    def append(self, times: Floats, unit_index: Ints) -> None: ...
+    def decode(self, window_end: float) -> Floats: ...
+    def reset(self) -> None: ...
+
+
+class PoyoRuntime:
+    """A POYO bundle, ready to decode.
+
+    epoch: clock time, seconds, that angles are measured from; take it near the first spike.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, epoch: float, settings: RuntimeSettings | None = None
+    ) -> None:
+        if bundle.manifest.family != "poyo":
+            raise BundleError(
+                f"{bundle.path}: family {bundle.manifest.family!r}; this runtime decodes 'poyo'"
+            )
+        self.bundle = bundle
+        self.settings = settings or RuntimeSettings()
+        self.window_s = bundle.manifest.sizes.sequence_length
+        self.n_spikes = 0
+        self._epoch = epoch
+        self._tables = bundle.tables
+        self._session = _open_graph(bundle, self.settings)
+        self._constant = {
+            name: getattr(self._tables, name)
+            for name in ("boundary_lse", "boundary_value", "session")
+        }
+        self._silence = _silence(self._tables)
+        outputs = bundle.manifest.outputs
+        self._scale = np.array([output.scale for output in outputs])
+        self._offset = np.array([output.offset for output in outputs])
+        capacity = int(MAX_RATE_HZ * (self.window_s + FUTURE_S))
+        self._ring = TokenRing(capacity, self._tables.tokens.shape[1:])
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that really runs, as ONNX Runtime says."""
+        return str(self._session.get_providers()[0])
+
+    @property
+    def n_overflowed(self) -> int:
+        """Spikes left out because more than `MAX_RATE_HZ` came."""
+        return self._ring.n_overflowed
+
+    def warm_up(self) -> float:
+        """Run the graph on made-up spikes until it is warm; returns the last run's seconds."""
+        shape = self._tables.tokens.shape[1:]
+        took = 0.0
+        for n_spikes in WARMUP_SPIKES:
+            rows = np.zeros((n_spikes, *shape), dtype=np.float32)
+            for _ in range(WARMUP_RUNS):
+                began = time.perf_counter()
+                self._run(rows, self._epoch)
+                took = time.perf_counter() - began
+        return took
+
+    def append(self, times: Floats, unit_index: Ints) -> None:
+        """Add spikes.
+
+        times: (n_spikes,) float64 seconds on the clock, any order.
+        unit_index: (n_spikes,) int64, positions in the manifest's `unit_ids`.
+        """
+        tables = self._tables
+        rows = embed(tables.tokens, unit_index, times - self._epoch, tables.omega)
+        self._ring.append(times, unit_index, rows)
+
+    def decode(self, window_end: float) -> Floats:
+        """Velocity (2,) float64 in m/s at `window_end`, from spikes in the window before it.
+
+        A spike at exactly `window_end` belongs to the next window, as in torch_brain's slices.
+        """
+        start = window_end - self.window_s
+        self._ring.forget_before(start)
+        rows, self.n_spikes = self._ring.window(start, window_end)
+        return self._run(rows, start) * self._scale + self._offset
+
+    def newest(self) -> float:
+        """Time of the newest kept spike, or NaN."""
+        times = self._ring.times
+        return float(times[-1]) if len(times) else float("nan")
+
+    def reset(self) -> None:
+        """Forget every spike."""
+        self._ring.clear()
+        self.n_spikes = 0
+
+    def swap_tables(self, tables: UnitTables) -> None:
+        """Take other units' tables (same graph); kept spikes are forgotten, their rows are stale."""
+        if tables.tokens.shape[1:] != self._tables.tokens.shape[1:]:
+            raise BundleError("the tables belong to a model of other sizes")
+        self._tables = tables
+        self._constant = {name: getattr(tables, name) for name in self._constant}
+        self._silence = _silence(tables)
+        self.reset()
+
+    def _run(self, rows: NDArray[np.float32], window_start: float) -> Floats:
+        cos, sin = phases(np.array([window_start - self._epoch]), self._tables.omega)
+        feeds = {"tokens": rows, "window_cos": cos[0], "window_sin": sin[0], **self._constant}
+        if len(rows) == 0:
+            feeds |= self._silence
+        (output,) = self._session.run(None, feeds)
+        return np.asarray(output, dtype=np.float64)
+
+
+def _silence(tables: UnitTables) -> dict[str, NDArray[np.float32]]:
+    """Inputs for a window without spikes.
+
+    Zero keys make ONNX Runtime 1.31 die of a division by zero. One zero row is given instead,
+    and start and end tokens are weighted so much more that its weight underflows to exactly 0.
+    """
+    return {
+        "tokens": np.zeros((1, *tables.tokens.shape[1:]), dtype=np.float32),
+        "boundary_lse": tables.boundary_lse + np.float32(1e4),
+    }
+
+
+def _open_graph(bundle: Bundle, settings: RuntimeSettings) -> ort.InferenceSession:
+    """An ONNX Runtime session on the provider asked for; ProviderError where that can't be."""
+    import onnxruntime as ort
+
+    if settings.provider not in ("auto", *PROVIDERS):
+        raise ProviderError(
+            f"provider {settings.provider!r}; expected auto, {', '.join(PROVIDERS)}"
+        )
+    wants_cuda = settings.provider in ("auto", "cuda") and _cuda_driver_present()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(
+            str(bundle.graph_path), options, providers=[CUDA, CPU] if wants_cuda else [CPU]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BundleError(f"{bundle.graph_path}: ONNX Runtime can't open it ({error})") from error
+    runs_on = session.get_providers()[0]
+    wanted = PROVIDERS.get(settings.provider)
+    if settings.require_provider and wanted not in (None, runs_on):
+        raise ProviderError(
+            f"{wanted} was required, but ONNX Runtime runs {runs_on} on this machine; install "
+            "volition[cuda] and an NVIDIA driver, or drop --require-provider"
+        )
+    return session
+
+
+def _cuda_driver_present() -> bool:
+    """Whether the NVIDIA driver's library loads; asking ONNX Runtime costs a failed start."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,280 @@
+"""A trained POYO becomes a bundle: the streaming graph, and tables for one session's units.
+
+    volition export RUN --session ID -o NAME.bundle
+
+The graph is POYO's inference, rewritten exactly:
+
+- Keys and values of spikes come in already rotated to the clock (`decoder.tokens`), so their
+  cost is paid once, when a spike arrives. Rotations compose, so instead of moving every key
+  into the window's frame, the few latent queries are rotated to the clock.
+- Start and end tokens of all units stand still in the window. Their attention is folded into
+  one log-sum-exp and one attended value a latent (`fold_tables`), which join the softmax as a
+  single column.
+
+So the graph knows no unit: new units mean new tables, never a new export. It is batch one,
+for any number of spikes, none included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_brain.models.poyo import POYO
+
+from decoder import bundle
+from decoder.errors import TrainingError
+from training import runs
+from training.model import (
+    END,
+    SPIKE,
+    START,
+    ModelConfig,
+    Phases,
+    latent_phases,
+    latent_queries,
+    merge_spikes,
+    omega,
+    process,
+    read_out,
+    rotate,
+    unit_tables,
+)
+
+OPSET = 23
+INPUTS = ("tokens", "window_cos", "window_sin", "boundary_lse", "boundary_value", "session")
+EXAMPLE_SPIKES = 64
+
+
+class StreamingPOYO(nn.Module):
+    """POYO at one window's end, from token rows and tables; the module that is exported."""
+
+    def __init__(self, model: POYO, config: ModelConfig) -> None:
+        super().__init__()
+        self.model, self.config = model.eval(), config
+        latents_at = latent_phases(model, config)
+        end = torch.tensor([[config.sequence_length]], dtype=torch.float64)
+        output_at = Phases.of(end, omega(model, config))
+        queries = latent_queries(model, config, latents_at) * config.dim_head**-0.5
+        for name, value in {
+            "latent_cos": latents_at.cos,
+            "latent_sin": latents_at.sin,
+            "output_cos": output_at.cos,
+            "output_sin": output_at.sin,
+            "queries": queries.detach(),
+        }.items():
+            self.register_buffer(name, value)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        window_cos: Tensor,
+        window_sin: Tensor,
+        boundary_lse: Tensor,
+        boundary_value: Tensor,
+        session: Tensor,
+    ) -> Tensor:
+        """Outputs (dim_out,) of the query at the window's end, in units of the output scale.
+
+        tokens: (n_spikes, 2 * cross_heads, dim_head), keys then values, rotated to the clock.
+        window_cos, window_sin: (n_rotary,), phases of the window's start on the clock.
+        boundary_lse, boundary_value, session: see `decoder.bundle.UnitTables`.
+        """
+        latents_at = Phases(cos=self.latent_cos, sin=self.latent_sin)
+        outputs_at = Phases(cos=self.output_cos, sin=self.output_sin)
+        window_at = Phases(cos=window_cos, sin=window_sin)
+        heads = self.config.cross_heads
+        keys = tokens[:, :heads].permute(1, 2, 0)
+        values = tokens[:, heads:].permute(1, 0, 2)
+        scores = torch.matmul(rotate(self.queries, window_at), keys)
+        weights = torch.softmax(torch.cat([boundary_lse[..., None], scores], dim=-1), dim=-1)
+        attended = rotate(torch.matmul(weights[..., 1:], values), window_at.back())
+        attended = attended + weights[..., :1] * boundary_value
+        latents = merge_spikes(self.model, self.config, attended, latents_at)
+        latents = process(self.model, self.config, latents[None], latents_at)
+        output = read_out(
+            self.model,
+            self.config,
+            latents,
+            session[None],
+            latents_at=latents_at,
+            outputs_at=outputs_at,
+        )
+        return output[0, 0]
+
+
+@torch.no_grad()
+def fold_tables(
+    model: POYO, config: ModelConfig, unit_words: list[str], session_word: str
+) -> bundle.UnitTables:
+    """Everything that depends on one session's units, computed in float64.
+
+    unit_words: words of the model's unit vocabulary, in the order of the bundle's unit ids.
+    Raises TrainingError where the model never saw a unit or the session.
+    """
+    words, sessions = model.unit_emb.vocab, model.session_emb.vocab
+    if missing := [word for word in unit_words if word not in words]:
+        raise TrainingError(
+            f"{len(missing)} units ({missing[0]}, …) are not in the run; it was trained on others"
+        )
+    if session_word not in sessions:
+        raise TrainingError(
+            f"session {session_word!r} is not in the run; it has {sorted(set(sessions) - {'NA'})}"
+        )
+    precise = _in_float64(model, config)
+    rows = unit_tables(precise, config)[:, [words[word] for word in unit_words]]
+    heads = config.cross_heads
+    frequencies = omega(model, config)
+    end = torch.tensor([config.sequence_length], dtype=torch.float64)
+    start_rows = rows[START].flatten(1, 2)
+    end_rows = _rotate64(rows[END].flatten(1, 2), end, frequencies)
+    boundary = torch.cat([start_rows, end_rows])
+    keys, values = boundary[:, :heads], boundary[:, heads:]
+    queries = _latent_queries64(precise, config) * config.dim_head**-0.5
+    scores = torch.einsum("hld,nhd->hln", queries, keys)
+    attended = torch.einsum("hln,nhd->hld", scores.softmax(-1), values)
+    return bundle.UnitTables(
+        tokens=rows[SPIKE].flatten(1, 2).float().numpy(),
+        boundary_lse=scores.logsumexp(-1).float().numpy(),
+        boundary_value=attended.float().numpy(),
+        session=model.session_emb.weight[sessions[session_word]].float().numpy(),
+        omega=frequencies.numpy(),
+    )
+
+
+def _in_float64(model: POYO, config: ModelConfig) -> POYO:
+    import copy
+
+    return copy.deepcopy(model).double()
+
+
+def _rotate64(x: Tensor, times: Tensor, frequencies: Tensor) -> Tensor:
+    angles = times[:, None] * frequencies
+    return rotate(x, Phases(cos=angles.cos(), sin=angles.sin()))
+
+
+def _latent_queries64(model: POYO, config: ModelConfig) -> Tensor:
+    latents_at = latent_phases(model, config)
+    return latent_queries(
+        model, config, Phases(cos=latents_at.cos.double(), sin=latents_at.sin.double())
+    )
+
+
+def export_graph(model: POYO, config: ModelConfig, path: Path) -> None:
+    """Write the streaming graph of one preset's weights as ONNX."""
+    width, heads = config.dim_head, config.cross_heads
+    n_latents = latent_phases(model, config).cos.shape[0]
+    example = (
+        torch.zeros(EXAMPLE_SPIKES, 2 * heads, width),
+        torch.ones(config.n_rotary),
+        torch.zeros(config.n_rotary),
+        torch.zeros(heads, n_latents),
+        torch.zeros(heads, n_latents, width),
+        torch.zeros(config.dim),
+    )
+    n_spikes = torch.export.Dim("n_spikes", min=0, max=2**24)
+    with _quiet():
+        program = torch.onnx.export(
+            StreamingPOYO(model, config),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=INPUTS,
+            output_names=["output"],
+            dynamic_shapes=({0: n_spikes}, None, None, None, None, None),
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that torch.onnx and onnxscript give about their own insides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def export_run(
+    run: Path | str, session_id: str | None, path: Path | str, metrics: dict[str, float]
+) -> bundle.Bundle:
+    """Write the best weights of a run as a bundle for one of its sessions.
+
+    session_id: may be left out where the run has one session only.
+    """
+    model, record = runs.load_model(run)
+    if session_id is None:
+        if len(record.session_words) != 1:
+            raise TrainingError(f"{run} has {len(record.session_words)} sessions; name one")
+        session_id = record.session_words[0]
+    return export_model(model, record, session_id, path, metrics)
+
+
+def export_model(
+    model: POYO,
+    record: runs.RunRecord,
+    session_id: str,
+    path: Path | str,
+    metrics: dict[str, float],
+) -> bundle.Bundle:
+    """Write a model as a bundle for one session of its record."""
+    config = record.config()
+    prefix = f"{session_id}/"
+    words = [word for word in record.unit_words if word.startswith(prefix)]
+    tables = fold_tables(model, config, words, session_id)
+    scale = record.scale(session_id)
+    manifest = bundle.Manifest(
+        decoder_id=bundle.new_decoder_id(session_id),
+        preset=record.preset,
+        sizes=bundle.Sizes(
+            **{name: getattr(config, name) for name in bundle.Sizes.model_fields}
+        ),
+        outputs=tuple(
+            bundle.Output(name=name, unit="m/s", scale=scale.std[i], offset=scale.mean[i])
+            for i, name in enumerate(("vel_x", "vel_y"))
+        ),
+        session_id=session_id,
+        unit_ids=tuple(word.removeprefix(prefix) for word in words),
+        provenance=_provenance(record),
+        metrics=metrics,
+        checksums={},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / bundle.GRAPH
+        export_graph(model, config, graph)
+        return bundle.write(
+            path,
+            manifest=manifest,
+            graph=graph,
+            tables=tables,
+            weights={k: np.ascontiguousarray(v.numpy()) for k, v in runs.weights(model).items()},
+        )
+
+
+def _provenance(record: runs.RunRecord) -> dict[str, str | float | int]:
+    from importlib.metadata import version
+
+    return {
+        "seed": record.seed,
+        "steps": record.step,
+        "training_seconds": round(record.seconds, 1),
+        "torch": torch.__version__,
+        "torch_brain": version("torch-brain"),
+        "opset": OPSET,
+    }
