@@ -1,0 +1,178 @@
+"""Cursor frames as a rig receives them.
+
+    with CursorSubscriber() as cursor:
+        for frame in cursor:
+            if frame.valid:
+                move(frame.velocity)
+
+`latest_only` keeps one frame (ZeroMQ's CONFLATE): right for a screen that draws when it can.
+Without it every frame arrives in order: right for whoever integrates or records. A frame that
+isn't `valid` carries zero velocity; silence is for the receiver to notice (`is_stale`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+from pylsl import local_clock
+
+from decoder.errors import StreamError
+from streaming import wire
+
+_CURSOR = wire.TOPICS["cursor"].prefix
+
+
+class _FrameCounter:
+    """What both subscribers know about the frames that came: order, gaps, age."""
+
+    def __init__(self) -> None:
+        self.n_frames = 0
+        self.n_gaps = 0  # places where sequence numbers jump
+        self.n_missed = 0  # frames that never came
+        self.n_restarts = 0  # times the sequence began anew: another daemon
+        self.arrived: float | None = None  # LSL clock, s, of the newest frame
+        self._next_seq: int | None = None
+
+    def is_stale(self, after_s: float = 0.1) -> bool:
+        """Whether no frame came for `after_s` seconds (True before the first)."""
+        return self.arrived is None or local_clock() - self.arrived > after_s
+
+    def _take(self, message: bytes) -> wire.CursorFrame:
+        self.arrived = local_clock()
+        try:
+            frame = wire.decode_frame(memoryview(message)[len(_CURSOR) :])
+        except msgspec.MsgspecError as error:
+            raise StreamError(
+                f"a frame can't be read ({error}); is the daemon of another version than this "
+                f"client (schema {wire.SCHEMA_VERSION})?"
+            ) from error
+        if self._next_seq is not None and frame.seq != self._next_seq:
+            if frame.seq < self._next_seq:
+                self.n_restarts += 1
+            else:
+                self.n_gaps += 1
+                self.n_missed += frame.seq - self._next_seq
+        self._next_seq = frame.seq + 1
+        self.n_frames += 1
+        return frame
+
+
+class CursorSubscriber(_FrameCounter):
+    """Frames from a daemon, blocking.
+
+    latest_only: keep the newest frame only; sequence gaps are then expected.
+    """
+
+    def __init__(
+        self, address: str = wire.DEFAULT_ADDRESS, *, latest_only: bool = False
+    ) -> None:
+        super().__init__()
+        self._context = zmq.Context()
+        self._socket = _subscribe(self._context.socket(zmq.SUB), address, latest_only)
+
+    def receive(self, timeout_s: float | None = None) -> wire.CursorFrame | None:
+        """The next frame, or None where none comes within `timeout_s` (None: wait for ever)."""
+        if not self._socket.poll(None if timeout_s is None else max(0, round(timeout_s * 1e3))):
+            return None
+        return self._take(self._socket.recv())
+
+    def __iter__(self) -> Iterator[wire.CursorFrame]:
+        while True:
+            frame = self.receive()
+            assert frame is not None
+            yield frame
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._context.destroy(linger=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncCursorSubscriber(_FrameCounter):
+    """Frames from a daemon, for asyncio: `async with`, `async for`, `await receive()`."""
+
+    def __init__(
+        self, address: str = wire.DEFAULT_ADDRESS, *, latest_only: bool = False
+    ) -> None:
+        super().__init__()
+        self._context = zmq.asyncio.Context()
+        self._socket = _subscribe(self._context.socket(zmq.SUB), address, latest_only)
+
+    async def receive(self, timeout_s: float | None = None) -> wire.CursorFrame | None:
+        """The next frame, or None where none comes within `timeout_s` (None: wait for ever)."""
+        if not await self._socket.poll(
+            None if timeout_s is None else max(0, round(timeout_s * 1e3))
+        ):
+            return None
+        return self._take(await self._socket.recv())
+
+    async def __aiter__(self) -> AsyncIterator[wire.CursorFrame]:
+        while True:
+            frame = await self.receive()
+            assert frame is not None
+            yield frame
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._context.destroy(linger=0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class StatusSubscriber:
+    """The daemon's `status` messages; the newest is enough."""
+
+    def __init__(self, address: str = wire.DEFAULT_ADDRESS) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.SUBSCRIBE, wire.TOPICS["status"].prefix)
+        self._socket.connect(address)
+
+    def receive(self, timeout_s: float = 0.0) -> wire.Status | None:
+        """The newest status that waits, or None after `timeout_s`."""
+        status = None
+        wait_ms = max(0, round(timeout_s * 1e3))
+        while self._socket.poll(wait_ms):
+            payload = self._socket.recv()[len(wire.TOPICS["status"].prefix) :]
+            status = wire.decode_status(payload)
+            wait_ms = 0
+        return status
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._context.destroy(linger=0)
+
+
+Socket = TypeVar("Socket", bound="zmq.Socket[bytes] | zmq.asyncio.Socket")
+
+
+def _subscribe(socket: Socket, address: str, latest_only: bool) -> Socket:
+    if latest_only:
+        socket.setsockopt(zmq.CONFLATE, 1)
+    socket.setsockopt(zmq.SUBSCRIBE, _CURSOR)
+    socket.connect(address)
+    return socket

@@ -1,0 +1,110 @@
+"""Which spikes the decoder may see: the policy for every kind of odd timestamp.
+
+| timestamp                                     | policy                | counter          |
+|-----------------------------------------------|-----------------------|------------------|
+| in the window, older than the last tick       | taken                 | `late`           |
+| in the window, before the event it follows    | taken, put in order   | `out_of_order`   |
+| same unit and time as another of its tick     | taken                 | `duplicate`      |
+| ahead of now, by at most `FUTURE_S`           | kept for its window   | -                |
+| ahead of now by more                          | left out              | `future`         |
+| older than the window                         | left out              | `too_old`        |
+| more than `STEP_BACK_S` before the one before | as its own age says   | `backward_steps` |
+| zero, or not a number                         | left out              | `no_time`        |
+| any, of a unit that the bundle doesn't know   | left out              | `unknown_unit`   |
+
+Attention does not care in which order spikes came, so order inside the window is free.
+Duplicates are taken: a source that stamps a whole chunk alike sends true spikes that look so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.runtime import FUTURE_S
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+STEP_BACK_S = 0.5
+UNKNOWN = -1  # unit index of an event whose unit the bundle doesn't know
+
+
+@dataclass
+class Counters:
+    """Events since the start, by what was done with them."""
+
+    taken: int = 0
+    late: int = 0
+    out_of_order: int = 0
+    duplicate: int = 0
+    future: int = 0
+    too_old: int = 0
+    backward_steps: int = 0
+    no_time: int = 0
+    unknown_unit: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class Admission:
+    """Judges events tick by tick.
+
+    window_s: seconds of the decoder's window.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self.window_s = window_s
+        self.counters = Counters()
+        self.newest: float | None = None
+        self._previous_time = -np.inf
+        self._last_tick = -np.inf
+
+    def admit(self, times: Floats, unit_index: Ints, now: float) -> tuple[Floats, Ints]:
+        """The events to take, in arrival order.
+
+        times: (n_events,) float64, LSL clock of this host.
+        unit_index: (n_events,) int64, `UNKNOWN` where the bundle doesn't know the unit.
+        now: end of this tick's window.
+        """
+        count = self.counters
+        if len(times):
+            known = unit_index != UNKNOWN
+            timed = np.isfinite(times) & (times != 0.0)
+            future = times > now + FUTURE_S
+            too_old = times < now - self.window_s
+            take = known & timed & ~future & ~too_old
+            count.unknown_unit += int((~known).sum())
+            count.no_time += int((known & ~timed).sum())
+            count.future += int((known & timed & future).sum())
+            count.too_old += int((known & timed & too_old).sum())
+            self._count_backward_steps(times[timed & ~future])
+            times, unit_index = times[take], unit_index[take]
+            self._count_oddities(times, unit_index)
+        self._last_tick = now
+        return times, unit_index
+
+    def _count_backward_steps(self, times: Floats) -> None:
+        if len(times) == 0:
+            return
+        steps = np.diff(times, prepend=self._previous_time)
+        self.counters.backward_steps += int((steps < -STEP_BACK_S).sum())
+        self._previous_time = float(times[-1])
+
+    def _count_oddities(self, times: Floats, unit_index: Ints) -> None:
+        if len(times) == 0:
+            return
+        count = self.counters
+        count.taken += len(times)
+        count.late += int((times < self._last_tick).sum())
+        seen_before = np.empty_like(times)  # the newest time seen before each event
+        seen_before[0] = -np.inf if self.newest is None else self.newest
+        seen_before[1:] = np.maximum(np.maximum.accumulate(times[:-1]), seen_before[0])
+        count.out_of_order += int((times < seen_before).sum())
+        if (np.diff(np.sort(times)) == 0).any():
+            pairs = np.stack([times, unit_index.astype(np.float64)], axis=1)
+            count.duplicate += len(pairs) - len(np.unique(pairs, axis=0))
+        self.newest = float(max(seen_before[-1], times[-1]))

@@ -1,0 +1,265 @@
+"""The decode daemon: spikes in, velocity out, one decode every tick.
+
+    volition decode BUNDLE --tick-ms 10
+
+One process with one job. It starts without a server and without a stream, publishes a frame
+at every tick from the first, and says in each whether it may be trusted. Inside a tick there
+is no logging, no lock, no file and no event loop.
+
+Lifecycle: `serve` = `startup`, `main_loop` (a `tick` at each deadline), `shutdown`.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from pylsl import local_clock
+
+from decoder.bundle import Bundle
+from decoder.errors import StreamError
+from decoder.runtime import PoyoRuntime, RuntimeSettings
+from streaming import wire
+from streaming.admission import Admission
+from streaming.clock import Metronome
+from streaming.health import TickHealth
+from streaming.lsl import Connector, SpikeInlet, StreamQuery
+from streaming.publish import Publisher
+from streaming.settings import DaemonSettings
+from streaming.states import State, StreamWatch
+
+log = logging.getLogger("volition.decode")
+
+STATUS_EVERY_S = 1.0
+ZERO = (0.0, 0.0)
+
+
+class Daemon:
+    """Decodes one bundle until told to stop.
+
+    Raises ProviderError, BundleError or SettingsError at construction, never later: once it
+    serves, a lost stream is a state.
+    """
+
+    def __init__(self, bundle: Bundle, settings: DaemonSettings) -> None:
+        self.settings = settings
+        self.bundle = bundle
+        self.runtime = PoyoRuntime(
+            bundle,
+            epoch=local_clock(),
+            settings=RuntimeSettings(
+                provider=settings.provider,
+                require_provider=settings.require_provider,
+                threads=settings.threads,
+            ),
+        )
+        self.publisher = Publisher(settings.address)
+        self.state = State.WARMING
+        self.admission = Admission(self.runtime.window_s)
+        self.watch = StreamWatch(
+            window_s=self.runtime.window_s, stale_after_s=settings.stale_after_ms / 1000.0
+        )
+        self.health = TickHealth()
+        self.connector = Connector(
+            StreamQuery(kind=settings.stream_type, name=settings.stream_name),
+            bundle.manifest.unit_ids,
+        )
+        self.inlet: SpikeInlet | None = None
+        self.should_stop = False
+        self._seq = 0
+        self._n_drained_before = 0
+        self._detail = ""
+        self._status_due = 0.0
+
+    def serve(self) -> None:
+        """Run until SIGINT or SIGTERM (or `should_stop`)."""
+        with self._stop_on_signal(), _no_garbage_collection():
+            self.startup()
+            try:
+                self.main_loop()
+            finally:
+                self.shutdown()
+
+    def startup(self) -> None:
+        """Warm the decoder and begin to look for the stream."""
+        took_s = self.runtime.warm_up()
+        self.connector.start()
+        self.metronome = Metronome(self.settings.tick_ms / 1000.0)
+        self.started = local_clock()
+        self.health.start(self.started)
+        log.info(
+            "decoder %s on %s (%.2f ms a decode), tick %g ms, publishing on %s, waiting for %s",
+            self.bundle.manifest.decoder_id, self.runtime.provider, took_s * 1e3,
+            self.settings.tick_ms, self.publisher.bound_to, self.connector.query,
+        )  # fmt: skip
+
+    def main_loop(self) -> None:
+        """A tick at every deadline; status once a second and when the state changes."""
+        while not self.should_stop:
+            before = self.state
+            window_end = self.metronome.wait()
+            self.tick(window_end)
+            if self.state is not before or window_end >= self._status_due:
+                self._status_due = window_end + STATUS_EVERY_S
+                self.publisher.send_status(self.status(window_end))
+
+    def tick(self, window_end: float) -> None:
+        """Drain the stream, decode at `window_end` (LSL clock, s), publish one frame."""
+        self._drain(window_end)
+        self.state = self.watch.judge(window_end, self._newest_before(window_end))
+        decode_from = local_clock()
+        if self.state is State.DECODING:
+            x, y = self.runtime.decode(window_end)
+            velocity = (float(x), float(y))
+        else:
+            velocity = ZERO
+        published = local_clock()
+        self.publisher.send(self._frame(window_end, velocity, decode_from, published))
+        self.publisher.see_subscribers()
+        self._seq += 1
+        self.health.tick((published - window_end) * 1e3)
+
+    def _drain(self, window_end: float) -> None:
+        """Move what waits on the stream into the decoder's ring."""
+        if self.inlet is None:
+            self._connect()
+        if self.inlet is None:
+            return
+        try:
+            before = self.inlet.n_drained
+            times, unit_index = self.inlet.drain(window_end)
+        except StreamError as error:
+            self._lose_stream(str(error))
+            return
+        if (n_events := self.inlet.n_drained - before) and len(times):
+            self.health.drained(n_events, window_end - float(times.min()))
+        times, unit_index = self.admission.admit(times, unit_index, window_end)
+        self.runtime.append(times, unit_index)
+
+    def _connect(self) -> None:
+        self.inlet = self.connector.take()
+        if self.inlet is not None:
+            self.watch.forget()
+            self._detail = ""
+
+    def _lose_stream(self, why: str) -> None:
+        """A stream that can't recover by itself: forget it and look again."""
+        assert self.inlet is not None
+        self._n_drained_before += self.inlet.n_drained
+        self.inlet = None
+        self._detail = why
+        self.watch.forget()
+        self.connector.start()
+
+    def _newest_before(self, window_end: float) -> float | None:
+        """Newest admitted spike; one that is ahead of the window counts as its end."""
+        newest = self.admission.newest
+        return None if newest is None else min(newest, window_end)
+
+    def _frame(
+        self,
+        window_end: float,
+        velocity: tuple[float, float],
+        decode_from: float,
+        published: float,
+    ) -> wire.CursorFrame:
+        inlet, manifest = self.inlet, self.bundle.manifest
+        return wire.CursorFrame(
+            schema=wire.SCHEMA_VERSION,
+            seq=self._seq,
+            session=manifest.session_id,
+            decoder=manifest.decoder_id,
+            state=self.state.value,
+            valid=self.state is State.DECODING,
+            window_end=window_end,
+            newest_spike=self.admission.newest,
+            decode_ms=(published - decode_from) * 1e3,
+            published=published,
+            velocity=velocity,
+            n_spikes=self.runtime.n_spikes if self.state is State.DECODING else 0,
+            n_drained=self._n_drained_before + (inlet.n_drained if inlet else 0),
+            clock_offset=inlet.clock_offset_s if inlet else 0.0,
+            latency_ms=(published - window_end) * 1e3,
+        )
+
+    def status(self, now: float) -> wire.Status:
+        """The daemon's health at `now`, seconds on the LSL clock."""
+        latency, spikes_per_s = self.health.read(now)
+        inlet = self.inlet
+        return wire.Status(
+            schema=wire.SCHEMA_VERSION,
+            session=self.bundle.manifest.session_id,
+            decoder=self.bundle.manifest.decoder_id,
+            state=self.state.value,
+            detail=self._explain(),
+            provider=self.runtime.provider,
+            uptime_s=now - self.started,
+            ticks=self._seq,
+            late_ticks=self.metronome.n_late,
+            latency=latency,
+            spikes_per_s=spikes_per_s,
+            backlog_s=self.health.backlog_s,
+            stream=inlet.name if inlet else None,
+            known_units=inlet.n_known_units if inlet else 0,
+            unknown_units=inlet.n_unknown_units if inlet else 0,
+            events=self.admission.counters.as_dict(),
+            overflowed=self.runtime.n_overflowed,
+        )
+
+    def _explain(self) -> str:
+        if self.inlet is None:
+            return self.connector.problem or self._detail or f"waiting for {self.connector.query}"
+        return {
+            State.STALE: "no spikes; waiting for the stream to come back",
+            State.WARMING: "filling the window",
+            State.READY: "connected, no spikes yet",
+        }.get(self.state, "")
+
+    def shutdown(self) -> None:
+        """Publish one last invalid frame, say how it went, close the sockets."""
+        self.connector.stop()
+        now = local_clock()
+        last = self.status(now)
+        self.state = State.IDLE
+        self.publisher.send(self._frame(now, ZERO, now, now))
+        self.publisher.send_status(self.status(now))
+        if self.inlet is not None:
+            self.inlet.close()
+        self.publisher.close()
+        log.info(
+            "stopped after %.1f s: %d frames, %d late ticks, %d events drained, %d taken",
+            last.uptime_s, last.ticks, last.late_ticks,
+            self._n_drained_before + (self.inlet.n_drained if self.inlet else 0),
+            self.admission.counters.taken,
+        )  # fmt: skip
+
+    @contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the loop after the running tick; handlers are put back."""
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            self.should_stop = True
+
+        previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Without collector pauses: a tick makes no reference cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

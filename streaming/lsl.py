@@ -1,0 +1,300 @@
+"""Spikes from Lab Streaming Layer, as times on this host's clock and unit indices.
+
+Three kinds of stream are read (see docs/STREAMS.md):
+
+- `Spikes`: irregular, int32, fields `channel, unit`; the stamp is the spike's time;
+  `desc/units` names each unit.
+- `SpikeCounts`: regular, one channel a unit; the stamp is the bin's end; each count becomes
+  spikes spread evenly inside its bin.
+- `SpikeEvents`, as neural-data-simulator sends them: like `Spikes` with a waveform behind;
+  without `desc/units` a unit's id is `channel/unit`.
+
+Stamps are mapped with LSL's time correction, added here rather than by `proc_clocksync` (it
+would add the same number) so that every frame can say which offset was applied. Nothing is
+dejittered: spikes are irregular.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pylsl
+from numpy.typing import NDArray
+
+from decoder.errors import StreamError
+from streaming.admission import UNKNOWN
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SPIKES, COUNTS, EVENTS = "Spikes", "SpikeCounts", "SpikeEvents"
+KINDS = (SPIKES, COUNTS, EVENTS)
+BUFFER_HUNDREDS = 4000  # liblsl counts hundreds of samples for irregular streams: 400,000 events
+BUFFER_S = 10  # for regular streams
+MAX_SAMPLES = 4096  # a pull; repeated until the inlet is empty
+OPEN_TIMEOUT_S = 5.0
+CORRECTION_EVERY_S = 0.5
+RESOLVE_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamQuery:
+    """Which stream to take: by `name` where given, else the first of type `kind`."""
+
+    kind: str = SPIKES
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise StreamError(f"stream type {self.kind!r}; expected one of {', '.join(KINDS)}")
+
+    def __str__(self) -> str:
+        return f"name {self.name!r}" if self.name else f"type {self.kind!r}"
+
+    def resolve(self, timeout_s: float) -> pylsl.StreamInfo | None:
+        """The first matching stream seen within `timeout_s`, or None."""
+        prop, value = ("name", self.name) if self.name else ("type", self.kind)
+        found = pylsl.resolve_byprop(prop, value, minimum=1, timeout=timeout_s)
+        return found[0] if found else None
+
+
+class SpikeInlet:
+    """An open stream of spikes.
+
+    unit_ids: the bundle's units; an event's unit index is its position there.
+    Opening blocks for about a second (description, first time correction): see `Connector`.
+    """
+
+    def __init__(self, found: pylsl.StreamInfo, unit_ids: Sequence[str]) -> None:
+        regular = found.nominal_srate() > 0
+        self._inlet = pylsl.StreamInlet(
+            found, max_buflen=BUFFER_S if regular else BUFFER_HUNDREDS, recover=True
+        )
+        try:
+            info = self._inlet.info(timeout=OPEN_TIMEOUT_S)
+            self.name, self.kind, self.source_id = info.name(), info.type(), info.source_id()
+            self._parse = _parser(info, {unit: index for index, unit in enumerate(unit_ids)})
+            self._inlet.open_stream(timeout=OPEN_TIMEOUT_S)
+            self.clock_offset_s = float(self._inlet.time_correction(timeout=OPEN_TIMEOUT_S))
+        except (pylsl.util.TimeoutError, pylsl.util.LostError) as error:
+            raise StreamError(f"stream {found.name()!r} went away while it was opened") from error
+        self.n_drained = 0
+        self._corrected_at = pylsl.local_clock()
+
+    @property
+    def n_unknown_units(self) -> int:
+        """Units that the stream describes and the bundle doesn't know."""
+        return self._parse.n_unknown_units
+
+    @property
+    def n_known_units(self) -> int:
+        """Units that the stream describes and the bundle knows."""
+        return self._parse.n_known_units
+
+    def drain(self, now: float) -> tuple[Floats, Ints]:
+        """Everything that waits: times (n,) on this host's clock, unit indices (n,).
+
+        Never blocks. Raises StreamError where the stream is lost for good (no source_id).
+        """
+        self._update_offset(now)
+        chunks: list[tuple[Floats, Ints]] = []
+        while True:
+            try:
+                samples, stamps = self._inlet.pull_chunk(
+                    timeout=0.0, max_samples=MAX_SAMPLES, as_numpy=True
+                )
+            except pylsl.util.LostError as error:
+                raise StreamError(f"stream {self.name!r} is lost; it has no source_id") from error
+            if len(stamps) == 0:
+                break
+            self.n_drained += len(stamps)
+            chunks.append(self._parse(samples, np.asarray(stamps) + self.clock_offset_s))
+            if len(stamps) < MAX_SAMPLES:
+                break
+        if not chunks:
+            return _NO_TIMES, _NO_UNITS
+        if len(chunks) == 1:
+            return chunks[0]
+        return np.concatenate([c[0] for c in chunks]), np.concatenate([c[1] for c in chunks])
+
+    def _update_offset(self, now: float) -> None:
+        """Take liblsl's newest estimate; it measures in the background, this never waits."""
+        if now - self._corrected_at < CORRECTION_EVERY_S:
+            return
+        self._corrected_at = now
+        try:
+            self.clock_offset_s = float(self._inlet.time_correction(timeout=0.0))
+        except (pylsl.util.TimeoutError, pylsl.util.LostError):
+            return  # reconnecting: no estimate yet, the last one stands
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._inlet.close_stream()
+
+
+_NO_TIMES: Floats = np.empty(0)
+_NO_UNITS: Ints = np.empty(0, dtype=np.int64)
+
+
+class _EventParser:
+    """Rows of `channel, unit, …` become unit indices by one table look-up."""
+
+    def __init__(self, units: Mapping[tuple[int, int], int], n_unknown: int) -> None:
+        self.n_unknown_units = n_unknown
+        self.n_known_units = len(units)
+        shape = tuple(max((key[axis] for key in units), default=0) + 1 for axis in (0, 1))
+        self._table = np.full(shape, UNKNOWN, dtype=np.int64)
+        for key, index in units.items():
+            self._table[key] = index
+
+    def __call__(self, samples: NDArray[np.generic], stamps: Floats) -> tuple[Floats, Ints]:
+        channel = samples[:, 0].astype(np.int64)
+        unit = samples[:, 1].astype(np.int64)
+        n_channels, n_units = self._table.shape
+        inside = (channel >= 0) & (channel < n_channels) & (unit >= 0) & (unit < n_units)
+        index = self._table[np.where(inside, channel, 0), np.where(inside, unit, 0)]
+        return stamps, np.where(inside, index, UNKNOWN)
+
+
+class _CountParser:
+    """Counts (n_bins, n_channels) become spikes spread evenly inside their bins."""
+
+    def __init__(self, columns: Ints, bin_s: float) -> None:
+        self.n_unknown_units = int((columns == UNKNOWN).sum())
+        self.n_known_units = len(columns) - self.n_unknown_units
+        self._columns, self._bin_s = columns, bin_s
+
+    def __call__(self, samples: NDArray[np.generic], stamps: Floats) -> tuple[Floats, Ints]:
+        counts = np.maximum(np.nan_to_num(samples.astype(np.float64)), 0).round().astype(np.int64)
+        flat = counts.ravel()
+        total = int(flat.sum())
+        if total == 0:
+            return _NO_TIMES, _NO_UNITS
+        cell = np.repeat(np.arange(len(flat)), flat)
+        first = np.cumsum(flat) - flat
+        rank = np.arange(total) - first[cell]
+        start = stamps[cell // counts.shape[1]] - self._bin_s
+        times = start + (rank + 0.5) / flat[cell] * self._bin_s
+        return times, self._columns[cell % counts.shape[1]]
+
+
+def _parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _EventParser | _CountParser:
+    if info.type() == COUNTS:
+        return _count_parser(info, index_of)
+    return _event_parser(info, index_of)
+
+
+def _event_parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _EventParser:
+    if info.channel_count() < 2:
+        raise StreamError(
+            f"stream {info.name()!r} has {info.channel_count()} channel; expected `channel, unit`"
+        )
+    described = described_units(info)
+    if not described and info.type() == EVENTS:
+        described = _numbered_units(index_of)
+    if not described:
+        raise StreamError(
+            f"stream {info.name()!r} has no desc/units; expected one `unit` each with id, "
+            "channel and unit (docs/STREAMS.md)"
+        )
+    known = {key: index_of[unit] for key, unit in described.items() if unit in index_of}
+    if not known:
+        raise StreamError(
+            f"none of the {len(described)} units of stream {info.name()!r} "
+            f"({next(iter(described.values()))}, …) is among the bundle's {len(index_of)} "
+            f"({next(iter(index_of))}, …); is this the right bundle?"
+        )
+    return _EventParser(known, len(described) - len(known))
+
+
+def described_units(info: pylsl.StreamInfo) -> dict[tuple[int, int], str]:
+    """Unit id by (channel, unit), from a stream's `desc/units`."""
+    described: dict[tuple[int, int], str] = {}
+    node = info.desc().child("units").child("unit")
+    while not node.empty():
+        try:
+            key = (int(node.child_value("channel")), int(node.child_value("unit")))
+        except ValueError as error:
+            raise StreamError(
+                f"stream {info.name()!r}: desc/units has a unit without whole-number channel "
+                f"and unit ({error})"
+            ) from error
+        if min(key) >= 0:
+            described[key] = node.child_value("id")
+        node = node.next_sibling("unit")
+    return described
+
+
+def _numbered_units(index_of: Mapping[str, int]) -> dict[tuple[int, int], str]:
+    """Bundle units whose id is `channel/unit` in numbers."""
+    numbered = {}
+    for unit_id in index_of:
+        channel, slash, unit = unit_id.partition("/")
+        if slash and channel.isdigit() and unit.isdigit():
+            numbered[int(channel), int(unit)] = unit_id
+    return numbered
+
+
+def _count_parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _CountParser:
+    rate_hz = info.nominal_srate()
+    labels = info.get_channel_labels()
+    if not rate_hz > 0 or not labels or any(label is None for label in labels):
+        raise StreamError(
+            f"stream {info.name()!r} has rate {rate_hz} Hz and channel labels {labels}; expected "
+            "a regular rate and one label (the unit's id) a channel"
+        )
+    columns = np.array([index_of.get(str(label), UNKNOWN) for label in labels], dtype=np.int64)
+    if (columns == UNKNOWN).all():
+        raise StreamError(
+            f"none of the units of stream {info.name()!r} ({labels[0]}, …) is in the bundle"
+        )
+    return _CountParser(columns, 1.0 / rate_hz)
+
+
+class Connector:
+    """Finds and opens a stream in a thread that ends when it has one.
+
+    Only while there is no stream: a busy thread beside the loop would make ticks late.
+    """
+
+    def __init__(self, query: StreamQuery, unit_ids: Sequence[str]) -> None:
+        self.query = query
+        self.problem: str | None = None
+        self._unit_ids = unit_ids
+        self._inlet: SpikeInlet | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._search, name="lsl-connector", daemon=True)
+        self._thread.start()
+
+    def take(self) -> SpikeInlet | None:
+        """The opened stream, once; None while there is none yet."""
+        inlet, self._inlet = self._inlet, None
+        return inlet
+
+    def stop(self) -> None:
+        """End the search."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2 * OPEN_TIMEOUT_S)
+
+    def _search(self) -> None:
+        while not self._stop.is_set():
+            found = self.query.resolve(RESOLVE_EVERY_S)
+            if found is None:
+                continue
+            try:
+                self._inlet = SpikeInlet(found, self._unit_ids)
+            except StreamError as error:
+                self.problem = str(error)
+                self._stop.wait(1.0)
+                continue
+            self.problem = None
+            return

@@ -1,0 +1,27 @@
+"""The daemon's settings: read once, from arguments, `VOLITION_…` variables and a `.env` file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from streaming.wire import DEFAULT_ADDRESS
+
+
+class DaemonSettings(BaseSettings):
+    """How the daemon runs. Every field can be set as `VOLITION_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="VOLITION_", frozen=True, extra="forbid")
+
+    tick_ms: float = Field(10.0, gt=0, le=1000, description="time between decodes, ms")
+    stream_type: Literal["Spikes", "SpikeCounts", "SpikeEvents"] = "Spikes"
+    stream_name: str | None = None
+    address: str = Field(DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
+    stale_after_ms: float = Field(
+        250.0, gt=0, description="age of the newest spike, ms, at which decoding stops"
+    )
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    require_provider: bool = False
+    threads: int = Field(1, ge=1, le=64, description="threads of ONNX Runtime")

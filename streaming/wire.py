@@ -1,0 +1,100 @@
+"""What leaves on ZeroMQ: every topic, its rate, its fields and their units.
+
+A message is one frame, `prefix + payload`, so that a subscriber may use CONFLATE (which drops
+multipart messages). The colon ends a topic, or a subscription to `cursor` would match
+`cursor.json` too. Payloads are msgpack maps, or the same content as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+SCHEMA_VERSION = 1
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic: its prefix on the wire, its rate, and what it carries."""
+
+    prefix: bytes
+    rate: str
+    carries: str
+
+
+TOPICS = {
+    "cursor": Topic(prefix=b"cursor:", rate="every tick", carries="CursorFrame, msgpack"),
+    "cursor.json": Topic(
+        prefix=b"cursor.json:",
+        rate="every tick, while somebody subscribes",
+        carries="CursorFrame, JSON",
+    ),
+    "status": Topic(
+        prefix=b"status:", rate="1 Hz and at every change of state", carries="Status, msgpack"
+    ),
+}
+
+
+class CursorFrame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One tick's decoded velocity, and what is needed to trust it or to run the tick again.
+
+    Times are seconds on the LSL clock of the daemon's host. `valid` is true only in state
+    `decoding`; in every other state the velocity is zero.
+    """
+
+    schema: int  # SCHEMA_VERSION
+    seq: int  # counts frames since the daemon's start, from 0
+    session: str  # the bundle's session
+    decoder: str  # the bundle's decoder id
+    state: str
+    valid: bool
+    window_end: float  # s; the decoded instant, and the tick's deadline
+    newest_spike: float | None  # s; newest spike admitted so far
+    decode_ms: float  # ms; this tick's run of the model
+    published: float  # s
+    velocity: tuple[float, float]  # m/s; x, y
+    n_spikes: int  # spikes in the window
+    n_drained: int  # events taken off the stream since it was opened
+    clock_offset: float  # s; added to the stamps of this tick's events
+    latency_ms: float  # ms; window end to publication
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Quantiles of one second's ticks, in ms."""
+
+    p50: float
+    p95: float
+    p99: float
+    p999: float
+    max: float
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon's health, once a second and whenever its state changes."""
+
+    schema: int
+    session: str
+    decoder: str
+    state: str
+    detail: str  # a sentence for people: what it waits for, what went wrong
+    provider: str  # the ONNX Runtime execution provider that really runs
+    uptime_s: float
+    ticks: int  # frames published since the start
+    late_ticks: int  # deadlines skipped since the start
+    latency: Quantiles | None  # window end to publication, since the last status
+    spikes_per_s: float  # events drained, since the last status
+    backlog_s: float | None  # age of the oldest event drained in the last tick that had any
+    stream: str | None
+    known_units: int
+    unknown_units: int
+    events: dict[str, int]  # `streaming.admission.Counters`
+    overflowed: int  # spikes left out because the ring was full
+
+
+encode_frame = msgspec.msgpack.Encoder().encode
+encode_frame_json = msgspec.json.Encoder().encode
+decode_frame = msgspec.msgpack.Decoder(CursorFrame).decode
+decode_frame_json = msgspec.json.Decoder(CursorFrame).decode
+decode_status = msgspec.msgpack.Decoder(Status).decode
