@@ -72,7 +72,7 @@ class LiveScore:
 def playing(
     path: Path, settings: ReplaySettings
 ) -> Iterator[tuple[Connection, multiprocessing.process.BaseProcess]]:
-    """A replay in a process of its own; its connection brings a `Mapping`, then None or an error."""
+    """A replay process; its connection brings a `Mapping`, then None, or an error's text."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_play, args=(path, settings, theirs), daemon=True)
@@ -197,16 +197,16 @@ def score(live: LiveFrames, session: Session, window_s: float) -> LiveScore:
     )
 
 
-def decoded_velocity(
-    live: LiveFrames, session: Session, window_s: float
-) -> tuple[Floats, Floats]:
+def decoded_velocity(live: LiveFrames, session: Session, window_s: float) -> tuple[Floats, Floats]:
     """Recorded times (n,) and decoded velocities (n, 2) of the frames that count."""
     assert live.mapping is not None
     valid = [frame for frame in live.frames if frame.valid]
     times = live.mapping.to_recorded(np.array([frame.window_end for frame in valid]))
     velocity = np.array([frame.velocity for frame in valid]).reshape(-1, 2)
     played = np.array([[live.mapping.recorded_start, live.mapping.recorded_end]])
-    counts = within(times, session.domain, margin_s=window_s) & within(times, played, margin_s=window_s)
+    counts = within(times, session.domain, margin_s=window_s) & within(
+        times, played, margin_s=window_s
+    )
     return times[counts], velocity[counts]
 
 
@@ -214,6 +214,6 @@ def _late_ticks(live: LiveFrames, during: list[wire.CursorFrame]) -> tuple[int, 
     """Deadlines that passed without a frame, and all deadlines, from the grid of window ends."""
     ends = np.array([frame.window_end for frame in during])
     steps = np.diff(ends)
-    tick_s = float(steps.min())
+    tick_s = float(np.median(steps))
     ticks = round(float(ends[-1] - ends[0]) / tick_s) + 1
     return ticks - len(ends), ticks

@@ -68,9 +68,7 @@ class CursorSubscriber(_FrameCounter):
     latest_only: keep the newest frame only; sequence gaps are then expected.
     """
 
-    def __init__(
-        self, address: str = wire.DEFAULT_ADDRESS, *, latest_only: bool = False
-    ) -> None:
+    def __init__(self, address: str = wire.DEFAULT_ADDRESS, *, latest_only: bool = False) -> None:
         super().__init__()
         self._context = zmq.Context()
         self._socket = _subscribe(self._context.socket(zmq.SUB), address, latest_only)
@@ -106,9 +104,7 @@ class CursorSubscriber(_FrameCounter):
 class AsyncCursorSubscriber(_FrameCounter):
     """Frames from a daemon, for asyncio: `async with`, `async for`, `await receive()`."""
 
-    def __init__(
-        self, address: str = wire.DEFAULT_ADDRESS, *, latest_only: bool = False
-    ) -> None:
+    def __init__(self, address: str = wire.DEFAULT_ADDRESS, *, latest_only: bool = False) -> None:
         super().__init__()
         self._context = zmq.asyncio.Context()
         self._socket = _subscribe(self._context.socket(zmq.SUB), address, latest_only)

@@ -220,8 +220,9 @@ def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
     seen = _sha256(path / name)
     if seen != expected:
         raise BundleError(
-            f"{path}: {name} has sha256 {seen[:12]}…, the manifest says {(expected or 'none')[:12]}…; "
-            "the file was changed or damaged, export or copy the bundle again"
+            f"{path}: {name} has sha256 {seen[:12]}…, the manifest says "
+            f"{(expected or 'none')[:12]}…; the file was changed or damaged, export or copy the "
+            "bundle again"
         )
 
 

@@ -2,7 +2,7 @@
 
 VolitionError
 ├── SessionError          a recording on disk can't be read, or isn't what it says
-│   └── ImportFailed      a foreign file (NWB, XDF) can't become a session
+│   └── ImportFailedError a foreign file (NWB, XDF) can't become a session
 ├── BundleError           a decoder bundle is missing, damaged or of another version
 ├── ProviderError         ONNX Runtime can't run where it was asked to run
 ├── StreamError           an LSL stream isn't there or isn't described as the contract says
@@ -22,7 +22,7 @@ class SessionError(VolitionError):
     """A recording on disk can't be read, or isn't what it says."""
 
 
-class ImportFailed(SessionError):
+class ImportFailedError(SessionError):
     """A foreign file (NWB, XDF) can't become a session."""
 
 

@@ -129,7 +129,7 @@ class PoyoRuntime:
         start = window_end - self.window_s
         self._ring.forget_before(start)
         rows, self.n_spikes = self._ring.window(start, window_end)
-        return self._run(rows, start) * self._scale + self._offset
+        return np.asarray(self._run(rows, start) * self._scale + self._offset)
 
     def newest(self) -> float:
         """Time of the newest kept spike, or NaN."""
@@ -140,15 +140,6 @@ class PoyoRuntime:
         """Forget every spike."""
         self._ring.clear()
         self.n_spikes = 0
-
-    def swap_tables(self, tables: UnitTables) -> None:
-        """Take other units' tables (same graph); kept spikes are forgotten, their rows are stale."""
-        if tables.tokens.shape[1:] != self._tables.tokens.shape[1:]:
-            raise BundleError("the tables belong to a model of other sizes")
-        self._tables = tables
-        self._constant = {name: getattr(tables, name) for name in self._constant}
-        self._silence = _silence(tables)
-        self.reset()
 
     def _run(self, rows: NDArray[np.float32], window_start: float) -> Floats:
         cos, sin = phases(np.array([window_start - self._epoch]), self._tables.omega)

@@ -265,5 +265,3 @@ def stop_on_signal(replay: Replay) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-

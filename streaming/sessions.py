@@ -14,7 +14,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -101,7 +102,7 @@ def duration_s(intervals: Floats) -> float:
 
 
 def within(times: Floats, intervals: Floats, margin_s: float = 0.0) -> NDArray[np.bool_]:
-    """Which `times` lie inside one of the sorted `intervals`, at least `margin_s` after its start."""
+    """Which `times` lie in one of the sorted `intervals`, at least `margin_s` after its start."""
     index = np.searchsorted(intervals[:, 0], times, side="right") - 1
     inside = index >= 0
     safe = np.maximum(index, 0)
@@ -144,9 +145,7 @@ def chronological_domains(
     ]
     low, high = float(domain[0, 0]), float(domain[-1, 1])
     edges = (low, cuts[0], cuts[1], high)
-    train, valid, test = (
-        intersect(domain, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    )
+    train, valid, test = (intersect(domain, a, b) for a, b in pairwise(edges))
     if min(map(len, (train, valid, test))) == 0:
         raise SessionError(
             f"a domain of {duration_s(domain):.1f} s can't be cut into 70/10/20 parts between "
@@ -211,7 +210,7 @@ def check(session: Session) -> Session:
     if (np.diff(session.cursor_times) <= 0).any():
         raise SessionError(f"{name}: kinematics timestamps don't ascend; sort and deduplicate them")
     if len(session.spike_units) and not (
-        0 <= session.spike_units.min() and session.spike_units.max() < session.n_units
+        session.spike_units.min() >= 0 and session.spike_units.max() < session.n_units
     ):
         raise SessionError(f"{name}: spikes of unit indices outside 0..{session.n_units - 1}")
     return session
@@ -251,7 +250,7 @@ def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain h
         return Interval(start=edges[:, 0].copy(), end=edges[:, 1].copy())
 
     unit_of_spike = session.spike_units.astype(np.int64)
-    parts = dict(
+    parts: dict[str, Any] = dict(  # noqa: C408  # names are torch_brain's
         brainset=BrainsetDescription(
             id="volition",
             origin_version="unknown",

@@ -15,13 +15,13 @@ class DaemonSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VOLITION_", frozen=True, extra="forbid")
 
-    tick_ms: float = Field(10.0, gt=0, le=1000, description="time between decodes, ms")
+    tick_ms: float = Field(default=10.0, gt=0, le=1000, description="time between decodes, ms")
     stream_type: Literal["Spikes", "SpikeCounts", "SpikeEvents"] = "Spikes"
     stream_name: str | None = None
-    address: str = Field(DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
+    address: str = Field(default=DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
     stale_after_ms: float = Field(
-        250.0, gt=0, description="age of the newest spike, ms, at which decoding stops"
+        default=250.0, gt=0, description="age of the newest spike, ms, at which decoding stops"
     )
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     require_provider: bool = False
-    threads: int = Field(1, ge=1, le=64, description="threads of ONNX Runtime")
+    threads: int = Field(default=1, ge=1, le=64, description="threads of ONNX Runtime")

@@ -44,7 +44,7 @@ class StreamWatch:
         self._ever_live = False
 
     def judge(self, window_end: float, newest_spike: float | None) -> State:
-        """The state at `window_end`, given the time of the newest spike before it (LSL clock, s)."""
+        """The state at `window_end`, given the newest spike's time before it (LSL clock, s)."""
         if newest_spike is None:
             return State.STALE if self._ever_live else State.READY
         if window_end - newest_spike > self.stale_after_s:

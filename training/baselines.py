@@ -55,11 +55,14 @@ def evaluation_times(session: Session, split: Split, step_s: float = BIN_S) -> F
     intervals = session.intervals(split)
     grids = [np.arange(start, end, step_s) for start, end in intervals]
     times = np.concatenate(grids) if grids else np.empty(0)
-    return times[within(times, intervals, margin_s=BIN_S * N_LAGS)]
+    return np.asarray(times[within(times, intervals, margin_s=BIN_S * N_LAGS)])
 
 
 def ridge_score(
-    session: Session, *, fit_seconds: float | None = None, score_between: tuple[float, float] | None = None
+    session: Session,
+    *,
+    fit_seconds: float | None = None,
+    score_between: tuple[float, float] | None = None,
 ) -> Score:
     """R² on the test domain of ridge regression fitted on the training domain.
 
@@ -79,7 +82,7 @@ def ridge_score(
     bias = target.mean(axis=0)
 
     def normalized(times: Floats) -> Floats:
-        return (lagged_counts(session, times) - center) / spread
+        return np.asarray((lagged_counts(session, times) - center) / spread)
 
     fit = (fit - center) / spread
     gram, moment = fit.T @ fit, fit.T @ (target - bias)

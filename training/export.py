@@ -18,6 +18,7 @@ for any number of spikes, none included.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import tempfile
 import warnings
@@ -55,6 +56,12 @@ EXAMPLE_SPIKES = 64
 
 class StreamingPOYO(nn.Module):
     """POYO at one window's end, from token rows and tables; the module that is exported."""
+
+    queries: Tensor
+    latent_cos: Tensor
+    latent_sin: Tensor
+    output_cos: Tensor
+    output_sin: Tensor
 
     def __init__(self, model: POYO, config: ModelConfig) -> None:
         super().__init__()
@@ -128,7 +135,7 @@ def fold_tables(
         raise TrainingError(
             f"session {session_word!r} is not in the run; it has {sorted(set(sessions) - {'NA'})}"
         )
-    precise = _in_float64(model, config)
+    precise = copy.deepcopy(model).double()
     rows = unit_tables(precise, config)[:, [words[word] for word in unit_words]]
     heads = config.cross_heads
     frequencies = omega(model, config)
@@ -147,12 +154,6 @@ def fold_tables(
         session=model.session_emb.weight[sessions[session_word]].float().numpy(),
         omega=frequencies.numpy(),
     )
-
-
-def _in_float64(model: POYO, config: ModelConfig) -> POYO:
-    import copy
-
-    return copy.deepcopy(model).double()
 
 
 def _rotate64(x: Tensor, times: Tensor, frequencies: Tensor) -> Tensor:
@@ -211,9 +212,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def export_run(
-    run: Path | str, session_id: str | None, path: Path | str, metrics: dict[str, float]
-) -> bundle.Bundle:
+def export_run(run: Path | str, session_id: str | None, path: Path | str) -> bundle.Bundle:
     """Write the best weights of a run as a bundle for one of its sessions.
 
     session_id: may be left out where the run has one session only.
@@ -223,7 +222,7 @@ def export_run(
         if len(record.session_words) != 1:
             raise TrainingError(f"{run} has {len(record.session_words)} sessions; name one")
         session_id = record.session_words[0]
-    return export_model(model, record, session_id, path, metrics)
+    return export_model(model, record, session_id, path, metrics={"validation_r2": record.best_r2})
 
 
 def export_model(
@@ -231,7 +230,7 @@ def export_model(
     record: runs.RunRecord,
     session_id: str,
     path: Path | str,
-    metrics: dict[str, float],
+    metrics: dict[str, float] | None = None,
 ) -> bundle.Bundle:
     """Write a model as a bundle for one session of its record."""
     config = record.config()
@@ -242,9 +241,7 @@ def export_model(
     manifest = bundle.Manifest(
         decoder_id=bundle.new_decoder_id(session_id),
         preset=record.preset,
-        sizes=bundle.Sizes(
-            **{name: getattr(config, name) for name in bundle.Sizes.model_fields}
-        ),
+        sizes=bundle.Sizes(**{name: getattr(config, name) for name in bundle.Sizes.model_fields}),
         outputs=tuple(
             bundle.Output(name=name, unit="m/s", scale=scale.std[i], offset=scale.mean[i])
             for i, name in enumerate(("vel_x", "vel_y"))
@@ -252,7 +249,7 @@ def export_model(
         session_id=session_id,
         unit_ids=tuple(word.removeprefix(prefix) for word in words),
         provenance=_provenance(record),
-        metrics=metrics,
+        metrics=metrics or {},
         checksums={},
     )
     with tempfile.TemporaryDirectory() as folder:

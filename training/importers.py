@@ -2,20 +2,21 @@
 
 Whatever had to be repaired or derived (unsorted spikes, velocity from position, dropped
 empty units) is written into the session's notes and printed by the command; whatever can't
-be repaired raises ImportFailed. Timestamps keep the file's own clock.
+be repaired raises ImportFailedError. Timestamps keep the file's own clock.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.errors import ImportFailed, SessionError
+from decoder.errors import ImportFailedError, SessionError
 from streaming.sessions import (
     Floats,
     Ints,
@@ -42,15 +43,13 @@ def import_recording(
     path = Path(path)
     readers = {".nwb": import_nwb, ".xdf": import_xdf}
     if path.suffix.lower() not in readers:
-        raise ImportFailed(f"{path}: unknown kind of file; expected .nwb or .xdf")
+        raise ImportFailedError(f"{path}: unknown kind of file; expected .nwb or .xdf")
     if not path.is_file():
-        raise ImportFailed(f"{path}: no such file")
+        raise ImportFailedError(f"{path}: no such file")
     return readers[path.suffix.lower()](path, position=position, velocity=velocity)
 
 
-def import_nwb(
-    path: Path, *, position: str | None = None, velocity: str | None = None
-) -> Session:
+def import_nwb(path: Path, *, position: str | None = None, velocity: str | None = None) -> Session:
     """Read spikes, cursor kinematics and trials of an NWB file, found by name."""
     from pynwb import NWBHDF5IO
 
@@ -60,7 +59,7 @@ def import_nwb(
     except SessionError:
         raise
     except (OSError, TypeError, ValueError, KeyError) as error:  # what h5py and hdmf raise
-        raise ImportFailed(
+        raise ImportFailedError(
             f"{path}: not a readable NWB file ({_first_line(error)}); it may be truncated or "
             "another format. Check it with `pynwb-validate`"
         ) from error
@@ -73,14 +72,16 @@ def _first_line(error: Exception) -> str:
 def _from_nwbfile(nwb: Any, path: Path, position: str | None, velocity: str | None) -> Session:
     notes: list[str] = []
     if nwb.units is None or len(nwb.units) == 0:
-        raise ImportFailed(f"{path}: the file has no units; expected a units table with spike times")
+        raise ImportFailedError(
+            f"{path}: the file has no units; expected a units table with spike times"
+        )
     unit_times = [np.asarray(nwb.units.get_unit_spike_times(i)) for i in range(len(nwb.units))]
     series = _named_series(nwb)
     pos_name = _choose(position, POSITION_NAMES, series, path, "position")
     vel_name = _choose(velocity, VELOCITY_NAMES, series, path, "velocity")
     reference = vel_name or pos_name
     if reference is None:
-        raise ImportFailed(
+        raise ImportFailedError(
             f"{path}: no cursor kinematics; expected one of {POSITION_NAMES + VELOCITY_NAMES} in "
             f"processing/behavior, found {sorted(series)}. Name yours with --position or --velocity"
         )
@@ -103,13 +104,12 @@ def _from_nwbfile(nwb: Any, path: Path, position: str | None, velocity: str | No
 def _named_series(nwb: Any) -> dict[str, Any]:
     """Every time series of the behaviour module (and acquisition), by its own name."""
     found: dict[str, Any] = {}
-    roots = [module for module in nwb.processing.values()] + [nwb.acquisition]
+    roots = [*nwb.processing.values(), nwb.acquisition]
     for root in roots:
         members = root.data_interfaces if hasattr(root, "data_interfaces") else root
         for name, member in members.items():
             for field in ("spatial_series", "time_series"):
-                for inner_name, inner in getattr(member, field, {}).items():
-                    found[inner_name] = inner
+                found.update(getattr(member, field, {}))
             if hasattr(member, "data") and hasattr(member, "unit"):
                 found[name] = member
     return found
@@ -119,7 +119,9 @@ def _choose(
     asked: str | None, usual: Sequence[str], series: dict[str, Any], path: Path, what: str
 ) -> str | None:
     if asked is not None and asked not in series:
-        raise ImportFailed(f"{path}: no series named {asked!r} for {what}; found {sorted(series)}")
+        raise ImportFailedError(
+            f"{path}: no series named {asked!r} for {what}; found {sorted(series)}"
+        )
     return asked or next((name for name in usual if name in series), None)
 
 
@@ -153,9 +155,7 @@ def _nwb_trials(nwb: Any) -> Trials | None:
     return Trials(intervals=intervals[good].astype(np.float64), target_pos=target)
 
 
-def import_xdf(
-    path: Path, *, position: str | None = None, velocity: str | None = None
-) -> Session:
+def import_xdf(path: Path, *, position: str | None = None, velocity: str | None = None) -> Session:
     """Read a LabRecorder file with a `Spikes` stream and a `Kinematics` stream.
 
     position, velocity: label prefixes of the channels (default `pos`, `vel`: `pos_x`, `vel_y`).
@@ -163,11 +163,9 @@ def import_xdf(
     import pyxdf
 
     try:
-        streams, _ = pyxdf.load_xdf(
-            str(path), dejitter_timestamps=False, synchronize_clocks=True
-        )
+        streams, _ = pyxdf.load_xdf(str(path), dejitter_timestamps=False, synchronize_clocks=True)
     except Exception as error:  # pyxdf raises bare Exception, struct.error, IndexError, …
-        raise ImportFailed(
+        raise ImportFailedError(
             f"{path}: not a readable XDF file ({_first_line(error)}); it may be truncated"
         ) from error
     spikes = _xdf_stream(streams, XDF_SPIKES, path)
@@ -203,7 +201,7 @@ def _xdf_stream(streams: list[dict[str, Any]], kind: str, path: Path) -> dict[st
     matching = [s for s in streams if s["info"]["type"][0] == kind and len(s["time_stamps"])]
     if not matching:
         seen = [f"{s['info']['name'][0]} ({s['info']['type'][0]})" for s in streams]
-        raise ImportFailed(
+        raise ImportFailedError(
             f"{path}: no stream of type {kind!r} with data; found {', '.join(seen) or 'none'}"
         )
     return max(matching, key=lambda stream: len(stream["time_stamps"]))
@@ -218,7 +216,9 @@ def _xdf_description(stream: dict[str, Any], outer: str, inner: str) -> list[dic
 def _xdf_units(stream: dict[str, Any], path: Path) -> dict[tuple[int, int], str]:
     described = _xdf_description(stream, "units", "unit")
     if not described:
-        raise ImportFailed(f"{path}: the spike stream's desc/units is empty; expected one unit each")
+        raise ImportFailedError(
+            f"{path}: the spike stream's desc/units is empty; expected one unit each"
+        )
     return {(int(u["channel"][0]), int(u["unit"][0])): str(u["id"][0]) for u in described}
 
 
@@ -245,7 +245,7 @@ def _xdf_trials(streams: list[dict[str, Any]]) -> Trials | None:
             elif marker[0].startswith("trial_end"):
                 ends.append(float(time))
     pairs = [(s, min(e for e in ends if e > s)) for s in starts if any(e > s for e in ends)]
-    disjoint = [p for p, q in zip(pairs, pairs[1:], strict=False) if p[1] <= q[0]] + pairs[-1:]
+    disjoint = [p for p, q in pairwise(pairs) if p[1] <= q[0]] + pairs[-1:]
     return Trials(intervals=np.array(disjoint)) if disjoint else None
 
 
@@ -301,7 +301,7 @@ def _drop_empty_units(
 ) -> tuple[list[str], list[Floats]]:
     kept = [i for i, times in enumerate(unit_times) if len(times)]
     if not kept:
-        raise ImportFailed(f"{path}: none of the {len(unit_ids)} units has a spike")
+        raise ImportFailedError(f"{path}: none of the {len(unit_ids)} units has a spike")
     if len(kept) < len(unit_ids):
         notes.append(f"{len(unit_ids) - len(kept)} units without spikes were left out")
     return [unit_ids[i] for i in kept], [unit_times[i] for i in kept]
@@ -310,25 +310,34 @@ def _drop_empty_units(
 def _clean_kinematics(
     path: Path, times: Floats, pos: Floats | None, vel: Floats | None, notes: list[str]
 ) -> tuple[Floats, Floats, Floats]:
-    """Kinematics with finite values and ascending times; velocity by gradient where there is none."""
+    """Finite values at ascending times; velocity by gradient where there is none."""
     for name, values in (("position", pos), ("velocity", vel)):
         if values is None:
             continue
         if values.ndim != 2 or values.shape[1] < 2:
-            raise ImportFailed(f"{path}: {name} has shape {values.shape}; expected (n_samples, 2)")
+            raise ImportFailedError(
+                f"{path}: {name} has shape {values.shape}; expected (n_samples, 2)"
+            )
         if len(values) != len(times):
-            raise ImportFailed(
-                f"{path}: {len(values)} {name} samples but {len(times)} timestamps; expected as many"
+            raise ImportFailedError(
+                f"{path}: {len(values)} {name} samples but {len(times)} timestamps; "
+                "expected as many"
             )
     if pos is None and vel is None:
-        raise ImportFailed(f"{path}: the kinematics have neither position nor velocity columns")
+        raise ImportFailedError(
+            f"{path}: the kinematics have neither position nor velocity columns"
+        )
     columns = np.concatenate([v[:, :2] for v in (pos, vel) if v is not None], axis=1)
     good = np.isfinite(times) & np.isfinite(columns).all(axis=1)
     good[good] &= np.concatenate(([True], np.diff(np.maximum.accumulate(times[good])) > 0))
     if (n_bad := int((~good).sum())) > 0:
-        notes.append(f"{n_bad} kinematics samples with NaN or times that don't ascend were left out")
+        notes.append(
+            f"{n_bad} kinematics samples with NaN or times that don't ascend were left out"
+        )
     if good.sum() < 2:
-        raise ImportFailed(f"{path}: {int(good.sum())} usable kinematics samples; expected many")
+        raise ImportFailedError(
+            f"{path}: {int(good.sum())} usable kinematics samples; expected many"
+        )
     times = times[good]
     pos = None if pos is None else pos[good, :2]
     vel = None if vel is None else vel[good, :2]
@@ -356,7 +365,7 @@ def _merge(
     times, units, _ = sorted_spikes(times[finite], units[finite])
     overlap = (times >= domain[0, 0]) & (times < domain[-1, 1])
     if not overlap.any():
-        raise ImportFailed(
+        raise ImportFailedError(
             f"{path}: no spike falls in the kinematics' time span "
             f"[{domain[0, 0]:.3f}, {domain[-1, 1]:.3f}] s; are both on one clock?"
         )

@@ -100,12 +100,12 @@ def split_rows(weight: Tensor, config: ModelConfig) -> Tensor:
     """Permute rows (..., n_heads * dim_head, dim) so that each head is `[real | imag | rest]`."""
     n_rot = 2 * config.n_rotary
     index = [*range(0, n_rot, 2), *range(1, n_rot, 2), *range(n_rot, config.dim_head)]
-    heads = weight.unflatten(0, (-1, config.dim_head))
+    heads: Tensor = weight.unflatten(0, (-1, config.dim_head))
     return heads[:, torch.tensor(index, device=weight.device)].flatten(0, 1)
 
 
 def omega(model: POYO, config: ModelConfig) -> Tensor:
-    """Rotary frequencies (n_rotary,) float64, rad/s; torch_brain's float32 values, unrounded further."""
+    """Rotary frequencies (n_rotary,) float64, rad/s: torch_brain's float32 values, widened."""
     frequencies: Tensor = model.rotary_emb.omega
     return frequencies[: config.n_rotary].double()
 
@@ -141,8 +141,8 @@ def unit_tables(model: POYO, config: ModelConfig) -> Tensor:
     attention = model.enc_atn
     tokens = model.token_type_emb.weight[:N_TOKEN_TYPES, None] + model.unit_emb.weight[None]
     weight = split_rows(attention.to_kv.weight, config)
-    rows = F.linear(attention.norm_context(tokens), weight)
-    return rows.unflatten(-1, (2, config.cross_heads, config.dim_head))
+    rows: Tensor = F.linear(attention.norm_context(tokens), weight)
+    return rows.unflatten(-1, (2, config.cross_heads, config.dim_head))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +171,7 @@ def rotate(x: Tensor, by: Phases) -> Tensor:
     """Rotate `[real | imag | rest]` heads (..., dim_head) by phases (..., n_rotary)."""
     n = by.cos.shape[-1]
     real, imag, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
-    return torch.cat(
-        [real * by.cos - imag * by.sin, real * by.sin + imag * by.cos, rest], dim=-1
-    )
+    return torch.cat([real * by.cos - imag * by.sin, real * by.sin + imag * by.cos, rest], dim=-1)
 
 
 def latent_phases(model: POYO, config: ModelConfig) -> Phases:
@@ -193,9 +191,7 @@ def latent_queries(model: POYO, config: ModelConfig, latents_at: Phases) -> Tens
     return rotate(queries, latents_at.per_head()).transpose(0, 1)
 
 
-def merge_spikes(
-    model: POYO, config: ModelConfig, attended: Tensor, latents_at: Phases
-) -> Tensor:
+def merge_spikes(model: POYO, config: ModelConfig, attended: Tensor, latents_at: Phases) -> Tensor:
     """Latents (..., n_latents, dim) after the encoder.
 
     attended: (..., cross_heads, n_latents, dim_head), what latents gathered from spikes, in
@@ -207,7 +203,8 @@ def merge_spikes(
     n_steps = round(config.sequence_length / config.latent_step)
     latents = model.latent_emb.weight.repeat(n_steps, 1)
     latents = latents + F.linear(gathered, out_weight, attention.to_out.bias)
-    return latents + model.enc_ffn(latents)
+    merged: Tensor = latents + model.enc_ffn(latents)
+    return merged
 
 
 def process(model: POYO, config: ModelConfig, latents: Tensor, latents_at: Phases) -> Tensor:
@@ -286,7 +283,7 @@ def forward(
     rows = F.embedding(input_token, unit_tables(model, config).flatten(0, 1).flatten(1))
     rows = rows.unflatten(-1, (2 * config.cross_heads, config.dim_head))
     spikes_at = Phases.of(input_times, frequencies).per_head()
-    rows = _RotateInPlace.apply(rows, spikes_at.cos, spikes_at.sin)
+    rows = _RotateInPlace.apply(rows, spikes_at.cos, spikes_at.sin)  # type: ignore[no-untyped-call]
     keys, values = rows.transpose(1, 2).chunk(2, dim=1)
     queries = latent_queries(model, config, latents_at).expand(len(input_token), -1, -1, -1)
     attended = F.scaled_dot_product_attention(

@@ -30,6 +30,10 @@ from training.baselines import Score, r2
 from training.model import ModelConfig, build, forward, preset
 from training.windows import OutputScale, WindowSource, unit_words
 
+VALIDATE_EVERY_S = 60.0
+N_VALIDATIONS = 20  # of a run that ends by steps
+VALIDATE_STEP_S = 0.1  # between the window ends that are scored
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
@@ -44,8 +48,6 @@ class PretrainSettings:
     weight_decay: float = 1e-2
     warmup_share: float = 0.03
     ema_decay: float = 0.998
-    validate_every_s: float = 60.0
-    validate_step_s: float = 0.1
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -149,9 +151,7 @@ class Trainer:
         return cls(sessions, run, settings, record)
 
     @classmethod
-    def resume(
-        cls, sessions: Sequence[Session], run: Path, settings: PretrainSettings
-    ) -> Trainer:
+    def resume(cls, sessions: Sequence[Session], run: Path, settings: PretrainSettings) -> Trainer:
         """Go on where `last.safetensors` stands."""
         record = runs.load_record(run)
         known = set(record.session_words)
@@ -215,14 +215,15 @@ class Trainer:
         decay = min(self.settings.ema_decay, (1 + self.record.step) / (10 + self.record.step))
         own = runs.weights(self.model)
         names = list(own)
-        torch._foreach_lerp_(
-            [self.average[n] for n in names], [own[n] for n in names], 1.0 - decay
-        )
+        torch._foreach_lerp_([self.average[n] for n in names], [own[n] for n in names], 1.0 - decay)
 
     def _validate_when_due(self, loss: float) -> float | None:
-        if self.record.seconds - self._validated_at < self.settings.validate_every_s:
-            return None
-        return self.validate(loss)
+        """Validate every minute; by steps where steps end the run, so that it can be run again."""
+        if self.settings.steps:
+            due = self.record.step % max(1, self.settings.steps // N_VALIDATIONS) == 0
+        else:
+            due = self.record.seconds - self._validated_at >= VALIDATE_EVERY_S
+        return self.validate(loss) if due else None
 
     def validate(self, loss: float) -> float:
         """Causal R² of the running mean on the validation domains; keeps the best."""
@@ -233,7 +234,7 @@ class Trainer:
                 [
                     evaluate(
                         self.model, self.config, self.source, index, "valid",
-                        step_s=self.settings.validate_step_s,
+                        step_s=VALIDATE_STEP_S,
                     ).r2_mean
                     for index in range(len(self.source.sessions))
                 ]
@@ -296,7 +297,8 @@ def evaluate(
 
 def _optimizer(model: POYO, settings: PretrainSettings) -> torch.optim.AdamW:
     """AdamW; embeddings, norms and biases are not decayed."""
-    decayed, kept = [], []
+    decayed: list[torch.nn.Parameter] = []
+    kept: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (kept if parameter.ndim < 2 or "_emb" in name else decayed).append(parameter)
     groups = [

@@ -14,7 +14,6 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +113,7 @@ def set_weights(model: POYO, tensors: dict[str, Tensor]) -> None:
     """Copy tensors into a POYO whose vocabulary is set; every name must be there."""
     own = weights(model)
     if missing := sorted(set(own) - set(tensors)):
-        raise TrainingError(f"weights are missing {missing[:3]} and {max(0, len(missing) - 3)} more")
+        raise TrainingError(f"the weights lack {len(missing)} tensors, {missing[0]} among them")
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != tensors[name].shape:

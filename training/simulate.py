@@ -1,4 +1,4 @@
-"""A simulated motor cortex: tuned units, and the reaches that they accompany. Simulated, and says so.
+"""A simulated motor cortex: tuned units, and the reaches that they accompany.
 
 Movement is a sequence of minimum-jerk reaches (Flash & Hogan 1985) with holds. Each unit fires
 as a Poisson process with a refractory period; its rate follows cosine tuning to velocity
@@ -33,7 +33,7 @@ REFRACTORY_S = 0.002
 SPEED_SCALE = 0.2  # m/s; about the typical peak speed of an 8 cm reach in 0.7 s
 POSITION_SCALE = 0.08  # m
 ACCELERATION_SCALE = 1.5  # m/s^2
-WORKSPACE_M = 0.065 # targets stay within this distance of the centre, on each axis
+WORKSPACE_M = 0.065  # targets stay within this distance of the centre, on each axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +107,8 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
             starts.append(begin * STEP_S)
             ends.append(step * STEP_S)
             targets.append(target)
-    vel = np.gradient(pos, STEP_S, axis=0)
-    acc = np.gradient(vel, STEP_S, axis=0)
+    vel = np.asarray(np.gradient(pos, STEP_S, axis=0))
+    acc = np.asarray(np.gradient(vel, STEP_S, axis=0))
     intervals = np.array([starts, ends]).T.reshape(-1, 2)
     trials = Trials(intervals=intervals, target_pos=np.array(targets).reshape(-1, 2))
     return Movement(pos=pos, vel=vel, acc=acc, trials=trials)
@@ -160,13 +160,13 @@ def _slow_drift(n_steps: int, rng: np.random.Generator) -> Floats:
 
 
 def _poisson_times(rate_hz: Floats, rng: np.random.Generator) -> Floats:
-    """Event times of an inhomogeneous Poisson process by time change, thinned to the refractory period."""
+    """Times of an inhomogeneous Poisson process (time change), thinned by the refractory period."""
     expected = np.concatenate(([0.0], np.cumsum(rate_hz) * STEP_S))
     n_events = rng.poisson(expected[-1])
     marks = np.sort(rng.uniform(0.0, expected[-1], n_events))
     times = np.interp(marks, expected, np.arange(len(expected)) * STEP_S)
-    keep = np.concatenate(([True], np.diff(times) > REFRACTORY_S)) if n_events else np.array([], bool)
-    return times[keep]
+    keep = np.diff(times, prepend=-np.inf) > REFRACTORY_S
+    return np.asarray(times[keep])
 
 
 def simulate(
@@ -200,7 +200,7 @@ def simulate(
         unit_ids=tuple(f"elec{unit}/unit0" for unit in range(n_units)),
         spike_times=spike_times,
         spike_units=spike_units,
-        cursor_times=np.arange(0, n_steps, stride) * STEP_S,
+        cursor_times=np.asarray(np.arange(0, n_steps, stride) * STEP_S, dtype=np.float64),
         cursor_pos=movement.pos[::stride],
         cursor_vel=movement.vel[::stride],
         domain=domain,

@@ -168,9 +168,7 @@ class WindowSource:
                     SPIKE * self.n_words + rows[units],
                 ]
             ),
-            times=np.concatenate(
-                [np.zeros(len(kept)), np.full(len(kept), self.window_s), times]
-            ),
+            times=np.concatenate([np.zeros(len(kept)), np.full(len(kept), self.window_s), times]),
             session_row=self._session_rows[index],
             queries=queries,
             target=(session.velocity_at(start_s + queries) - scale.mean) / scale.std,
@@ -188,16 +186,14 @@ class _Window:
 
 def window_ends(session: Session, split: Split, window_s: float, step_s: float) -> Floats:
     """Ends of windows, every `step_s`, that lie wholly inside one interval of a split."""
-    grids = [
-        np.arange(start + window_s, end, step_s) for start, end in session.intervals(split)
-    ]
+    grids = [np.arange(start + window_s, end, step_s) for start, end in session.intervals(split)]
     return np.concatenate(grids) if grids else np.empty(0)
 
 
 def _window_starts(domain: Floats, window_s: float) -> Floats:
     """Where windows may start: (n, 2) intervals."""
     edges = domain - np.array([0.0, window_s])
-    return edges[edges[:, 1] > edges[:, 0]]
+    return np.asarray(edges[edges[:, 1] > edges[:, 0]])
 
 
 def _draw_start(edges: Floats, rng: np.random.Generator) -> float:

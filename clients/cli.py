@@ -1,0 +1,319 @@
+"""The `volition` command: one verb a job. Heavy imports happen inside the verb that needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Real-time neural decoding: spikes in over LSL, cursor velocity out over ZeroMQ.\n\n"
+        "For research. Not a medical device.\n\n"
+        "[bold]Start here[/bold]  volition demo"
+    ),
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+OutDir = Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")]
+Address = Annotated[str, typer.Option(help="ZeroMQ address of the daemon.")]
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are printed in one line, exit code 1."""
+    from decoder.errors import VolitionError
+
+    try:
+        app()
+    except VolitionError as error:
+        _console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _needs_training() -> None:
+    """Say how to get torch where it is missing."""
+    from importlib.util import find_spec
+
+    from decoder.errors import TrainingError
+
+    if find_spec("torch") is None:
+        raise TrainingError("this verb needs torch; install it with: pip install 'volition[train]'")
+
+
+@app.command("import", epilog="Example: volition import monkey.nwb -o sessions")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .nwb or .xdf recording.")],
+    output: OutDir = Path("sessions"),
+    position: Annotated[str | None, typer.Option(help="Name of the position series.")] = None,
+    velocity: Annotated[str | None, typer.Option(help="Name of the velocity series.")] = None,
+) -> None:
+    """Turn an NWB or XDF recording into a session."""
+    from clients.reports import print_session
+    from streaming import sessions
+    from training.importers import import_recording
+
+    session = import_recording(file, position=position, velocity=velocity)
+    path = sessions.save(session, output)
+    print_session(_console(), session, path)
+
+
+@app.command(epilog="Example: volition info sessions/monkey.h5 --json")
+def info(
+    session: Annotated[Path, typer.Argument(help="A session file (.h5).")], as_json: Json = False
+) -> None:
+    """Print a session's units, rates, minutes, domains and kinematics."""
+    from clients.reports import print_session, session_summary
+    from streaming import sessions
+
+    loaded = sessions.load(session)
+    if as_json:
+        typer.echo(json.dumps(session_summary(loaded), indent=2))
+    else:
+        print_session(_console(), loaded, session)
+
+
+@app.command(epilog="Example: volition simulate --units 96 --minutes 10 --subject 3 --seed 7")
+def simulate(
+    units: Annotated[int, typer.Option(min=1, help="Number of units.")] = 96,
+    minutes: Annotated[float, typer.Option(min=0.5, help="Length of the session.")] = 10.0,
+    subject: Annotated[int, typer.Option(min=0, help="Which subject moves.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which day: its units and reaches.")] = 0,
+    task: Annotated[
+        str | None, typer.Option(help="center_out or random_target; the seed's choice if left out.")
+    ] = None,
+    output: OutDir = Path("sessions"),
+) -> None:
+    """Make a session of a simulated motor cortex."""
+    from clients.reports import print_session
+    from decoder.errors import SettingsError
+    from streaming import sessions
+    from training.simulate import simulate as make
+
+    if task not in (None, "center_out", "random_target"):
+        raise SettingsError(f"task {task!r}; expected center_out or random_target")
+    session = make(n_units=units, minutes=minutes, subject=subject, seed=seed, task=task)  # type: ignore[arg-type]
+    path = sessions.save(session, output)
+    print_session(_console(), session, path)
+
+
+@app.command(epilog="Example: volition pretrain sessions --preset rt --minutes 10 -o runs/first")
+def pretrain(
+    folder: Annotated[Path, typer.Argument(help="A session, or a folder of sessions.")],
+    output: OutDir,
+    preset: Annotated[str, typer.Option(help="rt, poyo-1.3m or poyo-11.8m.")] = "rt",
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
+    threads: Annotated[int | None, typer.Option(min=1, help="torch's threads.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in -o.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a POYO on sessions. Ends by time or steps (10 minutes if neither is given)."""
+    _needs_training()
+    from clients.reports import run_training
+    from training.pretrain import PretrainSettings
+
+    if minutes is None and steps is None:
+        minutes = 10.0
+    settings = PretrainSettings(
+        preset=preset, minutes=minutes, steps=steps, seed=seed, batch_size=batch_size,
+        learning_rate=learning_rate, threads=threads,
+    )  # fmt: skip
+    summary = run_training(_console(stderr=True), folder, output, settings, resume=resume)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        _console().print(
+            f"[bold]{output}[/]: {summary['steps']} steps in {summary['seconds'] / 60:.1f} min, "
+            f"causal validation R² [bold]{summary['validation_r2']:.3f}[/]"
+        )
+
+
+@app.command(epilog="Example: volition export runs/first --session monkey -o monkey.bundle")
+def export(
+    run: Annotated[Path, typer.Argument(help="A folder that `volition pretrain` made.")],
+    output: OutDir,
+    session: Annotated[
+        str | None, typer.Option(help="Session id; needed if there are many.")
+    ] = None,
+) -> None:
+    """Write a trained model as a decoder bundle for one session's units."""
+    _needs_training()
+    from clients.reports import print_bundle
+    from training.export import export_run
+
+    console = _console(stderr=True)
+    with console.status("exporting the streaming graph (about 10 s)…"):
+        made = export_run(run, session, output)
+    print_bundle(_console(), made)
+
+
+@app.command(epilog="Example: volition bundle monkey.bundle")
+def bundle(
+    path: Annotated[Path, typer.Argument(help="A decoder bundle.")], as_json: Json = False
+) -> None:
+    """Verify a bundle (versions, checksums, shapes) and print what it holds."""
+    from clients.reports import print_bundle
+    from decoder.bundle import open_bundle
+
+    opened = open_bundle(path)
+    if as_json:
+        typer.echo(opened.manifest.model_dump_json(indent=2))
+    else:
+        print_bundle(_console(), opened)
+
+
+@app.command(epilog="Example: volition decode monkey.bundle --tick-ms 5 --stream-name rig-spikes")
+def decode(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A decoder bundle.")],
+    tick_ms: Annotated[float | None, typer.Option(help="Time between decodes [10].")] = None,
+    stream_type: Annotated[
+        str | None, typer.Option(help="Spikes, SpikeCounts or SpikeEvents [Spikes].")
+    ] = None,
+    stream_name: Annotated[str | None, typer.Option(help="LSL stream by name.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help=f"ZeroMQ address [{DEFAULT_ADDRESS}].")
+    ] = None,
+    stale_after_ms: Annotated[
+        float | None, typer.Option(help="Age of the newest spike that stops decoding [250].")
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
+    require_provider: Annotated[
+        bool | None, typer.Option("--require-provider", help="Refuse to run on another provider.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="ONNX Runtime's threads [1].")] = None,
+) -> None:
+    """Decode live: LSL spikes in, cursor velocity out, until Ctrl-C or SIGTERM.
+
+    Settings come from options, then VOLITION_… variables, then defaults.
+    """
+    from pydantic import ValidationError
+
+    from decoder.bundle import open_bundle
+    from decoder.errors import SettingsError
+    from streaming.loop import Daemon
+    from streaming.settings import DaemonSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    given = {
+        "tick_ms": tick_ms, "stream_type": stream_type, "stream_name": stream_name,
+        "address": address, "stale_after_ms": stale_after_ms, "provider": provider,
+        "require_provider": require_provider, "threads": threads,
+    }  # fmt: skip
+    try:
+        settings = DaemonSettings.model_validate(
+            DaemonSettings().model_dump() | {k: v for k, v in given.items() if v is not None}
+        )
+    except ValidationError as error:
+        raise SettingsError(
+            "; ".join(f"{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        ) from error
+    Daemon(open_bundle(path), settings).serve()
+
+
+@app.command(epilog="Example: volition replay sessions/monkey.h5 --from test --score")
+def replay(
+    session: Annotated[Path, typer.Argument(help="A session file (.h5).")],
+    split: Annotated[str, typer.Option("--from", help="all, train, valid or test.")] = "all",
+    seconds: Annotated[float | None, typer.Option(help="Only the first seconds of it.")] = None,
+    speed: Annotated[float, typer.Option(help="Recorded seconds per second.")] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Start over at the end, for ever.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until somebody listens.")] = False,
+    score: Annotated[
+        bool, typer.Option("--score", help="Subscribe to the daemon and print its live R².")
+    ] = False,
+    address: Address = DEFAULT_ADDRESS,
+    as_json: Json = False,
+) -> None:
+    """Stream a recorded session over LSL as if it were live."""
+    from clients.reports import play, play_and_score
+    from decoder.errors import SettingsError
+    from streaming.replay import ReplaySettings
+
+    if split not in ("all", "train", "valid", "test"):
+        raise SettingsError(f"--from {split!r}; expected all, train, valid or test")
+    if score and (loop or speed != 1.0):
+        raise SettingsError("--score needs the recording's own timing: no --loop, no --speed")
+    settings = ReplaySettings(
+        split=split,  # type: ignore[arg-type]
+        seconds=seconds, speed=speed, loop=loop, wait_for_consumer=wait or score,
+        lead_s=1.5 if score else 0.5,
+    )  # fmt: skip
+    if score:
+        play_and_score(_console(), session, settings, address, as_json=as_json)
+    else:
+        play(_console(stderr=True), session, settings)
+
+
+@app.command(epilog="Example: volition watch --json | head")
+def watch(
+    address: Address = DEFAULT_ADDRESS,
+    as_json: Annotated[bool, typer.Option("--json", help="One line a frame.")] = False,
+) -> None:
+    """Show the live velocity, state and latency of a daemon."""
+    from clients.watch import watch as show
+
+    show(_console(), address, as_json=as_json)
+
+
+@app.command(epilog="Example: volition demo --seconds 30 --json")
+def demo(
+    seconds: Annotated[float, typer.Option(min=5.0, help="How long to decode.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Decode a simulated session live, in separate processes, and print the score.
+
+    The shipped bundle decodes the test domain of the session that it was trained on, streamed
+    over real LSL; true and decoded velocity are drawn side by side.
+    """
+    from clients.demo import demo as run
+
+    sys.exit(run(_console(stderr=as_json), seconds=seconds, as_json=as_json))
+
+
+@app.command(epilog="Example: volition bench --json")
+def bench(
+    preset: Annotated[list[str] | None, typer.Option(help="May be given again.")] = None,
+    runs: Annotated[int, typer.Option(min=10, help="Decodes a case.")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Time a tick of the runtime against torch_brain's eager POYO, on the same windows."""
+    _needs_training()
+    from clients.bench import bench as run
+    from clients.reports import print_bench
+
+    cases = run(_console(stderr=True), presets=preset or ["rt", "poyo-1.3m"], runs=runs)
+    if as_json:
+        typer.echo(json.dumps(cases, indent=2))
+    else:
+        print_bench(_console(), cases)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""`volition demo`: the main job, end to end, by itself.
+
+Three processes: this one (view and score), a decode daemon with the shipped bundle, and a
+replay of the simulated session's test domain over LSL. Nothing is mocked; with `--json` only
+the score is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
+from clients import live
+from clients.reports import print_score
+from decoder.bundle import open_bundle
+from decoder.errors import StreamError
+from streaming import sessions, wire
+from streaming.replay import ReplaySettings
+from streaming.sessions import Floats, Session
+
+BUNDLE = Path(__file__).parent / "demo_data" / "sim.bundle"
+# The session that the bundle was trained on; docs/DEMO.md has the commands.
+SESSION = {"n_units": 96, "minutes": 20.0, "subject": 3, "seed": 7}
+TICK_MS = 10.0
+SHOWN_S = 8.0
+WIDTH, HEIGHT = 76, 9
+REFRESH_S = 0.2
+
+
+def demo(console: Console, *, seconds: float, as_json: bool) -> int:
+    """Run the demo; returns the exit code."""
+    from training.simulate import simulate
+
+    console.print("simulating the session that the shipped bundle was trained on…")
+    session = simulate(**SESSION)  # type: ignore[arg-type]
+    bundle = open_bundle(BUNDLE)
+    window_s = bundle.manifest.sizes.sequence_length
+    settings = ReplaySettings(
+        split="test",
+        seconds=seconds + window_s,
+        wait_for_consumer=True,
+        name_prefix=f"volition-demo-{os.getpid()}",
+    )
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = sessions.save(session, folder)
+        with daemon(BUNDLE, address, f"{settings.name_prefix}-spikes"):
+            view = None if as_json else View(console, session)
+            try:
+                frames = live.collect(path, settings, address, *([view.see] if view else []))
+            finally:
+                if view:
+                    view.close()
+    score = live.score(frames, session, window_s)
+    if as_json:
+        print(json.dumps(score.as_dict(), indent=2))
+    else:
+        print_score(console, score)
+    return 0
+
+
+def free_port() -> int:
+    """A TCP port that is free on loopback now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def daemon(bundle: Path, address: str, stream_name: str) -> Iterator[subprocess.Popen[str]]:
+    """A decode daemon in a process of its own; stopped with SIGINT at the end."""
+    command = [
+        sys.executable, "-m", "clients.cli", "decode", str(bundle),
+        "--tick-ms", str(TICK_MS), "--address", address, "--stream-name", stream_name,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        time.sleep(0.2)
+        if process.poll() is not None:
+            raise StreamError(f"the daemon did not start: {process.communicate()[1].strip()}")
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=10.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+class View:
+    """True and decoded velocity side by side, drawn a few times a second."""
+
+    def __init__(self, console: Console, session: Session) -> None:
+        self._session = session
+        self._live = Live(console=console, auto_refresh=False, transient=not console.is_terminal)
+        self._live.start()
+        self._drawn_at = 0.0
+        self._enabled = console.is_terminal
+
+    def see(self, frame: wire.CursorFrame, frames: live.LiveFrames) -> None:
+        """Take note of a frame; draw when it is time."""
+        if not self._enabled or time.monotonic() - self._drawn_at < REFRESH_S:
+            return
+        self._drawn_at = time.monotonic()
+        self._live.update(draw(frame, frames, self._session), refresh=True)
+
+    def close(self) -> None:
+        """Leave the last picture on the screen."""
+        self._live.stop()
+
+
+def draw(frame: wire.CursorFrame, frames: live.LiveFrames, session: Session) -> Panel:
+    """The last seconds of both velocities, and the frame's numbers."""
+    head = Text.assemble(
+        (f" {frame.state} ", "bold reverse green" if frame.valid else "bold reverse yellow"),
+        f"  tick {frame.latency_ms:5.2f} ms  decode {frame.decode_ms:5.2f} ms  "
+        f"{frame.n_spikes} spikes in the window  frame {frame.seq}",
+    )
+    legend = Text.assemble(("● true  ", "bright_black"), ("● decoded", "bright_green"))
+    rows: list[Text] = [head, legend]
+    if frames.mapping is not None:
+        n_shown = int(SHOWN_S * 1e3 / TICK_MS)
+        shown = [f for f in frames.frames[-n_shown:] if f.valid]
+        if shown:
+            lsl = np.array([f.window_end for f in shown])
+            decoded = np.array([f.velocity for f in shown])
+            true = session.velocity_at(frames.mapping.to_recorded(lsl))
+            ages = (lsl - frame.window_end) / SHOWN_S + 1.0
+            for axis, name in enumerate(("x velocity", "y velocity")):
+                rows.append(Text(name, style="bold"))
+                rows.extend(plot(ages, true[:, axis], decoded[:, axis]))
+    return Panel(Group(*rows), title="volition demo: simulated spikes over LSL, decoded live")
+
+
+def plot(ages: Floats, true: Floats, decoded: Floats) -> list[Text]:
+    """Two traces as characters. ages: (n,) 0 to 1, left to right; values in m/s."""
+    full = max(0.3, float(np.abs(true).max()), float(np.abs(decoded).max()))
+    cells = [[(" ", "")] * WIDTH for _ in range(HEIGHT)]
+    cells[HEIGHT // 2] = [("┄", "bright_black")] * WIDTH
+    for values, style in ((true, "bright_black"), (decoded, "bright_green")):
+        column = np.clip((ages * WIDTH).astype(int), 0, WIDTH - 1)
+        row = np.clip(np.round((1 - values / full) / 2 * (HEIGHT - 1)).astype(int), 0, HEIGHT - 1)
+        for r, c in zip(row, column, strict=True):
+            cells[r][c] = ("●", style)
+    return [Text.assemble(*row) for row in cells]

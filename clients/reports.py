@@ -1,0 +1,231 @@
+"""What the command prints: tables for people, dictionaries for scripts, progress on long work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from decoder.bundle import GRAPH, TABLES, WEIGHTS, Bundle
+from decoder.errors import TrainingError
+from streaming import sessions
+from streaming.sessions import Session, duration_s
+
+if TYPE_CHECKING:
+    from clients.live import LiveScore
+    from streaming.replay import ReplaySettings
+    from training.pretrain import PretrainSettings
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    return table
+
+
+def session_summary(session: Session) -> dict[str, Any]:
+    """Units, rates (Hz), minutes, domains and kinematics of a session."""
+    seconds = duration_s(session.domain)
+    rates = np.bincount(session.spike_units, minlength=session.n_units) / seconds
+    speed = np.linalg.norm(session.cursor_vel, axis=1)
+    return {
+        "session_id": session.session_id,
+        "subject_id": session.subject_id,
+        "source": session.source,
+        "units": session.n_units,
+        "spikes": len(session.spike_times),
+        "rate_hz": {
+            "median": float(np.median(rates)),
+            "min": float(rates.min()),
+            "max": float(rates.max()),
+            "population": float(rates.sum()),
+        },
+        "minutes": seconds / 60,
+        "gaps": len(session.domain) - 1,
+        "trials": 0 if session.trials is None else len(session.trials.intervals),
+        "domains_s": {
+            split: duration_s(session.intervals(split)) for split in ("train", "valid", "test")
+        },
+        "kinematics": {
+            "rate_hz": float(1 / np.median(np.diff(session.cursor_times))),
+            "speed_p50_m_s": float(np.median(speed)),
+            "speed_p99_m_s": float(np.percentile(speed, 99)),
+            "position_range_m": [float(x) for x in np.ptp(session.cursor_pos, axis=0)],
+        },
+        "notes": list(session.notes),
+    }
+
+
+def print_session(console: Console, session: Session, path: Path) -> None:
+    """A session's summary as a table."""
+    s = session_summary(session)
+    rate, kinematics, domains = s["rate_hz"], s["kinematics"], s["domains_s"]
+    table = _facts(f"[bold]{s['session_id']}[/]  {path}")
+    table.add_row("subject", f"{s['subject_id']}, {s['source']}")
+    table.add_row("units", f"{s['units']}")
+    table.add_row(
+        "rates",
+        f"median {rate['median']:.1f} Hz, {rate['min']:.2f} to {rate['max']:.1f}; "
+        f"all together {rate['population']:.0f} spikes/s",
+    )
+    table.add_row("length", f"{s['minutes']:.1f} min, {s['gaps']} gaps, {s['trials']} trials")
+    table.add_row("domains", ", ".join(f"{k} {v:.0f} s" for k, v in domains.items()))
+    table.add_row(
+        "kinematics",
+        f"{kinematics['rate_hz']:.0f} Hz, speed p50 {kinematics['speed_p50_m_s']:.3f} "
+        f"p99 {kinematics['speed_p99_m_s']:.3f} m/s",
+    )
+    for note in s["notes"]:
+        table.add_row("note", f"[yellow]{note}[/]")
+    console.print(table)
+
+
+def print_bundle(console: Console, bundle: Bundle) -> None:
+    """A verified bundle as a table."""
+    manifest = bundle.manifest
+    table = _facts(f"[bold]{manifest.decoder_id}[/]  {bundle.path}")
+    table.add_row("model", f"{manifest.family}, preset {manifest.preset}")
+    table.add_row("units", f"{len(manifest.unit_ids)} of session {manifest.session_id}")
+    table.add_row(
+        "window", f"{manifest.sizes.sequence_length:g} s, {manifest.sizes.n_latents} latents"
+    )
+    table.add_row("outputs", ", ".join(f"{o.name} ({o.unit})" for o in manifest.outputs))
+    for name in (GRAPH, TABLES, WEIGHTS):
+        size = (bundle.path / name).stat().st_size
+        table.add_row(
+            name, f"{size / 1e6:.2f} MB, sha256 {manifest.checksums[name][:12]}… [green]verified[/]"
+        )
+    for name, value in {**manifest.metrics, **manifest.provenance}.items():
+        table.add_row(
+            name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)
+        )
+    console.print(table)
+
+
+def run_training(
+    console: Console, folder: Path, run: Path, settings: PretrainSettings, *, resume: bool
+) -> dict[str, Any]:
+    """Pretrain with a progress bar: loss, validation R², tokens/s, time left."""
+    from training import pretrain
+
+    paths = sessions.find(folder)
+    loaded = [sessions.load(path) for path in paths]
+    if len({session.session_id for session in loaded}) < len(loaded):
+        raise TrainingError(f"{folder}: two files hold the same session id; keep one of them")
+    columns = (
+        TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
+        TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}  "
+                   "R² {task.fields[r2]}  {task.fields[rate]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(
+            f"pretrain {settings.preset}", total=1.0, step=0, loss=float("nan"), r2="-", rate=0.0
+        )
+
+        def show(at: pretrain.Progress) -> None:
+            progress.update(
+                bar, completed=at.share, step=at.step, loss=at.loss, rate=at.tokens_per_s
+            )
+            if at.r2 is not None:
+                progress.update(bar, r2=f"{at.r2:.3f}")
+
+        record = pretrain.pretrain(
+            loaded,
+            run,
+            settings,
+            session_paths={s.session_id: str(p) for s, p in zip(loaded, paths, strict=True)},
+            on_step=show,
+            resume=resume,
+        )
+    return {
+        "run": str(run),
+        "steps": record.step,
+        "seconds": record.seconds,
+        "validation_r2": record.best_r2,
+    }
+
+
+def play(console: Console, path: Path, settings: ReplaySettings) -> None:
+    """Replay in this process until it ends or is told to."""
+    from streaming.replay import Replay, stop_on_signal
+
+    replay = Replay(sessions.load(path), settings)
+    with stop_on_signal(replay):
+        console.print(
+            f"replaying {replay.session.session_id} ({settings.split}), "
+            f"{replay.end - replay.start:.1f} s at speed {settings.speed:g}"
+        )
+        n_spikes = replay.play()
+    console.print(f"sent {n_spikes} spikes")
+
+
+def play_and_score(
+    console: Console, path: Path, settings: ReplaySettings, address: str, *, as_json: bool
+) -> None:
+    """Replay in a process of its own, score the daemon's frames here."""
+    from clients import live
+
+    session = sessions.load(path)
+    frames = live.collect(path, settings, address)
+    result = live.score(frames, session, window_s=1.0)
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        print_score(console, result)
+
+
+def print_score(console: Console, score: LiveScore) -> None:
+    """A live score beside ridge's, and the timing it was reached with."""
+    table = Table(title=f"live decoding of {score.session}", title_justify="left")
+    table.add_column("causal velocity R²")
+    for axis in ("x", "y", "mean"):
+        table.add_column(axis, justify="right")
+    table.add_row(
+        f"[bold]{score.decoder}[/], live",
+        *(f"[bold]{v:.3f}[/]" for v in (score.r2_x, score.r2_y, score.r2_mean)),
+    )
+    table.add_row(
+        "ridge, 10 lags of 50 ms, offline",
+        *(f"{v:.3f}" for v in (score.ridge_r2_x, score.ridge_r2_y, score.ridge_r2_mean)),
+    )
+    console.print(table)
+    facts = _facts("")
+    facts.add_row("frames", f"{score.frames}, {score.valid_frames} valid; {score.states}")
+    facts.add_row("gaps in sequence", f"{score.gaps}")
+    facts.add_row("late ticks", f"{score.late_ticks} of {score.ticks} ({score.late_share:.2%})")
+    facts.add_row(
+        "window end to arrival",
+        ", ".join(f"{name} {value:.2f} ms" for name, value in score.arrival_ms.items()),
+    )
+    console.print(facts)
+
+
+def print_bench(console: Console, cases: list[dict[str, Any]]) -> None:
+    """Tick costs as a table."""
+    table = Table(title="cost of a tick, ms, one thread", title_justify="left")
+    for name in ("preset", "spikes"):
+        table.add_column(name, justify="right")
+    for name in ("runtime p50", "p99", "torch_brain p50", "p99 ", "faster (p50)"):
+        table.add_column(name, justify="right")
+    for case in cases:
+        ours, theirs = case["runtime_ms"], case["torch_brain_ms"]
+        table.add_row(
+            case["preset"], f"{case['spikes']:,}",
+            f"[bold]{ours['p50']:.2f}[/]", f"{ours['p99']:.2f}",
+            f"{theirs['p50']:.2f}", f"{theirs['p99']:.2f}",
+            f"{theirs['p50'] / ours['p50']:.1f}x",
+        )  # fmt: skip
+    console.print(table)

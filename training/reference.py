@@ -1,0 +1,86 @@
+"""torch_brain's own POYO, run on one window: what every rewrite is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch_brain.models.poyo import (
+    POYO,
+    create_linspace_latent_tokens,
+    create_start_end_unit_tokens,
+)
+
+from decoder.bundle import Bundle
+from streaming.sessions import Floats
+from training import runs
+from training.export import export_model
+from training.model import ModelConfig, build, preset
+
+
+def reference_inputs(
+    model: POYO,
+    config: ModelConfig,
+    times: Floats,
+    unit_index: NDArray[np.int64],
+    window_end: float,
+    n_units: int,
+) -> dict[str, Tensor]:
+    """Arguments of `POYO.forward` for one window, as torch_brain's tokenizer lays them out.
+
+    times: (n_spikes,) float64 s, all in the window. The session is the vocabulary's first;
+    its units are the vocabulary's first `n_units`, in order.
+    """
+    end = config.sequence_length
+    token_type, token_unit, token_time = create_start_end_unit_tokens(np.arange(n_units), 0.0, end)
+    latent_index, latent_times = create_linspace_latent_tokens(
+        0.0, end, step=config.latent_step, num_latents_per_step=config.num_latents_per_step
+    )
+    n_spikes = len(times)
+    return {
+        "input_unit_index": torch.from_numpy(np.concatenate([token_unit, unit_index]) + 1)[None],
+        "input_timestamps": torch.from_numpy(
+            np.concatenate([token_time, times - (window_end - end)])
+        )[None],
+        "input_token_type": torch.from_numpy(
+            np.concatenate([token_type, np.zeros(n_spikes, dtype=np.int64)])
+        )[None],
+        "latent_index": torch.from_numpy(latent_index)[None],
+        "latent_timestamps": torch.from_numpy(latent_times)[None],
+        "session_index": torch.tensor([1]),
+        "output_timestamps": torch.tensor([[end]], dtype=torch.float64),
+    }
+
+
+@torch.no_grad()
+def reference_output(model: POYO, inputs: dict[str, Tensor]) -> Floats:
+    """`POYO.forward` at the window's end: (dim_out,) float64, in units of the output scale."""
+    return np.asarray(model(**inputs)[0, 0].double().numpy())
+
+
+def random_bundle(
+    name: str, n_units: int, folder: Path, *, seed: int
+) -> tuple[POYO, ModelConfig, Bundle]:
+    """A preset with random weights (output scale 1), and its exported bundle."""
+    torch.manual_seed(seed)
+    config = preset(name)
+    words = [f"random/unit{index}" for index in range(n_units)]
+    model = build(config, words, ["random"]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from the small, regular initial values
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    record = runs.RunRecord(
+        preset=name,
+        seed=seed,
+        model=runs.model_fields(config),
+        unit_words=words,
+        session_words=["random"],
+        session_paths={},
+        output_mean={"random": (0.0, 0.0)},
+        output_std={"random": (1.0, 1.0)},
+        settings={},
+    )
+    return model, config, export_model(model, record, "random", folder / f"{name}.bundle")
