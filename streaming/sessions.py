@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import h5py
@@ -29,6 +29,7 @@ Split = Literal["all", "train", "valid", "test"]
 
 GAP_FACTOR = 5.0  # kinematics samples this many median steps apart leave a gap in the data
 MIN_GAP_S = 0.2
+SLIVER_S = 1e-6  # intervals shorter than this are rounding, not time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def within(times: Floats, intervals: Floats, margin_s: float = 0.0) -> NDArray[n
 def intersect(intervals: Floats, start_s: float, end_s: float) -> Floats:
     """The parts of `intervals` (n, 2) that lie in [start_s, end_s)."""
     clipped = np.clip(intervals, start_s, end_s)
-    return clipped[clipped[:, 1] - clipped[:, 0] > 1e-6]
+    return clipped[clipped[:, 1] - clipped[:, 0] > SLIVER_S]
 
 
 def continuous_domain(timestamps: Floats) -> Floats:
@@ -130,17 +131,38 @@ def continuous_domain(timestamps: Floats) -> Floats:
     return np.stack([starts, ends], axis=1)
 
 
+def without_gaps(intervals: Floats, timestamps: Floats) -> Floats:
+    """`intervals` (n, 2) cut where kinematics, sampled at `timestamps`, have a gap."""
+    sampled = continuous_domain(timestamps)
+    gaps = np.stack([sampled[:-1, 1], sampled[1:, 0]], axis=1)
+    edges = (-np.inf, *gaps.ravel(), np.inf)
+    parts = [intersect(intervals, a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return np.concatenate(parts)
+
+
+def velocity_of(pos: Floats, timestamps: Floats) -> Floats:
+    """Velocity (n_samples, 2) as the gradient of position, never across a gap."""
+    vel = np.zeros_like(pos)
+    for start, end in continuous_domain(timestamps):
+        part = slice(*np.searchsorted(timestamps, (start, end)))
+        if len(timestamps[part]) > 1:
+            vel[part] = np.gradient(pos[part], timestamps[part], axis=0)
+    return vel
+
+
 def chronological_domains(
     domain: Floats, trials: Trials | None, shares: tuple[float, float] = (0.7, 0.1)
 ) -> tuple[Floats, Floats, Floats]:
     """Cut a domain in time order into train, valid and test parts.
 
-    The cuts stand where `shares` of the domain's seconds have passed, moved to the nearest
-    edge of a trial, so that no trial is cut in two (trials that overlap the whole session
-    leave the cut where it is).
+    The cuts stand where `shares` of the domain's seconds have passed, or at the nearest edge
+    of a trial, so that no trial is cut in two. A "trial" of more than half the session
+    is none (some tables hold one row for the whole recording), and doesn't move the cuts.
     """
+    whole = np.empty((0, 2)) if trials is None else trials.intervals
+    whole = whole[whole[:, 1] - whole[:, 0] <= duration_s(domain) / 2]
     cuts = [
-        _off_trials(_time_after(domain, share), trials)
+        _off_trials(_time_after(domain, share), whole)
         for share in (shares[0], shares[0] + shares[1])
     ]
     low, high = float(domain[0, 0]), float(domain[-1, 1])
@@ -149,7 +171,7 @@ def chronological_domains(
     if min(map(len, (train, valid, test))) == 0:
         raise SessionError(
             f"a domain of {duration_s(domain):.1f} s can't be cut into 70/10/20 parts between "
-            "trials: record more trials, or remove the trials table"
+            "trials: record for longer, or remove the trials table"
         )
     return train, valid, test
 
@@ -162,13 +184,13 @@ def _time_after(domain: Floats, share: float) -> float:
     return float(domain[index, 0] + target - before[index])
 
 
-def _off_trials(time_s: float, trials: Trials | None) -> float:
-    if trials is None or len(trials.intervals) == 0:
-        return time_s
-    start, end = trials.intervals[:, 0], trials.intervals[:, 1]
-    edges = np.unique(trials.intervals)
-    inside = ((edges[:, None] > start) & (edges[:, None] < end)).any(axis=1)
-    free = edges[~inside]
+def _off_trials(time_s: float, trials: Floats) -> float:
+    """`time_s` where it lies inside no trial (n, 2), else the nearest edge that doesn't."""
+    by_start = trials[np.argsort(trials[:, 0])]
+    edges = np.unique(np.append(trials, time_s))
+    n_begun = np.searchsorted(by_start[:, 0], edges)
+    latest_end = np.maximum.accumulate(np.append(-np.inf, by_start[:, 1]))[n_begun]
+    free = edges[latest_end <= edges]
     return float(free[np.argmin(np.abs(free - time_s))])
 
 
@@ -183,53 +205,95 @@ def sorted_spikes(times: Floats, units: Ints) -> tuple[Floats, Ints, bool]:
 def check(session: Session) -> Session:
     """Return `session` if it holds together, raise SessionError with what doesn't."""
     name = session.session_id
-    n_samples = len(session.cursor_times)
-    if session.n_units == 0:
+    _check_units(name, session.unit_ids)
+    _check_spikes(name, session.spike_times, session.spike_units, session.n_units)
+    _check_kinematics(name, session.cursor_times, pos=session.cursor_pos, vel=session.cursor_vel)
+    for split in ("all", "train", "valid", "test"):
+        _check_intervals(name, split, session.intervals(split))
+    return session
+
+
+def _check_units(name: str, unit_ids: tuple[str, ...]) -> None:
+    if not unit_ids:
         raise SessionError(f"{name}: no units; expected at least one sorted or thresholded unit")
-    if len(set(session.unit_ids)) != session.n_units:
+    if len(set(unit_ids)) != len(unit_ids):
         raise SessionError(f"{name}: unit ids repeat; each unit needs an id of its own")
-    if len(session.spike_times) != len(session.spike_units):
+    if odd := [unit_id for unit_id in unit_ids if not unit_id.isascii()]:
         raise SessionError(
-            f"{name}: {len(session.spike_times)} spike times but "
-            f"{len(session.spike_units)} unit indices; expected as many"
+            f"{name}: unit id {odd[0]!r} isn't ASCII, which is all that torch_brain's format "
+            "stores; rename the unit"
         )
-    if n_samples < 2:
-        raise SessionError(f"{name}: {n_samples} kinematics samples; expected at least two")
-    for label, values in (("pos", session.cursor_pos), ("vel", session.cursor_vel)):
-        if values.shape != (n_samples, 2):
+
+
+def _check_spikes(name: str, times: Floats, units: Ints, n_units: int) -> None:
+    if times.ndim != 1 or times.shape != units.shape:
+        raise SessionError(
+            f"{name}: spike times of shape {times.shape} but unit indices of shape "
+            f"{units.shape}; expected one of each a spike"
+        )
+    if not np.isfinite(times).all():
+        raise SessionError(f"{name}: spike times have NaN or infinity; remove those spikes")
+    if (np.diff(times) < 0).any():
+        raise SessionError(f"{name}: spike times go backwards; sort them (`sorted_spikes`)")
+    if len(units) and not (units.min() >= 0 and units.max() < n_units):
+        raise SessionError(
+            f"{name}: spikes of units {units.min()}..{units.max()}, but there are {n_units} units; "
+            f"expected indices in 0..{n_units - 1}"
+        )
+
+
+def _check_kinematics(name: str, times: Floats, **columns: Floats) -> None:
+    if times.ndim != 1 or len(times) < 2:
+        raise SessionError(
+            f"{name}: kinematics timestamps of shape {times.shape}; expected at least two in a row"
+        )
+    for label, values in columns.items():
+        if values.shape != (len(times), 2):
             raise SessionError(
-                f"{name}: cursor {label} has shape {values.shape}, but there are {n_samples} "
-                f"timestamps; expected ({n_samples}, 2)"
+                f"{name}: cursor {label} has shape {values.shape}, but there are {len(times)} "
+                f"timestamps; expected ({len(times)}, 2)"
             )
         if not np.isfinite(values).all():
             raise SessionError(f"{name}: cursor {label} has NaN or infinity; remove or fill them")
-    if not (np.isfinite(session.spike_times).all() and np.isfinite(session.cursor_times).all()):
-        raise SessionError(f"{name}: timestamps have NaN or infinity; remove those events")
-    if (np.diff(session.spike_times) < 0).any():
-        raise SessionError(f"{name}: spike times go backwards; sort them (`sorted_spikes`)")
-    if (np.diff(session.cursor_times) <= 0).any():
+    if not np.isfinite(times).all():
+        raise SessionError(
+            f"{name}: kinematics timestamps have NaN or infinity; remove those samples"
+        )
+    if (np.diff(times) <= 0).any():
         raise SessionError(f"{name}: kinematics timestamps don't ascend; sort and deduplicate them")
-    if len(session.spike_units) and not (
-        session.spike_units.min() >= 0 and session.spike_units.max() < session.n_units
-    ):
-        raise SessionError(f"{name}: spikes of unit indices outside 0..{session.n_units - 1}")
-    return session
+
+
+def _check_intervals(name: str, split: str, intervals: Floats) -> None:
+    edges = intervals.ravel()
+    if not (len(edges) and np.isfinite(edges).all() and (np.diff(edges) >= 0).all()):
+        raise SessionError(
+            f"{name}: the {split} domain is empty or out of order; expected finite intervals "
+            "that ascend and don't overlap (`with_domains` cuts them anew)"
+        )
 
 
 def save(session: Session, folder: Path | str) -> Path:
     """Write `session` to `folder/<session_id>.h5` (temporary name, then renamed)."""
-    from torch_brain.data import Data
-
+    if Path(session.session_id).name != session.session_id:
+        raise SessionError(
+            f"session id {session.session_id!r} can't be a file's name; leave out slashes"
+        )
     path = Path(folder) / f"{session.session_id}.h5"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data: Data = _to_data(check(session))
+    data = _to_data(check(session))
     partial = path.with_suffix(".h5.partial")
     try:
-        with h5py.File(partial, "w") as file:
-            data.to_hdf5(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with h5py.File(partial, "w") as file:
+                data.to_hdf5(file)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # h5py: RuntimeError where a flush fails
+        raise SessionError(
+            f"{path}: can't be written ({error}); make room or choose another folder. "
+            "What was there before is as it was"
+        ) from error
     return path
 
 
@@ -298,6 +362,8 @@ def load(path: Path | str) -> Session:
     try:
         with h5py.File(path, "r") as file:
             session = _from_hdf5(file, path.stem)
+    except SessionError:
+        raise
     except OSError as error:
         raise SessionError(
             f"{path}: not a readable HDF5 file ({error}); it may be truncated. "
@@ -307,6 +373,11 @@ def load(path: Path | str) -> Session:
         raise SessionError(
             f"{path}: {error.args[0]}; expected spikes, units and cursor as torch_brain stores "
             "them. `volition import` makes such files from NWB and XDF"
+        ) from error
+    except Exception as error:  # h5py and numpy raise many kinds on a foreign layout
+        raise SessionError(
+            f"{path}: laid out otherwise than torch_brain stores sessions "
+            f"({type(error).__name__}: {error}). `volition import` makes such files"
         ) from error
     return check(session)
 
@@ -323,43 +394,20 @@ def find(folder: Path | str) -> list[Path]:
 def _from_hdf5(file: h5py.File, default_id: str) -> Session:
     """Read torch_brain's layout: datasets of `spikes`, `units`, `cursor` and interval groups."""
     notes: list[str] = []
-    cursor = file["cursor"]
-    cursor_times = _timestamps(cursor)
-    pos = _array(cursor, "pos") if "pos" in cursor else None
-    vel = _array(cursor, "vel") if "vel" in cursor else None
-    if pos is None and vel is None:
-        raise KeyError("cursor has neither pos nor vel")
-    if vel is None:
-        assert pos is not None
-        vel = np.gradient(pos, cursor_times, axis=0)
-        notes.append("velocity is the gradient of position")
-    if pos is None:
-        pos = np.zeros_like(vel)
-        notes.append("no position recorded")
-
-    times, units, was_sorted = sorted_spikes(
-        _timestamps(file["spikes"]), file["spikes"]["unit_index"][:].astype(np.int64)
-    )
-    if was_sorted:
-        notes.append("spikes were out of order and have been sorted")
-    domain = _interval(file, "domain")
-    if domain is None:
-        domain = continuous_domain(cursor_times)
+    name = _text(file, "session", "id") or default_id
+    cursor_times, pos, vel = _kinematics(file["cursor"], name, notes)
+    times, units = _spikes(file["spikes"], name, notes)
     trials = _trials(file)
-    splits = [_interval(file, f"{name}_domain") for name in ("train", "valid", "test")]
-    if any(part is None or len(part) == 0 for part in splits):
-        splits = list(chronological_domains(domain, trials))
-        notes.append("no domains stored; cut 70/10/20 in time order")
-    train, valid, test = (part for part in splits if part is not None)
+    domain, (train, valid, test) = _domains(file, cursor_times, trials, notes)
     return Session(
-        session_id=_text(file, "session", "id") or default_id,
+        session_id=name,
         subject_id=_text(file, "subject", "id") or "unknown",
         unit_ids=tuple(_strings(file["units"]["id"][:])),
         spike_times=times,
         spike_units=units,
         cursor_times=cursor_times,
-        cursor_pos=pos[:, :2],
-        cursor_vel=vel[:, :2],
+        cursor_pos=pos,
+        cursor_vel=vel,
         domain=domain,
         train_domain=train,
         valid_domain=valid,
@@ -368,6 +416,50 @@ def _from_hdf5(file: h5py.File, default_id: str) -> Session:
         source=_text(file, "brainset", "source") or "unknown",
         notes=tuple(notes),
     )
+
+
+def _kinematics(cursor: h5py.Group, name: str, notes: list[str]) -> tuple[Floats, Floats, Floats]:
+    """Times, position and velocity; velocity by gradient where there is none."""
+    times = _timestamps(cursor)
+    columns = {label: _array(cursor, label) for label in ("pos", "vel") if label in cursor}
+    if not columns:
+        raise KeyError("cursor has neither pos nor vel")
+    columns = {k: v[:, :2] if v.ndim == 2 else v for k, v in columns.items()}
+    _check_kinematics(name, times, **columns)
+    if "vel" not in columns:
+        columns["vel"] = velocity_of(columns["pos"], times)
+        notes.append("velocity is the gradient of position")
+    if "pos" not in columns:
+        columns["pos"] = np.zeros_like(columns["vel"])
+        notes.append("no position recorded; stored as zero")
+    return times, columns["pos"], columns["vel"]
+
+
+def _spikes(spikes: h5py.Group, name: str, notes: list[str]) -> tuple[Floats, Ints]:
+    """Times and unit indices, in time order."""
+    times, units = _timestamps(spikes), spikes["unit_index"][:].astype(np.int64)
+    if times.shape == units.shape:  # else `check` refuses them
+        times, units, was_sorted = sorted_spikes(times, units)
+        if was_sorted:
+            notes.append("spikes were out of order and have been sorted")
+    return times, units
+
+
+def _domains(
+    file: h5py.File, cursor_times: Floats, trials: Trials | None, notes: list[str]
+) -> tuple[Floats, list[Floats]]:
+    """The stored domain and its train, valid and test parts, without gaps; cut where absent."""
+    domain = _interval(file, "domain")
+    stored = continuous_domain(cursor_times) if domain is None else domain
+    domain = without_gaps(stored, cursor_times)
+    if len(domain) > len(stored):
+        notes.append(f"{len(domain) - len(stored)} gaps in the kinematics cut out of the domains")
+    splits = [_interval(file, f"{name}_domain") for name in ("train", "valid", "test")]
+    parts = [without_gaps(part, cursor_times) for part in splits if part is not None]
+    if len(parts) < 3 or min(map(len, parts)) == 0:
+        notes.append("no domains stored; cut 70/10/20 in time order")
+        return domain, list(chronological_domains(domain, trials))
+    return domain, parts
 
 
 def _array(group: h5py.Group, name: str) -> Floats:
@@ -386,19 +478,37 @@ def _timestamps(group: h5py.Group) -> Floats:
     return np.asarray(start + np.arange(n_samples) / float(rate_hz))
 
 
+def _edges(group: h5py.Group) -> Floats:
+    return np.stack([_array(group, "start"), _array(group, "end")], axis=1)
+
+
 def _interval(file: h5py.File, name: str) -> Floats | None:
+    """One domain's intervals in time order, overlapping ones merged; None where not stored."""
     if name not in file or "start" not in file[name]:
         return None
-    edges = np.stack([_array(file[name], "start"), _array(file[name], "end")], axis=1)
-    return edges[np.argsort(edges[:, 0], kind="stable")]
+    edges = _edges(file[name])
+    if not np.isfinite(edges).all():
+        raise SessionError(f"{file.filename}: {name} has NaN or infinity; expected finite times")
+    edges = edges[np.argsort(edges[:, 0], kind="stable")]
+    latest_end = np.maximum.accumulate(edges[:, 1])
+    first = np.append(True, edges[1:, 0] >= latest_end[:-1])[: len(edges)]
+    return np.stack([edges[first, 0], latest_end[np.roll(first, -1)]], axis=1)
 
 
 def _trials(file: h5py.File) -> Trials | None:
-    intervals = _interval(file, "trials")
-    if intervals is None or len(intervals) == 0:
+    """Trials in time order; those without a finite start and end are no trials."""
+    if "trials" not in file or "start" not in file["trials"]:
         return None
-    target = _array(file["trials"], "target_pos") if "target_pos" in file["trials"] else None
-    return Trials(intervals=intervals, target_pos=target)
+    edges = _edges(file["trials"])
+    good = np.flatnonzero(np.isfinite(edges).all(axis=1) & (edges[:, 1] > edges[:, 0]))
+    if len(good) == 0:
+        return None
+    good = good[np.argsort(edges[good, 0], kind="stable")]
+    if "target_pos" not in file["trials"]:
+        return Trials(intervals=edges[good])
+    target = _array(file["trials"], "target_pos")
+    is_xy = target.ndim == 2 and target.shape[0] == len(edges) and target.shape[1] >= 2
+    return Trials(intervals=edges[good], target_pos=target[good, :2] if is_xy else None)
 
 
 def _strings(values: NDArray[np.generic]) -> Iterator[str]:

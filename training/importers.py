@@ -7,14 +7,14 @@ be repaired raises ImportFailedError. Timestamps keep the file's own clock.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from decoder.errors import ImportFailedError, SessionError
 from streaming.sessions import (
@@ -26,6 +26,7 @@ from streaming.sessions import (
     chronological_domains,
     continuous_domain,
     sorted_spikes,
+    velocity_of,
 )
 
 POSITION_NAMES = ("cursor_pos", "hand_pos", "finger_pos", "eye_pos")
@@ -58,7 +59,7 @@ def import_nwb(path: Path, *, position: str | None = None, velocity: str | None 
             return _from_nwbfile(io.read(), path, position, velocity)
     except SessionError:
         raise
-    except (OSError, TypeError, ValueError, KeyError) as error:  # what h5py and hdmf raise
+    except Exception as error:  # h5py and hdmf raise OSError, TypeError, ConstructError, …
         raise ImportFailedError(
             f"{path}: not a readable NWB file ({_first_line(error)}); it may be truncated or "
             "another format. Check it with `pynwb-validate`"
@@ -75,6 +76,11 @@ def _from_nwbfile(nwb: Any, path: Path, position: str | None, velocity: str | No
         raise ImportFailedError(
             f"{path}: the file has no units; expected a units table with spike times"
         )
+    if "spike_times" not in nwb.units.colnames:
+        raise ImportFailedError(
+            f"{path}: the units table has no spike_times, only {list(nwb.units.colnames)}; "
+            "expected the times of each unit's spikes"
+        )
     unit_times = [np.asarray(nwb.units.get_unit_spike_times(i)) for i in range(len(nwb.units))]
     series = _named_series(nwb)
     pos_name = _choose(position, POSITION_NAMES, series, path, "position")
@@ -85,7 +91,10 @@ def _from_nwbfile(nwb: Any, path: Path, position: str | None, velocity: str | No
             f"{path}: no cursor kinematics; expected one of {POSITION_NAMES + VELOCITY_NAMES} in "
             f"processing/behavior, found {sorted(series)}. Name yours with --position or --velocity"
         )
-    cursor_times = _series_times(series[reference])
+    cursor_times, columns = _series(series[reference], path)
+    pos, vel = (columns, None) if vel_name is None else (None, columns)
+    if vel_name is not None and pos_name is not None:
+        pos = _at_times(cursor_times, *_series(series[pos_name], path), notes)
     return _session(
         path=path,
         session_id=_session_id(nwb.session_id or path.stem),
@@ -94,8 +103,8 @@ def _from_nwbfile(nwb: Any, path: Path, position: str | None, velocity: str | No
         unit_ids=_nwb_unit_ids(nwb.units),
         unit_times=unit_times,
         cursor_times=cursor_times,
-        pos=_series_data(series[pos_name]) if pos_name else None,
-        vel=_series_data(series[vel_name]) if vel_name else None,
+        pos=pos,
+        vel=vel,
         trials=_nwb_trials(nwb),
         notes=notes,
     )
@@ -125,17 +134,40 @@ def _choose(
     return asked or next((name for name in usual if name in series), None)
 
 
-def _series_times(series: Any) -> Floats:
+def _series(series: Any, path: Path) -> tuple[Floats, Floats]:
+    """Times (n_samples,) in seconds and data (n_samples, 2) in SI units of a time series."""
+    try:
+        data = np.asarray(series.data[:], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ImportFailedError(
+            f"{path}: {series.name} holds no numbers ({_first_line(error)}); expected x and y"
+        ) from error
     if series.timestamps is not None:
-        return np.asarray(series.timestamps[:], dtype=np.float64)
-    n_samples = len(series.data)
-    return np.asarray(series.starting_time + np.arange(n_samples) / series.rate)
+        times = np.asarray(series.timestamps[:], dtype=np.float64)
+    else:
+        times = series.starting_time + np.arange(len(data)) / series.rate
+    if data.ndim != 2 or data.shape[1] < 2:
+        raise ImportFailedError(
+            f"{path}: {series.name} has shape {data.shape}; expected (n_samples, 2), x and y"
+        )
+    if len(data) != len(times):
+        raise ImportFailedError(
+            f"{path}: {series.name} has {len(data)} samples but {len(times)} timestamps; "
+            "expected as many. Write the series again, or name another with --position, --velocity"
+        )
+    return times, data[:, :2] * float(series.conversion or 1.0) + float(series.offset or 0.0)
 
 
-def _series_data(series: Any) -> Floats:
-    """Values in SI units: the data times the series' conversion factor."""
-    values = np.asarray(series.data[:], dtype=np.float64)
-    return values * float(series.conversion or 1.0)
+def _at_times(wanted: Floats, times: Floats, pos: Floats, notes: list[str]) -> Floats:
+    """Position at velocity's times, where the two were sampled apart."""
+    if np.array_equal(times, wanted, equal_nan=True):
+        return pos
+    notes.append("position and velocity have times of their own; position was interpolated")
+    good = np.flatnonzero(np.isfinite(times) & np.isfinite(pos).all(axis=1))
+    good = good[np.argsort(times[good], kind="stable")]
+    if len(good) == 0:
+        return np.full((len(wanted), 2), np.nan)
+    return np.stack([np.interp(wanted, times[good], pos[good, axis]) for axis in (0, 1)], axis=1)
 
 
 def _nwb_unit_ids(units: Any) -> list[str]:
@@ -148,6 +180,8 @@ def _nwb_trials(nwb: Any) -> Trials | None:
         return None
     intervals = np.stack([nwb.trials["start_time"][:], nwb.trials["stop_time"][:]], axis=1)
     good = np.isfinite(intervals).all(axis=1) & (intervals[:, 1] > intervals[:, 0])
+    if not good.any():
+        return None
     target = None
     if "target_pos" in nwb.trials.colnames:
         values = np.asarray(nwb.trials["target_pos"][:], dtype=np.float64)
@@ -163,63 +197,122 @@ def import_xdf(path: Path, *, position: str | None = None, velocity: str | None 
     import pyxdf
 
     try:
-        streams, _ = pyxdf.load_xdf(str(path), dejitter_timestamps=False, synchronize_clocks=True)
-    except Exception as error:  # pyxdf raises bare Exception, struct.error, IndexError, …
+        with _log_of(pyxdf.pyxdf.logger) as complaints, path.open("rb") as file:
+            streams, _ = pyxdf.load_xdf(file, dejitter_timestamps=False)
+    except Exception as error:  # pyxdf raises bare Exception, struct.error, ParseError, …
         raise ImportFailedError(
-            f"{path}: not a readable XDF file ({_first_line(error)}); it may be truncated"
+            f"{path}: not a readable XDF file ({_first_line(error)}); it may be truncated. "
+            "Expected a file that LabRecorder has closed"
         ) from error
+    try:
+        return _from_streams(streams, path, position or "pos", velocity or "vel", complaints)
+    except SessionError:
+        raise
+    except Exception as error:  # descriptions and samples of any shape a stranger may record
+        raise ImportFailedError(
+            f"{path}: its streams aren't described as expected ({_first_line(error)}); found "
+            f"{_stream_list(streams)}. Expected streams as `volition replay` sends them"
+        ) from error
+
+
+@contextmanager
+def _log_of(logger: logging.Logger) -> Iterator[list[str]]:
+    """Errors that a library logs (with tracebacks, on its way) instead of raising them."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _from_streams(
+    streams: list[dict[str, Any]], path: Path, position: str, velocity: str, complaints: list[str]
+) -> Session:
+    notes = [f"damaged in parts: {message}" for message in complaints]
     spikes = _xdf_stream(streams, XDF_SPIKES, path)
     kinematics = _xdf_stream(streams, XDF_KINEMATICS, path)
-    unit_of = _xdf_units(spikes, path)
-    events = np.asarray(spikes["time_series"]).reshape(-1, int(spikes["info"]["channel_count"][0]))
-    times = np.asarray(spikes["time_stamps"], dtype=np.float64)
-    keys = [unit_of.get((int(channel), int(unit))) for channel, unit in events[:, :2]]
-    notes = []
-    if unknown := sum(key is None for key in keys):
-        notes.append(f"{unknown} events of units that desc/units doesn't name were left out")
-    unit_ids = sorted(set(unit_of.values()))
-    position_of = {unit_id: index for index, unit_id in enumerate(unit_ids)}
-    index = np.array([-1 if key is None else position_of[key] for key in keys], dtype=np.int64)
+    if any("footer" not in stream for stream in streams):
+        notes.append("the file ends before its streams do (truncated); what is there was imported")
+    unit_ids, unit_times = _xdf_spikes(spikes, path, notes)
     labels = _xdf_labels(kinematics)
     samples = np.asarray(kinematics["time_series"], dtype=np.float64)
+    pos = _xdf_columns(samples, labels, position)
+    vel = _xdf_columns(samples, labels, velocity)
+    for prefix, usual, columns in ((position, "pos", pos), (velocity, "vel", vel)):
+        if columns is None and (prefix != usual or (pos is None and vel is None)):
+            raise ImportFailedError(
+                f"{path}: no kinematics channels {prefix}_x and {prefix}_y; found "
+                f"{labels or 'no labels'}. Name yours with --position or --velocity"
+            )
     return _session(
         path=path,
         session_id=_session_id(path.stem),
         subject_id="unknown",
         source=f"XDF {path.name}",
         unit_ids=unit_ids,
-        unit_times=[times[index == unit] for unit in range(len(unit_ids))],
+        unit_times=unit_times,
         cursor_times=np.asarray(kinematics["time_stamps"], dtype=np.float64),
-        pos=_xdf_columns(samples, labels, position or "pos"),
-        vel=_xdf_columns(samples, labels, velocity or "vel"),
+        pos=pos,
+        vel=vel,
         trials=_xdf_trials(streams),
         notes=notes,
     )
 
 
+def _xdf_text(stream: dict[str, Any], name: str) -> str:
+    return str((stream["info"].get(name) or [""])[0] or "")
+
+
+def _stream_list(streams: list[dict[str, Any]]) -> str:
+    seen = (f"{_xdf_text(s, 'name')} ({_xdf_text(s, 'type')})" for s in streams)
+    return ", ".join(seen) or "no streams"
+
+
 def _xdf_stream(streams: list[dict[str, Any]], kind: str, path: Path) -> dict[str, Any]:
-    matching = [s for s in streams if s["info"]["type"][0] == kind and len(s["time_stamps"])]
+    matching = [s for s in streams if _xdf_text(s, "type") == kind and len(s["time_stamps"])]
     if not matching:
-        seen = [f"{s['info']['name'][0]} ({s['info']['type'][0]})" for s in streams]
         raise ImportFailedError(
-            f"{path}: no stream of type {kind!r} with data; found {', '.join(seen) or 'none'}"
+            f"{path}: no stream of type {kind!r} with data; found {_stream_list(streams)}. "
+            f"Record the {kind!r} stream too, and import that file"
         )
     return max(matching, key=lambda stream: len(stream["time_stamps"]))
 
 
 def _xdf_description(stream: dict[str, Any], outer: str, inner: str) -> list[dict[str, Any]]:
-    desc = (stream["info"].get("desc") or [None])[0] or {}
-    group = (desc.get(outer) or [None])[0] or {}
-    return list(group.get(inner) or [])
+    desc = (stream["info"].get("desc") or [None])[0]
+    group = (desc.get(outer) or [None])[0] if isinstance(desc, dict) else None
+    return list(group.get(inner) or []) if isinstance(group, dict) else []
 
 
-def _xdf_units(stream: dict[str, Any], path: Path) -> dict[tuple[int, int], str]:
+def _xdf_spikes(
+    stream: dict[str, Any], path: Path, notes: list[str]
+) -> tuple[list[str], list[Floats]]:
+    """Unit ids, in the order of desc/units, and each one's spike times."""
+    events = np.asarray(stream["time_series"])
+    if events.ndim != 2 or events.shape[1] < 2:
+        raise ImportFailedError(
+            f"{path}: the spike stream has samples of shape {events.shape[1:]}; "
+            "expected the two fields channel and unit"
+        )
     described = _xdf_description(stream, "units", "unit")
     if not described:
         raise ImportFailedError(
-            f"{path}: the spike stream's desc/units is empty; expected one unit each"
+            f"{path}: the spike stream's desc/units is empty; expected one unit each, with id, "
+            "channel and unit"
         )
-    return {(int(u["channel"][0]), int(u["unit"][0])): str(u["id"][0]) for u in described}
+    unit_of = {(int(u["channel"][0]), int(u["unit"][0])): str(u["id"][0]) for u in described}
+    unit_ids = list(dict.fromkeys(unit_of.values()))
+    row_of = {key: unit_ids.index(unit_id) for key, unit_id in unit_of.items()}
+    rows = np.array([row_of.get((int(c), int(u)), -1) for c, u in events[:, :2]])
+    if n_unknown := int((rows < 0).sum()):
+        notes.append(f"{n_unknown} events of units that desc/units doesn't name were left out")
+    times = np.asarray(stream["time_stamps"], dtype=np.float64)
+    return unit_ids, [times[rows == row] for row in range(len(unit_ids))]
 
 
 def _xdf_labels(stream: dict[str, Any]) -> list[str]:
@@ -235,18 +328,22 @@ def _xdf_columns(samples: Floats, labels: list[str], prefix: str) -> Floats | No
 
 def _xdf_trials(streams: list[dict[str, Any]]) -> Trials | None:
     """Trials from marker pairs `trial_start` and `trial_end`, as `volition replay` sends them."""
-    starts, ends = [], []
-    for stream in streams:
-        if stream["info"]["type"][0] != "Markers":
-            continue
+    starts: list[float] = []
+    ends: list[float] = []
+    for stream in (s for s in streams if _xdf_text(s, "type") == "Markers"):
         for marker, time in zip(stream["time_series"], stream["time_stamps"], strict=True):
-            if marker[0].startswith("trial_start"):
+            if str(marker[0]).startswith("trial_start"):
                 starts.append(float(time))
-            elif marker[0].startswith("trial_end"):
+            elif str(marker[0]).startswith("trial_end"):
                 ends.append(float(time))
-    pairs = [(s, min(e for e in ends if e > s)) for s in starts if any(e > s for e in ends)]
-    disjoint = [p for p, q in pairwise(pairs) if p[1] <= q[0]] + pairs[-1:]
-    return Trials(intervals=np.array(disjoint)) if disjoint else None
+    starts.sort()
+    ends.sort()
+    first_end = np.append(ends, np.inf)[np.searchsorted(ends, starts, side="right")]
+    next_start = np.append(starts, np.inf)[1:]
+    closed = np.isfinite(first_end) & (first_end <= next_start)
+    if not closed.any():
+        return None
+    return Trials(intervals=np.stack([starts, first_end], axis=1)[closed])
 
 
 def _session_id(name: str) -> str:
@@ -268,6 +365,7 @@ def _session(
     notes: list[str],
 ) -> Session:
     """Put the parts together: repair what can be repaired, and say so."""
+    unit_times = _finite(unit_times, notes)
     unit_ids, unit_times = _drop_empty_units(path, unit_ids, unit_times, notes)
     cursor_times, pos, vel = _clean_kinematics(path, cursor_times, pos, vel, notes)
     domain = continuous_domain(cursor_times)
@@ -296,6 +394,15 @@ def _session(
     )
 
 
+def _finite(unit_times: list[Floats], notes: list[str]) -> list[Floats]:
+    """Spike times without NaN and infinity."""
+    unit_times = [np.asarray(times, dtype=np.float64) for times in unit_times]
+    finite = [times[np.isfinite(times)] for times in unit_times]
+    if n_bad := sum(map(len, unit_times)) - sum(map(len, finite)):
+        notes.append(f"{n_bad} spikes without a finite time were left out")
+    return finite
+
+
 def _drop_empty_units(
     path: Path, unit_ids: list[str], unit_times: list[Floats], notes: list[str]
 ) -> tuple[list[str], list[Floats]]:
@@ -311,23 +418,7 @@ def _clean_kinematics(
     path: Path, times: Floats, pos: Floats | None, vel: Floats | None, notes: list[str]
 ) -> tuple[Floats, Floats, Floats]:
     """Finite values at ascending times; velocity by gradient where there is none."""
-    for name, values in (("position", pos), ("velocity", vel)):
-        if values is None:
-            continue
-        if values.ndim != 2 or values.shape[1] < 2:
-            raise ImportFailedError(
-                f"{path}: {name} has shape {values.shape}; expected (n_samples, 2)"
-            )
-        if len(values) != len(times):
-            raise ImportFailedError(
-                f"{path}: {len(values)} {name} samples but {len(times)} timestamps; "
-                "expected as many"
-            )
-    if pos is None and vel is None:
-        raise ImportFailedError(
-            f"{path}: the kinematics have neither position nor velocity columns"
-        )
-    columns = np.concatenate([v[:, :2] for v in (pos, vel) if v is not None], axis=1)
+    columns = np.concatenate([v for v in (pos, vel) if v is not None], axis=1)
     good = np.isfinite(times) & np.isfinite(columns).all(axis=1)
     good[good] &= np.concatenate(([True], np.diff(np.maximum.accumulate(times[good])) > 0))
     if (n_bad := int((~good).sum())) > 0:
@@ -339,11 +430,11 @@ def _clean_kinematics(
             f"{path}: {int(good.sum())} usable kinematics samples; expected many"
         )
     times = times[good]
-    pos = None if pos is None else pos[good, :2]
-    vel = None if vel is None else vel[good, :2]
+    pos = None if pos is None else pos[good]
+    vel = None if vel is None else vel[good]
     if vel is None:
         assert pos is not None
-        vel = np.gradient(pos, times, axis=0)
+        vel = velocity_of(pos, times)
         notes.append("velocity is the gradient of position")
     if pos is None:
         pos = np.zeros_like(vel)
@@ -354,17 +445,13 @@ def _clean_kinematics(
 def _merge(
     path: Path, unit_times: list[Floats], domain: Floats, notes: list[str]
 ) -> tuple[Floats, Ints]:
-    """All units' spikes in one ascending array; NaN left out, the unsorted sorted."""
-    times = np.concatenate([np.asarray(t, dtype=np.float64) for t in unit_times])
-    units: NDArray[np.int64] = np.repeat(np.arange(len(unit_times)), [len(t) for t in unit_times])
+    """All units' spikes in one ascending array; the unsorted sorted."""
+    times = np.concatenate(unit_times)
+    units = np.repeat(np.arange(len(unit_times)), [len(t) for t in unit_times])
     if any((np.diff(t) < 0).any() for t in unit_times):
         notes.append("spikes of some units were out of order and have been sorted")
-    finite = np.isfinite(times)
-    if not finite.all():
-        notes.append(f"{int((~finite).sum())} spikes without a finite time were left out")
-    times, units, _ = sorted_spikes(times[finite], units[finite])
-    overlap = (times >= domain[0, 0]) & (times < domain[-1, 1])
-    if not overlap.any():
+    times, units, _ = sorted_spikes(times, units)
+    if not ((times >= domain[0, 0]) & (times < domain[-1, 1])).any():
         raise ImportFailedError(
             f"{path}: no spike falls in the kinematics' time span "
             f"[{domain[0, 0]:.3f}, {domain[-1, 1]:.3f}] s; are both on one clock?"

@@ -1,0 +1,80 @@
+"""What tests share: where real recordings lie, and a tiny real decoder, exported once a run."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch_brain.models.poyo import POYO
+
+from decoder.bundle import Bundle
+from streaming import sessions
+from streaming.sessions import Session
+from training import runs
+from training.export import export_model
+from training.model import ModelConfig, build
+from training.simulate import simulate
+from training.windows import OutputScale, unit_words
+
+ROOT = Path(__file__).parent.parent
+TINY = ModelConfig(
+    latent_step=0.25,
+    num_latents_per_step=4,
+    dim=32,
+    depth=1,
+    dim_head=16,
+    self_heads=2,
+    t_min=1e-3,
+    atn_dropout=0.0,
+)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """The folder of real recordings (VOLITION_RECORDINGS, or ../shared/data)."""
+    folder = Path(os.environ.get("VOLITION_RECORDINGS", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real recordings in {folder}; set VOLITION_RECORDINGS")
+    return folder
+
+
+@dataclass(frozen=True)
+class TinyDecoder:
+    """A small POYO with random weights, its bundle, and the session whose units it knows."""
+
+    model: POYO
+    config: ModelConfig
+    bundle: Bundle
+    session: Session
+    session_path: Path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyDecoder:
+    """One tiny decoder for the whole run; its session's name is unique, and so are its streams."""
+    folder = tmp_path_factory.mktemp("tiny")
+    name = f"tiny-{uuid.uuid4().hex[:8]}"
+    session = replace(simulate(n_units=40, minutes=2.0, subject=1, seed=1), session_id=name)
+    torch.manual_seed(0)
+    model = build(TINY, unit_words(session), [name]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    scale = OutputScale.of(session)
+    record = runs.RunRecord(
+        preset="tiny",
+        seed=0,
+        model=runs.model_fields(TINY),
+        unit_words=unit_words(session),
+        session_words=[name],
+        session_paths={},
+        output_mean={name: (scale.mean[0], scale.mean[1])},
+        output_std={name: (scale.std[0], scale.std[1])},
+        settings={},
+    )
+    bundle = export_model(model, record, name, folder / "tiny.bundle")
+    return TinyDecoder(model, TINY, bundle, session, sessions.save(session, folder))

@@ -1,0 +1,80 @@
+"""The ring against a plain sorted list, whatever order spikes come in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from decoder.ring import COMPACT_FLOOR, TokenRing
+
+
+def rows_of(times: np.ndarray) -> np.ndarray:
+    """A row that names its spike."""
+    return np.asarray(times, dtype=np.float32)[:, None]
+
+
+def append(ring: TokenRing, times: list[float] | np.ndarray) -> None:
+    times = np.asarray(times, dtype=np.float64)
+    ring.append(times, np.arange(len(times)), rows_of(times))
+
+
+def test_a_window_holds_its_start_and_not_its_end() -> None:
+    ring = TokenRing(100, (1,))
+    append(ring, [0.0, 1.0, 2.0, 3.0])
+    rows, n_spikes = ring.window(1.0, 3.0)
+    assert rows[:, 0].tolist() == [1.0, 2.0]
+    assert n_spikes == 2
+
+
+def test_spikes_out_of_order_are_merged_into_their_place() -> None:
+    ring = TokenRing(100, (1,))
+    append(ring, [5.0, 1.0, 3.0])
+    append(ring, [2.0, 6.0, 4.0])
+    assert ring.times.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert ring.rows[:, 0].tolist() == ring.times.tolist()
+
+
+def test_of_more_than_fits_the_oldest_go_and_are_counted() -> None:
+    ring = TokenRing(3, (1,))
+    append(ring, [1.0, 2.0])
+    append(ring, [3.0, 4.0])
+    assert ring.times.tolist() == [2.0, 3.0, 4.0]
+    append(ring, [9.0, 8.0, 7.0, 6.0, 5.0])
+    assert ring.times.tolist() == [7.0, 8.0, 9.0]
+    assert ring.n_overflowed == 1 + 2 + 3
+
+
+def test_nothing_is_kept_after_clear() -> None:
+    ring = TokenRing(10, (1,))
+    append(ring, [1.0])
+    ring.clear()
+    assert len(ring) == 0
+    assert ring.window(0.0, 2.0)[1] == 0
+
+
+def test_a_ring_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one spike"):
+        TokenRing(0, (1,))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_after_thousands_of_random_appends_it_equals_a_sorted_list(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    capacity = 2 * COMPACT_FLOOR
+    ring = TokenRing(capacity, (1,))
+    kept = np.empty(0)
+    now = 0.0
+    for _ in range(400):
+        now += 0.01
+        new = now - rng.exponential(0.005, size=rng.integers(0, 200))
+        append(ring, new)
+        kept = np.sort(np.concatenate([kept, new]))[-capacity:]
+        if rng.random() < 0.5:
+            start = now - rng.uniform(0.0, 0.5)
+            ring.forget_before(start)
+            kept = kept[kept >= start]
+    np.testing.assert_array_equal(ring.times, kept)
+    np.testing.assert_array_equal(ring.rows, rows_of(kept))
+    rows, _ = ring.window(now - 0.1, now)
+    np.testing.assert_array_equal(rows, rows_of(kept[(kept >= now - 0.1) & (kept < now)]))
+    assert ring.rows.flags.c_contiguous
