@@ -245,6 +245,7 @@ def replay(
     speed: Annotated[float, typer.Option(help="Recorded seconds per second.")] = 1.0,
     loop: Annotated[bool, typer.Option("--loop", help="Start over at the end, for ever.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until somebody listens.")] = False,
+    lead: Annotated[float, typer.Option(min=0.0, help="Seconds before the first event.")] = 1.5,
     score: Annotated[
         bool, typer.Option("--score", help="Subscribe to the daemon and print its live R².")
     ] = False,
@@ -263,7 +264,7 @@ def replay(
     settings = ReplaySettings(
         split=split,  # type: ignore[arg-type]
         seconds=seconds, speed=speed, loop=loop, wait_for_consumer=wait or score,
-        lead_s=1.5 if score else 0.5,
+        lead_s=lead,
     )  # fmt: skip
     if score:
         play_and_score(_console(), session, settings, address, as_json=as_json)

@@ -1,13 +1,14 @@
 """Cursor frames as a rig receives them.
 
-    with CursorSubscriber() as cursor:
-        for frame in cursor:
-            if frame.valid:
-                move(frame.velocity)
+    with CursorSubscriber(latest_only=True) as cursor:
+        while True:
+            frame = cursor.receive(timeout_s=0.05)
+            move(frame.velocity if frame is not None and frame.valid else (0.0, 0.0))
 
 `latest_only` keeps one frame (ZeroMQ's CONFLATE): right for a screen that draws when it can.
-Without it every frame arrives in order: right for whoever integrates or records. A frame that
-isn't `valid` carries zero velocity; silence is for the receiver to notice (`is_stale`).
+and for a loop that may fall behind, since what was missed is not played late. Without it every
+frame arrives in order: right for whoever records. A frame that isn't `valid` carries zero
+velocity; silence is for the receiver to notice (a timeout, or `is_stale`).
 """
 
 from __future__ import annotations

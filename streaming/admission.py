@@ -3,7 +3,7 @@
 | timestamp                                     | policy                | counter          |
 |-----------------------------------------------|-----------------------|------------------|
 | in the window, older than the last tick       | taken                 | `late`           |
-| in the window, before the event it follows    | taken, put in order   | `out_of_order`   |
+| in the window, older than the newest so far   | taken, put in order   | `out_of_order`   |
 | same unit and time as another of its tick     | taken                 | `duplicate`      |
 | ahead of now, by at most `FUTURE_S`           | kept for its window   | -                |
 | ahead of now by more                          | left out              | `future`         |
@@ -28,7 +28,7 @@ from decoder.runtime import FUTURE_S
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-STEP_BACK_S = 0.5
+STEP_BACK_S = 0.1
 UNKNOWN = -1  # unit index of an event whose unit the bundle doesn't know
 
 
@@ -59,23 +59,27 @@ class Admission:
     def __init__(self, window_s: float) -> None:
         self.window_s = window_s
         self.counters = Counters()
-        self.newest: float | None = None
+        self.newest: float | None = None  # time of the newest spike taken, s
         self._previous_time = -np.inf
+        self._newest_stamp = -np.inf
         self._last_tick = -np.inf
 
-    def admit(self, times: Floats, unit_index: Ints, now: float) -> tuple[Floats, Ints]:
+    def admit(
+        self, times: Floats, unit_index: Ints, *, window_end: float, now: float
+    ) -> tuple[Floats, Ints]:
         """The events to take, in arrival order.
 
         times: (n_events,) float64, LSL clock of this host.
         unit_index: (n_events,) int64, `UNKNOWN` where the bundle doesn't know the unit.
-        now: end of this tick's window.
+        window_end: end of this tick's window; what is too old for it is left out.
+        now: when the events were drained; what lies ahead of it is from the future.
         """
         count = self.counters
         if len(times):
             known = unit_index != UNKNOWN
             timed = np.isfinite(times) & (times != 0.0)
             future = times > now + FUTURE_S
-            too_old = times < now - self.window_s
+            too_old = times < window_end - self.window_s
             take = known & timed & ~future & ~too_old
             count.unknown_unit += int((~known).sum())
             count.no_time += int((known & ~timed).sum())
@@ -84,7 +88,8 @@ class Admission:
             self._count_backward_steps(times[timed & ~future])
             times, unit_index = times[take], unit_index[take]
             self._count_oddities(times, unit_index)
-        self._last_tick = now
+            self._note_newest(times, now)
+        self._last_tick = window_end
         return times, unit_index
 
     def _count_backward_steps(self, times: Floats) -> None:
@@ -101,10 +106,16 @@ class Admission:
         count.taken += len(times)
         count.late += int((times < self._last_tick).sum())
         seen_before = np.empty_like(times)  # the newest time seen before each event
-        seen_before[0] = -np.inf if self.newest is None else self.newest
+        seen_before[0] = self._newest_stamp
         seen_before[1:] = np.maximum(np.maximum.accumulate(times[:-1]), seen_before[0])
         count.out_of_order += int((times < seen_before).sum())
         if (np.diff(np.sort(times)) == 0).any():
             pairs = np.stack([times, unit_index.astype(np.float64)], axis=1)
             count.duplicate += len(pairs) - len(np.unique(pairs, axis=0))
-        self.newest = float(max(seen_before[-1], times[-1]))
+        self._newest_stamp = float(max(seen_before[-1], times[-1]))
+
+    def _note_newest(self, times: Floats, now: float) -> None:
+        """A stamp ahead of its arrival is no newer than its arrival: it must not hide silence."""
+        if len(times):
+            newest = min(float(times.max()), now)
+            self.newest = newest if self.newest is None else max(self.newest, newest)

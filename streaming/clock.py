@@ -40,14 +40,15 @@ class Metronome:
     def wait(self) -> float:
         """Sleep until the next deadline that isn't past, and return it."""
         self._index += 1
-        due = self._start + self._index * self.tick_s
-        now = self._clock()
-        if now >= due + self.tick_s:
-            newest = math.floor((now - self._start) / self.tick_s)
-            self.n_late += newest - self._index
-            self._index = newest
-            return self._start + newest * self.tick_s
-        while (left := due - self._clock()) > 0:
-            if left > SPIN_S:
-                time.sleep(left - SPIN_S)
-        return due
+        while True:
+            due = self._start + self._index * self.tick_s
+            now = self._clock()
+            if now >= due + self.tick_s:  # also where the stall came while asleep
+                newest = math.floor((now - self._start) / self.tick_s)
+                self.n_late += newest - self._index
+                self._index = newest
+                return self._start + newest * self.tick_s
+            if now >= due:
+                return due
+            if due - now > SPIN_S:
+                time.sleep(due - now - SPIN_S)

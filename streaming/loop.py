@@ -16,6 +16,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from types import FrameType
 
 from pylsl import local_clock
@@ -110,18 +111,27 @@ class Daemon:
     def tick(self, window_end: float) -> None:
         """Drain the stream, decode at `window_end` (LSL clock, s), publish one frame."""
         self._drain(window_end)
-        self.state = self.watch.judge(window_end, self._newest_before(window_end))
+        newest = self.admission.newest if self.inlet is not None else None
+        self.state = self.watch.judge(window_end, newest)
         decode_from = local_clock()
+        velocity = ZERO
         if self.state is State.DECODING:
-            x, y = self.runtime.decode(window_end)
-            velocity = (float(x), float(y))
-        else:
-            velocity = ZERO
+            velocity = self._decode(window_end)
         published = local_clock()
+        if published - window_end > self.watch.stale_after_s:  # stalled between deadline and here
+            self.state, velocity = State.STALE, ZERO
         self.publisher.send(self._frame(window_end, velocity, decode_from, published))
         self.publisher.see_subscribers()
         self._seq += 1
         self.health.tick((published - window_end) * 1e3)
+
+    def _decode(self, window_end: float) -> tuple[float, float]:
+        """Velocity in m/s; a number that can't be one is a fault, and zero."""
+        x, y = self.runtime.decode(window_end)
+        if isfinite(x) and isfinite(y):
+            return float(x), float(y)
+        self.state = State.FAULT
+        return ZERO
 
     def _drain(self, window_end: float) -> None:
         """Move what waits on the stream into the decoder's ring."""
@@ -137,7 +147,9 @@ class Daemon:
             return
         if (n_events := self.inlet.n_drained - before) and len(times):
             self.health.drained(n_events, window_end - float(times.min()))
-        times, unit_index = self.admission.admit(times, unit_index, window_end)
+        times, unit_index = self.admission.admit(
+            times, unit_index, window_end=window_end, now=local_clock()
+        )
         self.runtime.append(times, unit_index)
 
     def _connect(self) -> None:
@@ -147,18 +159,16 @@ class Daemon:
             self._detail = ""
 
     def _lose_stream(self, why: str) -> None:
-        """A stream that can't recover by itself: forget it and look again."""
+        """The stream's sender went away: forget it and look again.
+
+        A sender that comes back may bring other units, so it is opened and read anew.
+        """
         assert self.inlet is not None
         self._n_drained_before += self.inlet.n_drained
         self.inlet = None
         self._detail = why
         self.watch.forget()
         self.connector.start()
-
-    def _newest_before(self, window_end: float) -> float | None:
-        """Newest admitted spike; one that is ahead of the window counts as its end."""
-        newest = self.admission.newest
-        return None if newest is None else min(newest, window_end)
 
     def _frame(
         self,
@@ -217,19 +227,20 @@ class Daemon:
             State.STALE: "no spikes; waiting for the stream to come back",
             State.WARMING: "filling the window",
             State.READY: "connected, no spikes yet",
+            State.FAULT: "the decoder gave a velocity that is no number; check the bundle",
         }.get(self.state, "")
 
     def shutdown(self) -> None:
         """Publish one last invalid frame, say how it went, close the sockets."""
-        self.connector.stop()
         now = local_clock()
-        last = self.status(now)
         self.state = State.IDLE
         self.publisher.send(self._frame(now, ZERO, now, now))
-        self.publisher.send_status(self.status(now))
+        last = self.status(now)
+        self.publisher.send_status(last)
+        self.publisher.close()
+        self.connector.stop()
         if self.inlet is not None:
             self.inlet.close()
-        self.publisher.close()
         log.info(
             "stopped after %.1f s: %d frames, %d late ticks, %d events drained, %d taken",
             last.uptime_s, last.ticks, last.late_ticks,

@@ -37,6 +37,8 @@ BUFFER_S = 10  # for regular streams
 MAX_SAMPLES = 4096  # a pull; repeated until the inlet is empty
 OPEN_TIMEOUT_S = 5.0
 CORRECTION_EVERY_S = 0.5
+MAX_UNIT_RATE_HZ = 1000.0  # a count above it is no count of one unit's spikes
+MAX_CHANNEL = 2**20  # channel times unit numbers; a description beyond it is an error
 RESOLVE_EVERY_S = 0.2
 
 
@@ -71,7 +73,7 @@ class SpikeInlet:
     def __init__(self, found: pylsl.StreamInfo, unit_ids: Sequence[str]) -> None:
         regular = found.nominal_srate() > 0
         self._inlet = pylsl.StreamInlet(
-            found, max_buflen=BUFFER_S if regular else BUFFER_HUNDREDS, recover=True
+            found, max_buflen=BUFFER_S if regular else BUFFER_HUNDREDS, recover=False
         )
         try:
             info = self._inlet.info(timeout=OPEN_TIMEOUT_S)
@@ -97,7 +99,9 @@ class SpikeInlet:
     def drain(self, now: float) -> tuple[Floats, Ints]:
         """Everything that waits: times (n,) on this host's clock, unit indices (n,).
 
-        Never blocks. Raises StreamError where the stream is lost for good (no source_id).
+        Never blocks. Raises StreamError where the sender went away. (liblsl's own recovery
+        would keep the old description: a sender that restarts with other units would be
+        decoded as the old ones, silently.)
         """
         self._update_offset(now)
         chunks: list[tuple[Floats, Ints]] = []
@@ -107,11 +111,13 @@ class SpikeInlet:
                     timeout=0.0, max_samples=MAX_SAMPLES, as_numpy=True
                 )
             except pylsl.util.LostError as error:
-                raise StreamError(f"stream {self.name!r} is lost; it has no source_id") from error
+                raise StreamError(f"the sender of {self.name!r} went away") from error
             if len(stamps) == 0:
                 break
             self.n_drained += len(stamps)
-            chunks.append(self._parse(samples, np.asarray(stamps) + self.clock_offset_s))
+            stamped = np.asarray(stamps, dtype=np.float64)
+            stamped = np.where(stamped > 0, stamped + self.clock_offset_s, np.nan)
+            chunks.append(self._parse(samples, stamped))
             if len(stamps) < MAX_SAMPLES:
                 break
         if not chunks:
@@ -128,7 +134,7 @@ class SpikeInlet:
         try:
             self.clock_offset_s = float(self._inlet.time_correction(timeout=0.0))
         except (pylsl.util.TimeoutError, pylsl.util.LostError):
-            return  # reconnecting: no estimate yet, the last one stands
+            return  # going away; the next pull says so
 
     def close(self) -> None:
         """Close the stream."""
@@ -168,7 +174,9 @@ class _CountParser:
         self._columns, self._bin_s = columns, bin_s
 
     def __call__(self, samples: NDArray[np.generic], stamps: Floats) -> tuple[Floats, Ints]:
-        counts = np.maximum(np.nan_to_num(samples.astype(np.float64)), 0).round().astype(np.int64)
+        finite = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0)
+        most = np.ceil(MAX_UNIT_RATE_HZ * self._bin_s)
+        counts = np.clip(finite, 0, most).round().astype(np.int64)
         flat = counts.ravel()
         total = int(flat.sum())
         if total == 0:
@@ -182,6 +190,8 @@ class _CountParser:
 
 
 def _parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _EventParser | _CountParser:
+    if info.channel_format() == pylsl.cf_string:
+        raise StreamError(f"stream {info.name()!r} carries strings; expected numbers")
     if info.type() == COUNTS:
         return _count_parser(info, index_of)
     return _event_parser(info, index_of)
@@ -206,6 +216,11 @@ def _event_parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _Event
             f"none of the {len(described)} units of stream {info.name()!r} "
             f"({next(iter(described.values()))}, …) is among the bundle's {len(index_of)} "
             f"({next(iter(index_of))}, …); is this the right bundle?"
+        )
+    if max((channel + 1) * (unit + 1) for channel, unit in known) > MAX_CHANNEL:
+        raise StreamError(
+            f"stream {info.name()!r} describes channel and unit numbers up to {max(known)}; "
+            "expected small ones, counted from 0"
         )
     return _EventParser(known, len(described) - len(known))
 
@@ -265,6 +280,7 @@ class Connector:
         self.problem: str | None = None
         self._unit_ids = unit_ids
         self._inlet: SpikeInlet | None = None
+        self._broke: Exception | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -275,7 +291,12 @@ class Connector:
         self._thread.start()
 
     def take(self) -> SpikeInlet | None:
-        """The opened stream, once; None while there is none yet."""
+        """The opened stream, once; None while there is none yet.
+
+        Raises what ended the search, where that was no StreamError.
+        """
+        if self._broke is not None:
+            raise self._broke
         inlet, self._inlet = self._inlet, None
         return inlet
 
@@ -286,6 +307,12 @@ class Connector:
             self._thread.join(timeout=2 * OPEN_TIMEOUT_S)
 
     def _search(self) -> None:
+        try:
+            self._search_until_found()
+        except Exception as error:  # raised again in the loop, which must not wait for ever
+            self._broke = error
+
+    def _search_until_found(self) -> None:
         while not self._stop.is_set():
             found = self.query.resolve(RESOLVE_EVERY_S)
             if found is None:

@@ -46,7 +46,7 @@ class ReplaySettings:
     speed: float = 1.0
     loop: bool = False
     wait_for_consumer: bool = False
-    lead_s: float = 0.5
+    lead_s: float = 1.5
     name_prefix: str = ""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The daemon's settings: read once, from arguments, `VOLITION_…` variables and a `.env` file."""
+"""The daemon's settings: read once, from arguments and `VOLITION_…` variables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ class DaemonSettings(BaseSettings):
     stream_name: str | None = None
     address: str = Field(default=DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
     stale_after_ms: float = Field(
-        default=250.0, gt=0, description="age of the newest spike, ms, at which decoding stops"
+        default=250.0,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="age of the newest spike, ms, at which decoding stops",
     )
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     require_provider: bool = False

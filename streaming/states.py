@@ -44,10 +44,11 @@ class StreamWatch:
         self._ever_live = False
 
     def judge(self, window_end: float, newest_spike: float | None) -> State:
-        """The state at `window_end`, given the newest spike's time before it (LSL clock, s)."""
-        if newest_spike is None:
-            return State.STALE if self._ever_live else State.READY
-        if window_end - newest_spike > self.stale_after_s:
+        """The state at `window_end`, given the newest spike's time (LSL clock, s).
+
+        newest_spike: None where there was none yet, or no stream is open.
+        """
+        if newest_spike is None or window_end - newest_spike > self.stale_after_s:
             self._live_since = None
             return State.STALE if self._ever_live else State.READY
         self._ever_live = True

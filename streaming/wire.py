@@ -56,7 +56,7 @@ class CursorFrame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     published: float  # s
     velocity: tuple[float, float]  # m/s; x, y
     n_spikes: int  # spikes in the window
-    n_drained: int  # events taken off the stream since it was opened
+    n_drained: int  # events taken off the stream since the daemon's start
     clock_offset: float  # s; added to the stamps of this tick's events
     latency_ms: float  # ms; window end to publication
 

@@ -1,4 +1,4 @@
-"""Who may import whom (docs/ARCHITECTURE.md), read from the sources; and the daemon has no torch."""
+"""Who may import whom, read from the sources (docs/ARCHITECTURE.md); no torch in the daemon."""
 
 from __future__ import annotations
 

@@ -1,0 +1,74 @@
+"""The command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "onnxruntime", "pylsl", "zmq", "h5py", "numpy", "rich.progress")
+
+
+def volition(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "clients.cli", *arguments],
+        capture_output=True, text=True, cwd=cwd, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_help_lists_every_verb_and_loads_nothing_heavy() -> None:
+    text = volition("--help").stdout
+    verbs = ("import", "info", "simulate", "pretrain", "export", "bundle", "decode", "replay",
+             "watch", "demo", "bench")  # fmt: skip
+    assert all(verb in text for verb in verbs)
+    assert "Not a medical device" in text
+    code = f"import sys, clients.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [
+    ("info", "missing.h5"),
+    ("import", "missing.nwb"),
+    ("bundle", "missing.bundle"),
+    ("decode", "missing.bundle"),
+    ("export", "missing-run", "-o", "x.bundle"),
+    ("simulate", "--task", "swimming"),
+    ("replay", "missing.h5", "--from", "tomorrow"),
+    ("pretrain", "missing", "-o", "run"),
+])  # fmt: skip
+def test_a_mistake_gives_one_clear_error_and_exit_code_1(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = volition(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_simulated_session_can_be_inspected_as_json(tmp_path: Path) -> None:
+    made = volition("simulate", "--units", "8", "--minutes", "1", "-o", str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    (path,) = tmp_path.glob("*.h5")
+    info = json.loads(volition("info", str(path), "--json").stdout)
+    assert info["units"] == 8
+    assert info["minutes"] == pytest.approx(1.0)
+
+
+def test_a_bundle_prints_as_json(tiny) -> None:
+    manifest = json.loads(volition("bundle", str(tiny.bundle.path), "--json").stdout)
+    assert manifest["session_id"] == tiny.session.session_id
+
+
+def test_the_demo_ends_by_itself_with_a_score() -> None:
+    done = volition("demo", "--seconds", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    score = json.loads(done.stdout)
+    assert score["gaps"] == 0
+    assert score["scored_frames"] > 400
+    assert score["r2_mean"] > 0.5

@@ -1,0 +1,186 @@
+"""The daemon over real LSL and ZeroMQ, each side in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pylsl
+import pytest
+
+from clients.subscriber import CursorSubscriber, StatusSubscriber
+from streaming import wire
+from tests.rig import daemon, frames_until, running, wait_for
+from training.reference import reference_inputs, reference_output
+
+STALE_S = 0.25
+
+
+def stream_of(tiny) -> str:
+    return f"{tiny.session.session_id}-spikes"
+
+
+def replay(tiny, *more: str) -> tuple[str, ...]:
+    return ("replay", str(tiny.session_path), "--wait", *more)
+
+
+def is_decoding(frame: wire.CursorFrame) -> bool:
+    return frame.valid
+
+
+def assert_safe(frames: list[wire.CursorFrame]) -> None:
+    """Valid only while decoding, zero otherwise, no gap in the sequence."""
+    for frame in frames:
+        assert frame.valid == (frame.state == "decoding")
+        assert frame.valid or frame.velocity == (0.0, 0.0)
+    seqs = [frame.seq for frame in frames]
+    assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+
+
+def record(name: str) -> pylsl.StreamInlet:
+    """An inlet of the test's own, raw stamps."""
+    found = wait_for("the spike stream", lambda: pylsl.resolve_byprop("name", name, timeout=0.5))
+    inlet = pylsl.StreamInlet(found[0], max_buflen=4000)
+    inlet.open_stream(timeout=5.0)
+    return inlet
+
+
+def drain(inlet: pylsl.StreamInlet) -> tuple[np.ndarray, np.ndarray]:
+    stamps, units = [], []
+    while True:
+        samples, times = inlet.pull_chunk(timeout=0.2, max_samples=4096, as_numpy=True)
+        if len(times) == 0:
+            return np.concatenate(stamps), np.concatenate(units)
+        stamps.append(np.asarray(times))
+        units.append(samples[:, 0].astype(np.int64))
+
+
+def test_live_velocities_equal_torch_brain_on_the_same_windows(tiny, tmp_path: Path) -> None:
+    """Frames say which events they had seen and with which offset: every tick is run again."""
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
+        CursorSubscriber(address) as cursor,
+    ):
+        frames = frames_until(cursor, lambda f: f.state in ("ready", "warming"))
+        with running(tmp_path / "replay.log", "replay", str(tiny.session_path), "--lead", "3"):
+            inlet = record(stream_of(tiny))
+            frames += frames_until(cursor, is_decoding)
+            start = frames[-1].window_end
+            frames += frames_until(cursor, lambda f: f.window_end > start + 2.0)
+            stamps, units = drain(inlet)
+    assert_safe(frames)
+    offsets = np.empty(len(stamps))  # of each event: that of the tick that drained it
+    seen = 0
+    for frame in frames:
+        offsets[seen : frame.n_drained] = frame.clock_offset
+        seen = max(seen, frame.n_drained)
+    scale = np.array([output.scale for output in tiny.bundle.manifest.outputs])
+    mean = np.array([output.offset for output in tiny.bundle.manifest.outputs])
+    worst = 0.0
+    valid = [frame for frame in frames if frame.valid]
+    for frame in valid[::10]:
+        times = stamps[: frame.n_drained] + offsets[: frame.n_drained]
+        inside = (times >= frame.window_end - 1.0) & (times < frame.window_end)
+        inputs = reference_inputs(
+            tiny.model, tiny.config, times[inside], units[: frame.n_drained][inside],
+            frame.window_end, tiny.session.n_units,
+        )  # fmt: skip
+        assert frame.n_spikes == inside.sum()
+        expected = reference_output(tiny.model, inputs)
+        worst = max(worst, np.abs((np.array(frame.velocity) - mean) / scale - expected).max())
+    assert len(valid) > 150
+    assert worst <= 1e-4
+
+
+def test_a_killed_source_is_stale_within_the_limit_and_a_new_one_resumes(
+    tiny, tmp_path: Path
+) -> None:
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
+        CursorSubscriber(address) as cursor,
+    ):
+        with running(tmp_path / "first.log", *replay(tiny)) as source:
+            frames = frames_until(cursor, is_decoding)
+            source.popen.send_signal(signal.SIGKILL)
+            frames += frames_until(cursor, lambda f: not f.valid)
+        last_valid = [frame for frame in frames if frame.valid][-1]
+        assert last_valid.newest_spike is not None
+        assert last_valid.window_end - last_valid.newest_spike <= STALE_S
+        assert frames[-1].state == "stale"
+        with running(tmp_path / "second.log", *replay(tiny)):
+            frames += frames_until(cursor, lambda f: f.n_drained > last_valid.n_drained + 500)
+            first_again = frames[-1].window_end
+            frames += frames_until(cursor, is_decoding, timeout_s=10.0)
+        assert frames[-1].window_end - first_again < 3.0
+    assert_safe(frames)
+
+
+def test_a_stalled_daemon_goes_to_the_newest_and_counts_what_it_left(tiny, tmp_path: Path) -> None:
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (process, address),
+        CursorSubscriber(address) as cursor,
+        running(tmp_path / "replay.log", *replay(tiny)),
+    ):
+        frames = frames_until(cursor, is_decoding)
+        process.popen.send_signal(signal.SIGSTOP)
+        wait_for("silence", lambda: cursor.receive(timeout_s=0.5) is None)
+        process.popen.send_signal(signal.SIGCONT)
+        after = frames_until(cursor, lambda f: f.window_end > frames[-1].window_end + 3.0)
+        assert max(frame.latency_ms for frame in after if frame.valid) < 1e3 * STALE_S
+        resumed = [f for f in after if f.window_end > frames[-1].window_end + 0.4]
+        assert all(frame.newest_spike <= frame.window_end + 0.1 for frame in resumed)
+        assert_safe(after)
+        status = StatusSubscriber(address)
+        report = wait_for("a status", lambda: status.receive(timeout_s=1.0))
+        status.close()
+        assert report.late_ticks >= 40
+        assert report.state == "decoding"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_cleanly_with_a_last_invalid_frame(
+    tiny, tmp_path: Path, number: signal.Signals
+) -> None:
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (process, address),
+        CursorSubscriber(address) as cursor,
+    ):
+        frames = frames_until(cursor, lambda f: f.seq > 20)
+        assert process.stop(number) == 0
+        frames += frames_until(cursor, lambda f: f.state == "idle")
+        assert_safe(frames)
+        assert "stopped after" in process.output().splitlines()[-1]
+
+
+def test_the_status_names_latencies_rates_and_unknown_units(tiny, tmp_path: Path) -> None:
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
+        running(tmp_path / "replay.log", *replay(tiny)),
+    ):
+        feed = StatusSubscriber(address)
+
+        def settled() -> wire.Status | None:
+            status = feed.receive(timeout_s=0.5)
+            return status if status and status.state == "decoding" and status.latency else None
+
+        status = wait_for("status of a decoding daemon", settled)
+        feed.close()
+    assert status.latency.p50 <= status.latency.p99 <= status.latency.max
+    assert status.spikes_per_s > 50
+    assert status.stream == stream_of(tiny)
+    assert (status.known_units, status.unknown_units) == (tiny.session.n_units, 0)
+    assert status.provider == "CPUExecutionProvider" or "CUDA" in status.provider
+    assert status.events["taken"] > 0
+
+
+def test_two_daemons_on_one_address_are_refused(tiny, tmp_path: Path) -> None:
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
+        CursorSubscriber(address) as cursor,
+    ):
+        frames_until(cursor, lambda f: True)
+        arguments = ("decode", str(tiny.bundle.path), "--address", address)
+        with running(tmp_path / "second.log", *arguments) as second:
+            assert second.popen.wait(20) == 1
+            assert "is another daemon running?" in " ".join(second.output().split())
