@@ -88,7 +88,8 @@ def playing(
 def _play(path: Path, settings: ReplaySettings, connection: Connection) -> None:
     """The replay process."""
     from streaming import sessions
-    from streaming.replay import Replay, stop_on_signal
+    from streaming.replay import Replay
+    from streaming.signals import stop_on_signal
 
     try:
         replay = Replay(sessions.load(path), settings)

@@ -160,7 +160,8 @@ def run_training(
 
 def play(console: Console, path: Path, settings: ReplaySettings) -> None:
     """Replay in this process until it ends or is told to."""
-    from streaming.replay import Replay, stop_on_signal
+    from streaming.replay import Replay
+    from streaming.signals import stop_on_signal
 
     replay = Replay(sessions.load(path), settings)
     with stop_on_signal(replay):

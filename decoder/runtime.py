@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +48,6 @@ class RuntimeSettings:
     provider: str = "auto"
     require_provider: bool = False
     threads: int = 1
-
-
-class Decoder(Protocol):
-    """What the tick loop needs of any family of models."""
-
-    def append(self, times: Floats, unit_index: Ints) -> None: ...
-    def decode(self, window_end: float) -> Floats: ...
-    def reset(self) -> None: ...
 
 
 class PoyoRuntime:
@@ -130,11 +122,6 @@ class PoyoRuntime:
         self._ring.forget_before(start)
         rows, self.n_spikes = self._ring.window(start, window_end)
         return np.asarray(self._run(rows, start) * self._scale + self._offset)
-
-    def newest(self) -> float:
-        """Time of the newest kept spike, or NaN."""
-        times = self._ring.times
-        return float(times[-1]) if len(times) else float("nan")
 
     def reset(self) -> None:
         """Forget every spike."""

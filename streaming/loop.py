@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import gc
 import logging
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
-from types import FrameType
 
 from pylsl import local_clock
 
@@ -31,6 +29,7 @@ from streaming.health import TickHealth
 from streaming.lsl import Connector, SpikeInlet, StreamQuery
 from streaming.publish import Publisher
 from streaming.settings import DaemonSettings
+from streaming.signals import stop_on_signal
 from streaming.states import State, StreamWatch
 
 log = logging.getLogger("volition.decode")
@@ -78,7 +77,7 @@ class Daemon:
 
     def serve(self) -> None:
         """Run until SIGINT or SIGTERM (or `should_stop`)."""
-        with self._stop_on_signal(), _no_garbage_collection():
+        with stop_on_signal(self), _no_garbage_collection():
             self.startup()
             try:
                 self.main_loop()
@@ -247,20 +246,6 @@ class Daemon:
             self._n_drained_before + (self.inlet.n_drained if self.inlet else 0),
             self.admission.counters.taken,
         )  # fmt: skip
-
-    @contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the loop after the running tick; handlers are put back."""
-
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            self.should_stop = True
-
-        previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 @contextmanager

@@ -35,11 +35,6 @@ class Publisher:
         """The address bound, with the real port where a wildcard was asked for."""
         return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
-    @property
-    def n_topics(self) -> int:
-        """Topics that somebody subscribes to."""
-        return len(self._subscriptions)
-
     def send(self, frame: wire.CursorFrame) -> None:
         """Publish one frame; as JSON too while somebody asks for it."""
         self._send("cursor", wire.encode_frame(frame))

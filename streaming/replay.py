@@ -12,12 +12,9 @@ It does not know who listens.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 import numpy as np
 import pylsl
@@ -250,18 +247,3 @@ def markers_info(session: Session, prefix: str) -> pylsl.StreamInfo:
         pylsl.cf_string,
         f"volition-replay-{prefix}-markers",
     )
-
-
-@contextmanager
-def stop_on_signal(replay: Replay) -> Iterator[None]:
-    """SIGINT and SIGTERM end the replay after the running chunk; handlers are put back."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        replay.should_stop = True
-
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
