@@ -96,7 +96,7 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
         n_reach = int(reach_s / STEP_S)
         phase = np.arange(1, n_reach + 1) / n_reach
         blend = phase**3 * (10 - 15 * phase + 6 * phase**2)
-        bend = rng.normal(0, 0.06) * np.sin(np.pi * phase) * distance
+        bend = rng.normal(0, 0.06) * np.sin(np.pi * blend) * distance
         normal = np.array([-(target - here)[1], (target - here)[0]]) / max(distance, 1e-9)
         path = here + blend[:, None] * (target - here) + bend[:, None] * normal
         room = max(0, min(n_reach, n_steps - step))
