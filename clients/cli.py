@@ -66,17 +66,20 @@ def _needs_training() -> None:
 
 @app.command("import", epilog="Example: volition import monkey.nwb -o sessions")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .nwb or .xdf recording.")],
+    file: Annotated[Path, typer.Argument(help="A .nwb or .xdf recording, or a foreign .h5.")],
     output: OutDir = Path("sessions"),
     position: Annotated[str | None, typer.Option(help="Name of the position series.")] = None,
     velocity: Annotated[str | None, typer.Option(help="Name of the velocity series.")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="m, cm or mm, where the file says it wrongly or not at all.")
+    ] = None,
 ) -> None:
     """Turn an NWB or XDF recording into a session."""
     from clients.reports import print_session
     from streaming import sessions
     from training.importers import import_recording
 
-    session = import_recording(file, position=position, velocity=velocity)
+    session = import_recording(file, position=position, velocity=velocity, unit=unit)
     path = sessions.save(session, output)
     print_session(_console(), session, path)
 
@@ -207,6 +210,9 @@ def decode(
     require_provider: Annotated[
         bool | None, typer.Option("--require-provider", help="Refuse to run on another provider.")
     ] = None,
+    min_known_share: Annotated[
+        float | None, typer.Option(help="Share of the bundle's units a stream must have [0.5].")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="ONNX Runtime's threads [1].")] = None,
 ) -> None:
     """Decode live: LSL spikes in, cursor velocity out, until Ctrl-C or SIGTERM.
@@ -224,7 +230,8 @@ def decode(
     given = {
         "tick_ms": tick_ms, "stream_type": stream_type, "stream_name": stream_name,
         "address": address, "stale_after_ms": stale_after_ms, "provider": provider,
-        "require_provider": require_provider, "threads": threads,
+        "require_provider": require_provider, "min_known_share": min_known_share,
+        "threads": threads,
     }  # fmt: skip
     try:
         settings = DaemonSettings.model_validate(
@@ -232,7 +239,10 @@ def decode(
         )
     except ValidationError as error:
         raise SettingsError(
-            "; ".join(f"{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+            "; ".join(
+                f"{e['loc'][0]}: {e['msg']}, got {e['input']!r}" if e["loc"] else e["msg"]
+                for e in error.errors()
+            )
         ) from error
     Daemon(open_bundle(path), settings).serve()
 

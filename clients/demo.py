@@ -48,8 +48,7 @@ def demo(console: Console, *, seconds: float, as_json: bool) -> int:
 
     console.print("simulating the session that the shipped bundle was trained on…")
     session = simulate(**SESSION)  # type: ignore[arg-type]
-    bundle = open_bundle(BUNDLE)
-    window_s = bundle.manifest.sizes.sequence_length
+    window_s = open_bundle(BUNDLE).manifest.sizes.sequence_length
     settings = ReplaySettings(
         split="test",
         seconds=seconds + window_s,
@@ -66,7 +65,7 @@ def demo(console: Console, *, seconds: float, as_json: bool) -> int:
             finally:
                 if view:
                     view.close()
-    score = live.score(frames, session, window_s)
+    score = live.score(frames, session)
     if as_json:
         print(json.dumps(score.as_dict(), indent=2))
     else:
@@ -88,18 +87,24 @@ def daemon(bundle: Path, address: str, stream_name: str) -> Iterator[subprocess.
         sys.executable, "-m", "clients.cli", "decode", str(bundle),
         "--tick-ms", str(TICK_MS), "--address", address, "--stream-name", stream_name,
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        time.sleep(0.2)
-        if process.poll() is not None:
-            raise StreamError(f"the daemon did not start: {process.communicate()[1].strip()}")
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stderr=log, text=True)
         try:
-            process.communicate(timeout=10.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            yield process
+        except StreamError as error:
+            if process.poll() is None:
+                raise
+            log.seek(0)
+            said = log.read().strip()
+            raise StreamError(
+                f"the daemon ended with exit code {process.returncode}: {said}"
+            ) from error
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 class View:

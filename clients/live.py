@@ -156,19 +156,22 @@ def _note(event: Mapping | str | None, live: LiveFrames, now: float) -> float:
     return float("inf")
 
 
-def score(live: LiveFrames, session: Session, window_s: float) -> LiveScore:
+def score(live: LiveFrames, session: Session) -> LiveScore:
     """Compare live frames with the recording. Raises StreamError where too few were valid."""
     from training.baselines import r2, ridge_score
 
     if live.mapping is None:
         raise StreamError("the replay ended before it began to play")
+    if live.status is None:
+        raise StreamError("the daemon sent frames but no status; is it of another version?")
+    window_s = live.status.window_s
     times, decoded = decoded_velocity(live, session, window_s)
     during = [f for f in live.frames if f.window_end >= live.mapping.lsl_start]
     if len(times) < 10:
         seen = Counter(frame.state for frame in during)
-        why = live.status.detail if live.status else ""
         raise StreamError(
-            f"only {len(times)} valid frames during the replay (states: {dict(seen)}); {why}"
+            f"only {len(times)} valid frames during the replay (states: {dict(seen)}); "
+            f"{live.status.detail}"
         )
     fit = r2(session.velocity_at(times), decoded)
     ridge = ridge_score(session, score_between=(float(times[0]), float(times[-1])))

@@ -181,7 +181,7 @@ def play_and_score(
 
     session = sessions.load(path)
     frames = live.collect(path, settings, address)
-    result = live.score(frames, session, window_s=1.0)
+    result = live.score(frames, session)
     if as_json:
         print(json.dumps(result.as_dict(), indent=2))
     else:

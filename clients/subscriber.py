@@ -5,7 +5,7 @@
             frame = cursor.receive(timeout_s=0.05)
             move(frame.velocity if frame is not None and frame.valid else (0.0, 0.0))
 
-`latest_only` keeps one frame (ZeroMQ's CONFLATE): right for a screen that draws when it can.
+`latest_only` keeps one frame (ZeroMQ's CONFLATE): right for a screen that draws when it can,
 and for a loop that may fall behind, since what was missed is not played late. Without it every
 frame arrives in order: right for whoever records. A frame that isn't `valid` carries zero
 velocity; silence is for the receiver to notice (a timeout, or `is_stale`).
@@ -35,13 +35,24 @@ class _FrameCounter:
         self.n_frames = 0
         self.n_gaps = 0  # places where sequence numbers jump
         self.n_missed = 0  # frames that never came
-        self.n_restarts = 0  # times the sequence began anew: another daemon
+        self.n_restarts = 0  # times another daemon took over
+        self.backlog_s = 0.0  # how much later than the quickest frame the newest came
         self.arrived: float | None = None  # LSL clock, s, of the newest frame
         self._next_seq: int | None = None
+        self._run: float | None = None
+        self._shortest_way_s = float("inf")
 
     def is_stale(self, after_s: float = 0.1) -> bool:
-        """Whether no frame came for `after_s` seconds (True before the first)."""
-        return self.arrived is None or local_clock() - self.arrived > after_s
+        """Whether the newest frame is older than `after_s` seconds (True before the first).
+
+        It is when none came for so long, and when frames wait unread: a reader that falls
+        behind gets old frames without a pause between them. Ages count from the quickest
+        frame's way, so they hold on another host too, as far as its clock runs alike.
+        """
+        if self.arrived is None:
+            return True
+        age_s = local_clock() - self.arrived + self.backlog_s
+        return bool(age_s > after_s)
 
     def _take(self, message: bytes) -> wire.CursorFrame:
         self.arrived = local_clock()
@@ -52,12 +63,16 @@ class _FrameCounter:
                 f"a frame can't be read ({error}); is the daemon of another version than this "
                 f"client (schema {wire.SCHEMA_VERSION})?"
             ) from error
-        if self._next_seq is not None and frame.seq != self._next_seq:
-            if frame.seq < self._next_seq:
-                self.n_restarts += 1
-            else:
-                self.n_gaps += 1
-                self.n_missed += frame.seq - self._next_seq
+        if self._run is not None and frame.started != self._run:
+            self.n_restarts += 1
+            self._shortest_way_s = float("inf")
+        elif self._next_seq is not None and frame.seq > self._next_seq:
+            self.n_gaps += 1
+            self.n_missed += frame.seq - self._next_seq
+        way_s = self.arrived - frame.published
+        self._shortest_way_s = min(self._shortest_way_s, way_s)
+        self.backlog_s = way_s - self._shortest_way_s
+        self._run = frame.started
         self._next_seq = frame.seq + 1
         self.n_frames += 1
         return frame

@@ -67,11 +67,15 @@ class Daemon:
         self.connector = Connector(
             StreamQuery(kind=settings.stream_type, name=settings.stream_name),
             bundle.manifest.unit_ids,
+            min_known_share=settings.min_known_share,
         )
         self.inlet: SpikeInlet | None = None
         self.should_stop = False
         self._seq = 0
         self._n_drained_before = 0
+        self._n_inlet_overflows_before = 0
+        self._n_offset_jumps = 0
+        self.started = local_clock()
         self._detail = ""
         self._status_due = 0.0
 
@@ -89,8 +93,7 @@ class Daemon:
         took_s = self.runtime.warm_up()
         self.connector.start()
         self.metronome = Metronome(self.settings.tick_ms / 1000.0)
-        self.started = local_clock()
-        self.health.start(self.started)
+        self.health.start(local_clock())
         log.info(
             "decoder %s on %s (%.2f ms a decode), tick %g ms, publishing on %s, waiting for %s",
             self.bundle.manifest.decoder_id, self.runtime.provider, took_s * 1e3,
@@ -110,8 +113,7 @@ class Daemon:
     def tick(self, window_end: float) -> None:
         """Drain the stream, decode at `window_end` (LSL clock, s), publish one frame."""
         self._drain(window_end)
-        newest = self.admission.newest if self.inlet is not None else None
-        self.state = self.watch.judge(window_end, newest)
+        self.state = self.watch.judge(window_end, self._newest_sign_of_life(window_end))
         decode_from = local_clock()
         velocity = ZERO
         if self.state is State.DECODING:
@@ -144,12 +146,24 @@ class Daemon:
         except StreamError as error:
             self._lose_stream(str(error))
             return
+        if self.inlet.take_offset_jump():  # old spikes' times are on another clock
+            self._n_offset_jumps += 1
+            self.runtime.reset()
+            self.watch.forget()
         if (n_events := self.inlet.n_drained - before) and len(times):
             self.health.drained(n_events, window_end - float(times.min()))
         times, unit_index = self.admission.admit(
             times, unit_index, window_end=window_end, now=local_clock()
         )
         self.runtime.append(times, unit_index)
+
+    def _newest_sign_of_life(self, now: float) -> float | None:
+        """The newest spike's time; of binned counts the newest bin's, or silence looks lost."""
+        if self.inlet is None:
+            return None
+        if self.inlet.newest_sample is None:
+            return self.admission.newest
+        return min(self.inlet.newest_sample, now)
 
     def _connect(self) -> None:
         self.inlet = self.connector.take()
@@ -164,6 +178,7 @@ class Daemon:
         """
         assert self.inlet is not None
         self._n_drained_before += self.inlet.n_drained
+        self._n_inlet_overflows_before += self.inlet.n_overflows
         self.inlet = None
         self._detail = why
         self.watch.forget()
@@ -179,6 +194,7 @@ class Daemon:
         inlet, manifest = self.inlet, self.bundle.manifest
         return wire.CursorFrame(
             schema=wire.SCHEMA_VERSION,
+            started=self.started,
             seq=self._seq,
             session=manifest.session_id,
             decoder=manifest.decoder_id,
@@ -215,8 +231,12 @@ class Daemon:
             stream=inlet.name if inlet else None,
             known_units=inlet.n_known_units if inlet else 0,
             unknown_units=inlet.n_unknown_units if inlet else 0,
+            missing_units=inlet.n_missing_units if inlet else 0,
+            window_s=self.runtime.window_s,
             events=self.admission.counters.as_dict(),
             overflowed=self.runtime.n_overflowed,
+            inlet_overflows=self._n_inlet_overflows_before + (inlet.n_overflows if inlet else 0),
+            offset_jumps=self._n_offset_jumps,
         )
 
     def _explain(self) -> str:
@@ -225,9 +245,20 @@ class Daemon:
         return {
             State.STALE: "no spikes; waiting for the stream to come back",
             State.WARMING: "filling the window",
-            State.READY: "connected, no spikes yet",
+            State.READY: self._explain_no_spikes(),
             State.FAULT: "the decoder gave a velocity that is no number; check the bundle",
         }.get(self.state, "")
+
+    def _explain_no_spikes(self) -> str:
+        counters = self.admission.counters
+        left_out = {
+            name: n
+            for name in ("future", "too_old", "no_time", "unknown_unit")
+            if (n := getattr(counters, name))
+        }
+        if not left_out:
+            return "connected, no spikes yet"
+        return f"events come, but none can be used: {left_out}; check the sender's clock and units"
 
     def shutdown(self) -> None:
         """Publish one last invalid frame, say how it went, close the sockets."""

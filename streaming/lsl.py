@@ -39,12 +39,13 @@ OPEN_TIMEOUT_S = 5.0
 CORRECTION_EVERY_S = 0.5
 MAX_UNIT_RATE_HZ = 1000.0  # a count above it is no count of one unit's spikes
 MAX_CHANNEL = 2**20  # channel times unit numbers; a description beyond it is an error
-RESOLVE_EVERY_S = 0.2
+RESOLVE_S = 0.3  # how long all who match are waited for
+OFFSET_JUMP_S = 0.005  # spikes on both sides of a larger step don't belong in one window
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamQuery:
-    """Which stream to take: by `name` where given, else the first of type `kind`."""
+    """Which stream to take: by `name` where given, else the only one of type `kind`."""
 
     kind: str = SPIKES
     name: str | None = None
@@ -57,9 +58,18 @@ class StreamQuery:
         return f"name {self.name!r}" if self.name else f"type {self.kind!r}"
 
     def resolve(self, timeout_s: float) -> pylsl.StreamInfo | None:
-        """The first matching stream seen within `timeout_s`, or None."""
+        """The one matching stream seen within `timeout_s`, or None.
+
+        Raises StreamError where several match: which one drives the cursor is no coin's toss.
+        """
         prop, value = ("name", self.name) if self.name else ("type", self.kind)
-        found = pylsl.resolve_byprop(prop, value, minimum=1, timeout=timeout_s)
+        found = pylsl.resolve_byprop(prop, value, minimum=2, timeout=timeout_s)
+        if len(found) > 1:
+            seen = sorted(f"{info.name()!r} on {info.hostname()}" for info in found)
+            raise StreamError(
+                f"{len(found)} streams have {self}: {', '.join(seen)}; expected one; "
+                + ("stop the others" if self.name else "choose one with --stream-name")
+            )
         return found[0] if found else None
 
 
@@ -67,14 +77,17 @@ class SpikeInlet:
     """An open stream of spikes.
 
     unit_ids: the bundle's units; an event's unit index is its position there.
+    min_known_share: raises StreamError where the stream describes fewer of the bundle's units.
     Opening blocks for about a second (description, first time correction): see `Connector`.
     """
 
-    def __init__(self, found: pylsl.StreamInfo, unit_ids: Sequence[str]) -> None:
-        regular = found.nominal_srate() > 0
-        self._inlet = pylsl.StreamInlet(
-            found, max_buflen=BUFFER_S if regular else BUFFER_HUNDREDS, recover=False
-        )
+    def __init__(
+        self, found: pylsl.StreamInfo, unit_ids: Sequence[str], *, min_known_share: float = 0.0
+    ) -> None:
+        rate_hz = found.nominal_srate()
+        max_buflen = BUFFER_S if rate_hz > 0 else BUFFER_HUNDREDS
+        self._capacity = int(max_buflen * (rate_hz or 100))
+        self._inlet = pylsl.StreamInlet(found, max_buflen=max_buflen, recover=False)
         try:
             info = self._inlet.info(timeout=OPEN_TIMEOUT_S)
             self.name, self.kind, self.source_id = info.name(), info.type(), info.source_id()
@@ -83,7 +96,18 @@ class SpikeInlet:
             self.clock_offset_s = float(self._inlet.time_correction(timeout=OPEN_TIMEOUT_S))
         except (pylsl.util.TimeoutError, pylsl.util.LostError) as error:
             raise StreamError(f"stream {found.name()!r} went away while it was opened") from error
+        self.n_missing_units = len(unit_ids) - self.n_known_units
+        if self.n_known_units < min_known_share * len(unit_ids):
+            raise StreamError(
+                f"stream {self.name!r} has {self.n_known_units} of the bundle's {len(unit_ids)} "
+                f"units; expected at least {min_known_share:.0%} (--min-known-share); "
+                "recalibrate, or choose the bundle of these units"
+            )
         self.n_drained = 0
+        self.n_overflows = 0  # times that liblsl's buffer was full, so that it dropped events
+        self.newest_sample: float | None = None  # s; of a regular stream, also without spikes
+        self._regular = rate_hz > 0
+        self._offset_jumped = False
         self._corrected_at = pylsl.local_clock()
 
     @property
@@ -104,6 +128,7 @@ class SpikeInlet:
         decoded as the old ones, silently.)
         """
         self._update_offset(now)
+        self.n_overflows += self._inlet.samples_available() >= self._capacity
         chunks: list[tuple[Floats, Ints]] = []
         while True:
             try:
@@ -117,6 +142,8 @@ class SpikeInlet:
             self.n_drained += len(stamps)
             stamped = np.asarray(stamps, dtype=np.float64)
             stamped = np.where(stamped > 0, stamped + self.clock_offset_s, np.nan)
+            if self._regular and np.isfinite(stamped[-1]):
+                self.newest_sample = float(stamped[-1])
             chunks.append(self._parse(samples, stamped))
             if len(stamps) < MAX_SAMPLES:
                 break
@@ -132,9 +159,16 @@ class SpikeInlet:
             return
         self._corrected_at = now
         try:
-            self.clock_offset_s = float(self._inlet.time_correction(timeout=0.0))
+            offset = float(self._inlet.time_correction(timeout=0.0))
         except (pylsl.util.TimeoutError, pylsl.util.LostError):
             return  # going away; the next pull says so
+        self._offset_jumped |= abs(offset - self.clock_offset_s) > OFFSET_JUMP_S
+        self.clock_offset_s = offset
+
+    def take_offset_jump(self) -> bool:
+        """Whether the clock offset jumped since the last call."""
+        jumped, self._offset_jumped = self._offset_jumped, False
+        return jumped
 
     def close(self) -> None:
         """Close the stream."""
@@ -275,8 +309,11 @@ class Connector:
     Only while there is no stream: a busy thread beside the loop would make ticks late.
     """
 
-    def __init__(self, query: StreamQuery, unit_ids: Sequence[str]) -> None:
+    def __init__(
+        self, query: StreamQuery, unit_ids: Sequence[str], *, min_known_share: float = 0.0
+    ) -> None:
         self.query = query
+        self._min_known_share = min_known_share
         self.problem: str | None = None
         self._unit_ids = unit_ids
         self._inlet: SpikeInlet | None = None
@@ -314,11 +351,14 @@ class Connector:
 
     def _search_until_found(self) -> None:
         while not self._stop.is_set():
-            found = self.query.resolve(RESOLVE_EVERY_S)
-            if found is None:
-                continue
             try:
-                self._inlet = SpikeInlet(found, self._unit_ids)
+                found = self.query.resolve(RESOLVE_S)
+                if found is None:
+                    self.problem = None
+                    continue
+                self._inlet = SpikeInlet(
+                    found, self._unit_ids, min_known_share=self._min_known_share
+                )
             except StreamError as error:
                 self.problem = str(error)
                 self._stop.wait(1.0)

@@ -25,6 +25,7 @@ from streaming.sessions import Floats, Session, Split, intersect
 CHUNK_S = 0.002  # how long events are gathered before they leave
 MAX_CHUNK_S = 0.005  # a chunk spans no more than this, also after a stall
 CONSUMER_TIMEOUT_S = 60.0
+LINGER_S = 0.3  # outlets stay so long after the last event, which is still on its way
 KINEMATICS_LABELS = ("pos_x", "pos_y", "vel_x", "vel_y")
 
 
@@ -120,6 +121,7 @@ class Replay:
             if not self.settings.loop:
                 break
             begin += (self.end - self.start) / self.settings.speed
+        _sleep_until(pylsl.local_clock() + LINGER_S)
         return n_spikes
 
     def _wait_for_consumer(self) -> None:

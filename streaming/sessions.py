@@ -29,6 +29,8 @@ Split = Literal["all", "train", "valid", "test"]
 
 GAP_FACTOR = 5.0  # kinematics samples this many median steps apart leave a gap in the data
 MIN_GAP_S = 0.2
+FASTEST_HAND = 5.0  # m/s; kinematics above it are in other units
+TOO_FAST = "speeds reach "
 SLIVER_S = 1e-6  # intervals shorter than this are rounding, not time
 
 
@@ -432,6 +434,12 @@ def _kinematics(cursor: h5py.Group, name: str, notes: list[str]) -> tuple[Floats
     if "pos" not in columns:
         columns["pos"] = np.zeros_like(columns["vel"])
         notes.append("no position recorded; stored as zero")
+    peak = float(np.nanquantile(np.abs(columns["vel"]), 0.99))
+    if peak > FASTEST_HAND:
+        notes.append(
+            f"{TOO_FAST}{peak:.3g}, too fast for m/s: `volition import {name}.h5 "
+            "--unit cm` makes metres of centimetres"
+        )
     return times, columns["pos"], columns["vel"]
 
 

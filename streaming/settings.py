@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from streaming.wire import DEFAULT_ADDRESS
@@ -28,4 +28,16 @@ class DaemonSettings(BaseSettings):
     )
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     require_provider: bool = False
+    min_known_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the bundle's units that the stream must have",
+    )
     threads: int = Field(default=1, ge=1, le=64, description="threads of ONNX Runtime")
+
+    @model_validator(mode="after")
+    def _required_provider_is_named(self) -> Self:
+        if self.require_provider and self.provider == "auto":
+            raise ValueError("require_provider needs a provider: cpu or cuda, not auto")
+        return self

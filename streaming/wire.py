@@ -45,6 +45,7 @@ class CursorFrame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     schema: int  # SCHEMA_VERSION
+    started: float  # s; the daemon's start, which tells one run's frames from another's
     seq: int  # counts frames since the daemon's start, from 0
     session: str  # the bundle's session
     decoder: str  # the bundle's decoder id
@@ -88,9 +89,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     backlog_s: float | None  # age of the oldest event drained in the last tick that had any
     stream: str | None
     known_units: int
-    unknown_units: int
+    unknown_units: int  # units of the stream that the bundle doesn't know
+    missing_units: int  # units of the bundle that the stream doesn't have
+    window_s: float  # seconds of spikes that a decode reads
     events: dict[str, int]  # `streaming.admission.Counters`
     overflowed: int  # spikes left out because the ring was full
+    inlet_overflows: int  # times that LSL's own buffer was full when it was drained
+    offset_jumps: int  # steps of the sender's clock offset that emptied the window
 
 
 encode_frame = msgspec.msgpack.Encoder().encode

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.errors import TrainingError
 from streaming.sessions import Session, Split, within
 
 Floats = NDArray[np.float64]
@@ -68,14 +69,21 @@ def ridge_score(
 
     The penalty is the one of `ALPHAS` that does best on the validation domain.
     `fit_seconds` keeps only the first seconds of training; `score_between` only part of the test.
+    Raises TrainingError where a domain holds too few whole windows.
     """
     fit_times = evaluation_times(session, "train")
-    if fit_seconds is not None:
+    if fit_seconds is not None and len(fit_times):
         fit_times = fit_times[fit_times < fit_times[0] + fit_seconds]
     test_times = evaluation_times(session, "test")
     if score_between is not None:
         test_times = test_times[(test_times >= score_between[0]) & (test_times < score_between[1])]
     valid_times = evaluation_times(session, "valid")
+    for name, times in (("train", fit_times), ("valid", valid_times), ("test", test_times)):
+        if len(times) < 2:
+            raise TrainingError(
+                f"{session.session_id}: the {name} domain has {len(times)} windows of "
+                f"{BIN_S * N_LAGS:g} s for ridge regression; expected at least 2"
+            )
     fit = lagged_counts(session, fit_times)
     center, spread = fit.mean(axis=0), fit.std(axis=0) + 1e-6
     target = session.velocity_at(fit_times)

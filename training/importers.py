@@ -1,5 +1,8 @@
 """Foreign recordings become sessions: NWB (names of DANDI 000688) and XDF (LabRecorder).
 
+Sessions of other makers (`brainsets prepare`) open as they are; one in centimetres is imported
+into metres.
+
 Whatever had to be repaired or derived (unsorted spikes, velocity from position, dropped
 empty units) is written into the session's notes and printed by the command; whatever can't
 be repaired raises ImportFailedError. Timestamps keep the file's own clock.
@@ -11,6 +14,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
 from streaming.sessions import (
+    TOO_FAST,
     Floats,
     Ints,
     Session,
@@ -25,29 +30,64 @@ from streaming.sessions import (
     check,
     chronological_domains,
     continuous_domain,
+    load,
     sorted_spikes,
     velocity_of,
 )
 
 POSITION_NAMES = ("cursor_pos", "hand_pos", "finger_pos", "eye_pos")
 VELOCITY_NAMES = ("cursor_vel", "hand_vel", "finger_vel")
+METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 XDF_SPIKES, XDF_KINEMATICS = "Spikes", "Kinematics"
 
 
 def import_recording(
-    path: Path | str, *, position: str | None = None, velocity: str | None = None
+    path: Path | str,
+    *,
+    position: str | None = None,
+    velocity: str | None = None,
+    unit: str | None = None,
 ) -> Session:
-    """Read one NWB or XDF file as a session.
+    """Read one NWB, XDF or session file as a session in metres.
 
     position, velocity: names of the series to use, where the usual ones are absent.
+    unit: `m`, `cm` or `mm`, of files that say it wrongly or not at all.
     """
     path = Path(path)
-    readers = {".nwb": import_nwb, ".xdf": import_xdf}
+    readers = {".nwb": import_nwb, ".xdf": import_xdf, ".h5": _import_session}
     if path.suffix.lower() not in readers:
-        raise ImportFailedError(f"{path}: unknown kind of file; expected .nwb or .xdf")
+        raise ImportFailedError(f"{path}: unknown kind of file; expected .nwb, .xdf or .h5")
+    if unit not in (None, *METRES):
+        raise ImportFailedError(f"unit {unit!r}; expected {', '.join(METRES)}")
     if not path.is_file():
         raise ImportFailedError(f"{path}: no such file")
-    return readers[path.suffix.lower()](path, position=position, velocity=velocity)
+    session = readers[path.suffix.lower()](path, position=position, velocity=velocity)
+    return session if unit is None else in_metres(session, unit)
+
+
+def in_metres(session: Session, unit: str) -> Session:
+    """The session with kinematics and targets that were in `unit` in metres and m/s."""
+    scale, trials = METRES[unit], session.trials
+    if trials is not None and trials.target_pos is not None:
+        trials = replace(trials, target_pos=trials.target_pos * scale)
+    return replace(
+        session,
+        cursor_pos=session.cursor_pos * scale,
+        cursor_vel=session.cursor_vel * scale,
+        trials=trials,
+        notes=(
+            *(note for note in session.notes if not note.startswith(TOO_FAST)),
+            f"kinematics converted from {unit}",
+        ),
+    )
+
+
+def _import_session(
+    path: Path, *, position: str | None = None, velocity: str | None = None
+) -> Session:
+    if position or velocity:
+        raise ImportFailedError(f"{path}: a session has one cursor; leave --position, --velocity")
+    return load(path)
 
 
 def import_nwb(path: Path, *, position: str | None = None, velocity: str | None = None) -> Session:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pylsl
 import pytest
+from safetensors.numpy import load_file
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
-from streaming import wire
+from decoder import bundle as bundles
+from streaming import sessions, wire
 from tests.rig import daemon, frames_until, running, wait_for
 from training.reference import reference_inputs, reference_output
 
@@ -184,3 +187,49 @@ def test_two_daemons_on_one_address_are_refused(tiny, tmp_path: Path) -> None:
         with running(tmp_path / "second.log", *arguments) as second:
             assert second.popen.wait(20) == 1
             assert "is another daemon running?" in " ".join(second.output().split())
+
+
+def test_a_velocity_that_is_no_number_is_a_fault_and_zero(tiny, tmp_path: Path) -> None:
+    broken = bundles.write(
+        tmp_path / "broken.bundle",
+        manifest=tiny.bundle.manifest,
+        graph=tiny.bundle.graph_path,
+        tables=replace(
+            tiny.bundle.tables, tokens=np.sign(tiny.bundle.tables.tokens) * np.float32(3e38)
+        ),
+        weights=load_file(tiny.bundle.weights_path),
+    )
+    with (
+        daemon(tmp_path, broken.path, stream_of(tiny)) as (_, address),
+        CursorSubscriber(address) as cursor,
+        running(tmp_path / "replay.log", *replay(tiny)),
+    ):
+        frames = frames_until(cursor, lambda f: f.state == "fault")
+        frames += frames_until(cursor, lambda f: f.seq > frames[-1].seq + 50)
+    assert_safe(frames)
+    assert not any(frame.valid for frame in frames)
+
+
+def test_a_sender_that_returns_with_other_units_is_refused(tiny, tmp_path: Path) -> None:
+    others = tuple(f"other/{i}" for i in range(tiny.session.n_units))
+    stranger = sessions.save(replace(tiny.session, unit_ids=others), tmp_path / "stranger")
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
+        CursorSubscriber(address) as cursor,
+    ):
+        with running(tmp_path / "first.log", *replay(tiny)) as source:
+            frames = frames_until(cursor, is_decoding)
+            source.popen.send_signal(signal.SIGKILL)
+            frames += frames_until(cursor, lambda f: not f.valid)
+        status = StatusSubscriber(address)
+
+        def refusal() -> str | None:
+            report = status.receive(timeout_s=0.5)
+            return report.detail if report and "is this the right bundle" in report.detail else None
+
+        with running(tmp_path / "second.log", "replay", str(stranger)):
+            assert "other/0" in wait_for("the refusal", refusal)
+        status.close()
+        after = frames_until(cursor, lambda f: f.seq > frames[-1].seq + 100)
+    assert_safe(frames + after)
+    assert not any(frame.valid for frame in after)

@@ -186,7 +186,8 @@ def test_a_file_of_the_perich_miller_brainset_opens(tmp_path: Path) -> None:
     assert loaded.unit_ids[3] == "group_M1/elec3/unit_3"
     assert loaded.cursor_vel.shape == (12000, 2)
     assert len(loaded.trials.intervals) == 39
-    assert not loaded.notes
+    assert len(loaded.notes) == 1
+    assert "too fast for m/s" in loaded.notes[0]
 
 
 def test_domains_of_many_small_intervals_stay_as_brainsets_cut_them(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""Spike streams of every kind, sent and read over real LSL."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pylsl
+import pytest
+
+from decoder.errors import StreamError
+from streaming.admission import UNKNOWN
+from streaming.lsl import SpikeInlet, StreamQuery
+from tests.rig import wait_for
+
+UNITS = ("1/0", "2/0", "3/1")
+
+
+def unique(name: str) -> str:
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def describe(info: pylsl.StreamInfo, units: dict[str, tuple[int, int]]) -> pylsl.StreamInfo:
+    node = info.desc().append_child("units")
+    for unit_id, (channel, number) in units.items():
+        unit = node.append_child("unit")
+        unit.append_child_value("id", unit_id)
+        unit.append_child_value("channel", str(channel))
+        unit.append_child_value("unit", str(number))
+    return info
+
+
+def spikes_info(units: dict[str, tuple[int, int]], name: str = "") -> pylsl.StreamInfo:
+    name = name or unique("spikes")
+    return describe(pylsl.StreamInfo(name, "Spikes", 2, 0.0, pylsl.cf_int32, name), units)
+
+
+def counts_info(labels: list[str], rate_hz: float) -> pylsl.StreamInfo:
+    name = unique("counts")
+    info = pylsl.StreamInfo(name, "SpikeCounts", len(labels), rate_hz, pylsl.cf_int32, name)
+    info.set_channel_labels(labels)
+    return info
+
+
+@contextmanager
+def opened(
+    info: pylsl.StreamInfo, unit_ids: tuple[str, ...] = UNITS, min_known_share: float = 0.0
+) -> Iterator[tuple[pylsl.StreamOutlet, SpikeInlet]]:
+    outlet = pylsl.StreamOutlet(info)
+    query = StreamQuery(name=info.name())
+    found = wait_for("the stream", lambda: query.resolve(0.3))
+    inlet = SpikeInlet(found, unit_ids, min_known_share=min_known_share)
+    assert outlet.wait_for_consumers(5.0)
+    yield outlet, inlet
+    inlet.close()
+
+
+def drained(inlet: SpikeInlet, n_events: int) -> tuple[np.ndarray, np.ndarray]:
+    """What came until `n_events` samples had been drained."""
+    times, units = [], []
+
+    def enough() -> bool:
+        t, u = inlet.drain(pylsl.local_clock())
+        times.append(t)
+        units.append(u)
+        return inlet.n_drained >= n_events
+
+    wait_for(f"{n_events} samples", enough)
+    return np.concatenate(times), np.concatenate(units)
+
+
+def test_an_event_finds_its_unit_by_the_description() -> None:
+    info = spikes_info({"3/1": (0, 0), "unheard of": (1, 0), "1/0": (7, 2)})
+    with opened(info) as (outlet, inlet):
+        now = pylsl.local_clock()
+        events = [[0, 0], [1, 0], [7, 2], [7, 0], [-1, 0], [500, 3]]
+        stamps = [now + 0.001 * i for i in range(len(events))]
+        outlet.push_chunk(events, stamps)
+        times, units = drained(inlet, len(events))
+        assert list(units) == [2, UNKNOWN, 0, UNKNOWN, UNKNOWN, UNKNOWN]
+        np.testing.assert_allclose(times - inlet.clock_offset_s, stamps, atol=1e-9)
+        assert (inlet.n_known_units, inlet.n_unknown_units, inlet.n_missing_units) == (2, 1, 1)
+        assert inlet.newest_sample is None
+
+
+def test_spike_events_without_description_are_channel_slash_unit() -> None:
+    name = unique("nds")
+    info = pylsl.StreamInfo(name, "SpikeEvents", 6, 0.0, pylsl.cf_int16, name)
+    with opened(info) as (outlet, inlet):
+        now = pylsl.local_clock()
+        outlet.push_chunk([[3, 1, 9, 9, 9, 9], [2, 0, 1, 1, 1, 1], [9, 9, 0, 0, 0, 0]], [now] * 3)
+        _, units = drained(inlet, 3)
+        assert list(units) == [2, 1, UNKNOWN]
+
+
+def test_counts_become_spikes_inside_their_bins() -> None:
+    with opened(counts_info(["2/0", "noise", "3/1"], rate_hz=50.0)) as (outlet, inlet):
+        end = pylsl.local_clock()
+        outlet.push_chunk([[2, 1, 0], [0, 0, 4]], [end - 0.02, end])
+        times, units = drained(inlet, 2)
+        times = times - inlet.clock_offset_s
+        assert list(units) == [1, 1, UNKNOWN, 2, 2, 2, 2]
+        np.testing.assert_allclose(times[:2], end - 0.04 + np.array([0.005, 0.015]), atol=1e-9)
+        np.testing.assert_allclose(
+            times[3:], end - 0.02 + np.array([0.0025, 0.0075, 0.0125, 0.0175]), atol=1e-9
+        )
+
+
+def test_bins_without_spikes_are_a_sign_of_life() -> None:
+    with opened(counts_info(["2/0", "3/1"], rate_hz=50.0)) as (outlet, inlet):
+        end = pylsl.local_clock()
+        outlet.push_sample([0, 0], end)
+        times, _ = drained(inlet, 1)
+        assert len(times) == 0
+        assert inlet.newest_sample == pytest.approx(end + inlet.clock_offset_s)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -3.0, 1e9])
+def test_counts_that_are_none_give_few_spikes_or_none(value: float) -> None:
+    name = unique("counts")
+    info = pylsl.StreamInfo(name, "SpikeCounts", 1, 50.0, pylsl.cf_float32, name)
+    info.set_channel_labels(["2/0"])
+    with opened(info) as (outlet, inlet):
+        outlet.push_sample([value])
+        times, _ = drained(inlet, 1)
+        assert len(times) <= 20  # 1000 Hz in a bin of 20 ms
+
+
+@pytest.mark.parametrize(
+    ("info", "says"),
+    [
+        (spikes_info({}), "no desc/units"),
+        (spikes_info({"9/9": (0, 0)}), "is this the right bundle"),
+        (spikes_info({"1/0": (2**20, 2**10)}), "expected small ones"),
+        (counts_info(["8/0", "9/0"], 50.0), "none of the units"),
+        (counts_info(["1/0"], 0.0), "a regular rate"),
+        (pylsl.StreamInfo("text", "Spikes", 1, 0.0, pylsl.cf_string, "text"), "carries strings"),
+        (pylsl.StreamInfo("thin", "Spikes", 1, 0.0, pylsl.cf_int32, "thin"), "has 1 channel"),
+    ],
+)
+def test_a_stream_that_cannot_be_read_says_why(info: pylsl.StreamInfo, says: str) -> None:
+    with pytest.raises(StreamError, match=says), opened(info):
+        pass
+
+
+def test_a_stream_with_few_of_the_bundles_units_is_refused() -> None:
+    with (
+        pytest.raises(StreamError, match=r"has 1 of the bundle's 3 units; expected at least 50%"),
+        opened(spikes_info({"1/0": (0, 0), "x": (1, 0)}), min_known_share=0.5),
+    ):
+        pass
+
+
+def test_two_streams_of_one_kind_ask_for_a_name() -> None:
+    kind = "SpikeEvents"  # no other test's stream of this kind is alive
+    outlets = [
+        pylsl.StreamOutlet(pylsl.StreamInfo(name, kind, 2, 0.0, pylsl.cf_int16, name))
+        for name in (unique("left"), unique("right"))
+    ]
+
+    def refused() -> StreamError | None:
+        try:
+            StreamQuery(kind=kind).resolve(1.0)
+        except StreamError as error:
+            return error
+        return None
+
+    message = str(wait_for("both streams", refused))
+    assert "left-" in message
+    assert "right-" in message
+    assert "--stream-name" in message
+    del outlets
+
+
+def test_a_jump_of_the_clock_offset_is_told_once() -> None:
+    with opened(spikes_info({"1/0": (0, 0)})) as (_, inlet):
+        assert not inlet.take_offset_jump()
+        inlet.clock_offset_s += 0.02  # as if the sender's clock had been set since
+        inlet.drain(pylsl.local_clock() + 1.0)
+        assert inlet.take_offset_jump()
+        assert not inlet.take_offset_jump()
+        assert abs(inlet.clock_offset_s) < 0.01
+
+
+def test_a_full_buffer_is_counted() -> None:
+    with opened(counts_info(["1/0"], rate_hz=100.0)) as (outlet, inlet):
+        outlet.push_chunk(np.zeros((3000, 1), dtype=np.int32))
+        time.sleep(0.5)
+        drained(inlet, 1)
+        assert inlet.n_overflows == 1
+        inlet.drain(pylsl.local_clock())
+        assert inlet.n_overflows == 1
+
+
+def test_a_sender_that_went_away_is_an_error() -> None:
+    info = spikes_info({"1/0": (0, 0)})
+    outlet = pylsl.StreamOutlet(info)
+    found = wait_for("the stream", lambda: StreamQuery(name=info.name()).resolve(0.3))
+    inlet = SpikeInlet(found, UNITS)
+    del outlet
+
+    def lost() -> bool:
+        try:
+            inlet.drain(pylsl.local_clock())
+        except StreamError as error:
+            return "went away" in str(error)
+        return False
+
+    wait_for("the loss", lost)
