@@ -296,6 +296,9 @@ def watch(
 @app.command(epilog="Example: volition demo --seconds 30 --json")
 def demo(
     seconds: Annotated[float, typer.Option(min=5.0, help="How long to decode.")] = 30.0,
+    picture: Annotated[
+        Path | None, typer.Option(help="Keep the last view and the score as SVG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Decode a simulated session live, in separate processes, and print the score.
@@ -305,7 +308,7 @@ def demo(
     """
     from clients.demo import demo as run
 
-    sys.exit(run(_console(stderr=as_json), seconds=seconds, as_json=as_json))
+    sys.exit(run(_console(stderr=as_json), seconds=seconds, as_json=as_json, picture=picture))
 
 
 @app.command(epilog="Example: volition bench --json")

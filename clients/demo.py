@@ -7,8 +7,10 @@ the score is printed.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -38,12 +41,13 @@ BUNDLE = Path(__file__).parent / "demo_data" / "sim.bundle"
 SESSION = {"n_units": 96, "minutes": 20.0, "subject": 3, "seed": 7}
 TICK_MS = 10.0
 SHOWN_S = 8.0
-WIDTH, HEIGHT = 76, 9
+WIDTH, HEIGHT = 96, 9
+BRAILLE_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 REFRESH_S = 0.2
 
 
-def demo(console: Console, *, seconds: float, as_json: bool) -> int:
-    """Run the demo; returns the exit code."""
+def demo(console: Console, *, seconds: float, as_json: bool, picture: Path | None = None) -> int:
+    """Run the demo; returns the exit code. picture: keep the last view and the score as SVG."""
     from training.simulate import simulate
 
     console.print("simulating the session that the shipped bundle was trained on…")
@@ -66,11 +70,26 @@ def demo(console: Console, *, seconds: float, as_json: bool) -> int:
                 if view:
                     view.close()
     score = live.score(frames, session)
+    if picture:
+        save_picture(picture, frames, session, score)
     if as_json:
         print(json.dumps(score.as_dict(), indent=2))
     else:
         print_score(console, score)
     return 0
+
+
+def save_picture(
+    path: Path, frames: live.LiveFrames, session: Session, score: live.LiveScore
+) -> None:
+    """What the terminal shows at the end of the demo, as SVG."""
+    n_frames = max(i for i, frame in enumerate(frames.frames) if frame.valid) + 1
+    until_last = live.LiveFrames(frames=frames.frames[:n_frames], mapping=frames.mapping)
+    page = Console(record=True, width=WIDTH + 4, file=io.StringIO())
+    page.print(draw(until_last.frames[-1], until_last, session))
+    print_score(page, score)
+    own_fonts = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    page.save_svg(str(path), title="volition demo", code_format=own_fonts)
 
 
 def free_port() -> int:
@@ -136,7 +155,7 @@ def draw(frame: wire.CursorFrame, frames: live.LiveFrames, session: Session) -> 
         f"  tick {frame.latency_ms:5.2f} ms  decode {frame.decode_ms:5.2f} ms  "
         f"{frame.n_spikes} spikes in the window  frame {frame.seq}",
     )
-    legend = Text.assemble(("● true  ", "bright_black"), ("● decoded", "bright_green"))
+    legend = Text.assemble(("● true  ", "white"), ("● decoded", "bright_green"))
     rows: list[Text] = [head, legend]
     if frames.mapping is not None:
         n_shown = int(SHOWN_S * 1e3 / TICK_MS)
@@ -153,13 +172,16 @@ def draw(frame: wire.CursorFrame, frames: live.LiveFrames, session: Session) -> 
 
 
 def plot(ages: Floats, true: Floats, decoded: Floats) -> list[Text]:
-    """Two traces as characters. ages: (n,) 0 to 1, left to right; values in m/s."""
-    full = max(0.3, float(np.abs(true).max()), float(np.abs(decoded).max()))
+    """Two traces in Braille dots, 2 by 4 a character. ages: (n,) 0 to 1; values in m/s."""
+    full = max(0.2, float(np.abs(true).max()), float(np.abs(decoded).max()))
     cells = [[(" ", "")] * WIDTH for _ in range(HEIGHT)]
     cells[HEIGHT // 2] = [("┄", "bright_black")] * WIDTH
-    for values, style in ((true, "bright_black"), (decoded, "bright_green")):
-        column = np.clip((ages * WIDTH).astype(int), 0, WIDTH - 1)
-        row = np.clip(np.round((1 - values / full) / 2 * (HEIGHT - 1)).astype(int), 0, HEIGHT - 1)
-        for r, c in zip(row, column, strict=True):
-            cells[r][c] = ("●", style)
+    for values, style in ((true, "white"), (decoded, "bright_green")):
+        masks = np.zeros((HEIGHT, WIDTH), dtype=int)
+        column = np.clip((ages * 2 * WIDTH).astype(int), 0, 2 * WIDTH - 1)
+        height = (1 - values / full) / 2 * (4 * HEIGHT - 1)
+        row = np.clip(np.round(height).astype(int), 0, 4 * HEIGHT - 1)
+        np.bitwise_or.at(masks, (row // 4, column // 2), BRAILLE_DOTS[row % 4, column % 2])
+        for r, c in zip(*np.nonzero(masks), strict=True):
+            cells[r][c] = (chr(0x2800 + masks[r, c]), style)
     return [Text.assemble(*row) for row in cells]

@@ -204,7 +204,8 @@ def print_score(console: Console, score: LiveScore) -> None:
     )
     console.print(table)
     facts = _facts("")
-    facts.add_row("frames", f"{score.frames}, {score.valid_frames} valid; {score.states}")
+    states = ", ".join(f"{n} {state}" for state, n in score.states.items())
+    facts.add_row("frames", f"{score.frames}, {score.valid_frames} valid ({states})")
     facts.add_row("gaps in sequence", f"{score.gaps}")
     facts.add_row("late ticks", f"{score.late_ticks} of {score.ticks} ({score.late_share:.2%})")
     facts.add_row(
