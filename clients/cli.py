@@ -6,9 +6,12 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from streaming.sessions import Split
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +65,14 @@ def _needs_training() -> None:
 
     if find_spec("torch") is None:
         raise TrainingError("this verb needs torch; install it with: pip install 'volition[train]'")
+
+
+def _split(name: str) -> Split:
+    from decoder.errors import SettingsError
+
+    if name not in ("all", "train", "valid", "test"):
+        raise SettingsError(f"split {name!r}; expected all, train, valid or test")
+    return cast("Split", name)
 
 
 @app.command("import", epilog="Example: volition import monkey.nwb -o sessions")
@@ -192,6 +203,43 @@ def bundle(
         print_bundle(_console(), opened)
 
 
+@app.command(epilog="Example: volition evaluate m.bundle sessions/m.h5 --baselines --report m.html")
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A decoder bundle.")],
+    session: Annotated[Path, typer.Argument(help="A session file (.h5).")],
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Fit ridge, Kalman filter and GRU beside it.")
+    ] = False,
+    split: Annotated[str, typer.Option(help="all, train, valid or test.")] = "test",
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML page with tables and plots.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a bundle on a recorded session, causally, beside what a lab would use otherwise."""
+    _needs_training()
+    from clients.reports import print_evaluation
+    from decoder.bundle import open_bundle
+    from streaming import sessions
+    from training.evaluate import evaluate as run
+
+    console = _console(stderr=True)
+    opened, loaded = open_bundle(path), sessions.load(session)
+    with console.status("decoding…") as status:
+        result = run(
+            opened, loaded, split=_split(split), baselines=baselines,
+            unit_counts=report is not None, say=lambda what: status.update(f"{what}…"),
+        )  # fmt: skip
+    if report is not None:
+        from training.report import write_report
+
+        write_report(result, report)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        print_evaluation(_console(), result)
+
+
 @app.command(epilog="Example: volition decode monkey.bundle --tick-ms 5 --stream-name rig-spikes")
 def decode(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A decoder bundle.")],
@@ -267,14 +315,11 @@ def replay(
     from decoder.errors import SettingsError
     from streaming.replay import ReplaySettings
 
-    if split not in ("all", "train", "valid", "test"):
-        raise SettingsError(f"--from {split!r}; expected all, train, valid or test")
     if score and (loop or speed != 1.0):
         raise SettingsError("--score needs the recording's own timing: no --loop, no --speed")
     settings = ReplaySettings(
-        split=split,  # type: ignore[arg-type]
-        seconds=seconds, speed=speed, loop=loop, wait_for_consumer=wait or score,
-        lead_s=lead,
+        split=_split(split), seconds=seconds, speed=speed, loop=loop,
+        wait_for_consumer=wait or score, lead_s=lead,
     )  # fmt: skip
     if score:
         play_and_score(_console(), session, settings, address, as_json=as_json)

@@ -25,6 +25,7 @@ from streaming.sessions import Session, duration_s
 if TYPE_CHECKING:
     from clients.live import LiveScore
     from streaming.replay import ReplaySettings
+    from training.evaluate import Evaluation
     from training.pretrain import PretrainSettings
 
 
@@ -212,6 +213,37 @@ def print_score(console: Console, score: LiveScore) -> None:
         "window end to arrival",
         ", ".join(f"{name} {value:.2f} ms" for name, value in score.arrival_ms.items()),
     )
+    console.print(facts)
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """An evaluation as a table, the best decoder in bold."""
+    result = evaluation.as_dict()
+    table = Table(
+        title=f"{result['session']}, {result['split']} domain, {result['seconds']:.0f} s, causal",
+        title_justify="left",
+    )
+    table.add_column("velocity R²")
+    for name in ("x", "y", "mean", "correlation"):
+        table.add_column(name, justify="right")
+    table.add_column("chosen on validation")
+    best = max(row["r2_mean"] for row in result["decoders"])
+    for row in result["decoders"]:
+        style = "bold" if row["r2_mean"] == best else ""
+        table.add_row(
+            row["name"],
+            *(f"{row[k]:.3f}" for k in ("r2_x", "r2_y", "r2_mean", "correlation_mean")),
+            row["chosen"],
+            style=style,
+        )
+    console.print(table)
+    facts = _facts("")
+    tail = result["tick_ms"]
+    facts.add_row("R² at every tick", f"{result['r2_mean_every_tick']:.3f}")
+    facts.add_row(
+        "a tick's cost", ", ".join(f"{name} {value:.2f} ms" for name, value in tail.items())
+    )
+    facts.add_row("normalized latency", f"{result['normalized_latency']:.3f}")
     console.print(facts)
 
 

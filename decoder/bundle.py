@@ -76,6 +76,15 @@ class Output(_Strict):
     offset: float
 
 
+class HistoryPoint(_Strict):
+    """One validation of the training: step, seconds since its start, loss, causal R²."""
+
+    step: int
+    seconds: float
+    loss: float
+    r2: float
+
+
 class Manifest(_Strict):
     """What `manifest.json` holds."""
 
@@ -89,6 +98,7 @@ class Manifest(_Strict):
     unit_ids: tuple[str, ...]
     provenance: dict[str, str | float | int]
     metrics: dict[str, float]
+    history: tuple[HistoryPoint, ...] = ()
     checksums: dict[str, str]
 
     @model_validator(mode="after")

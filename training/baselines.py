@@ -1,6 +1,11 @@
-"""Classical decoders to compare with: ridge on lagged counts (the Wiener filter), and R².
+"""Classical decoders to compare with, fitted on the same training domain.
 
-All are causal: an estimate at time t uses spikes before t only.
+All are causal (an estimate at time t uses spikes before t only) and choose what they must
+choose on the validation domain:
+
+- `Ridge` here: ridge regression on counts of 10 lags of 50 ms (the Wiener filter).
+- `training.kalman`: velocity Kalman filter.
+- `training.gru`: a small recurrent network, the only one that needs torch.
 """
 
 from __future__ import annotations
@@ -22,41 +27,111 @@ ALPHAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Coefficient of determination of decoded velocity, per axis and their mean."""
+    """Coefficient of determination and correlation of decoded velocity, per axis."""
 
     r2_x: float
     r2_y: float
+    correlation_x: float
+    correlation_y: float
 
     @property
     def r2_mean(self) -> float:
         return (self.r2_x + self.r2_y) / 2
 
+    @property
+    def correlation_mean(self) -> float:
+        return (self.correlation_x + self.correlation_y) / 2
+
 
 def r2(true: Floats, decoded: Floats) -> Score:
-    """R² per axis of (n, 2) velocities; 1 - residual sum of squares over total, as scikit-learn."""
+    """Score of (n, 2) velocities; R² = 1 - residual sum of squares over total, as scikit-learn."""
     residual = ((true - decoded) ** 2).sum(axis=0)
     total = ((true - true.mean(axis=0)) ** 2).sum(axis=0)
     x, y = 1.0 - residual / np.maximum(total, 1e-12)
-    return Score(r2_x=float(x), r2_y=float(y))
+    return Score(
+        r2_x=float(x),
+        r2_y=float(y),
+        correlation_x=_correlation(true[:, 0], decoded[:, 0]),
+        correlation_y=_correlation(true[:, 1], decoded[:, 1]),
+    )
 
 
-def lagged_counts(session: Session, times: Floats) -> Floats:
-    """Counts (n, n_units * N_LAGS) in the `N_LAGS` bins of `BIN_S` before each of `times`."""
-    edges = np.arange(N_LAGS, -1, -1) * BIN_S
-    features = np.empty((len(times), session.n_units, N_LAGS))
+def _correlation(a: Floats, b: Floats) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b) / max(float(np.sqrt((a @ a) * (b @ b))), 1e-12)
+
+
+def counts_before(session: Session, times: Floats, n_lags: int) -> Floats:
+    """Counts (n, n_units, n_lags) in the `n_lags` bins of `BIN_S` before each of `times`.
+
+    The oldest bin comes first.
+    """
+    edges = np.arange(n_lags, -1, -1) * BIN_S
+    features = np.empty((len(times), session.n_units, n_lags))
     for unit in range(session.n_units):
         spikes = session.spike_times[session.spike_units == unit]
         before = np.searchsorted(spikes, times[:, None] - edges[None, :])
         features[:, unit] = np.diff(before, axis=1)
-    return features.reshape(len(times), -1)
+    return features
 
 
-def evaluation_times(session: Session, split: Split, step_s: float = BIN_S) -> Floats:
-    """Times every `step_s` in a split whose whole lag window lies inside it."""
+def evaluation_times(
+    session: Session, split: Split, step_s: float = BIN_S, margin_s: float = BIN_S * N_LAGS
+) -> Floats:
+    """Times every `step_s` in a split with at least `margin_s` of it before them."""
     intervals = session.intervals(split)
     grids = [np.arange(start, end, step_s) for start, end in intervals]
     times = np.concatenate(grids) if grids else np.empty(0)
-    return np.asarray(times[within(times, intervals, margin_s=BIN_S * N_LAGS)])
+    return np.asarray(times[within(times, intervals, margin_s=margin_s)])
+
+
+def enough_times(session: Session, split: Split, times: Floats) -> Floats:
+    """`times`, unless there are too few to fit or score anything: TrainingError."""
+    if len(times) < 2:
+        raise TrainingError(
+            f"{session.session_id}: {len(times)} windows of {BIN_S * N_LAGS:g} s in the {split} "
+            "domain; expected at least 2"
+        )
+    return times
+
+
+class Ridge:
+    """Ridge regression from lagged counts to velocity.
+
+    fit_seconds: only the first seconds of training.
+    Raises TrainingError where a domain holds no whole window.
+    """
+
+    name = "ridge, 10 lags of 50 ms"
+
+    def __init__(self, session: Session, *, fit_seconds: float | None = None) -> None:
+        self._session = session
+        fit_times = enough_times(session, "train", evaluation_times(session, "train"))
+        if fit_seconds is not None:
+            fit_times = fit_times[fit_times < fit_times[0] + fit_seconds]
+        valid_times = enough_times(session, "valid", evaluation_times(session, "valid"))
+        fit = self._counts(fit_times)
+        self._center, self._spread = fit.mean(axis=0), fit.std(axis=0) + 1e-6
+        target = session.velocity_at(fit_times)
+        self._bias = target.mean(axis=0)
+        fit = (fit - self._center) / self._spread
+        gram, moment = fit.T @ fit, fit.T @ (target - self._bias)
+        fits = {a: np.linalg.solve(gram + a * np.eye(len(gram)), moment) for a in ALPHAS}
+        valid, true = self._normalized(valid_times), session.velocity_at(valid_times)
+        self.alpha, self._weights = max(
+            fits.items(), key=lambda item: r2(true, valid @ item[1] + self._bias).r2_mean
+        )
+        self.chosen = f"penalty {self.alpha:g}"
+
+    def decode(self, times: Floats) -> Floats:
+        """Velocity (n, 2) m/s at `times`, any."""
+        return np.asarray(self._normalized(times) @ self._weights + self._bias)
+
+    def _counts(self, times: Floats) -> Floats:
+        return counts_before(self._session, times, N_LAGS).reshape(len(times), -1)
+
+    def _normalized(self, times: Floats) -> Floats:
+        return np.asarray((self._counts(times) - self._center) / self._spread)
 
 
 def ridge_score(
@@ -65,36 +140,10 @@ def ridge_score(
     fit_seconds: float | None = None,
     score_between: tuple[float, float] | None = None,
 ) -> Score:
-    """R² on the test domain of ridge regression fitted on the training domain.
-
-    The penalty is the one of `ALPHAS` that does best on the validation domain.
-    `fit_seconds` keeps only the first seconds of training; `score_between` only part of the test.
-    Raises TrainingError where a domain holds too few whole windows.
-    """
-    fit_times = evaluation_times(session, "train")
-    if fit_seconds is not None and len(fit_times):
-        fit_times = fit_times[fit_times < fit_times[0] + fit_seconds]
-    test_times = evaluation_times(session, "test")
+    """R² of ridge regression on the test domain, or on the part of it that is given."""
+    times = evaluation_times(session, "test")
     if score_between is not None:
-        test_times = test_times[(test_times >= score_between[0]) & (test_times < score_between[1])]
-    valid_times = evaluation_times(session, "valid")
-    for name, times in (("train", fit_times), ("valid", valid_times), ("test", test_times)):
-        if len(times) < 2:
-            raise TrainingError(
-                f"{session.session_id}: the {name} domain has {len(times)} windows of "
-                f"{BIN_S * N_LAGS:g} s for ridge regression; expected at least 2"
-            )
-    fit = lagged_counts(session, fit_times)
-    center, spread = fit.mean(axis=0), fit.std(axis=0) + 1e-6
-    target = session.velocity_at(fit_times)
-    bias = target.mean(axis=0)
-
-    def normalized(times: Floats) -> Floats:
-        return np.asarray((lagged_counts(session, times) - center) / spread)
-
-    fit = (fit - center) / spread
-    gram, moment = fit.T @ fit, fit.T @ (target - bias)
-    weights = [np.linalg.solve(gram + a * np.eye(len(gram)), moment) for a in ALPHAS]
-    valid, true = normalized(valid_times), session.velocity_at(valid_times)
-    best = max(weights, key=lambda w: r2(true, valid @ w + bias).r2_mean)
-    return r2(session.velocity_at(test_times), normalized(test_times) @ best + bias)
+        times = times[(times >= score_between[0]) & (times < score_between[1])]
+    enough_times(session, "test", times)
+    ridge = Ridge(session, fit_seconds=fit_seconds)
+    return r2(session.velocity_at(times), ridge.decode(times))

@@ -250,6 +250,7 @@ def export_model(
         unit_ids=tuple(word.removeprefix(prefix) for word in words),
         provenance=_provenance(record),
         metrics=metrics or {},
+        history=tuple(bundle.HistoryPoint.model_validate(point) for point in record.history),
         checksums={},
     )
     with tempfile.TemporaryDirectory() as folder:
