@@ -289,7 +289,7 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImportFailedError, match=r"expected \.nwb or \.xdf"):
+    with pytest.raises(ImportFailedError, match=r"expected \.nwb, \.xdf or \.h5"):
         import_recording(tmp_path / "s.mat")
 
 
@@ -458,3 +458,24 @@ def test_a_file_without_spikes_is_refused_and_its_streams_are_named(
         pytest.skip(f"no {path}")
     with pytest.raises(ImportFailedError, match=f"no stream of type 'Spikes' .*{stream}"):
         import_recording(path)
+
+
+def test_a_session_in_centimetres_becomes_metres(recorded: Session, tmp_path: Path) -> None:
+    in_cm = replace(
+        recorded,
+        cursor_pos=100.0 * recorded.cursor_pos,
+        cursor_vel=100.0 * recorded.cursor_vel,
+        trials=replace(recorded.trials, target_pos=100.0 * recorded.trials.target_pos),
+    )
+    path = sessions.save(in_cm, tmp_path)
+    assert any("too fast for m/s" in note for note in sessions.load(path).notes)
+    imported = import_recording(path, unit="cm")
+    np.testing.assert_allclose(imported.cursor_vel, recorded.cursor_vel, atol=1e-12)
+    np.testing.assert_allclose(imported.trials.target_pos, recorded.trials.target_pos, atol=1e-12)
+    assert imported.notes == ("kinematics converted from cm",)
+
+
+def test_an_unknown_unit_of_length_is_refused(recorded: Session, tmp_path: Path) -> None:
+    path = sessions.save(recorded, tmp_path)
+    with pytest.raises(ImportFailedError, match="unit 'inch'; expected m, cm, mm"):
+        import_recording(path, unit="inch")
