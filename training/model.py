@@ -110,22 +110,51 @@ def omega(model: POYO, config: ModelConfig) -> Tensor:
     return frequencies[: config.n_rotary].double()
 
 
-class _RotateInPlace(torch.autograd.Function):
-    """Rotate pairs of a freshly gathered tensor without keeping a copy for the backward pass."""
+class _GatherRotated(torch.autograd.Function):
+    """Look every token's row up and rotate it by its time, in one step and without copies.
+
+    table: (n_rows, n_heads * dim_head). token: (B, n_tokens). cos, sin: (B, n_tokens, n_rotary).
+    Gives (B, n_heads, n_tokens, dim_head). Its gradient is a rotation back and a sum by row.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, token: Tensor, cos: Tensor, sin: Tensor, n_heads: int
+    ) -> Tensor:
+        ctx.save_for_backward(token, cos, sin)
+        ctx.n_rows = len(table)
+        rows = F.embedding(token, table).unflatten(-1, (n_heads, -1))
+        _rotate_(rows, cos.unsqueeze(-2), sin.unsqueeze(-2))
+        return rows.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        token, cos, sin = ctx.saved_tensors
+        rows = torch.empty_like(grads[0].transpose(1, 2), memory_format=torch.contiguous_format)
+        rows.copy_(grads[0].transpose(1, 2))
+        _rotate_(rows, cos.unsqueeze(-2), -sin.unsqueeze(-2))
+        grad = torch.ops.aten.embedding_dense_backward(
+            rows.flatten(-2), token, ctx.n_rows, -1, False
+        )
+        return grad, None, None, None, None
+
+
+class _Rotated(torch.autograd.Function):
+    """`rotate` whose gradient is one rotation back, not a sum of zero-padded slices."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.mark_dirty(x)
-        _rotate_(x, cos, sin)
-        return x
+        turned = x.clone(memory_format=torch.contiguous_format)
+        _rotate_(turned, cos, sin)
+        return turned
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        grad = grads[0].clone()
-        _rotate_(grad, cos, -sin)
-        return grad, None, None
+        turned = grads[0].clone(memory_format=torch.contiguous_format)
+        _rotate_(turned, cos, -sin)
+        return turned, None, None
 
 
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -136,10 +165,14 @@ def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     imag.mul_(cos).add_(turned)
 
 
-def unit_tables(model: POYO, config: ModelConfig) -> Tensor:
-    """Keys and values of every token: (n_token_types, vocabulary, 2, cross_heads, dim_head)."""
+def unit_tables(model: POYO, config: ModelConfig, units: Tensor | None = None) -> Tensor:
+    """Keys and values of every token: (n_token_types, n_units, 2, cross_heads, dim_head).
+
+    units: (n_units,) rows of the unit embedding; all of them where left out.
+    """
     attention = model.enc_atn
-    tokens = model.token_type_emb.weight[:N_TOKEN_TYPES, None] + model.unit_emb.weight[None]
+    embedded = model.unit_emb.weight if units is None else F.embedding(units, model.unit_emb.weight)
+    tokens = model.token_type_emb.weight[:N_TOKEN_TYPES, None] + embedded[None]
     weight = split_rows(attention.to_kv.weight, config)
     rows: Tensor = F.linear(attention.norm_context(tokens), weight)
     return rows.unflatten(-1, (2, config.cross_heads, config.dim_head))  # type: ignore[no-any-return]
@@ -169,6 +202,9 @@ class Phases:
 
 def rotate(x: Tensor, by: Phases) -> Tensor:
     """Rotate `[real | imag | rest]` heads (..., dim_head) by phases (..., n_rotary)."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        turned: Tensor = _Rotated.apply(x, by.cos, by.sin)  # type: ignore[no-untyped-call]
+        return turned
     n = by.cos.shape[-1]
     real, imag, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
     return torch.cat([real * by.cos - imag * by.sin, real * by.sin + imag * by.cos, rest], dim=-1)
@@ -261,6 +297,21 @@ def read_out(
     return outputs
 
 
+def _compact(model: POYO, config: ModelConfig, input_token: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, n_tokens) of a table (n_rows, 2, cross_heads, dim_head) of this batch's units.
+
+    So that a step costs what its units cost, however many units the vocabulary has.
+    """
+    n_words = len(model.unit_emb.weight)
+    unit, kind = input_token % n_words, input_token // n_words
+    position = torch.zeros(n_words, dtype=torch.int64, device=input_token.device)
+    position[unit] = 1
+    units = position.nonzero()[:, 0]
+    position[units] = torch.arange(len(units), device=units.device)
+    tables = unit_tables(model, config, units).flatten(0, 1)
+    return kind * len(units) + position[unit], tables
+
+
 def forward(
     model: POYO,
     config: ModelConfig,
@@ -280,17 +331,22 @@ def forward(
     """
     frequencies = omega(model, config)
     latents_at = latent_phases(model, config)
-    rows = F.embedding(input_token, unit_tables(model, config).flatten(0, 1).flatten(1))
-    rows = rows.unflatten(-1, (2 * config.cross_heads, config.dim_head))
-    spikes_at = Phases.of(input_times, frequencies).per_head()
-    rows = _RotateInPlace.apply(rows, spikes_at.cos, spikes_at.sin)  # type: ignore[no-untyped-call]
-    keys, values = rows.transpose(1, 2).chunk(2, dim=1)
+    token, tables = _compact(model, config, input_token)
+    at = Phases.of(input_times, frequencies)
+    keys, values = (
+        _GatherRotated.apply(  # type: ignore[no-untyped-call]
+            tables[:, part].flatten(1), token, at.cos, at.sin, config.cross_heads
+        )
+        for part in range(2)
+    )
+    hidden = torch.zeros(input_mask.shape, device=input_mask.device, dtype=keys.dtype)
+    hidden.masked_fill_(~input_mask, float("-inf"))
     queries = latent_queries(model, config, latents_at).expand(len(input_token), -1, -1, -1)
     attended = F.scaled_dot_product_attention(
         queries,
         keys,
         values,
-        attn_mask=input_mask[:, None, None, :].expand(-1, 1, queries.shape[2], -1),
+        attn_mask=hidden[:, None, None, :].expand(-1, 1, queries.shape[2], -1),
         dropout_p=config.atn_dropout if model.training else 0.0,
     )
     latents = merge_spikes(model, config, attended, latents_at)
