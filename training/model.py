@@ -125,7 +125,8 @@ class _GatherRotated(torch.autograd.Function):
         ctx.n_rows = len(table)
         rows = F.embedding(token, table).unflatten(-1, (n_heads, -1))
         _rotate_(rows, cos.unsqueeze(-2), sin.unsqueeze(-2))
-        return rows.transpose(1, 2)
+        gathered: Tensor = rows.transpose(1, 2)
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
