@@ -144,21 +144,37 @@ def pretrain(
     seed: Annotated[int, typer.Option()] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Micro-batches a process computes one after the other.")
+    ] = 1,
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or bf16-true.")] = "32-true",
+    sampling_power: Annotated[
+        float, typer.Option(help="1 draws every second alike, 0 every session alike.")
+    ] = 1.0,
     threads: Annotated[int | None, typer.Option(min=1, help="torch's threads.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in -o.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read windows ahead.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in -o, with its settings.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a POYO on sessions. Ends by time or steps (10 minutes if neither is given)."""
+    """Train a POYO on sessions. Ends by time or steps (10 minutes if neither is given).
+
+    On many GPUs or nodes: torchrun --nproc-per-node N -m clients.cli pretrain …
+    """
     _needs_training()
     from clients.reports import run_training
-    from training.pretrain import PretrainSettings
+    from training.pretrain import PretrainSettings, settings_of
 
-    if minutes is None and steps is None:
-        minutes = 10.0
-    settings = PretrainSettings(
-        preset=preset, minutes=minutes, steps=steps, seed=seed, batch_size=batch_size,
-        learning_rate=learning_rate, threads=threads,
-    )  # fmt: skip
+    if resume:
+        settings = settings_of(output, minutes=minutes, steps=steps)
+    else:
+        settings = PretrainSettings(
+            preset=preset, minutes=10.0 if minutes is None and steps is None else minutes,
+            steps=steps, seed=seed, batch_size=batch_size, learning_rate=learning_rate,
+            accumulate=accumulate, precision=precision, sampling_power=sampling_power,
+            threads=threads, workers=workers,
+        )  # fmt: skip
     summary = run_training(_console(stderr=True), folder, output, settings, resume=resume)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))

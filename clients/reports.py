@@ -120,6 +120,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Pretrain with a progress bar: loss, validation R², tokens/s, time left."""
     from training import pretrain
+    from training.fabric import launch
 
     paths = sessions.find(folder)
     loaded = [sessions.load(path) for path in paths]
@@ -131,7 +132,8 @@ def run_training(
                    "R² {task.fields[r2]}  {task.fields[rate]:,.0f} tokens/s"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
+    fabric = launch(run, settings.precision)
+    with Progress(*columns, console=console, disable=not fabric.is_global_zero) as progress:
         bar = progress.add_task(
             f"pretrain {settings.preset}", total=1.0, step=0, loss=float("nan"), r2="-", rate=0.0
         )
@@ -150,6 +152,7 @@ def run_training(
             session_paths={s.session_id: str(p) for s, p in zip(loaded, paths, strict=True)},
             on_step=show,
             resume=resume,
+            fabric=fabric,
         )
     return {
         "run": str(run),

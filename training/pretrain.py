@@ -1,43 +1,60 @@
 """Train a POYO on sessions, for decoding at the window's end.
 
     volition pretrain DIR --preset rt --minutes 10 -o RUN
+    torchrun --nproc-per-node 2 -m clients.cli pretrain DIR --steps 10000 -o RUN
 
 Queries lie all over each window (they teach more than queries at its end alone), and the
 validation score is causal: the query at the window's end, which sees no future. The learning
 rate is annealed to nothing over the time or the steps allowed; what is kept is a running mean
 of the weights, at its best validation score. Ctrl-C keeps the best so far.
 
-Not yet: more than one process, data larger than memory.
+Which windows a step sees, and what dropout does to them, follows from the seed, the step and
+the number of the micro-batch alone. So nothing of a sampler has to be saved, a run that was
+killed goes on exactly, and N processes with one micro-batch each do what one process does
+that accumulates over N.
+
+It does not know windows (`training.windows`) or files (`training.runs`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
-from streaming.sessions import Session, Split
+from streaming.sessions import Session, Split, duration_s
 from training import runs
 from training.baselines import Score, r2
+from training.fabric import launch
 from training.model import ModelConfig, build, forward, preset
-from training.windows import OutputScale, WindowSource, unit_words
+from training.windows import Batch, OutputScale, WindowSource, unit_words
 
 VALIDATE_EVERY_S = 60.0
 N_VALIDATIONS = 20  # of a run that ends by steps
 VALIDATE_STEP_S = 0.1  # between the window ends that are scored
+MAX_VALIDATED = 3000  # windows scored at a validation, over all sessions
+LOG_EVERY = 10  # steps between entries for TensorBoard
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """How long and how to train. One of `minutes` and `steps` ends the run, whichever is first."""
+    """How long and how to train. One of `minutes` and `steps` ends the run, whichever is first.
+
+    batch_size: windows a step, over all processes and accumulated micro-batches.
+    accumulate: micro-batches a process computes one after the other in a step.
+    sampling_power: see `training.windows.WindowSource`.
+    workers: processes that read windows ahead; 0 reads in the training process.
+    """
 
     preset: str = "rt"
     minutes: float | None = 10.0
@@ -49,6 +66,11 @@ class PretrainSettings:
     warmup_share: float = 0.03
     ema_decay: float = 0.998
     threads: int | None = None
+    accumulate: int = 1
+    sampling_power: float = 1.0
+    precision: str = "32-true"
+    workers: int = 0
+    checkpoint_every_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.steps is None:
@@ -57,6 +79,18 @@ class PretrainSettings:
             raise TrainingError(f"--steps {self.steps}; expected at least 1")
         if self.minutes is not None and not self.minutes > 0:
             raise TrainingError(f"--minutes {self.minutes}; expected more than 0")
+        if self.accumulate < 1:
+            raise TrainingError(f"--accumulate {self.accumulate}; expected at least 1")
+
+
+def settings_of(
+    run: Path | str, *, minutes: float | None = None, steps: int | None = None
+) -> PretrainSettings:
+    """The settings of a run, to go on with it; another end where one is given."""
+    recorded = {k: v for k, v in runs.load_record(Path(run)).settings.items() if k != "world_size"}
+    if minutes is not None or steps is not None:
+        recorded |= {"minutes": minutes, "steps": steps}
+    return PretrainSettings(**recorded)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,24 +113,93 @@ def pretrain(
     session_paths: dict[str, str] | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     resume: bool = False,
+    fabric: Fabric | None = None,
 ) -> runs.RunRecord:
-    """Train on `sessions` and write the run folder; returns its record."""
+    """Train on `sessions` and write the run folder; returns its record.
+
+    fabric: a launched one; made here (this process, or torchrun's) where left out.
+    """
     run = Path(run)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    fabric = fabric or launch(run, settings.precision)
     torch.manual_seed(settings.seed)
     if resume:
-        trainer = Trainer.resume(sessions, run, settings)
+        trainer = Trainer.resume(sessions, run, settings, fabric)
     else:
-        if (run / "run.json").exists():
+        exists = fabric.broadcast((run / "run.json").exists())
+        if exists:
             raise TrainingError(f"{run}: there is a run already; --resume goes on with it")
-        trainer = Trainer.start(sessions, run, settings, session_paths or {})
+        trainer = Trainer.start(sessions, run, settings, fabric, session_paths or {})
     try:
         trainer.train(on_step)
     except KeyboardInterrupt:
         trainer.interrupted = True
     trainer.finish()
     return trainer.record
+
+
+class FastForward(nn.Module):
+    """torch_brain's POYO behind `training.model.forward`, as a module that DDP can wrap."""
+
+    def __init__(self, poyo: POYO, config: ModelConfig) -> None:
+        super().__init__()
+        self.poyo, self.config = poyo, config
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean squared error of a batch."""
+        output = forward(self.poyo, self.config, **batch.inputs())
+        return nn.functional.mse_loss(output.float(), batch.target)
+
+
+class MicroBatches(Dataset[Batch]):
+    """The micro-batches of this process, by their number since the run's start."""
+
+    def __init__(
+        self, source: WindowSource, settings: PretrainSettings, *, rank: int, world: int
+    ) -> None:
+        self.source, self.settings = source, settings
+        self.rank, self.n_micro = rank, world * settings.accumulate
+        if settings.batch_size % self.n_micro:
+            raise TrainingError(
+                f"--batch-size {settings.batch_size} can't be shared by {world} processes with "
+                f"{settings.accumulate} micro-batches each; expected a multiple of {self.n_micro}"
+            )
+
+    def __getitem__(self, number: int) -> Batch:
+        step, turn = divmod(number, self.settings.accumulate)
+        rng = np.random.default_rng([self.settings.seed, step])
+        plans = self.source.plan(rng, self.settings.batch_size)
+        return self.source.build(plans[self.micro(turn) :: self.n_micro])
+
+    def micro(self, turn: int) -> int:
+        """Number, in the global batch, of this process' micro-batch."""
+        return self.rank * self.settings.accumulate + turn
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def since(self, step: int) -> Iterator[Batch]:
+        """Micro-batches from `step` on, for ever; read ahead by `workers`."""
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=_CountFrom(step * self.settings.accumulate),
+            num_workers=self.settings.workers,
+            persistent_workers=self.settings.workers > 0,
+        )
+        return iter(loader)
+
+
+class _CountFrom(torch.utils.data.Sampler[int]):
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __iter__(self) -> Iterator[int]:
+        number = self._first
+        while True:
+            yield number
+            number += 1
 
 
 class Trainer:
@@ -107,17 +210,23 @@ class Trainer:
         sessions: Sequence[Session],
         run: Path,
         settings: PretrainSettings,
+        fabric: Fabric,
         record: runs.RunRecord,
     ) -> None:
-        self.run, self.settings, self.record = run, settings, record
+        self.run, self.settings, self.fabric, self.record = run, settings, fabric, record
         self.config = record.config()
         self.model = build(self.config, record.unit_words, record.session_words)
+        self.source = window_source(
+            sessions, self.model, self.config, record, sampling_power=settings.sampling_power
+        )
+        optimizer = _optimizer(self.model, settings)
+        self.module, self.optimizer = fabric.setup(FastForward(self.model, self.config), optimizer)
         self.average = {name: t.clone() for name, t in runs.weights(self.model).items()}
-        self.optimizer = _optimizer(self.model, settings)
-        self.source = window_source(sessions, self.model, self.config, record)
+        self.batches = MicroBatches(
+            self.source, settings, rank=fabric.global_rank, world=fabric.world_size
+        )
         self.interrupted = False
-        self._rng = np.random.default_rng([settings.seed, record.step])
-        self._validated_at = record.seconds
+        self._validated_at = self._saved_at = record.seconds
 
     @classmethod
     def start(
@@ -125,6 +234,7 @@ class Trainer:
         sessions: Sequence[Session],
         run: Path,
         settings: PretrainSettings,
+        fabric: Fabric,
         session_paths: dict[str, str],
     ) -> Trainer:
         """A new run: vocabularies and scales from the sessions."""
@@ -138,29 +248,27 @@ class Trainer:
             session_paths=session_paths,
             output_mean={k: (s.mean[0], s.mean[1]) for k, s in scales.items()},
             output_std={k: (s.std[0], s.std[1]) for k, s in scales.items()},
-            settings={
-                "batch_size": settings.batch_size,
-                "learning_rate": settings.learning_rate,
-                "weight_decay": settings.weight_decay,
-                "ema_decay": settings.ema_decay,
-                "minutes": settings.minutes,
-                "steps": settings.steps,
-            },
+            settings=asdict(settings) | {"world_size": fabric.world_size},
         )
         run.mkdir(parents=True, exist_ok=True)
-        return cls(sessions, run, settings, record)
+        return cls(sessions, run, settings, fabric, record)
 
     @classmethod
-    def resume(cls, sessions: Sequence[Session], run: Path, settings: PretrainSettings) -> Trainer:
+    def resume(
+        cls, sessions: Sequence[Session], run: Path, settings: PretrainSettings, fabric: Fabric
+    ) -> Trainer:
         """Go on where `last.safetensors` stands."""
         record = runs.load_record(run)
+        state = runs.load_tensors(run / runs.LAST)
+        runs.go_back_to(record, state)
         known = set(record.session_words)
         if missing := sorted(known - {session.session_id for session in sessions}):
             raise TrainingError(f"{run} was trained on {missing}, which is not among the sessions")
-        trainer = cls([s for s in sessions if s.session_id in known], run, settings, record)
-        state = runs.load_tensors(run / "last.safetensors")
+        known_sessions = [s for s in sessions if s.session_id in known]
+        trainer = cls(known_sessions, run, settings, fabric, record)
         runs.set_weights(trainer.model, _part(state, "weights."))
-        trainer.average = _part(state, "average.")
+        for name, tensor in _part(state, "average.").items():
+            trainer.average[name].copy_(tensor)
         _restore_optimizer(trainer.optimizer, trainer.model, state)
         return trainer
 
@@ -168,37 +276,58 @@ class Trainer:
         """Take steps until the time or the steps are used up."""
         began = time.monotonic() - self.record.seconds
         tokens, tokens_since = 0, time.monotonic()
-        self.model.train()
+        batches = self.batches.since(self.record.step)
+        self.module.train()
         while (share := self._share(time.monotonic() - began)) < 1.0:
             self._set_learning_rate(share)
-            batch = self.source.draw(self._rng, self.settings.batch_size)
-            output = forward(self.model, self.config, **batch.inputs())
-            loss = torch.nn.functional.mse_loss(output, batch.target)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self._average()
-            if not torch.isfinite(loss):
-                raise TrainingError(f"the loss became {loss.item()} at step {self.record.step}")
+            loss, n_tokens = self._step(batches)
             self.record.step += 1
             self.record.seconds = time.monotonic() - began
-            tokens += batch.n_tokens
-            score = self._validate_when_due(float(loss.detach()))
+            tokens += n_tokens
+            tokens_per_s = tokens / max(time.monotonic() - tokens_since, 1e-9)
+            score = self._validate_when_due(loss)
+            self._save_when_due()
+            if self.record.step % LOG_EVERY == 0 or score is not None:
+                self._log(loss, tokens_per_s, score)
             on_step(
                 Progress(
                     step=self.record.step,
                     share=share,
-                    loss=float(loss.detach()),
-                    tokens_per_s=tokens / max(time.monotonic() - tokens_since, 1e-9),
+                    loss=loss,
+                    tokens_per_s=tokens_per_s,
                     seconds=self.record.seconds,
                     r2=score,
                 )
             )
 
+    def _step(self, batches: Iterator[Batch]) -> tuple[float, int]:
+        """One optimizer step; returns this process' loss and number of tokens."""
+        total, n_tokens = 0.0, 0
+        self.optimizer.zero_grad(set_to_none=True)
+        for turn in range(self.settings.accumulate):
+            batch = next(batches).to(self.fabric.device)
+            torch.manual_seed(_dropout_seed(self.settings, self.record.step, self.batches, turn))
+            more = turn + 1 < self.settings.accumulate
+            with self.fabric.no_backward_sync(self.module, enabled=more):
+                loss = self.module(batch) / self.settings.accumulate
+                self.fabric.backward(loss)
+            total += float(loss.detach())
+            n_tokens += batch.n_tokens
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"the loss became {total} at step {self.record.step}; look for odd values in the "
+                "sessions (`volition info`), or lower --learning-rate"
+            )
+        self.fabric.clip_gradients(self.module, self.optimizer, max_norm=1.0)
+        self.optimizer.step()
+        self._average()
+        return total, n_tokens
+
     def _share(self, seconds: float) -> float:
-        """How much of the run has passed, by time or by steps."""
+        """How much of the run has passed, by time or by steps; the same in every process."""
         by_time = seconds / (60.0 * self.settings.minutes) if self.settings.minutes else 0.0
+        if self.settings.minutes and self.fabric.world_size > 1:
+            by_time = self.fabric.broadcast(by_time)
         by_steps = self.record.step / self.settings.steps if self.settings.steps else 0.0
         return max(by_time, by_steps)
 
@@ -223,28 +352,16 @@ class Trainer:
             due = self.record.step % max(1, self.settings.steps // N_VALIDATIONS) == 0
         else:
             due = self.record.seconds - self._validated_at >= VALIDATE_EVERY_S
+            due = due if self.fabric.world_size == 1 else self.fabric.broadcast(due)
         return self.validate(loss) if due else None
 
     def validate(self, loss: float) -> float:
         """Causal R² of the running mean on the validation domains; keeps the best."""
-        live = {name: t.clone() for name, t in runs.weights(self.model).items()}
-        runs.set_weights(self.model, self.average)
-        score = float(
-            np.mean(
-                [
-                    evaluate(
-                        self.model, self.config, self.source, index, "valid",
-                        step_s=VALIDATE_STEP_S,
-                    ).r2_mean
-                    for index in range(len(self.source.sessions))
-                ]
-            )
-        )  # fmt: skip
+        score = self.fabric.broadcast(self._score() if self.fabric.is_global_zero else 0.0)
         if score > self.record.best_r2:
             self.record.best_r2 = score
-            runs.save_tensors(self.run / "best.safetensors", runs.weights(self.model))
-        runs.set_weights(self.model, live)
-        self.model.train()
+            if self.fabric.is_global_zero:
+                runs.save_tensors(self.run / runs.BEST, self.average)
         self.record.history.append(
             {"step": self.record.step, "seconds": self.record.seconds, "loss": loss, "r2": score}
         )
@@ -252,12 +369,45 @@ class Trainer:
         self._validated_at = self.record.seconds
         return score
 
+    def _score(self) -> float:
+        """Mean causal R² over sessions, with the running mean in the model's place."""
+        live = {name: t.clone() for name, t in runs.weights(self.model).items()}
+        runs.set_weights(self.model, self.average)
+        seconds = sum(duration_s(session.valid_domain) for session in self.source.sessions)
+        step_s = max(VALIDATE_STEP_S, seconds / MAX_VALIDATED)
+        scores = [
+            evaluate(self.model, self.config, self.source, index, "valid", step_s=step_s).r2_mean
+            for index in range(len(self.source.sessions))
+        ]
+        runs.set_weights(self.model, live)
+        self.module.train()
+        return float(np.mean(scores))
+
+    def _save_when_due(self) -> None:
+        """Keep what a killed run goes on from."""
+        if self.record.seconds - self._saved_at >= self.settings.checkpoint_every_s:
+            self._save()
+
     def _save(self) -> None:
+        self._saved_at = self.record.seconds
+        if not self.fabric.is_global_zero:
+            return
         state = {f"weights.{k}": v for k, v in runs.weights(self.model).items()}
         state |= {f"average.{k}": v for k, v in self.average.items()}
         state |= _optimizer_tensors(self.optimizer, self.model)
-        runs.save_tensors(self.run / "last.safetensors", state)
+        runs.save_tensors(self.run / runs.LAST, state | runs.progress_tensors(self.record))
         runs.save_record(self.run, self.record)
+
+    def _log(self, loss: float, tokens_per_s: float, score: float | None) -> None:
+        """Into the run's TensorBoard folder."""
+        values = {
+            "train/loss": loss,
+            "train/tokens_per_s": tokens_per_s,
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        if score is not None:
+            values["valid/r2_causal"] = score
+        self.fabric.log_dict(values, step=self.record.step)
 
     def finish(self) -> None:
         """Score what training ended with, unless nothing was trained."""
@@ -266,8 +416,19 @@ class Trainer:
             self.validate(last)
 
 
+def _dropout_seed(settings: PretrainSettings, step: int, batches: MicroBatches, turn: int) -> int:
+    """A seed for each micro-batch of the global batch, whichever process computes it."""
+    sequence = np.random.SeedSequence([settings.seed, step, batches.micro(turn)])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def window_source(
-    sessions: Sequence[Session], model: POYO, config: ModelConfig, record: runs.RunRecord
+    sessions: Sequence[Session],
+    model: POYO,
+    config: ModelConfig,
+    record: runs.RunRecord,
+    *,
+    sampling_power: float = 1.0,
 ) -> WindowSource:
     """Windows of sessions in a model's vocabulary, with the run's output scales."""
     return WindowSource(
@@ -276,6 +437,7 @@ def window_source(
         model.session_emb.vocab,
         window_s=config.sequence_length,
         scales={s.session_id: record.scale(s.session_id) for s in sessions},
+        sampling_power=sampling_power,
     )
 
 
@@ -286,9 +448,11 @@ def evaluate(
 ) -> Score:  # fmt: skip
     """Causal R² of one session: the query at the end of windows that end every `step_s`."""
     model.eval()
+    device = next(model.parameters()).device
     true, decoded = [], []
     for _, batch in source.walk(index, split, step_s=step_s):
-        decoded.append(forward(model, config, **batch.inputs())[:, -1])
+        output = forward(model, config, **batch.to(device).inputs())
+        decoded.append(output[:, -1].cpu())
         true.append(batch.target[:, -1])
     if not true:
         raise TrainingError(f"no window of {config.sequence_length} s fits the {split} domain")
@@ -297,8 +461,8 @@ def evaluate(
 
 def _optimizer(model: POYO, settings: PretrainSettings) -> torch.optim.AdamW:
     """AdamW; embeddings, norms and biases are not decayed."""
-    decayed: list[torch.nn.Parameter] = []
-    kept: list[torch.nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (kept if parameter.ndim < 2 or "_emb" in name else decayed).append(parameter)
     groups = [
@@ -324,6 +488,10 @@ def _restore_optimizer(
     optimizer: torch.optim.Optimizer, model: POYO, state: dict[str, Tensor]
 ) -> None:
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
+        fields = {
             field: state[f"adam.{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")
+        }
+        optimizer.state[parameter] = {
+            field: value if field == "step" else value.to(parameter.device)
+            for field, value in fields.items()
         }

@@ -3,7 +3,8 @@
     RUN/
       run.json              model sizes, vocabularies, output scales, progress, metrics
       best.safetensors      the weights that did best on the validation domain
-      last.safetensors      weights, their running mean and optimizer state, to go on from
+      last.safetensors      weights, their running mean, optimizer state and progress, to go on from
+      tensorboard/          loss, learning rate, tokens/s and validation R² for TensorBoard
 
 Files are written to a temporary name and renamed. This module does not know how to train.
 """
@@ -28,6 +29,7 @@ from training.model import ModelConfig, build
 from training.windows import OutputScale
 
 SCHEMA_VERSION = 1
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 class RunRecord(BaseModel):
@@ -47,7 +49,7 @@ class RunRecord(BaseModel):
     step: int = 0
     seconds: float = 0.0
     best_r2: float = float("-inf")
-    settings: dict[str, float | int | None]
+    settings: dict[str, float | int | str | None]
     history: list[dict[str, float]] = []
 
     def config(self) -> ModelConfig:
@@ -84,6 +86,20 @@ def load_record(run: Path) -> RunRecord:
             f"{path}: schema version {record.schema_version}, expected {SCHEMA_VERSION}"
         )
     return record
+
+
+def progress_tensors(record: RunRecord) -> dict[str, Tensor]:
+    """Where a run stands, to be written in one file with its weights."""
+    return {
+        "progress": torch.tensor([record.step, record.seconds, record.best_r2], dtype=torch.float64)
+    }
+
+
+def go_back_to(record: RunRecord, state: dict[str, Tensor]) -> None:
+    """Set a record back to where the weights of `last.safetensors` stand."""
+    step, seconds, best = state["progress"].tolist()
+    record.step, record.seconds, record.best_r2 = int(step), seconds, best
+    record.history = [point for point in record.history if point["step"] <= step]
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -128,5 +144,5 @@ def load_model(run: Path | str) -> tuple[POYO, RunRecord]:
     run = Path(run)
     record = load_record(run)
     model = build(record.config(), record.unit_words, record.session_words)
-    set_weights(model, load_tensors(run / "best.safetensors"))
+    set_weights(model, load_tensors(run / BEST))
     return model.eval(), record

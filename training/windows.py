@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,10 @@ class Batch:
     @property
     def n_tokens(self) -> int:
         return int(self.input_mask.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def inputs(self) -> dict[str, Tensor]:
         """What the model's forward takes, by name."""
@@ -79,6 +84,8 @@ class WindowSource:
     sessions: in memory.
     vocabulary: word -> row of the unit embedding (row 0 is torch_brain's padding).
     session_rows: session id -> row of the session embedding.
+    sampling_power: a session is drawn in proportion to its training seconds to this power:
+        1 draws every second alike, 0 every session alike.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class WindowSource:
         *,
         window_s: float,
         scales: Mapping[str, OutputScale],
+        sampling_power: float = 1.0,
     ) -> None:
         self.sessions = list(sessions)
         self.window_s = window_s
@@ -103,31 +111,40 @@ class WindowSource:
                 f"no training interval is longer than the window of {window_s} s; "
                 "record longer trials or choose a preset with a shorter window"
             )
+        seconds = seconds**sampling_power
         self._shares = seconds / seconds.sum()
 
-    def draw(
+    def plan(
         self,
         rng: np.random.Generator,
         batch_size: int,
         *,
         n_queries: int = 16,
         keep_units: tuple[float, float] = (0.2, 0.9),
-    ) -> Batch:
-        """A random training batch.
+    ) -> list[WindowPlan]:
+        """Which windows a random training batch holds; `build` reads them.
 
         keep_units: range of the share of units that stay; drawn once a batch, so that its
             windows are of like length, and independently per window which units they are.
         """
         keep_share = rng.uniform(*keep_units)
-        drawn = []
+        plans = []
         for index in rng.choice(len(self.sessions), size=batch_size, p=self._shares):
             end_s = _draw_start(self._starts[index], rng) + self.window_s
             n_units = self.sessions[index].n_units
             n_kept = max(1, round(keep_share * n_units))
             kept = np.sort(rng.permutation(n_units)[:n_kept])
             queries = np.append(rng.uniform(0.0, self.window_s, n_queries - 1), self.window_s)
-            drawn.append(self._window(int(index), end_s, kept, queries))
-        return _stack(drawn)
+            plans.append(WindowPlan(int(index), end_s, kept, queries))
+        return plans
+
+    def build(self, plans: Sequence[WindowPlan]) -> Batch:
+        """Read planned windows from their sessions."""
+        return _stack([self._window(p.index, p.end_s, p.kept, p.queries) for p in plans])
+
+    def draw(self, rng: np.random.Generator, batch_size: int, **options: Any) -> Batch:
+        """A random training batch; options as for `plan`."""
+        return self.build(self.plan(rng, batch_size, **options))
 
     def walk(
         self, index: int, split: Split, *, step_s: float, batch_size: int = 32
@@ -173,6 +190,16 @@ class WindowSource:
             queries=queries,
             target=(session.velocity_at(start_s + queries) - scale.mean) / scale.std,
         )
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """One training window: session, end (s), positions of kept units, query times in it (s)."""
+
+    index: int
+    end_s: float
+    kept: Ints
+    queries: Floats
 
 
 @dataclass(frozen=True, kw_only=True)

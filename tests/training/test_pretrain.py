@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from decoder.errors import TrainingError
+from streaming import sessions
+from tests.rig import wait_for
 from training import runs
 from training.pretrain import PretrainSettings, pretrain
 from training.simulate import simulate
@@ -29,7 +38,7 @@ def test_a_run_is_written_and_loads_again(session, tmp_path: Path) -> None:
     )
     assert record.step == 20
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        "best.safetensors", "last.safetensors", "run.json",
+        "best.safetensors", "last.safetensors", "run.json", "tensorboard",
     ]  # fmt: skip
     model, loaded = runs.load_model(tmp_path / "run")
     assert loaded.best_r2 == record.best_r2
@@ -67,3 +76,77 @@ def test_a_run_is_never_overwritten(session, tmp_path: Path) -> None:
 def test_a_run_without_an_end_is_refused() -> None:
     with pytest.raises(TrainingError, match="would never end"):
         PretrainSettings(minutes=None, steps=None)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-m", *arguments]
+
+
+def trained(session, folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    """A pretraining command on a saved session, one thread a process."""
+    path = sessions.save(session, folder / "sessions")
+    return command(
+        *launcher, "clients.cli", "pretrain", str(path), "--batch-size", "8", "--threads", "1",
+        "--seed", "3", *arguments,
+    )  # fmt: skip
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    a, b = (load_file(run / "last.safetensors") for run in (one, other))
+    assert set(a) == set(b)
+    names = [name for name in a if name.startswith(("weights.", "average."))]
+    return max(float((a[name] - b[name]).abs().max()) for name in names)
+
+
+def test_two_processes_do_what_one_does(session, tmp_path: Path) -> None:
+    """Dropout included: masks belong to the micro-batch, not to the process."""
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    shared = ("--steps", "20", "-o")
+    subprocess.run(
+        trained(session, tmp_path, *shared, str(tmp_path / "two"), launcher=torchrun),
+        check=True, capture_output=True, timeout=240,
+    )  # fmt: skip
+    subprocess.run(
+        trained(session, tmp_path, *shared, str(tmp_path / "one"), "--accumulate", "2"),
+        check=True, capture_output=True, timeout=240,
+    )  # fmt: skip
+    assert largest_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
+
+
+def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    with running_command(trained(session, tmp_path, "--steps", "100", "-o", str(run))) as process:
+        wait_for("a checkpoint", lambda: (run / "last.safetensors").exists(), 120.0)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    stopped = runs.load_tensors(run / "last.safetensors")["progress"][0]
+    assert 0 < stopped < 100
+    for arguments in ((str(run), "--resume"), (str(tmp_path / "whole"), "--steps", "100")):
+        subprocess.run(
+            trained(session, tmp_path, "-o", *arguments),
+            check=True, capture_output=True, timeout=240,
+        )  # fmt: skip
+    assert largest_difference(run, tmp_path / "whole") == 0.0
+
+
+@contextmanager
+def running_command(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_learning_curve_is_logged_for_tensorboard(session, tmp_path: Path) -> None:
+    pretrain([session], tmp_path / "run", settings(steps=20))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/tokens_per_s", "valid/r2_causal"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")][-1] == 20
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(session, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="expected a multiple of 3"):
+        pretrain([session], tmp_path / "run", settings(batch_size=4, accumulate=3))

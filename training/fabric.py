@@ -1,0 +1,43 @@
+"""Lightning Fabric for this project: one process, or those that torchrun started.
+
+    torchrun --nproc-per-node 4 -m clients.cli pretrain DIR -o RUN
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29400 -m clients.cli pretrain …
+
+On CUDA each process takes one GPU and NCCL; without, gloo on the CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+from decoder.errors import TrainingError
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+
+
+def launch(run: Path, precision: str = "32-true") -> Fabric:
+    """A launched Fabric that logs to `run/tensorboard`."""
+    if precision not in PRECISIONS:
+        raise TrainingError(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*srun.*")
+        fabric = Fabric(
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",
+            devices=local,
+            num_nodes=max(1, world // local),
+            strategy="ddp" if world > 1 else "auto",
+            precision=precision,  # type: ignore[arg-type]
+            loggers=TensorBoardLogger(root_dir=run, name="", version="tensorboard"),
+        )
+        fabric.launch()
+    return fabric
