@@ -123,7 +123,7 @@ def run_training(
     from training.fabric import launch
 
     paths = sessions.find(folder)
-    loaded = [sessions.load(path) for path in paths]
+    loaded = [sessions.load(path, lazy=True) for path in paths]
     if len({session.session_id for session in loaded}) < len(loaded):
         raise TrainingError(f"{folder}: two files hold the same session id; keep one of them")
     columns = (

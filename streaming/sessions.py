@@ -10,8 +10,9 @@ is cut into windows (see `training.windows`).
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -93,10 +94,12 @@ class Session:
 
     def velocity_at(self, times: Floats) -> Floats:
         """Cursor velocity (n, 2) in m/s at `times`, linear between samples."""
-        return np.stack(
-            [np.interp(times, self.cursor_times, self.cursor_vel[:, axis]) for axis in (0, 1)],
-            axis=1,
-        )
+        if len(times) == 0:
+            return np.empty((0, 2))
+        first, last = np.searchsorted(self.cursor_times, (np.min(times), np.max(times)))
+        around = slice(max(0, int(first) - 1), int(last) + 1)  # reads no more than it must
+        at, vel = self.cursor_times[around], self.cursor_vel[around]
+        return np.stack([np.interp(times, at, vel[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def duration_s(intervals: Floats) -> float:
@@ -356,14 +359,18 @@ def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain h
     return data
 
 
-def load(path: Path | str) -> Session:
-    """Read a session file; SessionError says what is wrong with one that can't be used."""
+def load(path: Path | str, *, lazy: bool = False) -> Session:
+    """Read a session file; SessionError says what is wrong with one that can't be used.
+
+    lazy: map spikes and kinematics into memory instead of reading them, so that only what is
+        used takes room. The file must not be written to meanwhile.
+    """
     path = Path(path)
     if not path.exists():
         raise SessionError(f"{path}: no such file; expected a session (.h5)")
     try:
         with h5py.File(path, "r") as file:
-            session = _from_hdf5(file, path.stem)
+            session = _from_hdf5(file, path.stem, _mapped if lazy else _whole)
     except SessionError:
         raise
     except OSError as error:
@@ -381,7 +388,10 @@ def load(path: Path | str) -> Session:
             f"{path}: laid out otherwise than torch_brain stores sessions "
             f"({type(error).__name__}: {error}). `volition import` makes such files"
         ) from error
-    return check(session)
+    session = check(session)
+    if lazy:
+        _let_go(session)
+    return session
 
 
 def find(folder: Path | str) -> list[Path]:
@@ -393,12 +403,40 @@ def find(folder: Path | str) -> list[Path]:
     return paths
 
 
-def _from_hdf5(file: h5py.File, default_id: str) -> Session:
+Read = Callable[[h5py.Dataset], NDArray[Any]]
+
+
+def _whole(dataset: h5py.Dataset) -> NDArray[Any]:
+    return np.asarray(dataset[:])
+
+
+def _mapped(dataset: h5py.Dataset) -> NDArray[Any]:
+    """The dataset's bytes in the file, mapped; read whole where it is chunked or compressed."""
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.size == 0 or not dataset.dtype.isnative:
+        return _whole(dataset)
+    return np.memmap(
+        dataset.file.filename, dataset.dtype, mode="r", offset=offset, shape=dataset.shape
+    )
+
+
+def _let_go(session: Session) -> None:
+    """Give back the memory that checking a mapped session took."""
+    for array in (session.spike_times, session.spike_units, session.cursor_times,
+                  session.cursor_pos, session.cursor_vel):  # fmt: skip
+        base: Any = array
+        while base is not None and not isinstance(base, mmap.mmap):
+            base = getattr(base, "base", None)
+        if base is not None and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
+
+
+def _from_hdf5(file: h5py.File, default_id: str, read: Read) -> Session:
     """Read torch_brain's layout: datasets of `spikes`, `units`, `cursor` and interval groups."""
     notes: list[str] = []
     name = _text(file, "session", "id") or default_id
-    cursor_times, pos, vel = _kinematics(file["cursor"], name, notes)
-    times, units = _spikes(file["spikes"], name, notes)
+    cursor_times, pos, vel = _kinematics(file["cursor"], name, notes, read)
+    times, units = _spikes(file["spikes"], name, notes, read)
     trials = _trials(file)
     domain, (train, valid, test) = _domains(file, cursor_times, trials, notes)
     return Session(
@@ -420,10 +458,12 @@ def _from_hdf5(file: h5py.File, default_id: str) -> Session:
     )
 
 
-def _kinematics(cursor: h5py.Group, name: str, notes: list[str]) -> tuple[Floats, Floats, Floats]:
+def _kinematics(
+    cursor: h5py.Group, name: str, notes: list[str], read: Read
+) -> tuple[Floats, Floats, Floats]:
     """Times, position and velocity; velocity by gradient where there is none."""
-    times = _timestamps(cursor)
-    columns = {label: _array(cursor, label) for label in ("pos", "vel") if label in cursor}
+    times = _timestamps(cursor, read)
+    columns = {label: _array(cursor, label, read) for label in ("pos", "vel") if label in cursor}
     if not columns:
         raise KeyError("cursor has neither pos nor vel")
     columns = {k: v[:, :2] if v.ndim == 2 else v for k, v in columns.items()}
@@ -443,9 +483,10 @@ def _kinematics(cursor: h5py.Group, name: str, notes: list[str]) -> tuple[Floats
     return times, columns["pos"], columns["vel"]
 
 
-def _spikes(spikes: h5py.Group, name: str, notes: list[str]) -> tuple[Floats, Ints]:
+def _spikes(spikes: h5py.Group, name: str, notes: list[str], read: Read) -> tuple[Floats, Ints]:
     """Times and unit indices, in time order."""
-    times, units = _timestamps(spikes), spikes["unit_index"][:].astype(np.int64)
+    times = _timestamps(spikes, read)
+    units = np.asanyarray(read(spikes["unit_index"]), dtype=np.int64)
     if times.shape == units.shape:  # else `check` refuses them
         times, units, was_sorted = sorted_spikes(times, units)
         if was_sorted:
@@ -470,14 +511,14 @@ def _domains(
     return domain, parts
 
 
-def _array(group: h5py.Group, name: str) -> Floats:
-    return np.asarray(group[name][:], dtype=np.float64)
+def _array(group: h5py.Group, name: str, read: Read = _whole) -> Floats:
+    return np.asanyarray(read(group[name]), dtype=np.float64)
 
 
-def _timestamps(group: h5py.Group) -> Floats:
+def _timestamps(group: h5py.Group, read: Read) -> Floats:
     """Times of an irregular series, or of a regular one from its sampling rate and domain."""
     if "timestamps" in group:
-        return _array(group, "timestamps")
+        return _array(group, "timestamps", read)
     rate_hz = group.attrs.get("sampling_rate")
     if rate_hz is None:
         raise KeyError(f"{group.name} has neither timestamps nor a sampling_rate")
