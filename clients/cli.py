@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from streaming.sessions import Split
+    from training.simulate import Task
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,17 +120,35 @@ def simulate(
     task: Annotated[
         str | None, typer.Option(help="center_out or random_target; the seed's choice if left out.")
     ] = None,
+    count: Annotated[
+        int, typer.Option("--sessions", min=1, help="How many days; seeds count up from --seed.")
+    ] = 1,
+    subjects: Annotated[
+        int, typer.Option(min=1, help="Share the days among so many subjects, from --subject on.")
+    ] = 1,
+    total_units: Annotated[
+        int | None, typer.Option(min=1, help="Units of all sessions together, in --units' place.")
+    ] = None,
     output: OutDir = Path("sessions"),
 ) -> None:
-    """Make a session of a simulated motor cortex."""
-    from clients.reports import print_session
+    """Make sessions of a simulated motor cortex: one, or a corpus of many days and subjects."""
+    from clients.reports import print_session, simulate_corpus
     from decoder.errors import SettingsError
     from streaming import sessions
     from training.simulate import simulate as make
 
     if task not in (None, "center_out", "random_target"):
         raise SettingsError(f"task {task!r}; expected center_out or random_target")
-    session = make(n_units=units, minutes=minutes, subject=subject, seed=seed, task=task)  # type: ignore[arg-type]
+    if count > 1:
+        simulate_corpus(
+            _console(stderr=True), output, count, subjects=range(subject, subject + subjects),
+            n_units=total_units or units * count, minutes=minutes, seed=seed,
+        )  # fmt: skip
+        return
+    session = make(
+        n_units=total_units or units, minutes=minutes, subject=subject, seed=seed,
+        task=cast("Task | None", task),
+    )  # fmt: skip
     path = sessions.save(session, output)
     print_session(_console(), session, path)
 
@@ -183,6 +202,57 @@ def pretrain(
             f"[bold]{output}[/]: {summary['steps']} steps in {summary['seconds'] / 60:.1f} min, "
             f"causal validation R² [bold]{summary['validation_r2']:.3f}[/]"
         )
+
+
+@app.command(epilog="Example: volition adapt runs/corpus sessions/today.h5 -o runs/today")
+def adapt(
+    run: Annotated[Path, typer.Argument(help="A folder that `volition pretrain` made.")],
+    session: Annotated[Path, typer.Argument(help="A session whose units are new to it.")],
+    output: OutDir,
+    seconds: Annotated[
+        float, typer.Option(min=5.0, help="Labelled data, from the start of its training domain.")
+    ] = 40.0,
+    steps: Annotated[int, typer.Option(min=1)] = 400,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: Json = False,
+) -> None:
+    """Learn a new session's units from a few seconds of data; all else stays as it was."""
+    _needs_training()
+    from clients.reports import run_adaptation
+    from training.adapt import AdaptSettings
+
+    summary = run_adaptation(
+        _console(stderr=True), run, session, output,
+        AdaptSettings(seconds=seconds, steps=steps, seed=seed),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        _console().print(
+            f"[bold]{output}[/]: {summary['units']} units in {summary['seconds']:.1f} s, "
+            f"causal R² on the held-out fifth [bold]{summary['validation_r2']:.3f}[/]"
+        )
+
+
+@app.command(epilog="Example: volition checkpoint poyo.ckpt -o runs/poyo --output-std 0.2")
+def checkpoint(
+    source: Annotated[Path, typer.Argument(help="torch_brain's .ckpt, or a run folder.")],
+    output: OutDir,
+    output_mean: Annotated[float, typer.Option(help="Targets' mean in training, m/s.")] = 0.0,
+    output_std: Annotated[float, typer.Option(help="Targets' scale in training, m/s.")] = 1.0,
+) -> None:
+    """Turn a torch_brain checkpoint into a run, or a run into a torch_brain checkpoint."""
+    _needs_training()
+    from training import checkpoints
+
+    if source.is_dir():
+        checkpoints.export_checkpoint(source, output)
+    else:
+        record, weights = checkpoints.import_checkpoint(
+            source, output_mean=output_mean, output_std=output_std
+        )
+        checkpoints.save_run(output, record, weights)
+    _console().print(f"[bold]{output}[/] written")
 
 
 @app.command(epilog="Example: volition export runs/first --session monkey -o monkey.bundle")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from streaming.sessions import Session, duration_s
 if TYPE_CHECKING:
     from clients.live import LiveScore
     from streaming.replay import ReplaySettings
+    from training.adapt import AdaptSettings
     from training.evaluate import Evaluation
     from training.pretrain import PretrainSettings
 
@@ -158,6 +160,64 @@ def run_training(
         "run": str(run),
         "steps": record.step,
         "seconds": record.seconds,
+        "validation_r2": record.best_r2,
+    }
+
+
+def simulate_corpus(
+    console: Console,
+    folder: Path,
+    count: int,
+    *,
+    subjects: range,
+    n_units: int,
+    minutes: float,
+    seed: int,
+) -> None:
+    """Write `count` simulated sessions, `n_units` in all, in a folder a subject."""
+    from training.simulate import simulate
+
+    with Progress(console=console) as progress:
+        for day in progress.track(range(count), description="simulating"):
+            session = simulate(
+                n_units=n_units // count + (day < n_units % count),
+                minutes=minutes,
+                subject=subjects[day % len(subjects)],
+                seed=seed + day,
+            )
+            sessions.save(session, folder / session.subject_id)
+    console.print(
+        f"[bold]{folder}[/]: {count} sessions of {len(subjects)} subjects, {n_units} units, "
+        f"{count * minutes:g} minutes"
+    )
+
+
+def run_adaptation(
+    console: Console, run: Path, session_path: Path, output: Path, settings: AdaptSettings
+) -> dict[str, Any]:
+    """Identify a session's units with a progress bar and write the new run."""
+    from training import adapt, runs
+    from training.checkpoints import save_run
+
+    model, record = runs.load_model(run)
+    session = sessions.load(session_path)
+    began = time.monotonic()
+    columns = (
+        TextColumn("[bold]identifying units"), BarColumn(), TaskProgressColumn(),
+        TextColumn("R² {task.fields[r2]:.3f}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=settings.steps, r2=float("nan"))
+        model, record = adapt.identify_units(
+            model, record, session, settings,
+            on_step=lambda step, r2: progress.update(bar, completed=step, r2=r2),
+        )  # fmt: skip
+    save_run(output, record, runs.weights(model))
+    return {
+        "run": str(output),
+        "session": session.session_id,
+        "units": session.n_units,
+        "seconds": time.monotonic() - began,
         "validation_r2": record.best_r2,
     }
 

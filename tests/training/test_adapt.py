@@ -1,0 +1,72 @@
+"""Unit identification: the new session is learned, everything known stays to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from decoder.errors import TrainingError
+from streaming.sessions import Session, duration_s
+from training import runs
+from training.adapt import AdaptSettings, first_seconds, identify_units
+from training.pretrain import PretrainSettings, pretrain
+from training.simulate import simulate
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory):
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    session = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
+    pretrain([session], run, PretrainSettings(steps=150, minutes=None, batch_size=8))
+    return runs.load_model(run)
+
+
+@pytest.fixture(scope="module")
+def today() -> Session:
+    return simulate(n_units=30, minutes=2.0, subject=4, seed=9)
+
+
+def test_new_units_are_learned_and_all_else_stays_to_the_bit(pretrained, today) -> None:
+    model, record = pretrained
+    before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
+    scores: list[float] = []
+    adapted, extended = identify_units(
+        model, record, today, AdaptSettings(steps=60), on_step=lambda step, r2: scores.append(r2)
+    )
+    assert extended.best_r2 == scores[-1] == max(scores)
+    after = runs.weights(adapted)
+    for name, tensor in before.items():
+        assert torch.equal(runs.weights(model)[name], tensor), "the model given was changed"
+        assert torch.equal(after[name][: len(tensor)], tensor), f"{name} moved"
+    assert len(after["unit_emb.weight"]) == len(before["unit_emb.weight"]) + today.n_units
+    new = after["unit_emb.weight"][-today.n_units :]
+    assert (new.std(dim=0) > 0.05).any(), "units of the new session were not told apart"
+    assert extended.session_words[-1] == today.session_id
+
+
+def test_only_the_first_seconds_are_used(today: Session) -> None:
+    labelled = first_seconds(today, 40.0)
+    start = today.train_domain[0, 0]
+    assert duration_s(labelled.train_domain) == pytest.approx(32.0)
+    assert duration_s(labelled.valid_domain) == pytest.approx(8.0)
+    assert labelled.train_domain[0, 0] == start
+    assert labelled.valid_domain[-1, 1] <= labelled.test_domain[0, 0]
+
+
+def test_a_session_that_is_known_is_refused(pretrained, today) -> None:
+    model, record = pretrained
+    known = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
+    with pytest.raises(TrainingError, match="known to this run already"):
+        identify_units(model, record, known, AdaptSettings(steps=1))
+
+
+def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
+    from training.checkpoints import save_run
+
+    model, record = identify_units(*pretrained, today, AdaptSettings(steps=2))
+    save_run(tmp_path / "today", record, runs.weights(model))
+    loaded, loaded_record = runs.load_model(tmp_path / "today")
+    assert loaded_record.session_words == record.session_words
+    assert torch.equal(loaded.unit_emb.weight, model.unit_emb.weight)
