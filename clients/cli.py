@@ -442,13 +442,20 @@ def demo(
     sys.exit(run(_console(stderr=as_json), seconds=seconds, as_json=as_json, picture=picture))
 
 
-@app.command(epilog="Example: volition bench --json")
+bench_app = typer.Typer(help="Measure speed, beside torch_brain in the same run.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     preset: Annotated[list[str] | None, typer.Option(help="May be given again.")] = None,
     runs: Annotated[int, typer.Option(min=10, help="Decodes a case.")] = 200,
     as_json: Json = False,
 ) -> None:
     """Time a tick of the runtime against torch_brain's eager POYO, on the same windows."""
+    if context.invoked_subcommand is not None:
+        return
     _needs_training()
     from clients.bench import bench as run
     from clients.reports import print_bench
@@ -458,6 +465,29 @@ def bench(
         typer.echo(json.dumps(cases, indent=2))
     else:
         print_bench(_console(), cases)
+
+
+@bench_app.command("train", epilog="Example: volition bench train --preset rt --json")
+def bench_train(
+    preset: Annotated[list[str] | None, typer.Option(help="May be given again.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    spikes: Annotated[int, typer.Option(min=1, help="About how many a window holds.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time a training step against torch_brain's eager POYO, on the same batches."""
+    _needs_training()
+    from clients.bench_train import bench_train as run
+    from clients.reports import print_bench_train
+
+    cases = run(
+        _console(stderr=True), presets=preset or ["rt"], batch_size=batch_size, spikes=spikes,
+        steps=steps,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(cases, indent=2))
+    else:
+        print_bench_train(_console(), cases)
 
 
 if __name__ == "__main__":

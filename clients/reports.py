@@ -326,3 +326,18 @@ def print_bench(console: Console, cases: list[dict[str, Any]]) -> None:
             f"{theirs['p50'] / ours['p50']:.1f}x",
         )  # fmt: skip
     console.print(table)
+
+
+def print_bench_train(console: Console, cases: list[dict[str, Any]]) -> None:
+    """Training speeds as a table."""
+    table = Table(title="training, windows/s", title_justify="left")
+    for name in ("preset", "device", "batch", "spikes a window", "ours", "torch_brain", "faster"):
+        table.add_column(name, justify="right")
+    for case in cases:
+        speed = case["windows_per_s"]
+        table.add_row(
+            case["preset"], f"{case['device']}, {case['precision']}", f"{case['batch_size']}",
+            f"{case['spikes_a_window']:,.0f}", f"[bold]{speed['ours']:.0f}[/]",
+            f"{speed['torch_brain']:.0f}", f"{case['speedup']:.1f}x",
+        )  # fmt: skip
+    console.print(table)
