@@ -1,0 +1,141 @@
+"""What pretraining is worth: accuracy on an unseen subject, by the number of sessions before.
+
+    python -m training.transfer CORPUS UNSEEN --counts 1 4 12 24 --steps 6000 -o docs/transfer
+
+For each count a model is pretrained on so many sessions of CORPUS, for the same number of
+steps. Then the units of each session of UNSEEN are identified on its first 40 s, and its test
+domain is decoded, causally. Ridge regression is fitted on the same 40 s. Writes the figures
+(.json) and a plot (.svg); finished pretrainings in the run folder are used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from streaming import sessions
+from streaming.sessions import Session
+from training import runs
+from training.adapt import AdaptSettings, first_seconds, identify_units
+from training.baselines import ridge_score
+from training.pretrain import PretrainSettings, evaluate, pretrain, window_source
+
+SECONDS = 40.0
+
+
+def transfer(
+    corpus: Sequence[Session],
+    unseen: Sequence[Session],
+    counts: Sequence[int],
+    *,
+    run: Path,
+    settings: PretrainSettings,
+    console: Console,
+) -> dict[str, Any]:
+    """Pretrain on the first `count` sessions for each count; returns R² by count."""
+    points = []
+    for count in counts:
+        folder = run / f"{count:03d}"
+        if not (folder / "run.json").exists():
+            pretrain(corpus[:count], folder, settings)
+        model, record = runs.load_model(folder)
+        scores = [_identified(model, record, session) for session in unseen]
+        points.append({"sessions": count, "r2": scores, "pretraining_r2": record.best_r2})
+        console.print(f"{count} sessions: {np.mean(scores):.3f}  {np.round(scores, 3)}")
+    ridge = [_ridge(session) for session in unseen]
+    console.print(f"ridge on the same {SECONDS:g} s: {np.mean(ridge):.3f}  {np.round(ridge, 3)}")
+    return {
+        "seconds": SECONDS,
+        "unseen": [session.session_id for session in unseen],
+        "steps": settings.steps,
+        "preset": settings.preset,
+        "points": points,
+        "ridge_r2": ridge,
+    }
+
+
+def _identified(model: Any, record: runs.RunRecord, session: Session) -> float:
+    model, record = identify_units(model, record, session, AdaptSettings(seconds=SECONDS))
+    source = window_source([session], model, record.config(), record)
+    return evaluate(model, record.config(), source, 0, "test", step_s=0.05).r2_mean
+
+
+def _ridge(session: Session) -> float:
+    """Ridge on the same seconds: their last fifth chooses the penalty, the rest is fitted."""
+    labelled = first_seconds(session, SECONDS)
+    return ridge_score(replace(labelled, test_domain=session.test_domain)).r2_mean
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """R² against the number of pretraining sessions, each unseen session a thin line."""
+    from matplotlib.figure import Figure
+
+    counts = [point["sessions"] for point in result["points"]]
+    scores = np.array([point["r2"] for point in result["points"]])
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    axes.plot(counts, scores, color="#1b7f5c", lw=0.7, alpha=0.5)
+    axes.plot(
+        counts,
+        scores.mean(axis=1),
+        color="#1b7f5c",
+        lw=2,
+        marker="o",
+        label="POYO, units identified",
+    )
+    axes.axhline(np.mean(result["ridge_r2"]), color="#c2702c", ls="--", label="ridge, same 40 s")
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("sessions in pretraining")
+    axes.set_ylabel("causal R² on unseen subjects, 40 s of data")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("unseen", type=Path)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 12, 24])
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--preset", default="rt")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--run", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/transfer"))
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    result = transfer(
+        _shuffled([sessions.load(path, lazy=True) for path in sessions.find(given.corpus)]),
+        [sessions.load(path, lazy=True) for path in sessions.find(given.unseen)],
+        given.counts,
+        run=given.run,
+        settings=PretrainSettings(
+            preset=given.preset, minutes=None, steps=given.steps, threads=given.threads
+        ),
+        console=Console(),
+    )
+    given.output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    plot(result, given.output.with_suffix(".svg"))
+
+
+def _shuffled(corpus: list[Session]) -> list[Session]:
+    """In an order that mixes subjects, the same every time."""
+    order = np.random.default_rng(0).permutation(len(corpus))
+    return [corpus[index] for index in order]
+
+
+if __name__ == "__main__":
+    main()
