@@ -490,5 +490,25 @@ def bench_train(
         print_bench_train(_console(), cases)
 
 
+@bench_app.command("corpus", epilog="Example: volition bench corpus sessions --json")
+def bench_corpus(
+    folder: Annotated[Path, typer.Argument(help="A folder of sessions.")],
+    preset: Annotated[str, typer.Option()] = "rt",
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    steps: Annotated[int, typer.Option(min=1)] = 40,
+    as_json: Json = False,
+) -> None:
+    """Time opening and training on a whole corpus, beside one of its sessions."""
+    _needs_training()
+    from clients.bench_corpus import bench_corpus as run
+    from clients.reports import print_bench_corpus
+
+    result = run(_console(stderr=True), folder, preset=preset, batch_size=batch_size, steps=steps)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        print_bench_corpus(_console(), result)
+
+
 if __name__ == "__main__":
     main()

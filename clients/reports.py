@@ -341,3 +341,24 @@ def print_bench_train(console: Console, cases: list[dict[str, Any]]) -> None:
             f"{speed['torch_brain']:.0f}", f"{case['speedup']:.1f}x",
         )  # fmt: skip
     console.print(table)
+
+
+def print_bench_corpus(console: Console, result: dict[str, Any]) -> None:
+    """A corpus' cost as a table."""
+    table = _facts("[bold]a corpus, beside one of its sessions[/]")
+    table.add_row(
+        "corpus",
+        f"{result['sessions']} sessions, {result['units']:,} units, {result['hours']:.1f} h, "
+        f"{result['gigabytes']:.2f} GB",
+    )
+    table.add_row("opened in", f"{result['open_s']:.1f} s")
+    memory, speed = result["memory_mb"], result["windows_per_s"]
+    table.add_row(
+        "memory", f"{memory['opening']:.0f} MB to open, {memory['training']:+.0f} MB in training"
+    )
+    table.add_row(
+        "windows/s",
+        f"{speed['corpus']:.0f}, one session {speed['one session']:.0f}: "
+        f"{result['of_one_session']:.2f} of it",
+    )
+    console.print(table)

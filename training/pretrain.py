@@ -3,7 +3,7 @@
     volition pretrain DIR --preset rt --minutes 10 -o RUN
     torchrun --nproc-per-node 2 -m clients.cli pretrain DIR --steps 10000 -o RUN
 
-Queries lie all over each window (they teach more than queries at its end alone), and the
+Queries lie all over each window, denser towards its end (docs/ACCURACY.md compares), and the
 validation score is causal: the query at the window's end, which sees no future. The learning
 rate is annealed to nothing over the time or the steps allowed; what is kept is a running mean
 of the weights, at its best validation score. Ctrl-C keeps the best so far.

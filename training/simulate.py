@@ -137,10 +137,10 @@ def draw_spikes(
     for unit in range(len(tuning.depth)):
         lead = int(tuning.latency_s[unit] / STEP_S)
         drive = (
-            vel @ tuning.direction[unit]
+            _along(vel, tuning.direction[unit])
             + tuning.speed_gain[unit] * speed
-            + pos @ tuning.position_gain[unit]
-            + acc @ tuning.acceleration_gain[unit]
+            + _along(pos, tuning.position_gain[unit])
+            + _along(acc, tuning.acceleration_gain[unit])
         )
         drive = tuning.depth[unit] * np.concatenate([drive[lead:], np.repeat(drive[-1], lead)])
         drive += tuning.slow_gain[unit] * slow
@@ -150,6 +150,12 @@ def draw_spikes(
         units.append(np.full(len(unit_times), unit, dtype=np.int64))
     spike_times, spike_units, _ = sorted_spikes(np.concatenate(times), np.concatenate(units))
     return spike_times, spike_units
+
+
+def _along(xy: Floats, gain: Floats) -> Floats:
+    """Weighted sum of two columns, without BLAS: its threads cost more than the sum, and its
+    rounding would differ between machines."""
+    return np.asarray(xy[:, 0] * gain[0] + xy[:, 1] * gain[1])
 
 
 def _slow_drift(n_steps: int, rng: np.random.Generator) -> Floats:

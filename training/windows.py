@@ -3,8 +3,8 @@
 A window is `sequence_length` seconds of spikes with a start and an end token per unit, and
 queries with their true velocity. Windows lie inside one interval of their split: none reaches
 over a domain's edge or a gap. Training windows drop units at random (POYO's unit dropout);
-their queries lie anywhere in the window, and one always stands at its end, where a live
-decoder stands.
+their queries lie all over the window, denser towards its end, and one always stands at its end,
+where a live decoder stands.
 
 It does not know the model beyond its window length and vocabulary.
 """
@@ -134,7 +134,8 @@ class WindowSource:
             n_units = self.sessions[index].n_units
             n_kept = max(1, round(keep_share * n_units))
             kept = np.sort(rng.permutation(n_units)[:n_kept])
-            queries = np.append(rng.uniform(0.0, self.window_s, n_queries - 1), self.window_s)
+            ages = rng.uniform(size=n_queries - 1) ** 2  # denser towards the end
+            queries = np.append(self.window_s * (1.0 - ages), self.window_s)
             plans.append(WindowPlan(int(index), end_s, kept, queries))
         return plans
 
