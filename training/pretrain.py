@@ -251,21 +251,26 @@ class Trainer:
             settings=asdict(settings) | {"world_size": fabric.world_size},
         )
         run.mkdir(parents=True, exist_ok=True)
+        if fabric.is_global_zero:
+            runs.save_record(run, record)  # so that a run killed from now on can go on
         return cls(sessions, run, settings, fabric, record)
 
     @classmethod
     def resume(
         cls, sessions: Sequence[Session], run: Path, settings: PretrainSettings, fabric: Fabric
     ) -> Trainer:
-        """Go on where `last.safetensors` stands."""
+        """Go on where `last.safetensors` stands, from the start where there is none yet."""
         record = runs.load_record(run)
-        state = runs.load_tensors(run / runs.LAST)
-        runs.go_back_to(record, state)
+        state = runs.load_tensors(run / runs.LAST) if (run / runs.LAST).exists() else None
+        if state is not None:
+            runs.go_back_to(record, state)
         known = set(record.session_words)
         if missing := sorted(known - {session.session_id for session in sessions}):
             raise TrainingError(f"{run} was trained on {missing}, which is not among the sessions")
         known_sessions = [s for s in sessions if s.session_id in known]
         trainer = cls(known_sessions, run, settings, fabric, record)
+        if state is None:
+            return trainer
         runs.set_weights(trainer.model, _part(state, "weights."))
         for name, tensor in _part(state, "average.").items():
             trainer.average[name].copy_(tensor)

@@ -120,7 +120,7 @@ class WindowSource:
         batch_size: int,
         *,
         n_queries: int = 16,
-        keep_units: tuple[float, float] = (0.2, 0.9),
+        keep_units: tuple[float, float] = (0.4, 1.0),
     ) -> list[WindowPlan]:
         """Which windows a random training batch holds; `build` reads them.
 

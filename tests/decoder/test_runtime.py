@@ -27,7 +27,7 @@ def test_the_runtime_equals_torch_brain(preset: str, n_units: int, tmp_path: Pat
     for clock_s in (0.0, 3.6e3, 1e6):
         runtime = PoyoRuntime(bundle, epoch=clock_s + 0.3)
         for n_spikes in (0, 1, 777, 10_000):
-            end = clock_s + 1.0
+            end = clock_s + config.sequence_length
             times = rng.uniform(clock_s, end, n_spikes)
             units = rng.integers(0, n_units, n_spikes)
             inputs = reference_inputs(model, config, times, units, end, n_units)

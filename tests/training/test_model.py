@@ -23,8 +23,9 @@ def test_outputs_and_gradients_equal_torch_brain(name: str) -> None:
     session = torch.randint(1, 3, (BATCH,))
     at = torch.rand(BATCH, 5, dtype=torch.float64)
     index, grid = create_linspace_latent_tokens(
-        0, 1.0, step=config.latent_step, num_latents_per_step=config.num_latents_per_step
-    )
+        0, config.sequence_length, step=config.latent_step,
+        num_latents_per_step=config.num_latents_per_step,
+    )  # fmt: skip
     expected = model(
         input_unit_index=unit, input_timestamps=times, input_token_type=kind, input_mask=mask,
         latent_index=torch.tensor(index).expand(BATCH, -1),

@@ -129,6 +129,18 @@ def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path) -> None:
     assert largest_difference(run, tmp_path / "whole") == 0.0
 
 
+def test_a_run_killed_before_its_first_checkpoint_goes_on(session, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def killed(progress) -> None:
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        pretrain([session], run, settings(steps=10_000), on_step=killed)
+    assert not (run / "last.safetensors").exists()
+    assert pretrain([session], run, settings(steps=4), resume=True).step == 4
+
+
 @contextmanager
 def running_command(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
