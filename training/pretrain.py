@@ -37,6 +37,7 @@ from training import runs
 from training.baselines import Score, r2
 from training.fabric import launch
 from training.model import ModelConfig, build, forward, preset
+from training.optimizer import build_optimizers, restore_state, set_learning_rate, state_tensors
 from training.windows import Batch, OutputScale, WindowSource, unit_words
 
 VALIDATE_EVERY_S = 60.0
@@ -219,8 +220,12 @@ class Trainer:
         self.source = window_source(
             sessions, self.model, self.config, record, sampling_power=settings.sampling_power
         )
-        optimizer = _optimizer(self.model, settings)
-        self.module, self.optimizer = fabric.setup(FastForward(self.model, self.config), optimizer)
+        optimizers = build_optimizers(
+            self.model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.module, *self.optimizers = fabric.setup(
+            FastForward(self.model, self.config), *optimizers
+        )
         self.average = {name: t.clone() for name, t in runs.weights(self.model).items()}
         self.batches = MicroBatches(
             self.source, settings, rank=fabric.global_rank, world=fabric.world_size
@@ -274,7 +279,7 @@ class Trainer:
         runs.set_weights(trainer.model, _part(state, "weights."))
         for name, tensor in _part(state, "average.").items():
             trainer.average[name].copy_(tensor)
-        _restore_optimizer(trainer.optimizer, trainer.model, state)
+        restore_state(trainer.optimizers, trainer.model, state)
         return trainer
 
     def train(self, on_step: Callable[[Progress], None]) -> None:
@@ -284,7 +289,9 @@ class Trainer:
         batches = self.batches.since(self.record.step)
         self.module.train()
         while (share := self._share(time.monotonic() - began)) < 1.0:
-            self._set_learning_rate(share)
+            set_learning_rate(
+                self.optimizers, self.settings.learning_rate, share, self.settings.warmup_share
+            )
             loss, n_tokens = self._step(batches)
             self.record.step += 1
             self.record.seconds = time.monotonic() - began
@@ -308,7 +315,7 @@ class Trainer:
     def _step(self, batches: Iterator[Batch]) -> tuple[float, int]:
         """One optimizer step; returns this process' loss and number of tokens."""
         total, n_tokens = 0.0, 0
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         for turn in range(self.settings.accumulate):
             batch = next(batches).to(self.fabric.device)
             torch.manual_seed(_dropout_seed(self.settings, self.record.step, self.batches, turn))
@@ -323,8 +330,9 @@ class Trainer:
                 f"the loss became {total} at step {self.record.step}; look for odd values in the "
                 "sessions (`volition info`), or lower --learning-rate"
             )
-        self.fabric.clip_gradients(self.module, self.optimizer, max_norm=1.0)
-        self.optimizer.step()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._average()
         return total, n_tokens
 
@@ -335,13 +343,6 @@ class Trainer:
             by_time = self.fabric.broadcast(by_time)
         by_steps = self.record.step / self.settings.steps if self.settings.steps else 0.0
         return max(by_time, by_steps)
-
-    def _set_learning_rate(self, share: float) -> None:
-        """Linear warm-up, then a cosine to nothing."""
-        warm = min(1.0, (share + 1e-3) / self.settings.warmup_share)
-        rate = self.settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * share))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -399,7 +400,7 @@ class Trainer:
             return
         state = {f"weights.{k}": v for k, v in runs.weights(self.model).items()}
         state |= {f"average.{k}": v for k, v in self.average.items()}
-        state |= _optimizer_tensors(self.optimizer, self.model)
+        state |= state_tensors(self.optimizers, self.model)
         runs.save_tensors(self.run / runs.LAST, state | runs.progress_tensors(self.record))
         runs.save_record(self.run, self.record)
 
@@ -408,7 +409,7 @@ class Trainer:
         values = {
             "train/loss": loss,
             "train/tokens_per_s": tokens_per_s,
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": self.optimizers[0].param_groups[0]["lr"],
         }
         if score is not None:
             values["valid/r2_causal"] = score
@@ -464,39 +465,5 @@ def evaluate(
     return r2(torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy())
 
 
-def _optimizer(model: POYO, settings: PretrainSettings) -> torch.optim.AdamW:
-    """AdamW; embeddings, norms and biases are not decayed."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (kept if parameter.ndim < 2 or "_emb" in name else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
-
-
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: POYO) -> dict[str, Tensor]:
-    return {
-        f"adam.{field}.{name}": value
-        for name, parameter in model.named_parameters()
-        for field, value in optimizer.state[parameter].items()
-    }
-
-
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, model: POYO, state: dict[str, Tensor]
-) -> None:
-    for name, parameter in model.named_parameters():
-        fields = {
-            field: state[f"adam.{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")
-        }
-        optimizer.state[parameter] = {
-            field: value if field == "step" else value.to(parameter.device)
-            for field, value in fields.items()
-        }
