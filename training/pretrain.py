@@ -147,10 +147,18 @@ class FastForward(nn.Module):
         super().__init__()
         self.poyo, self.config = poyo, config
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, sealed: SealedBatch) -> Tensor:
         """Mean squared error of a batch."""
+        batch = sealed.batch
         output = forward(self.poyo, self.config, **batch.inputs())
         return nn.functional.mse_loss(output.float(), batch.target)
+
+
+class SealedBatch:
+    """A batch that Fabric passes on as it is: it would cast the float64 times."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
 
 
 class MicroBatches(Dataset[Batch]):
@@ -321,7 +329,7 @@ class Trainer:
             torch.manual_seed(_dropout_seed(self.settings, self.record.step, self.batches, turn))
             more = turn + 1 < self.settings.accumulate
             with self.fabric.no_backward_sync(self.module, enabled=more):
-                loss = self.module(batch) / self.settings.accumulate
+                loss = self.module(SealedBatch(batch)) / self.settings.accumulate
                 self.fabric.backward(loss)
             total += float(loss.detach())
             n_tokens += batch.n_tokens

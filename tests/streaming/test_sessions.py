@@ -479,3 +479,37 @@ def test_a_save_killed_midway_leaves_the_earlier_file_and_the_next_save_clears_u
     np.testing.assert_array_equal(sessions.load(path).spike_times, session.spike_times)
     sessions.save(session, path.parent)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_mapped_session_is_the_one_that_was_read(tmp_path: Path) -> None:
+    session = simulate(n_units=8, minutes=1.0, subject=1, seed=4)
+    path = sessions.save(session, tmp_path)
+    mapped = sessions.load(path, lazy=True)
+    read = sessions.load(path)
+    assert isinstance(mapped.spike_times, np.memmap)
+    assert isinstance(mapped.cursor_vel, np.memmap)
+    assert not isinstance(read.spike_times, np.memmap)
+    for name in ("spike_times", "spike_units", "cursor_times", "cursor_pos", "cursor_vel"):
+        np.testing.assert_array_equal(getattr(mapped, name), getattr(read, name))
+    at = np.array([3.0, 3.004, 20.0, 41.7])
+    np.testing.assert_array_equal(mapped.velocity_at(at), read.velocity_at(at))
+
+
+def test_compressed_sessions_are_read_where_they_cannot_be_mapped(tmp_path: Path) -> None:
+    path = sessions.save(simulate(n_units=8, minutes=1.0, subject=1, seed=4), tmp_path)
+    with h5py.File(path, "r+") as file:
+        times = file["spikes/timestamps"][:]
+        del file["spikes/timestamps"]
+        file["spikes"].create_dataset("timestamps", data=times, compression="gzip")
+    np.testing.assert_array_equal(sessions.load(path, lazy=True).spike_times, times)
+
+
+def test_velocity_between_samples_is_linear_and_holds_at_the_ends() -> None:
+    session = simulate(n_units=8, minutes=1.0, subject=1, seed=4)
+    at = np.array([-1.0, 0.0, 12.345, 59.99, 99.0])
+    for axis in (0, 1):
+        np.testing.assert_allclose(
+            session.velocity_at(at)[:, axis],
+            np.interp(at, session.cursor_times, session.cursor_vel[:, axis]),
+        )
+    assert session.velocity_at(np.empty(0)).shape == (0, 2)

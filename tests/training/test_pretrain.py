@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,9 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from decoder.errors import TrainingError
 from streaming import sessions
 from tests.rig import wait_for
+from tests.streaming.test_sessions import perich_file
 from training import runs
 from training.pretrain import PretrainSettings, pretrain
 from training.simulate import simulate
+from training.windows import OutputScale, WindowSource, unit_words
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,53 @@ def test_the_learning_curve_is_logged_for_tensorboard(session, tmp_path: Path) -
 def test_a_batch_that_cannot_be_shared_is_refused(session, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected a multiple of 3"):
         pretrain([session], tmp_path / "run", settings(batch_size=4, accumulate=3))
+
+
+def test_a_mixed_folder_trains_with_embeddings_of_each_session(session, tmp_path: Path) -> None:
+    """Simulated sessions beside one in the layout of `perich_miller_population_2018`."""
+    folder = tmp_path / "corpus"
+    foreign = perich_file(tmp_path)
+    (folder / "monkey").mkdir(parents=True)
+    foreign.rename(folder / "monkey" / foreign.name)
+    sessions.save(session, folder / "simulated")
+    sessions.save(simulate(n_units=12, minutes=1.5, subject=1, seed=8), folder / "simulated")
+    mixed = [sessions.load(path, lazy=True) for path in sessions.find(folder)]
+    record = pretrain(mixed, tmp_path / "run", settings(steps=4, sampling_power=0.5))
+    assert len(record.session_words) == 3
+    assert len(record.unit_words) == sum(s.n_units for s in mixed)
+    model, _ = runs.load_model(tmp_path / "run")
+    assert len(model.session_emb.weight) == 4
+
+
+def test_worker_processes_read_the_same_windows(session, tmp_path: Path) -> None:
+    for name, workers in (("alone", 0), ("workers", 2)):
+        pretrain([session], tmp_path / name, settings(steps=6, workers=workers))
+    assert largest_difference(tmp_path / "alone", tmp_path / "workers") == 0.0
+
+
+def test_bf16_is_close_to_float32(session, tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
+    for precision, seen in losses.items():
+        pretrain(
+            [session], tmp_path / precision, settings(steps=10, precision=precision),
+            on_step=lambda p, seen=seen: seen.append(p.loss),
+        )  # fmt: skip
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.05)
+
+
+def test_the_sampling_power_moves_shares_towards_short_sessions(session) -> None:
+    long = simulate(n_units=12, minutes=6.0, subject=1, seed=8)
+    words = [*unit_words(session), *unit_words(long)]
+
+    def share_of_short(power: float) -> float:
+        source = WindowSource(
+            [session, long], {word: row for row, word in enumerate(["NA", *words])},
+            {session.session_id: 1, long.session_id: 2}, window_s=0.5,
+            scales={s.session_id: OutputScale.of(s) for s in (session, long)},
+            sampling_power=power,
+        )  # fmt: skip
+        plans = source.plan(np.random.default_rng(0), 2000)
+        return float(np.mean([plan.index == 0 for plan in plans]))
+
+    assert share_of_short(0.0) == pytest.approx(0.5, abs=0.05)
+    assert share_of_short(1.0) == pytest.approx(0.2, abs=0.05)
