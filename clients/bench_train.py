@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
+from training.memory import keep_freed_memory
 from training.model import N_TOKEN_TYPES, PRESETS, ModelConfig, build, forward
 from training.simulate import simulate
 from training.windows import Batch, OutputScale, WindowSource, unit_words
@@ -30,6 +31,7 @@ def bench_train(
     console: Console, *, presets: list[str], batch_size: int, spikes: int, steps: int
 ) -> list[dict[str, Any]]:
     """Time both; one dictionary a preset. `spikes`: about how many a window holds."""
+    keep_freed_memory()  # helps both
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = []
     for name in presets:

@@ -36,6 +36,7 @@ from streaming.sessions import Session, Split, duration_s
 from training import runs
 from training.baselines import Score, r2
 from training.fabric import launch
+from training.memory import keep_freed_memory
 from training.model import ModelConfig, build, forward, preset
 from training.optimizer import build_optimizers, restore_state, set_learning_rate, state_tensors
 from training.windows import Batch, OutputScale, WindowSource, unit_words
@@ -123,6 +124,7 @@ def pretrain(
     run = Path(run)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     fabric = fabric or launch(run, settings.precision)
     torch.manual_seed(settings.seed)
     if resume:
