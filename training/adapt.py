@@ -61,10 +61,10 @@ def identify_units(
     """
     settings = settings or AdaptSettings()
     labelled = first_seconds(session, settings.seconds)
+    torch.manual_seed(settings.seed)
     model, record = with_session(model, record, labelled)
     config = record.config()
     source = window_source([labelled], model, config, record)
-    torch.manual_seed(settings.seed)
     learned = [model.unit_emb.weight, model.session_emb.weight]
     model.requires_grad_(False)
     for parameter in learned:

@@ -1,0 +1,40 @@
+"""The pretraining curve, on a scale that a test can afford: figures and plot are written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from training.pretrain import PretrainSettings
+from training.simulate import simulate
+from training.transfer import plot, transfer
+
+
+def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
+    tmp_path: Path, monkeypatch
+) -> None:
+    from training import transfer as module
+    from training.adapt import AdaptSettings
+
+    monkeypatch.setattr(
+        module, "AdaptSettings", lambda seconds: AdaptSettings(seconds=seconds, steps=4)
+    )
+    corpus = [simulate(n_units=10, minutes=1.5, subject=s, seed=s) for s in (0, 1)]
+    unseen = [simulate(n_units=10, minutes=1.5, subject=9, seed=s) for s in (50, 51)]
+    settings = PretrainSettings(steps=3, minutes=None, batch_size=4)
+
+    def result() -> dict:
+        return transfer(
+            corpus, unseen, (1, 2), run=tmp_path, settings=settings, console=Console(quiet=True)
+        )
+
+    first = result()
+    assert [point["sessions"] for point in first["points"]] == [1, 2]
+    assert np.isfinite([point["r2"] for point in first["points"]]).all()
+    assert len(first["ridge_r2"]) == 2
+    assert result() == first, "a finished pretraining is used again"
+    plot(json.loads(json.dumps(first)), tmp_path / "curve.svg")
+    assert (tmp_path / "curve.svg").read_text().count("<path") > 3
