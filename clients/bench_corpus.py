@@ -1,7 +1,7 @@
 """`volition bench corpus`: opening and training on a whole corpus, beside one of its sessions.
 
-Says how long the corpus takes to open, how much memory training takes with it and with one
-session, and the windows/s of both, step by step in turn.
+Says how long the corpus takes to open, how much memory that takes, how much it grows while
+training draws from all of it, and the windows/s of both, step by step in turn.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def bench_corpus(
         corpus = [sessions.load(path, lazy=True) for path in sessions.find(folder)]
         opened_s = time.perf_counter() - began
     opened_mb = anonymous_mb() - before
-    runners = {"corpus": _Runner(corpus, preset), "one session": _Runner(corpus[:1], preset)}
+    middle = sorted(corpus, key=lambda session: len(session.spike_times))[len(corpus) // 2]
+    runners = {"corpus": _Runner(corpus, preset), "one session": _Runner([middle], preset)}
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    rng = np.random.default_rng(0)
     with console.status(f"{steps} steps of {batch_size} windows…"):
-        for _ in range(3):
+        for step in range(3):
             for runner in runners.values():
-                runner.step(rng, batch_size)
+                runner.step(step, batch_size)
         warm_mb = anonymous_mb()
-        for _ in range(steps):
+        for step in range(steps):
             for name, runner in runners.items():
                 began = time.perf_counter()
-                runner.step(rng, batch_size)
+                runner.step(step, batch_size)
                 seconds[name].append(time.perf_counter() - began)
     speed = {name: batch_size * steps / sum(values) for name, values in seconds.items()}
     return {
@@ -79,8 +79,8 @@ class _Runner:
         )  # fmt: skip
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
-    def step(self, rng: np.random.Generator, batch_size: int) -> None:
-        batch = self.source.draw(rng, batch_size)
+    def step(self, step: int, batch_size: int) -> None:
+        batch = self.source.draw(np.random.default_rng(step), batch_size)
         loss = torch.nn.functional.mse_loss(
             forward(self.model, self.config, **batch.inputs()), batch.target
         )

@@ -1,8 +1,8 @@
 """`volition bench train`: training steps a second, ours and torch_brain's eager POYO.
 
 Both take the same batches of the same model with the same optimizer, in turn in one run, so
-that a noisy machine is noisy for both. A step is forward, backward and AdamW. On CUDA bf16 is
-measured too.
+that a noisy machine is noisy for both. A step is forward, backward and AdamW; float32 on the CPU,
+bf16 on CUDA.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
 from training.memory import keep_freed_memory
-from training.model import N_TOKEN_TYPES, PRESETS, ModelConfig, build, forward
+from training.model import PRESETS, ModelConfig, build, forward
 from training.simulate import simulate
 from training.windows import Batch, OutputScale, WindowSource, unit_words
 
@@ -46,7 +46,7 @@ def _case(
     config = PRESETS[name]
     rate_hz = spikes / config.sequence_length
     session = simulate(
-        n_units=max(1, round(rate_hz / 12)), minutes=2.0
+        n_units=max(1, round(rate_hz / MEAN_RATE_HZ)), minutes=2.0
     )  # units fire at about 12 Hz
     torch.manual_seed(0)
     source = None
@@ -127,7 +127,7 @@ def _torch_brains(model: Any, config: ModelConfig) -> Callable[[Batch], Tensor]:
         result: Tensor = model(
             input_unit_index=batch.input_token % n_words,
             input_timestamps=batch.input_times,
-            input_token_type=(batch.input_token // n_words).clamp(max=N_TOKEN_TYPES - 1),
+            input_token_type=batch.input_token // n_words,
             input_mask=batch.input_mask,
             latent_index=latent_index.to(device).expand(rows, -1),
             latent_timestamps=latent_times.to(device).expand(rows, -1),

@@ -166,7 +166,7 @@ def pretrain(
     accumulate: Annotated[
         int, typer.Option(min=1, help="Micro-batches a process computes one after the other.")
     ] = 1,
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or bf16-true.")] = "32-true",
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
     sampling_power: Annotated[
         float, typer.Option(help="1 draws every second alike, 0 every session alike.")
     ] = 1.0,
@@ -195,6 +195,8 @@ def pretrain(
             threads=threads, workers=workers,
         )  # fmt: skip
     summary = run_training(_console(stderr=True), folder, output, settings, resume=resume)
+    if summary is None:  # another process of torchrun's prints it
+        return
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:

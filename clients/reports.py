@@ -119,8 +119,11 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
 
 def run_training(
     console: Console, folder: Path, run: Path, settings: PretrainSettings, *, resume: bool
-) -> dict[str, Any]:
-    """Pretrain with a progress bar: loss, validation R², tokens/s, time left."""
+) -> dict[str, Any] | None:
+    """Pretrain with a progress bar: loss, validation R², tokens/s, time left.
+
+    None in all processes but the first.
+    """
     from training import pretrain
     from training.fabric import launch
 
@@ -156,6 +159,8 @@ def run_training(
             resume=resume,
             fabric=fabric,
         )
+    if not fabric.is_global_zero:
+        return None
     return {
         "run": str(run),
         "steps": record.step,

@@ -28,6 +28,23 @@ from streaming import wire
 _CURSOR = wire.TOPICS["cursor"].prefix
 
 
+class _ShortestWay:
+    """The quickest frame's way in the last one to two minutes: hosts' clocks drift apart."""
+
+    KEPT_S = 60.0
+
+    def __init__(self) -> None:
+        self._before = self._now = float("inf")
+        self._since = float("-inf")
+
+    def shortest(self, way_s: float, now: float) -> float:
+        """The shortest way so far, this one included: receiver's clock less the sender's, s."""
+        if now - self._since > self.KEPT_S:
+            self._before, self._now, self._since = self._now, float("inf"), now
+        self._now = min(self._now, way_s)
+        return min(self._before, self._now)
+
+
 class _FrameCounter:
     """What both subscribers know about the frames that came: order, gaps, age."""
 
@@ -40,7 +57,7 @@ class _FrameCounter:
         self.arrived: float | None = None  # LSL clock, s, of the newest frame
         self._next_seq: int | None = None
         self._run: float | None = None
-        self._shortest_way_s = float("inf")
+        self._ways = _ShortestWay()
 
     def is_stale(self, after_s: float = 0.1) -> bool:
         """Whether the newest frame is older than `after_s` seconds (True before the first).
@@ -65,13 +82,12 @@ class _FrameCounter:
             ) from error
         if self._run is not None and frame.started != self._run:
             self.n_restarts += 1
-            self._shortest_way_s = float("inf")
+            self._ways = _ShortestWay()
         elif self._next_seq is not None and frame.seq > self._next_seq:
             self.n_gaps += 1
             self.n_missed += frame.seq - self._next_seq
         way_s = self.arrived - frame.published
-        self._shortest_way_s = min(self._shortest_way_s, way_s)
-        self.backlog_s = way_s - self._shortest_way_s
+        self.backlog_s = way_s - self._ways.shortest(way_s, self.arrived)
         self._run = frame.started
         self._next_seq = frame.seq + 1
         self.n_frames += 1

@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 
 BIN_S = 0.05
 N_LAGS = 10
+LONGEST_S = 0.6  # what any of the baselines reads before an instant
 ALPHAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
 
 

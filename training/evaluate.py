@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from decoder.bundle import Bundle
-from streaming.sessions import Floats, Session, Split
-from training.baselines import BIN_S, Ridge, Score, r2
+from streaming.sessions import Floats, Session, Split, within
+from training.baselines import BIN_S, LONGEST_S, Ridge, Score, r2
 from training.kalman import Kalman
 from training.offline import Decoded, decode_split, index_in_bundle
 
@@ -102,6 +102,8 @@ def evaluate(
     true_ticks = session.velocity_at(decoded.times)
     stride = max(1, round(BIN_S / tick_s))
     times, velocity = _every(decoded, stride, session.intervals(split))
+    whole = within(times, session.intervals(split), margin_s=LONGEST_S)
+    times, velocity = times[whole], velocity[whole]
     true = session.velocity_at(times)
     name = f"{bundle.manifest.family} {bundle.manifest.preset}"
     entries = [Entry(name=name, score=r2(true, velocity), decoded=velocity)]

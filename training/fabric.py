@@ -19,7 +19,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from decoder.errors import TrainingError
 
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def launch(run: Path, precision: str = "32-true") -> Fabric:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from streaming.sessions import Floats, Session
-from training.baselines import BIN_S, counts_before, enough_times, evaluation_times, r2
+from training.baselines import BIN_S, LONGEST_S, counts_before, enough_times, evaluation_times, r2
 
 N_BINS = 12
 N_HIDDEN = 100
@@ -26,6 +26,7 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-4
 STEP_S = 0.01  # between the window ends that are trained on
 SPAN_S = N_BINS * BIN_S
+assert SPAN_S <= LONGEST_S + 1e-9
 
 
 class _Network(nn.Module):
@@ -56,6 +57,7 @@ class Gru:
         counts = _counts(session, times)
         self._center = counts.mean(dim=(0, 1))
         self._spread = counts.std(dim=(0, 1)) + 1e-3
+        self._spread[counts.amax(dim=(0, 1)) == 0] = torch.inf  # silent in training: ignored
         velocity = session.velocity_at(times)
         self._mean, self._std = velocity.mean(axis=0), velocity.std(axis=0)
         inputs = (counts - self._center) / self._spread

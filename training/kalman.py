@@ -55,7 +55,7 @@ class Kalman:
                     self.chosen = f"lag {1e3 * lag * BIN_S:.0f} ms, noise {noise:g}"
 
     def decode(self, times: Floats, split: Split = "test") -> Floats:
-        """Velocity (n, 2) m/s at `times` of a split, on its grid of bins."""
+        """Velocity (n, 2) m/s at `times` of a split: of the last whole bin before each."""
         return self._run(self._filter, split, times)
 
     def _counts(self, split: Split) -> list[tuple[Floats, Floats]]:
@@ -74,10 +74,11 @@ class Kalman:
         transition = np.linalg.lstsq(before, after, rcond=None)[0].T
         process = np.cov((after - before @ transition.T).T)
         state = np.concatenate([v[lag:] for v in moves])
-        counts = np.concatenate([c[: len(c) - lag] for _, c in train]) - self._mean_count
+        counts = np.concatenate([c[: max(0, len(c) - lag)] for _, c in train]) - self._mean_count
         observation = np.linalg.lstsq(state, counts, rcond=None)[0].T
         residual = np.cov((counts - state @ observation.T).T)
-        residual += noise * np.diag(residual).mean() * np.eye(len(residual))
+        least = max(noise, 1e-6)  # a unit without a spike has no variance
+        residual += least * np.diag(residual).mean() * np.eye(len(residual))
         weighted = np.linalg.solve(residual, observation).T  # C' Q^-1
         information = weighted @ observation
         covariance = process
@@ -89,15 +90,19 @@ class Kalman:
         )
 
     def _run(self, fitted: _Filter, split: Split, times: Floats) -> Floats:
-        ends_of, decoded_of = [], []
-        for ends, counts in self._counts(split):
+        estimate = np.zeros((len(times), 2))
+        for (start, end), (ends, counts) in zip(
+            self._session.intervals(split), self._counts(split), strict=True
+        ):
+            inside = (times >= start) & (times <= end)
+            if not len(ends) or not inside.any():
+                continue
             state, decoded = np.zeros(2), np.zeros((len(ends), 2))
             for k in range(fitted.lag, len(ends)):
                 state = fitted.transition @ state
                 seen = counts[k - fitted.lag] - self._mean_count
                 state = state + fitted.gain @ (seen - fitted.observation @ state)
                 decoded[k] = state
-            ends_of.append(ends)
-            decoded_of.append(decoded)
-        nearest = np.searchsorted(np.concatenate(ends_of), times - BIN_S / 2)
-        return np.asarray(np.concatenate(decoded_of)[nearest])
+            last = np.searchsorted(ends, times[inside] + 1e-9, side="right") - 1
+            estimate[inside] = decoded[np.maximum(last, 0)]
+        return estimate

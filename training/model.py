@@ -136,10 +136,10 @@ class _GatherRotated(torch.autograd.Function):
         rows = torch.empty_like(grads[0].transpose(1, 2), memory_format=torch.contiguous_format)
         rows.copy_(grads[0].transpose(1, 2))
         _rotate_(rows, cos.unsqueeze(-2), -sin.unsqueeze(-2))
-        grad = torch.ops.aten.embedding_dense_backward(
-            rows.flatten(-2), token, ctx.n_rows, -1, False
+        grad = torch.ops.aten.embedding_dense_backward(  # summed in float32, whatever came
+            rows.flatten(-2).float(), token, ctx.n_rows, -1, False
         )
-        return grad, None, None, None, None
+        return grad.to(grads[0].dtype), None, None, None, None
 
 
 class _Rotated(torch.autograd.Function):
@@ -216,8 +216,10 @@ def rotate(x: Tensor, by: Phases) -> Tensor:
 def latent_phases(model: POYO, config: ModelConfig) -> Phases:
     """Phases (n_latents, n_rotary) of all latents, from the window's start."""
     n_steps = round(config.sequence_length / config.latent_step)
-    grid = (torch.arange(n_steps, dtype=torch.float64) + 0.5) * config.latent_step
-    return Phases.of(grid.repeat_interleave(config.num_latents_per_step), omega(model, config))
+    frequencies = omega(model, config)
+    steps = torch.arange(n_steps, dtype=torch.float64, device=frequencies.device)
+    grid = (steps + 0.5) * config.latent_step
+    return Phases.of(grid.repeat_interleave(config.num_latents_per_step), frequencies)
 
 
 def latent_queries(model: POYO, config: ModelConfig, latents_at: Phases) -> Tensor:

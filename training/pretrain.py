@@ -19,9 +19,12 @@ It does not know windows (`training.windows`) or files (`training.runs`).
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +35,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
-from streaming.sessions import Session, Split, duration_s
+from streaming.sessions import Floats, Session, Split
 from training import runs
 from training.baselines import Score, r2
 from training.fabric import launch
 from training.memory import keep_freed_memory
 from training.model import ModelConfig, build, forward, preset
 from training.optimizer import build_optimizers, restore_state, set_learning_rate, state_tensors
-from training.windows import Batch, OutputScale, WindowSource, unit_words
+from training.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
 
 VALIDATE_EVERY_S = 60.0
 N_VALIDATIONS = 20  # of a run that ends by steps
@@ -89,7 +92,11 @@ def settings_of(
     run: Path | str, *, minutes: float | None = None, steps: int | None = None
 ) -> PretrainSettings:
     """The settings of a run, to go on with it; another end where one is given."""
-    recorded = {k: v for k, v in runs.load_record(Path(run)).settings.items() if k != "world_size"}
+    recorded = runs.load_record(Path(run)).settings
+    names = {field.name for field in fields(PretrainSettings)}
+    if not names <= set(recorded):
+        raise TrainingError(f"{run} was adapted or imported, not pretrained here; start a new run")
+    recorded = {name: recorded[name] for name in names}
     if minutes is not None or steps is not None:
         recorded |= {"minutes": minutes, "steps": steps}
     return PretrainSettings(**recorded)  # type: ignore[arg-type]
@@ -134,12 +141,27 @@ def pretrain(
         if exists:
             raise TrainingError(f"{run}: there is a run already; --resume goes on with it")
         trainer = Trainer.start(sessions, run, settings, fabric, session_paths or {})
-    try:
+    with _stopped_by_ctrl_c(trainer):
         trainer.train(on_step)
-    except KeyboardInterrupt:
-        trainer.interrupted = True
     trainer.finish()
     return trainer.record
+
+
+@contextmanager
+def _stopped_by_ctrl_c(trainer: Trainer) -> Iterator[None]:
+    """SIGINT ends training after the step that runs, so that weights and progress agree."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        trainer.interrupted = True
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class FastForward(nn.Module):
@@ -237,6 +259,12 @@ class Trainer:
             FastForward(self.model, self.config), *optimizers
         )
         self.average = {name: t.clone() for name, t in runs.weights(self.model).items()}
+        for session in self.source.sessions:
+            if len(window_ends(session, "valid", self.config.sequence_length, 0.1)) == 0:
+                raise TrainingError(
+                    f"{session.session_id}: no window of {self.config.sequence_length} s fits the "
+                    "validation domain; leave the session out or cut its domains anew"
+                )
         self.batches = MicroBatches(
             self.source, settings, rank=fabric.global_rank, world=fabric.world_size
         )
@@ -266,9 +294,10 @@ class Trainer:
             settings=asdict(settings) | {"world_size": fabric.world_size},
         )
         run.mkdir(parents=True, exist_ok=True)
+        trainer = cls(sessions, run, settings, fabric, record)
         if fabric.is_global_zero:
             runs.save_record(run, record)  # so that a run killed from now on can go on
-        return cls(sessions, run, settings, fabric, record)
+        return trainer
 
     @classmethod
     def resume(
@@ -279,11 +308,14 @@ class Trainer:
         state = runs.load_tensors(run / runs.LAST) if (run / runs.LAST).exists() else None
         if state is not None:
             runs.go_back_to(record, state)
-        known = set(record.session_words)
-        if missing := sorted(known - {session.session_id for session in sessions}):
+        elif (run / runs.BEST).exists():
+            raise TrainingError(f"{run} was adapted or imported; it has no training to go on with")
+        record.settings = asdict(settings) | {"world_size": fabric.world_size}
+        given = {session.session_id: session for session in sessions}
+        if missing := sorted(set(record.session_words) - set(given)):
             raise TrainingError(f"{run} was trained on {missing}, which is not among the sessions")
-        known_sessions = [s for s in sessions if s.session_id in known]
-        trainer = cls(known_sessions, run, settings, fabric, record)
+        in_order = [given[name] for name in record.session_words]
+        trainer = cls(in_order, run, settings, fabric, record)
         if state is None:
             return trainer
         runs.set_weights(trainer.model, _part(state, "weights."))
@@ -298,7 +330,7 @@ class Trainer:
         tokens, tokens_since = 0, time.monotonic()
         batches = self.batches.since(self.record.step)
         self.module.train()
-        while (share := self._share(time.monotonic() - began)) < 1.0:
+        while (share := self._share(time.monotonic() - began)) < 1.0 and not self.interrupted:
             set_learning_rate(
                 self.optimizers, self.settings.learning_rate, share, self.settings.warmup_share
             )
@@ -335,12 +367,12 @@ class Trainer:
                 self.fabric.backward(loss)
             total += float(loss.detach())
             n_tokens += batch.n_tokens
-        if not math.isfinite(total):
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), 1.0))
+        if not math.isfinite(norm):  # the same in every process
             raise TrainingError(
-                f"the loss became {total} at step {self.record.step}; look for odd values in the "
-                "sessions (`volition info`), or lower --learning-rate"
+                f"the gradient became {norm} (loss {total}) at step {self.record.step}; look for "
+                "odd values in the sessions (`volition info`), or lower --learning-rate"
             )
-        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self._average()
@@ -349,8 +381,8 @@ class Trainer:
     def _share(self, seconds: float) -> float:
         """How much of the run has passed, by time or by steps; the same in every process."""
         by_time = seconds / (60.0 * self.settings.minutes) if self.settings.minutes else 0.0
-        if self.settings.minutes and self.fabric.world_size > 1:
-            by_time = self.fabric.broadcast(by_time)
+        if self.fabric.world_size > 1:  # rank 0 says when to end
+            by_time, self.interrupted = self.fabric.broadcast((by_time, self.interrupted))
         by_steps = self.record.step / self.settings.steps if self.settings.steps else 0.0
         return max(by_time, by_steps)
 
@@ -386,18 +418,23 @@ class Trainer:
         return score
 
     def _score(self) -> float:
-        """Mean causal R² over sessions, with the running mean in the model's place."""
+        """Causal R² over all sessions' scaled velocities, the running mean in the model's place."""
         live = {name: t.clone() for name, t in runs.weights(self.model).items()}
-        runs.set_weights(self.model, self.average)
-        seconds = sum(duration_s(session.valid_domain) for session in self.source.sessions)
-        step_s = max(VALIDATE_STEP_S, seconds / MAX_VALIDATED)
-        scores = [
-            evaluate(self.model, self.config, self.source, index, "valid", step_s=step_s).r2_mean
-            for index in range(len(self.source.sessions))
-        ]
-        runs.set_weights(self.model, live)
-        self.module.train()
-        return float(np.mean(scores))
+        n_sessions = len(self.source.sessions)
+        try:
+            runs.set_weights(self.model, self.average)
+            parts = [
+                decode_windows(
+                    self.model, self.config, self.source, index, "valid",
+                    step_s=VALIDATE_STEP_S, at_most=max(20, MAX_VALIDATED // n_sessions),
+                )
+                for index in range(n_sessions)
+            ]  # fmt: skip
+        finally:
+            runs.set_weights(self.model, live)
+            self.module.train()
+        true, decoded = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return r2(true, decoded).r2_mean
 
     def _save_when_due(self) -> None:
         """Keep what a killed run goes on from."""
@@ -427,9 +464,12 @@ class Trainer:
 
     def finish(self) -> None:
         """Score what training ended with, unless nothing was trained."""
-        if self.record.step:
+        if self.record.step and self._scored_step() != self.record.step:
             last = self.record.history[-1]["loss"] if self.record.history else float("nan")
             self.validate(last)
+
+    def _scored_step(self) -> float:
+        return self.record.history[-1]["step"] if self.record.history else -1
 
 
 def _dropout_seed(settings: PretrainSettings, step: int, batches: MicroBatches, turn: int) -> int:
@@ -463,16 +503,31 @@ def evaluate(
     *, step_s: float,
 ) -> Score:  # fmt: skip
     """Causal R² of one session: the query at the end of windows that end every `step_s`."""
+    return r2(*decode_windows(model, config, source, index, split, step_s=step_s))
+
+
+@torch.no_grad()
+def decode_windows(
+    model: POYO, config: ModelConfig, source: WindowSource, index: int, split: Split,
+    *, step_s: float, at_most: int | None = None,
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """True and decoded velocity (n, 2) at the ends of a session's windows, in its own scale.
+
+    at_most: so many of the windows, drawn once and for all.
+    """
     model.eval()
     device = next(model.parameters()).device
     true, decoded = [], []
-    for _, batch in source.walk(index, split, step_s=step_s):
+    for _, batch in source.walk(index, split, step_s=step_s, at_most=at_most):
         output = forward(model, config, **batch.to(device).inputs())
         decoded.append(output[:, -1].cpu())
         true.append(batch.target[:, -1])
     if not true:
-        raise TrainingError(f"no window of {config.sequence_length} s fits the {split} domain")
-    return r2(torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy())
+        raise TrainingError(
+            f"{source.sessions[index].session_id}: no window of {config.sequence_length} s fits "
+            f"the {split} domain"
+        )
+    return torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy()
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ svg {{ width: 100%; height: auto; }} .half {{ display: inline-block; width: 49%;
 
 def write_report(evaluation: Evaluation, path: Path) -> None:
     """Write the report, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(render(evaluation), encoding="utf-8")
     os.replace(partial, path)

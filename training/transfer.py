@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from decoder.errors import TrainingError
 from streaming import sessions
 from streaming.sessions import Session
 from training import runs
@@ -41,11 +42,14 @@ def transfer(
     console: Console,
 ) -> dict[str, Any]:
     """Pretrain on the first `count` sessions for each count; returns R² by count."""
+    if max(counts) > len(corpus):
+        raise TrainingError(
+            f"--counts up to {max(counts)}, but the corpus has {len(corpus)} sessions"
+        )
     points = []
     for count in counts:
         folder = run / f"{count:03d}"
-        if not (folder / "run.json").exists():
-            pretrain(corpus[:count], folder, settings)
+        _pretrained(corpus[:count], folder, settings)
         model, record = runs.load_model(folder)
         scores = [_identified(model, record, session) for session in unseen]
         points.append({"sessions": count, "r2": scores, "pretraining_r2": record.best_r2})
@@ -60,6 +64,24 @@ def transfer(
         "points": points,
         "ridge_r2": ridge,
     }
+
+
+def _pretrained(corpus: Sequence[Session], folder: Path, settings: PretrainSettings) -> None:
+    """See that a finished pretraining lies in `folder`: there already, gone on with, or new."""
+    if not (folder / "run.json").exists():
+        pretrain(corpus, folder, settings)
+        return
+    record = runs.load_record(folder)
+    known = sorted(session.session_id for session in corpus)
+    if record.preset != settings.preset or sorted(record.session_words) != known:
+        raise TrainingError(f"{folder}: of another preset or corpus; choose another --run")
+    if record.settings["steps"] != settings.steps:
+        raise TrainingError(
+            f"{folder}: made with {record.settings['steps']} steps, now {settings.steps}; choose "
+            "another --run"
+        )
+    if record.step < (settings.steps or 0):
+        pretrain(corpus, folder, settings, resume=True)
 
 
 def _identified(model: Any, record: runs.RunRecord, session: Session) -> float:

@@ -111,7 +111,7 @@ class WindowSource:
                 f"no training interval is longer than the window of {window_s} s; "
                 "record longer trials or choose a preset with a shorter window"
             )
-        seconds = seconds**sampling_power
+        seconds = np.where(seconds > 0, seconds**sampling_power, 0.0)
         self._shares = seconds / seconds.sum()
 
     def plan(
@@ -148,15 +148,25 @@ class WindowSource:
         return self.build(self.plan(rng, batch_size, **options))
 
     def walk(
-        self, index: int, split: Split, *, step_s: float, batch_size: int = 32
+        self,
+        index: int,
+        split: Split,
+        *,
+        step_s: float,
+        batch_size: int = 32,
+        at_most: int | None = None,
     ) -> Iterator[tuple[Floats, Batch]]:
         """Batches of windows that end every `step_s` in a split, one query at the end each.
 
+        at_most: so many of them, the same random ones every time.
         Yields the ends (B,) in seconds with each batch.
         """
         session = self.sessions[index]
         every_unit = np.arange(session.n_units)
         ends = window_ends(session, split, self.window_s, step_s)
+        if at_most is not None and len(ends) > at_most:
+            chosen = np.random.default_rng(0).permutation(len(ends))[:at_most]
+            ends = ends[np.sort(chosen)]
         for chunk in np.array_split(ends, max(1, -(-len(ends) // batch_size))):
             windows = [
                 self._window(index, float(end), every_unit, np.array([self.window_s]))

@@ -95,3 +95,21 @@ def test_a_domain_without_a_window_is_refused(session: Session, kind: type) -> N
     short = replace(session, valid_domain=np.array([[start, start + 0.3]]))
     with pytest.raises(TrainingError, match="expected at least 2"):
         kind(short)
+
+
+def test_silent_units_and_short_intervals_do_no_harm(session: Session) -> None:
+    """A unit silent in training, and training cut by gaps into pieces of two bins and more."""
+    start, end = session.train_domain[0]
+    silent = (session.spike_units == 3) & (session.spike_times < session.test_domain[0, 0])
+    odd = replace(
+        session,
+        spike_times=session.spike_times[~silent],
+        spike_units=session.spike_units[~silent],
+        train_domain=np.array([[start, start + 0.12], [start + 1.0, end]]),
+    )
+    times = times_of(odd)
+    true = odd.velocity_at(times)
+    assert r2(true, Kalman(odd).decode(times)).r2_mean > 0.3
+    assert r2(true, Ridge(odd).decode(times)).r2_mean > 0.5
+    last = session.test_domain[-1, 1]
+    assert np.isfinite(Kalman(odd).decode(np.array([last]))).all()

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
-from training.model import PRESETS, build, forward, n_parameters, preset
+from training.model import (
+    PRESETS,
+    build,
+    forward,
+    latent_phases,
+    latent_queries,
+    n_parameters,
+    preset,
+)
 
 N_UNITS, BATCH, N_TOKENS = 30, 3, 200
 
@@ -51,3 +59,12 @@ def test_outputs_and_gradients_equal_torch_brain(name: str) -> None:
 ])  # fmt: skip
 def test_presets_have_their_published_sizes(name: str, low: float, high: float) -> None:
     assert low <= n_parameters(build(PRESETS[name], ["u"], ["s"])) <= high
+
+
+def test_phases_of_latents_are_made_on_the_models_device() -> None:
+    """Without a GPU: tensors without memory refuse to meet CPU tensors, as CUDA's do."""
+    config = preset("rt")
+    model = build(config, ["u0", "u1"], ["s"]).to("meta")
+    phases = latent_phases(model, config)
+    assert phases.cos.device.type == "meta"
+    assert latent_queries(model, config, phases).device.type == "meta"

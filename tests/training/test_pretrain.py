@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from streaming import sessions
 from tests.rig import wait_for
 from tests.streaming.test_sessions import perich_file
 from training import runs
-from training.pretrain import PretrainSettings, pretrain
+from training.pretrain import PretrainSettings, pretrain, settings_of
 from training.simulate import simulate
 from training.windows import OutputScale, WindowSource, unit_words
 
@@ -63,7 +65,7 @@ def test_a_run_goes_on_where_it_stood(session, tmp_path: Path) -> None:
 def test_ctrl_c_keeps_the_best_so_far(session, tmp_path: Path) -> None:
     def interrupt(progress) -> None:
         if progress.step == 5:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     record = pretrain([session], tmp_path / "run", settings(), on_step=interrupt)
     assert record.step == 5
@@ -104,7 +106,7 @@ def largest_difference(one: Path, other: Path) -> float:
 def test_two_processes_do_what_one_does(session, tmp_path: Path) -> None:
     """Dropout included: masks belong to the micro-batch, not to the process."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    shared = ("--steps", "20", "-o")
+    shared = ("--preset", "poyo-1.3m", "--steps", "20", "-o")
     subprocess.run(
         trained(session, tmp_path, *shared, str(tmp_path / "two"), launcher=torchrun),
         check=True, capture_output=True, timeout=240,
@@ -215,3 +217,33 @@ def test_the_sampling_power_moves_shares_towards_short_sessions(session) -> None
 
     assert share_of_short(0.0) == pytest.approx(0.5, abs=0.05)
     assert share_of_short(1.0) == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_refused_start_does_not_block_its_folder(session, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="expected a multiple"):
+        pretrain([session], tmp_path / "run", settings(batch_size=4, accumulate=3))
+    assert pretrain([session], tmp_path / "run", settings(steps=2)).step == 2
+
+
+def test_a_run_that_was_extended_stays_extended(session, tmp_path: Path) -> None:
+    pretrain([session], tmp_path / "run", settings(steps=4))
+    pretrain([session], tmp_path / "run", settings_of(tmp_path / "run", steps=8), resume=True)
+    assert settings_of(tmp_path / "run").steps == 8
+
+
+def test_a_run_that_was_not_pretrained_here_is_not_resumed(session, tmp_path: Path) -> None:
+    record = pretrain([session], tmp_path / "run", settings(steps=2))
+    (tmp_path / "run" / "last.safetensors").unlink()
+    with pytest.raises(TrainingError, match="adapted or imported"):
+        pretrain([session], tmp_path / "run", settings(steps=4), resume=True)
+    record.settings = {"imported_from": "poyo.ckpt"}
+    runs.save_record(tmp_path / "run", record)
+    with pytest.raises(TrainingError, match="not pretrained here"):
+        settings_of(tmp_path / "run")
+
+
+def test_a_session_without_a_validation_window_is_named_at_once(session, tmp_path: Path) -> None:
+    start = float(session.valid_domain[0, 0])
+    short = replace(session, valid_domain=np.array([[start, start + 0.2]]))
+    with pytest.raises(TrainingError, match=rf"{session.session_id}: no window of 0.5 s"):
+        pretrain([short], tmp_path / "run", settings())
