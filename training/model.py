@@ -98,12 +98,17 @@ def n_parameters(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(skip))
 
 
-def split_rows(weight: Tensor, config: ModelConfig) -> Tensor:
-    """Permute rows (..., n_heads * dim_head, dim) so that each head is `[real | imag | rest]`."""
+def split_index(config: ModelConfig, device: torch.device) -> Tensor:
+    """Positions in a torch_brain head, in the order `[real | imag | rest]`: (dim_head,)."""
     n_rot = 2 * config.n_rotary
     index = [*range(0, n_rot, 2), *range(1, n_rot, 2), *range(n_rot, config.dim_head)]
+    return torch.tensor(index, device=device)
+
+
+def split_rows(weight: Tensor, config: ModelConfig) -> Tensor:
+    """Permute rows (..., n_heads * dim_head, dim) so that each head is `[real | imag | rest]`."""
     heads: Tensor = weight.unflatten(0, (-1, config.dim_head))
-    return heads[:, torch.tensor(index, device=weight.device)].flatten(0, 1)
+    return heads[:, split_index(config, weight.device)].flatten(0, 1)
 
 
 def omega(model: POYO, config: ModelConfig) -> Tensor:
@@ -115,31 +120,38 @@ def omega(model: POYO, config: ModelConfig) -> Tensor:
 class _GatherRotated(torch.autograd.Function):
     """Look every token's row up and rotate it by its time, in one step and without copies.
 
-    table: (n_rows, n_heads * dim_head). token: (B, n_tokens). cos, sin: (B, n_tokens, n_rotary).
+    table: (n_rows, n_heads, dim_head), heads as torch_brain lays them out (rotary pairs side
+        by side), so that a rotation is one complex product. token: (B, n_tokens).
+    turn: (B, n_tokens, n_rotary) complex64, each token's rotation.
     Gives (B, n_heads, n_tokens, dim_head). Its gradient is a rotation back and a sum by row.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, table: Tensor, token: Tensor, cos: Tensor, sin: Tensor, n_heads: int
-    ) -> Tensor:
-        ctx.save_for_backward(token, cos, sin)
-        ctx.n_rows = len(table)
-        rows = F.embedding(token, table).unflatten(-1, (n_heads, -1))
-        _rotate_(rows, cos.unsqueeze(-2), sin.unsqueeze(-2))
-        gathered: Tensor = rows.transpose(1, 2)
-        return gathered
+    def forward(ctx: Any, table: Tensor, token: Tensor, turn: Tensor) -> Tensor:
+        n_heads = table.shape[1]
+        heads = torch.arange(n_heads, device=token.device)[:, None]
+        row = token[:, None] * n_heads + heads
+        ctx.save_for_backward(row, turn)
+        ctx.shape = table.shape
+        rows = F.embedding(row, table.flatten(0, 1).float())
+        _pairs(rows, turn).mul_(turn[:, None])
+        return rows.to(table.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        token, cos, sin = ctx.saved_tensors
-        rows = torch.empty_like(grads[0].transpose(1, 2), memory_format=torch.contiguous_format)
-        rows.copy_(grads[0].transpose(1, 2))
-        _rotate_(rows, cos.unsqueeze(-2), -sin.unsqueeze(-2))
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        row, turn = ctx.saved_tensors
+        rows = grads[0].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        _pairs(rows, turn).mul_(turn.conj_physical()[:, None])
         grad = torch.ops.aten.embedding_dense_backward(  # summed in float32, whatever came
-            rows.flatten(-2).float(), token, ctx.n_rows, -1, False
+            rows, row, ctx.shape[0] * ctx.shape[1], -1, False
         )
-        return grad.to(grads[0].dtype), None, None, None, None
+        return grad.view(ctx.shape).to(grads[0].dtype), None, None
+
+
+def _pairs(rows: Tensor, turn: Tensor) -> Tensor:
+    """The rotated part of heads (..., dim_head) as complex numbers (..., n_rotary); a view."""
+    n_rotary = turn.shape[-1]
+    return torch.view_as_complex(rows[..., : 2 * n_rotary].unflatten(-1, (n_rotary, 2)))
 
 
 class _Rotated(torch.autograd.Function):
@@ -338,15 +350,19 @@ def forward(
     latents_at = latent_phases(model, config)
     token, tables = _compact(model, config, input_token)
     at = Phases.of(input_times, frequencies)
+    turn = torch.complex(at.cos, at.sin)
+    split = split_index(config, token.device)
+    paired = torch.argsort(split)  # back to torch_brain's layout
     keys, values = (
         _GatherRotated.apply(  # type: ignore[no-untyped-call]
-            tables[:, part].flatten(1), token, at.cos, at.sin, config.cross_heads
+            tables[:, part, :, paired], token, turn
         )
         for part in range(2)
     )
     hidden = torch.zeros(input_mask.shape, device=input_mask.device, dtype=keys.dtype)
     hidden.masked_fill_(~input_mask, float("-inf"))
-    queries = latent_queries(model, config, latents_at).expand(len(input_token), -1, -1, -1)
+    queries = latent_queries(model, config, latents_at)[..., paired]
+    queries = queries.expand(len(input_token), -1, -1, -1)
     attended = F.scaled_dot_product_attention(
         queries,
         keys,
@@ -354,7 +370,7 @@ def forward(
         attn_mask=hidden[:, None, None, :].expand(-1, 1, queries.shape[2], -1),
         dropout_p=config.atn_dropout if model.training else 0.0,
     )
-    latents = merge_spikes(model, config, attended, latents_at)
+    latents = merge_spikes(model, config, attended[..., split], latents_at)
     return read_out(
         model,
         config,
