@@ -479,8 +479,8 @@ def bench_train(
 ) -> None:
     """Time a training step against torch_brain's eager POYO, on the same batches."""
     _needs_training()
-    from clients.bench_train import bench_train as run
     from clients.reports import print_bench_train
+    from training.bench_train import bench_train as run
 
     cases = run(
         _console(stderr=True), presets=preset or ["rt"], batch_size=batch_size, spikes=spikes,
@@ -502,8 +502,8 @@ def bench_corpus(
 ) -> None:
     """Time opening and training on a whole corpus, beside one of its sessions."""
     _needs_training()
-    from clients.bench_corpus import bench_corpus as run
     from clients.reports import print_bench_corpus
+    from training.bench_corpus import bench_corpus as run
 
     result = run(_console(stderr=True), folder, preset=preset, batch_size=batch_size, steps=steps)
     if as_json:

@@ -20,6 +20,10 @@ from training.model import ModelConfig, build
 from training.simulate import simulate
 from training.windows import OutputScale, unit_words
 
+torch.set_num_threads(
+    1
+)  # small models: more threads wait for each other, beside other load for long
+
 ROOT = Path(__file__).parent.parent
 TINY = ModelConfig(
     latent_step=0.25,
