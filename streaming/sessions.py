@@ -167,7 +167,7 @@ def chronological_domains(
     whole = np.empty((0, 2)) if trials is None else trials.intervals
     whole = whole[whole[:, 1] - whole[:, 0] <= duration_s(domain) / 2]
     cuts = [
-        _off_trials(_time_after(domain, share), whole)
+        _off_trials(time_after(domain, share * duration_s(domain)), whole)
         for share in (shares[0], shares[0] + shares[1])
     ]
     low, high = float(domain[0, 0]), float(domain[-1, 1])
@@ -181,12 +181,12 @@ def chronological_domains(
     return train, valid, test
 
 
-def _time_after(domain: Floats, share: float) -> float:
+def time_after(domain: Floats, seconds: float) -> float:
+    """When `seconds` of a domain (n, 2) have passed."""
     lengths = domain[:, 1] - domain[:, 0]
-    target = share * lengths.sum()
     before = np.concatenate(([0.0], np.cumsum(lengths)))
-    index = min(int(np.searchsorted(before, target, side="right")) - 1, len(domain) - 1)
-    return float(domain[index, 0] + target - before[index])
+    index = min(int(np.searchsorted(before, seconds, side="right")) - 1, len(domain) - 1)
+    return float(min(domain[index, 0] + seconds - before[index], domain[index, 1]))
 
 
 def _off_trials(time_s: float, trials: Floats) -> float:

@@ -21,7 +21,7 @@ from torch import nn
 from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
-from streaming.sessions import Session, duration_s, intersect
+from streaming.sessions import Session, duration_s, intersect, time_after
 from training import runs
 from training.model import forward
 from training.pretrain import evaluate, window_source
@@ -99,21 +99,13 @@ def first_seconds(session: Session, seconds: float | None) -> Session:
     """The session with only the first labelled `seconds`; their last fifth is validation."""
     domain = session.train_domain
     if seconds is not None:
-        domain = intersect(domain, domain[0, 0], _time_after(domain, seconds))
-    cut = _time_after(domain, (1 - VALID_SHARE) * duration_s(domain))
+        domain = intersect(domain, domain[0, 0], time_after(domain, seconds))
+    cut = time_after(domain, (1 - VALID_SHARE) * duration_s(domain))
     train = intersect(domain, domain[0, 0], cut)
     valid = intersect(domain, cut, domain[-1, 1])
     if len(train) == 0 or len(valid) == 0:
         raise TrainingError(f"{session.session_id}: {duration_s(domain):.1f} s are too few")
     return replace(session, train_domain=train, valid_domain=valid)
-
-
-def _time_after(domain: np.typing.NDArray[np.float64], seconds: float) -> float:
-    """When `seconds` of the domain have passed."""
-    lengths = domain[:, 1] - domain[:, 0]
-    before = np.concatenate(([0.0], np.cumsum(lengths)))
-    index = min(int(np.searchsorted(before, seconds, side="right")) - 1, len(domain) - 1)
-    return float(min(domain[index, 0] + seconds - before[index], domain[index, 1]))
 
 
 def with_session(
