@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
+from training.attention import padded
 from training.memory import keep_freed_memory
 from training.model import PRESETS, ModelConfig, build, forward
 from training.simulate import simulate
@@ -122,13 +123,13 @@ def _torch_brains(model: Any, config: ModelConfig) -> Callable[[Batch], Tensor]:
 
     def output(batch: Batch) -> Tensor:
         n_words = len(model.unit_emb.vocab)
-        device = batch.input_token.device
-        rows = len(batch.input_token)
+        mask, (token, times) = padded(batch.lengths, batch.token, batch.times)
+        rows, device = len(mask), mask.device
         result: Tensor = model(
-            input_unit_index=batch.input_token % n_words,
-            input_timestamps=batch.input_times,
-            input_token_type=batch.input_token // n_words,
-            input_mask=batch.input_mask,
+            input_unit_index=token % n_words,
+            input_timestamps=times,
+            input_token_type=token // n_words,
+            input_mask=mask,
             latent_index=latent_index.to(device).expand(rows, -1),
             latent_timestamps=latent_times.to(device).expand(rows, -1),
             session_index=batch.session_index,

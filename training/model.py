@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
+from training.attention import attend
 
 N_TOKEN_TYPES = 3  # spike, start of sequence, end of sequence
 SPIKE, START, END = range(N_TOKEN_TYPES)
@@ -115,43 +116,6 @@ def omega(model: POYO, config: ModelConfig) -> Tensor:
     """Rotary frequencies (n_rotary,) float64, rad/s: torch_brain's float32 values, widened."""
     frequencies: Tensor = model.rotary_emb.omega
     return frequencies[: config.n_rotary].double()
-
-
-class _GatherRotated(torch.autograd.Function):
-    """Look every token's row up and rotate it by its time, in one step and without copies.
-
-    table: (n_rows, n_heads, dim_head), heads as torch_brain lays them out (rotary pairs side
-        by side), so that a rotation is one complex product. token: (B, n_tokens).
-    turn: (B, n_tokens, n_rotary) complex64, each token's rotation.
-    Gives (B, n_heads, n_tokens, dim_head). Its gradient is a rotation back and a sum by row.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, token: Tensor, turn: Tensor) -> Tensor:
-        n_heads = table.shape[1]
-        heads = torch.arange(n_heads, device=token.device)[:, None]
-        row = token[:, None] * n_heads + heads
-        ctx.save_for_backward(row, turn)
-        ctx.shape = table.shape
-        rows = F.embedding(row, table.flatten(0, 1).float())
-        _pairs(rows, turn).mul_(turn[:, None])
-        return rows.to(table.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        row, turn = ctx.saved_tensors
-        rows = grads[0].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        _pairs(rows, turn).mul_(turn.conj_physical()[:, None])
-        grad = torch.ops.aten.embedding_dense_backward(  # summed in float32, whatever came
-            rows, row, ctx.shape[0] * ctx.shape[1], -1, False
-        )
-        return grad.view(ctx.shape).to(grads[0].dtype), None, None
-
-
-def _pairs(rows: Tensor, turn: Tensor) -> Tensor:
-    """The rotated part of heads (..., dim_head) as complex numbers (..., n_rotary); a view."""
-    n_rotary = turn.shape[-1]
-    return torch.view_as_complex(rows[..., : 2 * n_rotary].unflatten(-1, (n_rotary, 2)))
 
 
 class _Rotated(torch.autograd.Function):
@@ -314,14 +278,14 @@ def read_out(
     return outputs
 
 
-def _compact(model: POYO, config: ModelConfig, input_token: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B, n_tokens) of a table (n_rows, 2, cross_heads, dim_head) of this batch's units.
+def _compact(model: POYO, config: ModelConfig, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (n_tokens,) of a table (n_rows, 2, cross_heads, dim_head) of this batch's units.
 
     So that a step costs what its units cost, however many units the vocabulary has.
     """
     n_words = len(model.unit_emb.weight)
-    unit, kind = input_token % n_words, input_token // n_words
-    position = torch.zeros(n_words, dtype=torch.int64, device=input_token.device)
+    unit, kind = token % n_words, token // n_words
+    position = torch.zeros(n_words, dtype=torch.int64, device=token.device)
     position[unit] = 1
     units = position.nonzero()[:, 0]
     position[units] = torch.arange(len(units), device=units.device)
@@ -333,42 +297,32 @@ def forward(
     model: POYO,
     config: ModelConfig,
     *,
-    input_token: Tensor,
-    input_times: Tensor,
-    input_mask: Tensor,
+    token: Tensor,
+    times: Tensor,
+    lengths: Tensor,
     session_index: Tensor,
     output_times: Tensor,
 ) -> Tensor:
     """POYO's outputs (B, n_outputs, dim_out), equal to `POYO.forward` to float32 rounding.
 
-    input_token: (B, n_tokens) int64, `token_type * vocabulary + unit`.
-    input_times: (B, n_tokens) float64, seconds from the window's start.
-    input_mask: (B, n_tokens) bool, False where a row is padded.
+    token: (n_tokens,) int64, `token_type * vocabulary + unit`, one window after the other.
+    times: (n_tokens,) float64, seconds from the window's start.
+    lengths: (B,) int64, tokens of each window.
     output_times: (B, n_outputs) float64, seconds from the window's start.
     """
     frequencies = omega(model, config)
     latents_at = latent_phases(model, config)
-    token, tables = _compact(model, config, input_token)
-    at = Phases.of(input_times, frequencies)
-    turn = torch.complex(at.cos, at.sin)
+    row, tables = _compact(model, config, token)
+    at = Phases.of(times, frequencies)
     split = split_index(config, token.device)
-    paired = torch.argsort(split)  # back to torch_brain's layout
-    keys, values = (
-        _GatherRotated.apply(  # type: ignore[no-untyped-call]
-            tables[:, part, :, paired], token, turn
-        )
-        for part in range(2)
-    )
-    hidden = torch.zeros(input_mask.shape, device=input_mask.device, dtype=keys.dtype)
-    hidden.masked_fill_(~input_mask, float("-inf"))
-    queries = latent_queries(model, config, latents_at)[..., paired]
-    queries = queries.expand(len(input_token), -1, -1, -1)
-    attended = F.scaled_dot_product_attention(
-        queries,
-        keys,
-        values,
-        attn_mask=hidden[:, None, None, :].expand(-1, 1, queries.shape[2], -1),
-        dropout_p=config.atn_dropout if model.training else 0.0,
+    paired = torch.argsort(split)  # back to torch_brain's layout, where rotation is complex
+    attended = attend(
+        latent_queries(model, config, latents_at)[..., paired],
+        tables[..., paired],
+        token=row,
+        turn=torch.complex(at.cos, at.sin),
+        lengths=lengths,
+        dropout=config.atn_dropout if model.training else 0.0,
     )
     latents = merge_spikes(model, config, attended[..., split], latents_at)
     return read_out(

@@ -31,16 +31,16 @@ Ints = NDArray[np.int64]
 class Batch:
     """One batch, shapes as in `training.model.forward`; targets (B, n_outputs, 2) are scaled."""
 
-    input_token: Tensor
-    input_times: Tensor
-    input_mask: Tensor
+    token: Tensor
+    times: Tensor
+    lengths: Tensor
     session_index: Tensor
     output_times: Tensor
     target: Tensor
 
     @property
     def n_tokens(self) -> int:
-        return int(self.input_mask.sum())
+        return len(self.token)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -49,9 +49,9 @@ class Batch:
     def inputs(self) -> dict[str, Tensor]:
         """What the model's forward takes, by name."""
         return {
-            "input_token": self.input_token,
-            "input_times": self.input_times,
-            "input_mask": self.input_mask,
+            "token": self.token,
+            "times": self.times,
+            "lengths": self.lengths,
             "session_index": self.session_index,
             "output_times": self.output_times,
         }
@@ -241,20 +241,11 @@ def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
 
 
 def _stack(windows: Sequence[_Window]) -> Batch:
-    """Pad windows to the longest of the batch."""
-    longest = max(len(window.token) for window in windows)
-    token = np.zeros((len(windows), longest), dtype=np.int64)
-    times = np.zeros((len(windows), longest))
-    mask = np.zeros((len(windows), longest), dtype=bool)
-    for row, window in enumerate(windows):
-        n_tokens = len(window.token)
-        token[row, :n_tokens] = window.token
-        times[row, :n_tokens] = window.times
-        mask[row, :n_tokens] = True
+    """One window's tokens after the other's."""
     return Batch(
-        input_token=torch.from_numpy(token),
-        input_times=torch.from_numpy(times),
-        input_mask=torch.from_numpy(mask),
+        token=torch.from_numpy(np.concatenate([window.token for window in windows])),
+        times=torch.from_numpy(np.concatenate([window.times for window in windows])),
+        lengths=torch.tensor([len(window.token) for window in windows]),
         session_index=torch.tensor([window.session_row for window in windows]),
         output_times=torch.from_numpy(np.stack([window.queries for window in windows])),
         target=torch.from_numpy(np.stack([window.target for window in windows])).float(),

@@ -44,8 +44,8 @@ def test_outputs_and_gradients_equal_torch_brain(name: str) -> None:
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     output = forward(
-        model, config, input_token=kind * (N_UNITS + 1) + unit, input_times=times,
-        input_mask=mask, session_index=session, output_times=at,
+        model, config, token=(kind * (N_UNITS + 1) + unit)[mask], times=times[mask],
+        lengths=mask.sum(dim=1), session_index=session, output_times=at,
     )  # fmt: skip
     output.pow(2).sum().backward()
     assert (output - expected).abs().max() <= 1e-5

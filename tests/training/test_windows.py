@@ -57,9 +57,9 @@ def drawn(source: WindowSource, seed: int = 0, **options: object) -> Batch:
 
 def tokens_of(batch: Batch, row: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """By token type: unit rows and times of one window's tokens."""
-    mask = batch.input_mask[row]
-    token = batch.input_token[row][mask].numpy()
-    times = batch.input_times[row][mask].numpy()
+    lengths = batch.lengths.tolist()
+    token = batch.token.split(lengths)[row].numpy()
+    times = batch.times.split(lengths)[row].numpy()
     kinds, units = np.divmod(token, N_UNITS + 1)
     return {kind: (units[kinds == kind], times[kinds == kind]) for kind in (SPIKE, START, END)}
 
@@ -127,10 +127,9 @@ def test_one_query_stands_at_each_windows_end(source: WindowSource) -> None:
     assert ((batch.output_times >= 0) & (batch.output_times <= WINDOW_S)).all()
 
 
-def test_padding_is_masked(source: WindowSource) -> None:
+def test_windows_lie_one_after_the_other(source: WindowSource) -> None:
     batch = drawn(source)
-    assert batch.input_mask.any(dim=0).all(), "padded beyond the longest window"
-    assert (batch.input_token[~batch.input_mask] == 0).all()
+    assert int(batch.lengths.sum()) == len(batch.token) == len(batch.times) == batch.n_tokens
     assert batch.n_tokens == sum(
         len(units) for row in range(16) for units, _ in tokens_of(batch, row).values()
     )
@@ -189,7 +188,7 @@ def test_targets_are_scaled_by_the_training_velocity(session: Session) -> None:
 
 def test_the_same_generator_draws_the_same_batch(source: WindowSource) -> None:
     first, second = drawn(source, 3), drawn(source, 3)
-    assert torch.equal(first.input_token, second.input_token)
+    assert torch.equal(first.token, second.token)
     assert torch.equal(first.target, second.target)
 
 
