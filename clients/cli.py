@@ -462,7 +462,7 @@ def bench(
     from clients.bench import bench as run
     from clients.reports import print_bench
 
-    cases = run(_console(stderr=True), presets=preset or ["rt", "poyo-1.3m"], runs=runs)
+    cases = run(_console(stderr=True), presets=preset or ["stream", "rt", "poyo-1.3m"], runs=runs)
     if as_json:
         typer.echo(json.dumps(cases, indent=2))
     else:

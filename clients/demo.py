@@ -52,7 +52,7 @@ def demo(console: Console, *, seconds: float, as_json: bool, picture: Path | Non
 
     console.print("simulating one of the sessions that the shipped bundle was trained on…")
     session = simulate(**SESSION)  # type: ignore[arg-type]
-    window_s = open_bundle(BUNDLE).manifest.sizes.sequence_length
+    window_s = open_bundle(BUNDLE).manifest.sizes.window_s
     settings = ReplaySettings(
         split="test",
         seconds=seconds + window_s,

@@ -101,9 +101,7 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
     table = _facts(f"[bold]{manifest.decoder_id}[/]  {bundle.path}")
     table.add_row("model", f"{manifest.family}, preset {manifest.preset}")
     table.add_row("units", f"{len(manifest.unit_ids)} of session {manifest.session_id}")
-    table.add_row(
-        "window", f"{manifest.sizes.sequence_length:g} s, {manifest.sizes.n_latents} latents"
-    )
+    table.add_row("window", f"{manifest.sizes.window_s:g} s, {manifest.sizes.n_latents} latents")
     table.add_row("outputs", ", ".join(f"{o.name} ({o.unit})" for o in manifest.outputs))
     for name in (GRAPH, TABLES, WEIGHTS):
         size = (bundle.path / name).stat().st_size
@@ -318,17 +316,19 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 def print_bench(console: Console, cases: list[dict[str, Any]]) -> None:
     """Tick costs as a table."""
     table = Table(title="cost of a tick, ms, one thread", title_justify="left")
-    for name in ("preset", "spikes"):
+    for name in ("preset", "spikes/s"):
         table.add_column(name, justify="right")
     for name in ("runtime p50", "p99", "torch_brain p50", "p99 ", "faster (p50)"):
         table.add_column(name, justify="right")
     for case in cases:
         ours, theirs = case["runtime_ms"], case["torch_brain_ms"]
+        beside = ("—", "—", "—")
+        if theirs:
+            faster = theirs["p50"] / ours["p50"]
+            beside = (f"{theirs['p50']:.2f}", f"{theirs['p99']:.2f}", f"{faster:.1f}x")
         table.add_row(
-            case["preset"], f"{case['spikes']:,}",
-            f"[bold]{ours['p50']:.2f}[/]", f"{ours['p99']:.2f}",
-            f"{theirs['p50']:.2f}", f"{theirs['p99']:.2f}",
-            f"{theirs['p50'] / ours['p50']:.1f}x",
+            case["preset"], f"{case['spikes_per_s']:,}",
+            f"[bold]{ours['p50']:.2f}[/]", f"{ours['p99']:.2f}", *beside,
         )  # fmt: skip
     console.print(table)
 

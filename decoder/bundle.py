@@ -4,7 +4,7 @@
       manifest.json         schema version, sizes, outputs, unit ids, provenance, metrics, checksums
       graph.onnx            the streaming graph of one preset; knows no unit
       tables.safetensors    what depends on today's units: inputs of the graph
-      weights.safetensors   all weights of the trained POYO, so that the bundle alone can be adapted
+      weights.safetensors   all weights of the model, so that the bundle alone can be adapted
 
 A bundle is written to a temporary name and renamed. This module knows the files and their
 checksums; what the tables mean to the graph stands in `decoder.runtime`.
@@ -44,7 +44,7 @@ class _Strict(BaseModel):
 
 
 class Sizes(_Strict):
-    """Sizes that the runtime needs; names as in torch_brain's POYO."""
+    """Sizes of a POYO that the runtime needs; names as in torch_brain."""
 
     sequence_length: float = Field(gt=0, description="seconds of spikes that a decode reads")
     latent_step: float = Field(gt=0)
@@ -59,12 +59,48 @@ class Sizes(_Strict):
     dim_out: int = Field(gt=0)
 
     @property
+    def window_s(self) -> float:
+        """Seconds of spikes that a decode needs."""
+        return self.sequence_length
+
+    @property
     def n_latents(self) -> int:
         return round(self.sequence_length / self.latent_step) * self.num_latents_per_step
 
     @property
     def n_rotary(self) -> int:
         return self.dim_head // 4
+
+
+class PossmSizes(_Strict):
+    """Sizes of a streaming model that the runtime needs; meanings in `training.possm`."""
+
+    chunk_s: float = Field(gt=0, description="seconds of spikes that one step of the state reads")
+    warm_up_s: float = Field(gt=0, description="seconds after a reset until the state is trusted")
+    num_latents: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    dim_head: int = Field(gt=0)
+    cross_heads: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    t_min: float = Field(gt=0)
+    t_max: float = Field(gt=0)
+    dim_out: int = Field(gt=0)
+
+    @property
+    def window_s(self) -> float:
+        """Seconds of spikes that a decode needs."""
+        return self.warm_up_s
+
+    @property
+    def n_latents(self) -> int:
+        return self.num_latents
+
+    @property
+    def n_rotary(self) -> int:
+        return self.dim_head // 4
+
+
+SIZES: dict[str, type[Sizes] | type[PossmSizes]] = {"poyo": Sizes, "possm": PossmSizes}
 
 
 class Output(_Strict):
@@ -92,7 +128,7 @@ class Manifest(_Strict):
     decoder_id: str
     family: str = "poyo"
     preset: str
-    sizes: Sizes
+    sizes: Sizes | PossmSizes
     outputs: tuple[Output, ...]
     session_id: str
     unit_ids: tuple[str, ...]
@@ -105,6 +141,11 @@ class Manifest(_Strict):
     def _agrees_with_itself(self) -> Manifest:
         if len(set(self.unit_ids)) != len(self.unit_ids) or not self.unit_ids:
             raise ValueError("unit_ids must be distinct, and at least one")
+        expected = SIZES.get(self.family)
+        if expected is None:
+            raise ValueError(f"family {self.family!r}; this Volition decodes {', '.join(SIZES)}")
+        if not isinstance(self.sizes, expected):
+            raise ValueError(f"the sizes are not those of family {self.family!r}")
         if len(self.outputs) != self.sizes.dim_out:
             raise ValueError(f"{len(self.outputs)} outputs for dim_out {self.sizes.dim_out}")
         return self
@@ -117,9 +158,9 @@ class UnitTables:
     Heads are laid out `[real | imaginary | unrotated]` (see `decoder.tokens`).
     tokens: (n_units, 2 * cross_heads, dim_head) float32, keys of all heads, then values.
     boundary_lse: (cross_heads, n_latents) float32, log-sum-exp of each latent's scores over all
-        start and end tokens.
+        start and end tokens (of a streaming model: start tokens, at every chunk's start).
     boundary_value: (cross_heads, n_latents, dim_head) float32, their attended value in the
-        window's frame.
+        window's (the chunk's) frame.
     session: (dim,) float32, the session embedding.
     omega: (n_rotary,) float64, rotary frequencies in rad/s.
     """

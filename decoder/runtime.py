@@ -1,14 +1,20 @@
 """One decoder in memory: append spikes, decode at a time, reset.
 
-The window model: every spike becomes a rotated key and value when it arrives (`decoder.tokens`)
-and waits in a ring; a decode hands the window's slice to ONNX Runtime, which runs the latents
-over it. Nothing here knows LSL, sockets or the clock: times come in as float64 seconds.
+Every spike becomes a rotated key and value when it arrives (`decoder.tokens`) and waits in a
+ring. What a decode does with them depends on the family of the model:
+
+- `PoyoRuntime` hands the window's slice to ONNX Runtime, which runs the latents over it.
+- `decoder.possm.PossmRuntime` hands over the open chunk's slice and a state.
+
+`open_runtime` picks it; the daemon and the evaluation know no difference. Nothing here knows
+LSL, sockets or the clock: times come in as float64 seconds.
 
 `velocity = output * scale + offset`, in m/s, of the movement at the window's end.
 """
 
 from __future__ import annotations
 
+import abc
 import ctypes
 import time
 from dataclasses import dataclass
@@ -50,22 +56,21 @@ class RuntimeSettings:
     threads: int = 1
 
 
-class PoyoRuntime:
-    """A POYO bundle, ready to decode.
+class Runtime(abc.ABC):
+    """A bundle, ready to decode.
 
     epoch: clock time, seconds, that angles are measured from; take it near the first spike.
+    window_s: seconds of unbroken spikes that a decode needs before it can be trusted.
+    n_spikes: spikes that the last decode read.
     """
 
     def __init__(
         self, bundle: Bundle, *, epoch: float, settings: RuntimeSettings | None = None
     ) -> None:
-        if bundle.manifest.family != "poyo":
-            raise BundleError(
-                f"{bundle.path}: family {bundle.manifest.family!r}; this runtime decodes 'poyo'"
-            )
+        sizes = bundle.manifest.sizes
         self.bundle = bundle
         self.settings = settings or RuntimeSettings()
-        self.window_s = bundle.manifest.sizes.sequence_length
+        self.window_s = sizes.window_s
         self.n_spikes = 0
         self._epoch = epoch
         self._tables = bundle.tables
@@ -78,7 +83,7 @@ class PoyoRuntime:
         outputs = bundle.manifest.outputs
         self._scale = np.array([output.scale for output in outputs])
         self._offset = np.array([output.offset for output in outputs])
-        capacity = int(MAX_RATE_HZ * (self.window_s + FUTURE_S))
+        capacity = int(MAX_RATE_HZ * (self._kept_s() + FUTURE_S))
         self._ring = TokenRing(capacity, self._tables.tokens.shape[1:])
 
     @property
@@ -99,7 +104,7 @@ class PoyoRuntime:
             rows = np.zeros((n_spikes, *shape), dtype=np.float32)
             for _ in range(WARMUP_RUNS):
                 began = time.perf_counter()
-                self._run(rows, self._epoch)
+                self._try(rows)
                 took = time.perf_counter() - began
         return took
 
@@ -113,28 +118,67 @@ class PoyoRuntime:
         rows = embed(tables.tokens, unit_index, times - self._epoch, tables.omega)
         self._ring.append(times, unit_index, rows)
 
-    def decode(self, window_end: float) -> Floats:
-        """Velocity (2,) float64 in m/s at `window_end`, from spikes in the window before it.
-
-        A spike at exactly `window_end` belongs to the next window, as in torch_brain's slices.
-        """
-        start = window_end - self.window_s
-        self._ring.forget_before(start)
-        rows, self.n_spikes = self._ring.window(start, window_end)
-        return np.asarray(self._run(rows, start) * self._scale + self._offset)
-
     def reset(self) -> None:
         """Forget every spike."""
         self._ring.clear()
         self.n_spikes = 0
 
-    def _run(self, rows: NDArray[np.float32], window_start: float) -> Floats:
-        cos, sin = phases(np.array([window_start - self._epoch]), self._tables.omega)
+    @abc.abstractmethod
+    def decode(self, window_end: float) -> Floats:
+        """Velocity (2,) float64 in m/s at `window_end`, from spikes before it.
+
+        A spike at exactly `window_end` belongs to the next window, as in torch_brain's slices.
+        """
+
+    @abc.abstractmethod
+    def _try(self, rows: NDArray[np.float32]) -> None:
+        """Run the graph once on made-up token rows."""
+
+    @abc.abstractmethod
+    def _kept_s(self) -> float:
+        """Seconds of spikes that the ring has to hold."""
+
+    def _run(
+        self, rows: NDArray[np.float32], start: float, **more: NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
+        """The graph's outputs, from token rows of a window or chunk that begins at `start`."""
+        cos, sin = phases(np.array([start - self._epoch]), self._tables.omega)
         feeds = {"tokens": rows, "window_cos": cos[0], "window_sin": sin[0], **self._constant}
         if len(rows) == 0:
             feeds |= self._silence
-        (output,) = self._session.run(None, feeds)
-        return np.asarray(output, dtype=np.float64)
+        outputs: list[NDArray[np.float32]] = self._session.run(None, feeds | more)
+        return outputs
+
+    def _velocity(self, output: NDArray[np.float32]) -> Floats:
+        return np.asarray(output.astype(np.float64) * self._scale + self._offset)
+
+
+class PoyoRuntime(Runtime):
+    """The window model: every decode reads the last `window_s` seconds again."""
+
+    def decode(self, window_end: float) -> Floats:
+        """See `Runtime.decode`."""
+        start = window_end - self.window_s
+        self._ring.forget_before(start)
+        rows, self.n_spikes = self._ring.window(start, window_end)
+        return self._velocity(self._run(rows, start)[0])
+
+    def _try(self, rows: NDArray[np.float32]) -> None:
+        self._run(rows, self._epoch)
+
+    def _kept_s(self) -> float:
+        return self.window_s
+
+
+def open_runtime(
+    bundle: Bundle, *, epoch: float, settings: RuntimeSettings | None = None
+) -> Runtime:
+    """The runtime for a bundle's family. Raises BundleError or ProviderError."""
+    if bundle.manifest.family == "possm":
+        from decoder.possm import PossmRuntime
+
+        return PossmRuntime(bundle, epoch=epoch, settings=settings)
+    return PoyoRuntime(bundle, epoch=epoch, settings=settings)
 
 
 def _silence(tables: UnitTables) -> dict[str, NDArray[np.float32]]:

@@ -21,7 +21,7 @@ from pylsl import local_clock
 
 from decoder.bundle import Bundle
 from decoder.errors import StreamError
-from decoder.runtime import PoyoRuntime, RuntimeSettings
+from decoder.runtime import RuntimeSettings, open_runtime
 from streaming import wire
 from streaming.admission import Admission
 from streaming.clock import Metronome
@@ -48,7 +48,7 @@ class Daemon:
     def __init__(self, bundle: Bundle, settings: DaemonSettings) -> None:
         self.settings = settings
         self.bundle = bundle
-        self.runtime = PoyoRuntime(
+        self.runtime = open_runtime(
             bundle,
             epoch=local_clock(),
             settings=RuntimeSettings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from streaming import sessions
 from streaming.sessions import Session
 from training import runs
 from training.export import export_model
-from training.model import ModelConfig, build
+from training.families import build
+from training.model import ModelConfig
 from training.simulate import simulate
 from training.windows import OutputScale, unit_words
 
@@ -72,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyDecoder:
     record = runs.RunRecord(
         preset="tiny",
         seed=0,
-        model=runs.model_fields(TINY),
+        model=asdict(TINY),
         unit_words=unit_words(session),
         session_words=[name],
         session_paths={},

@@ -70,7 +70,7 @@ def test_what_serves_a_rig_loads_without_torch(module: str) -> None:
 def test_the_daemon_opens_and_decodes_a_bundle_without_torch(tiny) -> None:
     code = (
         "import sys; from decoder.bundle import open_bundle; from decoder.runtime import *; "
-        f"r = PoyoRuntime(open_bundle({str(tiny.bundle.path)!r}), epoch=0.0); r.warm_up(); "
+        f"r = open_runtime(open_bundle({str(tiny.bundle.path)!r}), epoch=0.0); r.warm_up(); "
         "import streaming.loop; print(r.decode(1.0)); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -18,12 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
-from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
 from streaming.sessions import Session, duration_s, intersect, time_after
 from training import runs
-from training.model import forward
+from training.families import Model, forward
 from training.pretrain import evaluate, window_source
 from training.windows import OutputScale, unit_words
 
@@ -47,13 +46,13 @@ class AdaptSettings:
 
 
 def identify_units(
-    model: POYO,
+    model: Model,
     record: runs.RunRecord,
     session: Session,
     settings: AdaptSettings | None = None,
     *,
     on_step: Callable[[int, float], None] = lambda step, r2: None,
-) -> tuple[POYO, runs.RunRecord]:
+) -> tuple[Model, runs.RunRecord]:
     """A copy of `model` that knows `session`'s units too, and its record.
 
     on_step: told the step and the best R² on the held-out fifth so far.
@@ -109,8 +108,8 @@ def first_seconds(session: Session, seconds: float | None) -> Session:
 
 
 def with_session(
-    model: POYO, record: runs.RunRecord, session: Session
-) -> tuple[POYO, runs.RunRecord]:
+    model: Model, record: runs.RunRecord, session: Session
+) -> tuple[Model, runs.RunRecord]:
     """Copies of a model and its record that have rows for a new session and its units."""
     if session.session_id in record.session_words:
         raise TrainingError(f"{session.session_id} is known to this run already")

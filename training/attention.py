@@ -10,6 +10,7 @@ It does not know the model: it takes queries, a table of keys and values, and ro
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -99,8 +100,8 @@ def _windows(token: Tensor, turn: Tensor, lengths: list[int]) -> zip[tuple[Tenso
 
 def _look_up(table: Tensor, token: Tensor, turn: Tensor) -> Tensor:
     """Rotated rows (n_tokens, 2, n_heads, dim_head)."""
-    rows = F.embedding(token, table.flatten(1)).unflatten(1, table.shape[1:])
-    _pairs(rows, turn.shape[-1]).mul_(turn[:, None, None])
+    rows = F.embedding(token, table.flatten(1)).unflatten(-1, table.shape[1:])
+    _pairs(rows, turn.shape[-1]).mul_(turn[..., None, None, :])
     return rows  # type: ignore[no-any-return]
 
 
@@ -156,3 +157,105 @@ def padded(lengths: Tensor, *packed: Tensor) -> tuple[Tensor, list[Tensor]]:
         row[shown] = values
         rows.append(row)
     return shown, rows
+
+
+def attend_chunks(
+    queries: Tensor,
+    table: Tensor,
+    *,
+    silence_lse: Tensor,
+    silence_value: Tensor,
+    token: Tensor,
+    turn: Tensor,
+    lengths: Tensor,
+    at_once: list[int],
+) -> Tensor:
+    """What latents gather from many short chunks: (n_chunks, n_heads, n_latents, dim_head).
+
+    queries, table, token, turn: as for `attend`. lengths: (n_chunks,) int64, tokens a chunk.
+    silence_lse, silence_value: (n_chunks, n_heads, n_latents[, dim_head]), log-sum-exp and
+        attended value of what every latent attends to besides spikes.
+    at_once: numbers of chunks that are padded to like length and computed together.
+    """
+    if len(token) == 0:
+        return silence_value
+    out: Tensor = _AttendChunks.apply(  # type: ignore[no-untyped-call]
+        queries.float(), table.float(), silence_lse.float(), silence_value.float(),
+        token, turn, lengths, at_once,
+    )  # fmt: skip
+    return out.to(queries.dtype)
+
+
+class _AttendChunks(torch.autograd.Function):
+    """A block of chunks after the other; rotated rows are made again for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        table: Tensor,
+        silence_lse: Tensor,
+        silence_value: Tensor,
+        token: Tensor,
+        turn: Tensor,
+        lengths: Tensor,
+        at_once: list[int],
+    ) -> Tensor:
+        queries = queries / math.sqrt(queries.shape[-1])
+        out = torch.empty_like(silence_value)
+        weights = []
+        for chunks, place, shown in _blocks(lengths, at_once, len(token)):
+            keys, values = _look_up(table, token[place], turn[place]).unbind(-3)
+            logit = torch.einsum("hmd,clhd->chml", queries, keys)
+            logit.masked_fill_(~shown[:, None, None], -math.inf)
+            weight = torch.cat([silence_lse[chunks][..., None], logit], dim=-1).softmax(-1)
+            weights.append(weight)
+            out[chunks] = torch.einsum("chml,clhd->chmd", weight[..., 1:], values)
+            out[chunks] += weight[..., :1] * silence_value[chunks]
+        ctx.save_for_backward(queries, table, silence_value, token, turn, lengths, out, *weights)
+        ctx.at_once = at_once
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        queries, table, silence_value, token, turn, lengths, out, *weights = ctx.saved_tensors
+        grad_out = grads[0].contiguous()
+        along = (grad_out * out).sum(-1, keepdim=True)
+        grad_queries, grad_table = torch.zeros_like(queries), torch.zeros_like(table)
+        grad_lse, grad_value = torch.empty_like(along[..., 0]), torch.empty_like(grad_out)
+        blocks = _blocks(lengths, ctx.at_once, len(token))
+        for (chunks, place, _), weight in zip(blocks, weights, strict=True):
+            tokens, turns = token[place], turn[place]
+            rows = _look_up(table, tokens, turns)
+            grad_rows = torch.empty_like(rows)
+            grad = grad_out[chunks]
+            silence, spikes = weight[..., :1], weight[..., 1:]
+            grad_value[chunks] = silence * grad
+            told = (grad * silence_value[chunks]).sum(-1, keepdim=True)
+            grad_lse[chunks] = (silence * (told - along[chunks]))[..., 0]
+            grad_logit = torch.einsum("chmd,clhd->chml", grad, rows[:, :, 1])
+            grad_logit.sub_(along[chunks]).mul_(spikes)
+            grad_rows[:, :, 1] = torch.einsum("chml,chmd->clhd", spikes, grad)
+            grad_rows[:, :, 0] = torch.einsum("chml,hmd->clhd", grad_logit, queries)
+            grad_queries += torch.einsum("chml,clhd->hmd", grad_logit, rows[:, :, 0])
+            _pairs(grad_rows, turns.shape[-1]).mul_(turns.conj_physical()[..., None, None, :])
+            grad_table.flatten(1).index_add_(
+                0, tokens.flatten(), grad_rows.flatten(0, 1).flatten(1)
+            )
+        grad_queries /= math.sqrt(queries.shape[-1])
+        return grad_queries, grad_table, grad_lse, grad_value, None, None, None, None
+
+
+def _blocks(
+    lengths: Tensor, at_once: list[int], n_tokens: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Chunks of each block, where their tokens stand (n_chunks, longest), and which are theirs."""
+    starts = lengths.cumsum(0) - lengths
+    first = 0
+    for n_chunks in at_once:
+        chunks = slice(first, first + n_chunks)
+        first += n_chunks
+        longest = max(1, int(lengths[chunks].max()))
+        steps = torch.arange(longest, device=lengths.device)
+        place = (starts[chunks, None] + steps).clamp_(max=n_tokens - 1)
+        yield chunks, place, steps < lengths[chunks, None]

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from streaming import sessions
 from streaming.sessions import Session
-from training.model import PRESETS, build, forward
+from training.families import PRESETS, build, forward
 from training.windows import OutputScale, WindowSource, unit_words
 
 
@@ -74,7 +74,7 @@ class _Runner:
         self.model = build(self.config, words, [session.session_id for session in corpus])
         self.source = WindowSource(
             corpus, self.model.unit_emb.vocab, self.model.session_emb.vocab,
-            window_s=self.config.sequence_length,
+            layout=self.config,
             scales={session.session_id: OutputScale.of(session) for session in corpus},
         )  # fmt: skip
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)

@@ -17,9 +17,11 @@ from rich.console import Console
 from torch import Tensor
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
+from decoder.errors import TrainingError
 from training.attention import padded
+from training.families import build, preset
 from training.memory import keep_freed_memory
-from training.model import PRESETS, ModelConfig, build, forward
+from training.model import ModelConfig, forward
 from training.simulate import simulate
 from training.windows import Batch, OutputScale, WindowSource, unit_words
 
@@ -44,7 +46,9 @@ def bench_train(
 def _case(
     name: str, device: torch.device, batch_size: int, spikes: int, steps: int
 ) -> dict[str, Any]:
-    config = PRESETS[name]
+    config = preset(name)
+    if not isinstance(config, ModelConfig):
+        raise TrainingError(f"preset {name!r} is no POYO; torch_brain has nothing to compare with")
     rate_hz = spikes / config.sequence_length
     session = simulate(
         n_units=max(1, round(rate_hz / MEAN_RATE_HZ)), minutes=2.0
@@ -56,7 +60,7 @@ def _case(
         model = build(config, unit_words(session), [session.session_id]).to(device).train()
         source = source or WindowSource(
             [session], model.unit_emb.vocab, model.session_emb.vocab,
-            window_s=config.sequence_length,
+            layout=config,
             scales={session.session_id: OutputScale.of(session)},
         )  # fmt: skip
         output = _ours(model, config) if kind == "ours" else _torch_brains(model, config)

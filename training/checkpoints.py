@@ -13,7 +13,7 @@ import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from decoder.errors import TrainingError
 from training import runs
-from training.model import ModelConfig, build
+from training.families import build
+from training.model import ModelConfig
 
 PREFIX = "model."
 
@@ -54,7 +55,7 @@ def import_checkpoint(
     record = runs.RunRecord(
         preset="torch_brain",
         seed=0,
-        model=runs.model_fields(config),
+        model=asdict(config),
         unit_words=words["unit_emb"],
         session_words=words["session_emb"],
         session_paths={},
@@ -79,6 +80,8 @@ def save_run(run: Path, record: runs.RunRecord, weights: dict[str, Tensor]) -> N
 def export_checkpoint(run: Path | str, path: Path | str) -> None:
     """Write a run's best weights so that torch_brain's `POYO.load_pretrained` opens them."""
     model, record = runs.load_model(run)
+    if record.family != "poyo":
+        raise TrainingError(f"{run} holds a {record.family}; torch_brain has POYO only")
     sizes = {k: v for k, v in record.model.items() if k != "dim_out"}
     content = {
         "state_dict": OrderedDict((PREFIX + k, v) for k, v in model.state_dict().items()),

@@ -1,8 +1,8 @@
-"""A trained POYO becomes a bundle: the streaming graph, and tables for one session's units.
+"""A trained model becomes a bundle: the streaming graph, and tables for one session's units.
 
     volition export RUN --session ID -o NAME.bundle
 
-The graph is POYO's inference, rewritten exactly:
+The graph is the model's inference, rewritten exactly:
 
 - Keys and values of spikes come in already rotated to the clock (`decoder.tokens`), so their
   cost is paid once, when a spike arrives. Rotations compose, so instead of moving every key
@@ -10,6 +10,8 @@ The graph is POYO's inference, rewritten exactly:
 - Start and end tokens of all units stand still in the window. Their attention is folded into
   one log-sum-exp and one attended value a latent (`fold_tables`), which join the softmax as a
   single column.
+- A streaming model's graph is one step: the open chunk's spikes and a state in, outputs and the
+  next state out.
 
 So the graph knows no unit: new units mean new tables, never a new export. It is batch one,
 for any number of spikes, none included.
@@ -32,7 +34,8 @@ from torch_brain.models.poyo import POYO
 
 from decoder import bundle
 from decoder.errors import TrainingError
-from training import runs
+from training import possm, runs
+from training.families import Config, Model, family, sizes
 from training.model import (
     END,
     SPIKE,
@@ -48,16 +51,51 @@ from training.model import (
     rotate,
     unit_tables,
 )
+from training.possm import Possm, PossmConfig
 
 OPSET = 23
-INPUTS = ("tokens", "window_cos", "window_sin", "boundary_lse", "boundary_value", "session")
 EXAMPLE_SPIKES = 64
+SPIKE_INPUTS = ("tokens", "window_cos", "window_sin", "boundary_lse", "boundary_value", "session")
+INPUTS = {"poyo": SPIKE_INPUTS, "possm": (*SPIKE_INPUTS, "state", "share")}
+OUTPUTS = {"poyo": ("output",), "possm": ("output", "next_state")}
+
+
+class Gather(nn.Module):
+    """What latents gather from token rows and folded tables: (cross_heads, n_latents, dim_head)."""
+
+    queries: Tensor
+
+    def __init__(self, model: Model, encoder: ModelConfig) -> None:
+        super().__init__()
+        self.cross_heads = encoder.cross_heads
+        queries = latent_queries(model, encoder, latent_phases(model, encoder))
+        self.register_buffer("queries", queries.detach() * encoder.dim_head**-0.5)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        window_cos: Tensor,
+        window_sin: Tensor,
+        boundary_lse: Tensor,
+        boundary_value: Tensor,
+    ) -> Tensor:
+        """tokens: (n_spikes, 2 * cross_heads, dim_head), keys then values, rotated to the clock.
+
+        window_cos, window_sin: (n_rotary,), phases of the window's (chunk's) start on the clock.
+        boundary_lse, boundary_value: see `decoder.bundle.UnitTables`.
+        """
+        window_at = Phases(cos=window_cos, sin=window_sin)
+        keys = tokens[:, : self.cross_heads].permute(1, 2, 0)
+        values = tokens[:, self.cross_heads :].permute(1, 0, 2)
+        scores = torch.matmul(rotate(self.queries, window_at), keys)
+        weights = torch.softmax(torch.cat([boundary_lse[..., None], scores], dim=-1), dim=-1)
+        attended = rotate(torch.matmul(weights[..., 1:], values), window_at.back())
+        return attended + weights[..., :1] * boundary_value
 
 
 class StreamingPOYO(nn.Module):
     """POYO at one window's end, from token rows and tables; the module that is exported."""
 
-    queries: Tensor
     latent_cos: Tensor
     latent_sin: Tensor
     output_cos: Tensor
@@ -66,16 +104,15 @@ class StreamingPOYO(nn.Module):
     def __init__(self, model: POYO, config: ModelConfig) -> None:
         super().__init__()
         self.model, self.config = model.eval(), config
+        self.gather = Gather(model, config)
         latents_at = latent_phases(model, config)
         end = torch.tensor([[config.sequence_length]], dtype=torch.float64)
         output_at = Phases.of(end, omega(model, config))
-        queries = latent_queries(model, config, latents_at) * config.dim_head**-0.5
         for name, value in {
             "latent_cos": latents_at.cos,
             "latent_sin": latents_at.sin,
             "output_cos": output_at.cos,
             "output_sin": output_at.sin,
-            "queries": queries.detach(),
         }.items():
             self.register_buffer(name, value)
 
@@ -88,22 +125,10 @@ class StreamingPOYO(nn.Module):
         boundary_value: Tensor,
         session: Tensor,
     ) -> Tensor:
-        """Outputs (dim_out,) of the query at the window's end, in units of the output scale.
-
-        tokens: (n_spikes, 2 * cross_heads, dim_head), keys then values, rotated to the clock.
-        window_cos, window_sin: (n_rotary,), phases of the window's start on the clock.
-        boundary_lse, boundary_value, session: see `decoder.bundle.UnitTables`.
-        """
+        """Outputs (dim_out,) of the query at the window's end, in units of the output scale."""
         latents_at = Phases(cos=self.latent_cos, sin=self.latent_sin)
         outputs_at = Phases(cos=self.output_cos, sin=self.output_sin)
-        window_at = Phases(cos=window_cos, sin=window_sin)
-        heads = self.config.cross_heads
-        keys = tokens[:, :heads].permute(1, 2, 0)
-        values = tokens[:, heads:].permute(1, 0, 2)
-        scores = torch.matmul(rotate(self.queries, window_at), keys)
-        weights = torch.softmax(torch.cat([boundary_lse[..., None], scores], dim=-1), dim=-1)
-        attended = rotate(torch.matmul(weights[..., 1:], values), window_at.back())
-        attended = attended + weights[..., :1] * boundary_value
+        attended = self.gather(tokens, window_cos, window_sin, boundary_lse, boundary_value)
         latents = merge_spikes(self.model, self.config, attended, latents_at)
         latents = process(self.model, self.config, latents[None], latents_at)
         output = read_out(
@@ -117,9 +142,38 @@ class StreamingPOYO(nn.Module):
         return output[0, 0]
 
 
+class StreamingPossm(nn.Module):
+    """One step of a streaming model over the open chunk; the module that is exported."""
+
+    def __init__(self, model: Possm, config: PossmConfig) -> None:
+        super().__init__()
+        self.model, self.config = model.eval(), config
+        self.gather = Gather(model, config.encoder)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        window_cos: Tensor,
+        window_sin: Tensor,
+        boundary_lse: Tensor,
+        boundary_value: Tensor,
+        session: Tensor,
+        state: Tensor,
+        share: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs (dim_out,) in units of the output scale, and the state after the chunk.
+
+        state: (hidden,), of the last closed chunk. share: (), of this chunk that has passed.
+        """
+        gathered = self.gather(tokens, window_cos, window_sin, boundary_lse, boundary_value)
+        inputs = possm.chunk_input(self.model, self.config, gathered, share)
+        state = possm.step(self.model, inputs, state)
+        return possm.read_state(self.model, state, session), state
+
+
 @torch.no_grad()
 def fold_tables(
-    model: POYO, config: ModelConfig, unit_words: list[str], session_word: str
+    model: Model, config: Config, unit_words: list[str], session_word: str
 ) -> bundle.UnitTables:
     """Everything that depends on one session's units, computed in float64.
 
@@ -135,16 +189,17 @@ def fold_tables(
         raise TrainingError(
             f"session {session_word!r} is not in the run; it has {sorted(set(sessions) - {'NA'})}"
         )
+    encoder = config.encoder if isinstance(config, PossmConfig) else config
     precise = copy.deepcopy(model).double()
-    rows = unit_tables(precise, config)[:, [words[word] for word in unit_words]]
-    heads = config.cross_heads
-    frequencies = omega(model, config)
-    end = torch.tensor([config.sequence_length], dtype=torch.float64)
-    start_rows = rows[START].flatten(1, 2)
-    end_rows = _rotate64(rows[END].flatten(1, 2), end, frequencies)
-    boundary = torch.cat([start_rows, end_rows])
+    rows = unit_tables(precise, encoder)[:, [words[word] for word in unit_words]]
+    heads = encoder.cross_heads
+    frequencies = omega(model, encoder)
+    boundary = rows[START].flatten(1, 2)
+    if isinstance(config, ModelConfig):
+        end = torch.tensor([config.sequence_length], dtype=torch.float64)
+        boundary = torch.cat([boundary, _rotate64(rows[END].flatten(1, 2), end, frequencies)])
     keys, values = boundary[:, :heads], boundary[:, heads:]
-    queries = _latent_queries64(precise, config) * config.dim_head**-0.5
+    queries = _latent_queries64(precise, encoder) * encoder.dim_head**-0.5
     scores = torch.einsum("hld,nhd->hln", queries, keys)
     attended = torch.einsum("hln,nhd->hld", scores.softmax(-1), values)
     return bundle.UnitTables(
@@ -161,35 +216,44 @@ def _rotate64(x: Tensor, times: Tensor, frequencies: Tensor) -> Tensor:
     return rotate(x, Phases(cos=angles.cos(), sin=angles.sin()))
 
 
-def _latent_queries64(model: POYO, config: ModelConfig) -> Tensor:
+def _latent_queries64(model: Model, config: ModelConfig) -> Tensor:
     latents_at = latent_phases(model, config)
     return latent_queries(
         model, config, Phases(cos=latents_at.cos.double(), sin=latents_at.sin.double())
     )
 
 
-def export_graph(model: POYO, config: ModelConfig, path: Path) -> None:
+def export_graph(model: Model, config: Config, path: Path) -> None:
     """Write the streaming graph of one preset's weights as ONNX."""
-    width, heads = config.dim_head, config.cross_heads
-    n_latents = latent_phases(model, config).cos.shape[0]
+    if isinstance(config, PossmConfig):
+        assert isinstance(model, Possm)
+        encoder = config.encoder
+        streaming: nn.Module = StreamingPossm(model, config)
+        more: tuple[Tensor, ...] = (torch.zeros(config.hidden), torch.ones(()))
+    else:
+        assert isinstance(model, POYO)
+        encoder, streaming, more = config, StreamingPOYO(model, config), ()
+    width, heads = encoder.dim_head, encoder.cross_heads
+    n_latents = latent_phases(model, encoder).cos.shape[0]
     example = (
         torch.zeros(EXAMPLE_SPIKES, 2 * heads, width),
-        torch.ones(config.n_rotary),
-        torch.zeros(config.n_rotary),
+        torch.ones(encoder.n_rotary),
+        torch.zeros(encoder.n_rotary),
         torch.zeros(heads, n_latents),
         torch.zeros(heads, n_latents, width),
-        torch.zeros(config.dim),
+        torch.zeros(encoder.dim),
+        *more,
     )
     n_spikes = torch.export.Dim("n_spikes", min=0, max=2**24)
     with _quiet():
         program = torch.onnx.export(
-            StreamingPOYO(model, config),
+            streaming,
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=INPUTS,
-            output_names=["output"],
-            dynamic_shapes=({0: n_spikes}, None, None, None, None, None),
+            input_names=INPUTS[family(config)],
+            output_names=OUTPUTS[family(config)],
+            dynamic_shapes=({0: n_spikes}, *[None] * (len(example) - 1)),
             verbose=False,
         )
     assert program is not None
@@ -226,7 +290,7 @@ def export_run(run: Path | str, session_id: str | None, path: Path | str) -> bun
 
 
 def export_model(
-    model: POYO,
+    model: Model,
     record: runs.RunRecord,
     session_id: str,
     path: Path | str,
@@ -240,8 +304,9 @@ def export_model(
     scale = record.scale(session_id)
     manifest = bundle.Manifest(
         decoder_id=bundle.new_decoder_id(session_id),
+        family=record.family,
         preset=record.preset,
-        sizes=bundle.Sizes(**{name: getattr(config, name) for name in bundle.Sizes.model_fields}),
+        sizes=sizes(config),
         outputs=tuple(
             bundle.Output(name=name, unit="m/s", scale=scale.std[i], offset=scale.mean[i])
             for i, name in enumerate(("vel_x", "vel_y"))

@@ -15,20 +15,24 @@ It does not know where windows come from (`training.windows`) or how a model is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch_brain.models.poyo import POYO
 
-from decoder.errors import TrainingError
+from streaming.sessions import Floats
 from training.attention import attend
+
+if TYPE_CHECKING:
+    from training.possm import Possm
 
 N_TOKEN_TYPES = 3  # spike, start of sequence, end of sequence
 SPIKE, START, END = range(N_TOKEN_TYPES)
+N_QUERIES = 16  # of a training window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,48 +59,19 @@ class ModelConfig:
         """Rotary frequencies per head: half of the head is rotated, in pairs."""
         return self.dim_head // 4
 
+    @property
+    def window_s(self) -> float:
+        """Seconds of a window, in training and live."""
+        return self.sequence_length
 
-PRESETS: dict[str, ModelConfig] = {
-    # Made for a CPU rig: half a second, 32 latents, 0.38M parameters besides embeddings.
-    # Faster rotary periods than 10 ms carry no more about reaching and cost capacity. Sizes and
-    # dropout were chosen by what training gives in minutes (docs/ACCURACY.md).
-    "rt": ModelConfig(
-        sequence_length=0.5,
-        num_latents_per_step=8,
-        depth=3,
-        dim_head=32,
-        self_heads=4,
-        ffn_dropout=0.0,
-        lin_dropout=0.0,
-        atn_dropout=0.0,
-        t_min=1e-2,
-        t_max=4.0,
-    ),
-    # torch_brain's published sizes (examples/poyo/configs/model).
-    "poyo-1.3m": ModelConfig(),
-    "poyo-11.8m": ModelConfig(dim=128, depth=24, num_latents_per_step=32),
-}
+    def training_queries(self, rng: np.random.Generator) -> Floats:
+        """Times in a training window that are asked for: denser towards its end, one there."""
+        ages = rng.uniform(size=N_QUERIES - 1) ** 2
+        return np.append(self.sequence_length * (1.0 - ages), self.sequence_length)
 
-
-def preset(name: str) -> ModelConfig:
-    """Look a preset up; TrainingError lists the names there are."""
-    if name not in PRESETS:
-        raise TrainingError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def build(config: ModelConfig, unit_words: Iterable[str], session_words: Iterable[str]) -> POYO:
-    """A freshly initialised POYO with these vocabularies (units as `session/unit`)."""
-    model = POYO(**asdict(config))
-    model.unit_emb.initialize_vocab(list(unit_words))
-    model.session_emb.initialize_vocab(list(session_words))
-    return model
-
-
-def n_parameters(model: nn.Module) -> int:
-    """Parameters besides unit and session embeddings."""
-    skip = ("unit_emb", "session_emb")
-    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(skip))
+    def walked_queries(self, step_s: float) -> Floats:
+        """Times that one window answers for when a recording is walked: its end."""
+        return np.array([self.sequence_length])
 
 
 def split_index(config: ModelConfig, device: torch.device) -> Tensor:
@@ -112,7 +87,7 @@ def split_rows(weight: Tensor, config: ModelConfig) -> Tensor:
     return heads[:, split_index(config, weight.device)].flatten(0, 1)
 
 
-def omega(model: POYO, config: ModelConfig) -> Tensor:
+def omega(model: POYO | Possm, config: ModelConfig) -> Tensor:
     """Rotary frequencies (n_rotary,) float64, rad/s: torch_brain's float32 values, widened."""
     frequencies: Tensor = model.rotary_emb.omega
     return frequencies[: config.n_rotary].double()
@@ -144,7 +119,7 @@ def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     imag.mul_(cos).add_(turned)
 
 
-def unit_tables(model: POYO, config: ModelConfig, units: Tensor | None = None) -> Tensor:
+def unit_tables(model: POYO | Possm, config: ModelConfig, units: Tensor | None = None) -> Tensor:
     """Keys and values of every token: (n_token_types, n_units, 2, cross_heads, dim_head).
 
     units: (n_units,) rows of the unit embedding; all of them where left out.
@@ -189,7 +164,7 @@ def rotate(x: Tensor, by: Phases) -> Tensor:
     return torch.cat([real * by.cos - imag * by.sin, real * by.sin + imag * by.cos, rest], dim=-1)
 
 
-def latent_phases(model: POYO, config: ModelConfig) -> Phases:
+def latent_phases(model: POYO | Possm, config: ModelConfig) -> Phases:
     """Phases (n_latents, n_rotary) of all latents, from the window's start."""
     n_steps = round(config.sequence_length / config.latent_step)
     frequencies = omega(model, config)
@@ -198,7 +173,7 @@ def latent_phases(model: POYO, config: ModelConfig) -> Phases:
     return Phases.of(grid.repeat_interleave(config.num_latents_per_step), frequencies)
 
 
-def latent_queries(model: POYO, config: ModelConfig, latents_at: Phases) -> Tensor:
+def latent_queries(model: POYO | Possm, config: ModelConfig, latents_at: Phases) -> Tensor:
     """Encoder queries (cross_heads, n_latents, dim_head), rotated to their time in the window."""
     attention = model.enc_atn
     weight = split_rows(attention.to_q.weight, config)
@@ -208,7 +183,9 @@ def latent_queries(model: POYO, config: ModelConfig, latents_at: Phases) -> Tens
     return rotate(queries, latents_at.per_head()).transpose(0, 1)
 
 
-def merge_spikes(model: POYO, config: ModelConfig, attended: Tensor, latents_at: Phases) -> Tensor:
+def merge_spikes(
+    model: POYO | Possm, config: ModelConfig, attended: Tensor, latents_at: Phases
+) -> Tensor:
     """Latents (..., n_latents, dim) after the encoder.
 
     attended: (..., cross_heads, n_latents, dim_head), what latents gathered from spikes, in
@@ -278,7 +255,7 @@ def read_out(
     return outputs
 
 
-def _compact(model: POYO, config: ModelConfig, token: Tensor) -> tuple[Tensor, Tensor]:
+def compact(model: POYO | Possm, config: ModelConfig, token: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (n_tokens,) of a table (n_rows, 2, cross_heads, dim_head) of this batch's units.
 
     So that a step costs what its units cost, however many units the vocabulary has.
@@ -312,7 +289,7 @@ def forward(
     """
     frequencies = omega(model, config)
     latents_at = latent_phases(model, config)
-    row, tables = _compact(model, config, token)
+    row, tables = compact(model, config, token)
     at = Phases.of(times, frequencies)
     split = split_index(config, token.device)
     paired = torch.argsort(split)  # back to torch_brain's layout, where rotation is complex

@@ -13,7 +13,7 @@ import numpy as np
 
 from decoder.bundle import Bundle
 from decoder.errors import TrainingError
-from decoder.runtime import PoyoRuntime, RuntimeSettings
+from decoder.runtime import Runtime, RuntimeSettings, open_runtime
 from streaming.sessions import Floats, Ints, Session, Split
 
 
@@ -48,7 +48,7 @@ def decode_split(
     if only_units is not None:
         unit_index = np.where(np.isin(np.arange(session.n_units), only_units), unit_index, -1)
     parts = []
-    runtime = PoyoRuntime(
+    runtime = open_runtime(
         bundle, epoch=float(session.domain[0, 0]), settings=RuntimeSettings(threads=threads)
     )
     runtime.warm_up()
@@ -80,7 +80,7 @@ def index_in_bundle(bundle: Bundle, session: Session) -> Ints:
 
 
 def _decode_interval(
-    runtime: PoyoRuntime,
+    runtime: Runtime,
     session: Session,
     unit_index: Ints,
     interval: tuple[float, float],

@@ -1,10 +1,10 @@
-"""Train a POYO on sessions, for decoding at the window's end.
+"""Train a model on sessions, for causal decoding.
 
     volition pretrain DIR --preset rt --minutes 10 -o RUN
     torchrun --nproc-per-node 2 -m clients.cli pretrain DIR --steps 10000 -o RUN
 
-Queries lie all over each window, denser towards its end (docs/ACCURACY.md compares), and the
-validation score is causal: the query at the window's end, which sees no future. The learning
+Where in its windows a model is asked is its own (docs/ACCURACY.md compares); the validation
+score is causal: no query sees its future. The learning
 rate is annealed to nothing over the time or the steps allowed; what is kept is a running mean
 of the weights, at its best validation score. Ctrl-C keeps the best so far.
 
@@ -32,15 +32,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
 from streaming.sessions import Floats, Session, Split
 from training import runs
 from training.baselines import Score, r2
 from training.fabric import launch
+from training.families import Config, Model, build, family, forward, preset
 from training.memory import keep_freed_memory
-from training.model import ModelConfig, build, forward, preset
 from training.optimizer import build_optimizers, restore_state, set_learning_rate, state_tensors
 from training.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
 
@@ -165,16 +164,16 @@ def _stopped_by_ctrl_c(trainer: Trainer) -> Iterator[None]:
 
 
 class FastForward(nn.Module):
-    """torch_brain's POYO behind `training.model.forward`, as a module that DDP can wrap."""
+    """A model behind its family's forward pass, as a module that DDP can wrap."""
 
-    def __init__(self, poyo: POYO, config: ModelConfig) -> None:
+    def __init__(self, model: Model, config: Config) -> None:
         super().__init__()
-        self.poyo, self.config = poyo, config
+        self.model, self.config = model, config
 
     def forward(self, sealed: SealedBatch) -> Tensor:
         """Mean squared error of a batch."""
         batch = sealed.batch
-        output = forward(self.poyo, self.config, **batch.inputs())
+        output = forward(self.model, self.config, **batch.inputs())
         return nn.functional.mse_loss(output.float(), batch.target)
 
 
@@ -260,9 +259,9 @@ class Trainer:
         )
         self.average = {name: t.clone() for name, t in runs.weights(self.model).items()}
         for session in self.source.sessions:
-            if len(window_ends(session, "valid", self.config.sequence_length, 0.1)) == 0:
+            if len(window_ends(session, "valid", self.config.window_s, 0.1)) == 0:
                 raise TrainingError(
-                    f"{session.session_id}: no window of {self.config.sequence_length} s fits the "
+                    f"{session.session_id}: no window of {self.config.window_s} s fits the "
                     "validation domain; leave the session out or cut its domains anew"
                 )
         self.batches = MicroBatches(
@@ -282,10 +281,12 @@ class Trainer:
     ) -> Trainer:
         """A new run: vocabularies and scales from the sessions."""
         scales = {session.session_id: OutputScale.of(session) for session in sessions}
+        config = preset(settings.preset)
         record = runs.RunRecord(
             preset=settings.preset,
             seed=settings.seed,
-            model=runs.model_fields(preset(settings.preset)),
+            family=family(config),
+            model=asdict(config),
             unit_words=[word for session in sessions for word in unit_words(session)],
             session_words=[session.session_id for session in sessions],
             session_paths=session_paths,
@@ -480,8 +481,8 @@ def _dropout_seed(settings: PretrainSettings, step: int, batches: MicroBatches, 
 
 def window_source(
     sessions: Sequence[Session],
-    model: POYO,
-    config: ModelConfig,
+    model: Model,
+    config: Config,
     record: runs.RunRecord,
     *,
     sampling_power: float = 1.0,
@@ -491,7 +492,7 @@ def window_source(
         sessions,
         model.unit_emb.vocab,
         model.session_emb.vocab,
-        window_s=config.sequence_length,
+        layout=config,
         scales={s.session_id: record.scale(s.session_id) for s in sessions},
         sampling_power=sampling_power,
     )
@@ -499,19 +500,19 @@ def window_source(
 
 @torch.no_grad()
 def evaluate(
-    model: POYO, config: ModelConfig, source: WindowSource, index: int, split: Split,
+    model: Model, config: Config, source: WindowSource, index: int, split: Split,
     *, step_s: float,
 ) -> Score:  # fmt: skip
-    """Causal R² of one session: the query at the end of windows that end every `step_s`."""
+    """Causal R² of one session, every `step_s`."""
     return r2(*decode_windows(model, config, source, index, split, step_s=step_s))
 
 
 @torch.no_grad()
 def decode_windows(
-    model: POYO, config: ModelConfig, source: WindowSource, index: int, split: Split,
+    model: Model, config: Config, source: WindowSource, index: int, split: Split,
     *, step_s: float, at_most: int | None = None,
 ) -> tuple[Floats, Floats]:  # fmt: skip
-    """True and decoded velocity (n, 2) at the ends of a session's windows, in its own scale.
+    """True and decoded velocity (n, 2) every `step_s` of a split, in the session's own scale.
 
     at_most: so many of the windows, drawn once and for all.
     """
@@ -520,11 +521,11 @@ def decode_windows(
     true, decoded = [], []
     for _, batch in source.walk(index, split, step_s=step_s, at_most=at_most):
         output = forward(model, config, **batch.to(device).inputs())
-        decoded.append(output[:, -1].cpu())
-        true.append(batch.target[:, -1])
+        decoded.append(output.flatten(0, 1).cpu())
+        true.append(batch.target.flatten(0, 1))
     if not true:
         raise TrainingError(
-            f"{source.sessions[index].session_id}: no window of {config.sequence_length} s fits "
+            f"{source.sessions[index].session_id}: no window of {config.window_s} s fits "
             f"the {split} domain"
         )
     return torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy()

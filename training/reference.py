@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from decoder.bundle import Bundle
 from streaming.sessions import Floats
 from training import runs
 from training.export import export_model
-from training.model import ModelConfig, build, preset
+from training.families import Config, Model, build, family, preset
+from training.model import ModelConfig
 
 
 def reference_inputs(
@@ -61,10 +63,8 @@ def reference_output(model: POYO, inputs: dict[str, Tensor]) -> Floats:
     return np.asarray(model(**inputs)[0, 0].double().numpy())
 
 
-def random_bundle(
-    name: str, n_units: int, folder: Path, *, seed: int
-) -> tuple[POYO, ModelConfig, Bundle]:
-    """A preset with random weights (output scale 1), and its exported bundle."""
+def random_model(name: str, n_units: int, *, seed: int) -> tuple[Model, Config, runs.RunRecord]:
+    """A preset with random weights that knows one session `random`; output scale 1."""
     torch.manual_seed(seed)
     config = preset(name)
     words = [f"random/unit{index}" for index in range(n_units)]
@@ -73,9 +73,10 @@ def random_bundle(
         for parameter in model.parameters():  # away from the small, regular initial values
             parameter.add_(0.05 * torch.randn_like(parameter))
     record = runs.RunRecord(
+        family=family(config),
         preset=name,
         seed=seed,
-        model=runs.model_fields(config),
+        model=asdict(config),
         unit_words=words,
         session_words=["random"],
         session_paths={},
@@ -83,4 +84,12 @@ def random_bundle(
         output_std={"random": (1.0, 1.0)},
         settings={},
     )
+    return model, config, record
+
+
+def random_bundle(
+    name: str, n_units: int, folder: Path, *, seed: int
+) -> tuple[Model, Config, Bundle]:
+    """`random_model` and its exported bundle."""
+    model, config, record = random_model(name, n_units, seed=seed)
     return model, config, export_model(model, record, "random", folder / f"{name}.bundle")

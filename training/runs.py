@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
-from training.model import ModelConfig, build
+from training.families import CONFIGS, Config, Model, build
 from training.windows import OutputScale
 
 SCHEMA_VERSION = 1
@@ -38,6 +36,7 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
+    family: str = "poyo"
     preset: str
     seed: int
     model: dict[str, float | int]
@@ -52,17 +51,13 @@ class RunRecord(BaseModel):
     settings: dict[str, float | int | str | None]
     history: list[dict[str, float]] = []
 
-    def config(self) -> ModelConfig:
-        return ModelConfig(**self.model)  # type: ignore[arg-type]
+    def config(self) -> Config:
+        return CONFIGS[self.family](**self.model)  # type: ignore[arg-type]
 
     def scale(self, session_id: str) -> OutputScale:
         return OutputScale(
             mean=np.array(self.output_mean[session_id]), std=np.array(self.output_std[session_id])
         )
-
-
-def model_fields(config: ModelConfig) -> dict[str, float | int]:
-    return asdict(config)
 
 
 def save_record(run: Path, record: RunRecord) -> None:
@@ -117,16 +112,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise TrainingError(f"{path}: can't be read ({error}); start the run again") from error
 
 
-def weights(model: POYO) -> dict[str, Tensor]:
-    """A POYO's parameters and buffers by name (vocabularies live in `run.json`)."""
+def weights(model: Model) -> dict[str, Tensor]:
+    """A model's parameters and buffers by name (vocabularies live in `run.json`)."""
     return {
         name: tensor.detach()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
 
 
-def set_weights(model: POYO, tensors: dict[str, Tensor]) -> None:
-    """Copy tensors into a POYO whose vocabulary is set; every name must be there."""
+def set_weights(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into a model whose vocabulary is set; every name must be there."""
     own = weights(model)
     if missing := sorted(set(own) - set(tensors)):
         raise TrainingError(f"the weights lack {len(missing)} tensors, {missing[0]} among them")
@@ -139,7 +134,7 @@ def set_weights(model: POYO, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
 
 
-def load_model(run: Path | str) -> tuple[POYO, RunRecord]:
+def load_model(run: Path | str) -> tuple[Model, RunRecord]:
     """The best model of a run, in evaluation mode, and its record."""
     run = Path(run)
     record = load_record(run)

@@ -1,19 +1,18 @@
 """Windows of sessions as POYO's token batches.
 
-A window is `sequence_length` seconds of spikes with a start and an end token per unit, and
-queries with their true velocity. Windows lie inside one interval of their split: none reaches
-over a domain's edge or a gap. Training windows drop units at random (POYO's unit dropout);
-their queries lie all over the window, denser towards its end, and one always stands at its end,
-where a live decoder stands.
+A window is some seconds of spikes with a start and an end token per unit, and queries with
+their true velocity. Windows lie inside one interval of their split: none reaches over a domain's
+edge or a gap. Training windows drop units at random (POYO's unit dropout).
 
-It does not know the model beyond its window length and vocabulary.
+It does not know the model beyond its vocabulary, its window's length and what it is asked there
+(`Layout`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -78,6 +77,17 @@ def unit_words(session: Session) -> list[str]:
     return [f"{session.session_id}/{unit_id}" for unit_id in session.unit_ids]
 
 
+class Layout(Protocol):
+    """What windows a model reads: the part of its configuration that matters here."""
+
+    @property
+    def window_s(self) -> float: ...
+
+    def training_queries(self, rng: np.random.Generator) -> Floats: ...
+
+    def walked_queries(self, step_s: float) -> Floats: ...
+
+
 class WindowSource:
     """Draws training batches from sessions, and walks a split for evaluation.
 
@@ -94,12 +104,13 @@ class WindowSource:
         vocabulary: Mapping[str, int],
         session_rows: Mapping[str, int],
         *,
-        window_s: float,
+        layout: Layout,
         scales: Mapping[str, OutputScale],
         sampling_power: float = 1.0,
     ) -> None:
         self.sessions = list(sessions)
-        self.window_s = window_s
+        self.layout = layout
+        self.window_s = window_s = layout.window_s
         self.scales = dict(scales)
         self.n_words = len(vocabulary)
         self._rows = [np.array([vocabulary[w] for w in unit_words(s)]) for s in self.sessions]
@@ -119,13 +130,15 @@ class WindowSource:
         rng: np.random.Generator,
         batch_size: int,
         *,
-        n_queries: int = 16,
         keep_units: tuple[float, float] = (0.4, 1.0),
+        keep_spikes: tuple[float, float] = (1.0, 1.0),
     ) -> list[WindowPlan]:
         """Which windows a random training batch holds; `build` reads them.
 
         keep_units: range of the share of units that stay; drawn once a batch, so that its
             windows are of like length, and independently per window which units they are.
+        keep_spikes: range of the share of its spikes that each kept unit keeps in a window,
+            drawn independently: rates drift within a day.
         """
         keep_share = rng.uniform(*keep_units)
         plans = []
@@ -134,14 +147,14 @@ class WindowSource:
             n_units = self.sessions[index].n_units
             n_kept = max(1, round(keep_share * n_units))
             kept = np.sort(rng.permutation(n_units)[:n_kept])
-            ages = rng.uniform(size=n_queries - 1) ** 2  # denser towards the end
-            queries = np.append(self.window_s * (1.0 - ages), self.window_s)
-            plans.append(WindowPlan(int(index), end_s, kept, queries))
+            queries = self.layout.training_queries(rng)
+            shares = rng.uniform(*keep_spikes, size=n_kept)
+            plans.append(WindowPlan(int(index), end_s, kept, queries, shares, _seed(rng)))
         return plans
 
     def build(self, plans: Sequence[WindowPlan]) -> Batch:
         """Read planned windows from their sessions."""
-        return _stack([self._window(p.index, p.end_s, p.kept, p.queries) for p in plans])
+        return _stack([self._window(plan) for plan in plans])
 
     def draw(self, rng: np.random.Generator, batch_size: int, **options: Any) -> Batch:
         """A random training batch; options as for `plan`."""
@@ -156,35 +169,36 @@ class WindowSource:
         batch_size: int = 32,
         at_most: int | None = None,
     ) -> Iterator[tuple[Floats, Batch]]:
-        """Batches of windows that end every `step_s` in a split, one query at the end each.
+        """Batches of windows that answer for every `step_s` of a split.
 
-        at_most: so many of them, the same random ones every time.
-        Yields the ends (B,) in seconds with each batch.
+        at_most: so many of the windows, the same random ones every time.
+        Yields times (B, n_queries) in seconds with each batch.
         """
         session = self.sessions[index]
         every_unit = np.arange(session.n_units)
-        ends = window_ends(session, split, self.window_s, step_s)
+        queries = self.layout.walked_queries(step_s)
+        ends = window_ends(session, split, self.window_s, step_s * len(queries))
         if at_most is not None and len(ends) > at_most:
             chosen = np.random.default_rng(0).permutation(len(ends))[:at_most]
             ends = ends[np.sort(chosen)]
         for chunk in np.array_split(ends, max(1, -(-len(ends) // batch_size))):
             windows = [
-                self._window(index, float(end), every_unit, np.array([self.window_s]))
-                for end in chunk
+                self._window(WindowPlan(index, float(end), every_unit, queries)) for end in chunk
             ]
             if windows:
-                yield chunk, _stack(windows)
+                yield chunk[:, None] - self.window_s + queries, _stack(windows)
 
-    def _window(self, index: int, end_s: float, kept: Ints, queries: Floats) -> _Window:
-        session, rows = self.sessions[index], self._rows[index]
-        start_s = end_s - self.window_s
-        inside = session.spikes_between(start_s, end_s)
+    def _window(self, plan: WindowPlan) -> _Window:
+        session, rows = self.sessions[plan.index], self._rows[plan.index]
+        kept, queries = plan.kept, plan.queries
+        start_s = plan.end_s - self.window_s
+        inside = session.spikes_between(start_s, plan.end_s)
         units = session.spike_units[inside]
         times = session.spike_times[inside] - start_s
-        if len(kept) < session.n_units:
-            keeps = np.zeros(session.n_units, dtype=bool)
-            keeps[kept] = True
-            chosen = keeps[units]
+        if len(kept) < session.n_units or plan.spike_shares is not None:
+            stays = np.zeros(session.n_units)
+            stays[kept] = 1.0 if plan.spike_shares is None else plan.spike_shares
+            chosen = np.random.default_rng(plan.seed).random(len(units)) < stays[units]
             units, times = units[chosen], times[chosen]
         kept_rows = rows[kept]
         scale = self.scales[session.session_id]
@@ -197,7 +211,7 @@ class WindowSource:
                 ]
             ),
             times=np.concatenate([np.zeros(len(kept)), np.full(len(kept), self.window_s), times]),
-            session_row=self._session_rows[index],
+            session_row=self._session_rows[plan.index],
             queries=queries,
             target=(session.velocity_at(start_s + queries) - scale.mean) / scale.std,
         )
@@ -205,12 +219,18 @@ class WindowSource:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One training window: session, end (s), positions of kept units, query times in it (s)."""
+    """One window: session, end (s), positions of kept units, query times in it (s).
+
+    spike_shares: (n_kept,) probability that a spike of each kept unit stays; all where None.
+    seed: says which spikes stay.
+    """
 
     index: int
     end_s: float
     kept: Ints
     queries: Floats
+    spike_shares: Floats | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +258,10 @@ def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
     lengths = edges[:, 1] - edges[:, 0]
     index = rng.choice(len(edges), p=lengths / lengths.sum())
     return float(rng.uniform(*edges[index]))
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**63))
 
 
 def _stack(windows: Sequence[_Window]) -> Batch:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from decoder.errors import BundleError, ProviderError
-from decoder.runtime import CPU, PoyoRuntime, RuntimeSettings
+from decoder.runtime import CPU, RuntimeSettings, open_runtime
 from training.reference import random_bundle, reference_inputs, reference_output
 
 OUTPUT_SCALE = 1.0  # of random_bundle
@@ -25,7 +25,7 @@ def test_the_runtime_equals_torch_brain(preset: str, n_units: int, tmp_path: Pat
     model, config, bundle = random_bundle(preset, n_units, tmp_path, seed=n_units)
     rng = np.random.default_rng(n_units)
     for clock_s in (0.0, 3.6e3, 1e6):
-        runtime = PoyoRuntime(bundle, epoch=clock_s + 0.3)
+        runtime = open_runtime(bundle, epoch=clock_s + 0.3)
         for n_spikes in (0, 1, 777, 10_000):
             end = clock_s + config.sequence_length
             times = rng.uniform(clock_s, end, n_spikes)
@@ -40,14 +40,14 @@ def test_the_runtime_equals_torch_brain(preset: str, n_units: int, tmp_path: Pat
 
 def test_a_sliding_window_equals_a_fresh_one(tiny) -> None:
     """Spikes embedded once, when they came, decode like spikes embedded now."""
-    sliding = PoyoRuntime(tiny.bundle, epoch=0.0)
+    sliding = open_runtime(tiny.bundle, epoch=0.0)
     session = tiny.session
     last = 0.0
     for end in np.arange(1.0, 3.0, 0.037):
         part = session.spikes_between(last, end)
         sliding.append(session.spike_times[part], session.spike_units[part])
         last = float(end)
-        fresh = PoyoRuntime(tiny.bundle, epoch=float(end))
+        fresh = open_runtime(tiny.bundle, epoch=float(end))
         part = session.spikes_between(end - 1.0, end)
         fresh.append(session.spike_times[part], session.spike_units[part])
         np.testing.assert_allclose(sliding.decode(end), fresh.decode(end), atol=1e-6)
@@ -57,7 +57,7 @@ def test_the_order_of_arrival_does_not_matter(tiny) -> None:
     part = tiny.session.spikes_between(0.0, 1.0)
     times, units = tiny.session.spike_times[part], tiny.session.spike_units[part]
     order = np.random.default_rng(0).permutation(len(times))
-    straight, shuffled = (PoyoRuntime(tiny.bundle, epoch=0.0) for _ in range(2))
+    straight, shuffled = (open_runtime(tiny.bundle, epoch=0.0) for _ in range(2))
     straight.append(times, units)
     for chunk in np.array_split(order, 7):
         shuffled.append(times[chunk], units[chunk])
@@ -65,7 +65,7 @@ def test_the_order_of_arrival_does_not_matter(tiny) -> None:
 
 
 def test_reset_forgets_every_spike(tiny) -> None:
-    runtime = PoyoRuntime(tiny.bundle, epoch=0.0)
+    runtime = open_runtime(tiny.bundle, epoch=0.0)
     silent = runtime.decode(1.0)
     runtime.append(np.array([0.5, 0.7]), np.array([0, 1]))
     assert not np.allclose(runtime.decode(1.0), silent)
@@ -75,23 +75,23 @@ def test_reset_forgets_every_spike(tiny) -> None:
 
 def test_it_says_which_provider_runs(tiny) -> None:
     assert (
-        PoyoRuntime(tiny.bundle, epoch=0.0, settings=RuntimeSettings(provider="cpu")).provider
+        open_runtime(tiny.bundle, epoch=0.0, settings=RuntimeSettings(provider="cpu")).provider
         == CPU
     )
 
 
 def test_a_required_provider_that_is_not_there_is_refused(tiny) -> None:
-    runs_on = PoyoRuntime(tiny.bundle, epoch=0.0).provider
+    runs_on = open_runtime(tiny.bundle, epoch=0.0).provider
     if runs_on != CPU:
         pytest.skip("this machine has CUDA, so nothing required is missing")
     settings = RuntimeSettings(provider="cuda", require_provider=True)
     with pytest.raises(ProviderError, match=r"CUDAExecutionProvider was required.*runs CPU"):
-        PoyoRuntime(tiny.bundle, epoch=0.0, settings=settings)
+        open_runtime(tiny.bundle, epoch=0.0, settings=settings)
 
 
 def test_an_unknown_provider_is_refused(tiny) -> None:
     with pytest.raises(ProviderError, match="expected auto"):
-        PoyoRuntime(tiny.bundle, epoch=0.0, settings=RuntimeSettings(provider="tpu"))
+        open_runtime(tiny.bundle, epoch=0.0, settings=RuntimeSettings(provider="tpu"))
 
 
 def test_a_graph_that_is_no_graph_is_refused(tiny, tmp_path: Path) -> None:
@@ -99,4 +99,4 @@ def test_a_graph_that_is_no_graph_is_refused(tiny, tmp_path: Path) -> None:
 
     (tmp_path / "graph.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match="can't open it"):
-        PoyoRuntime(replace(tiny.bundle, path=tmp_path), epoch=0.0)
+        open_runtime(replace(tiny.bundle, path=tmp_path), epoch=0.0)

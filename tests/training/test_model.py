@@ -6,14 +6,11 @@ import pytest
 import torch
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
+from training.families import PRESETS, build, n_parameters, preset
 from training.model import (
-    PRESETS,
-    build,
     forward,
     latent_phases,
     latent_queries,
-    n_parameters,
-    preset,
 )
 
 N_UNITS, BATCH, N_TOKENS = 30, 3, 200

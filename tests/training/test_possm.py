@@ -1,0 +1,169 @@
+"""The streaming family: parallel training, single steps and the exported graph give the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decoder.runtime import open_runtime
+from training import families, possm
+from training.export import export_model
+from training.model import SPIKE, START
+from training.possm import Possm, PossmConfig
+from training.reference import random_model
+
+TOLERANCE = 1e-5  # of the output scale, which is 1 here
+
+
+def window(config: PossmConfig, n_units: int, per_chunk: int, rng: np.random.Generator):
+    """Spike times (ascending, s) and units of one training window."""
+    n_spikes = per_chunk * config.n_chunks
+    times = np.sort(rng.uniform(0.0, config.train_s, n_spikes))
+    return times, rng.integers(0, n_units, n_spikes)
+
+
+def parallel(model: Possm, config: PossmConfig, times, units, n_units: int, asked) -> np.ndarray:
+    """What training computes: (n_asked, 2)."""
+    n_words = n_units + 1
+    token = np.concatenate([START * n_words + 1 + np.arange(n_units), SPIKE * n_words + 1 + units])
+    with torch.no_grad():
+        output = families.forward(
+            model, config,
+            token=torch.from_numpy(token),
+            times=torch.from_numpy(np.concatenate([np.zeros(n_units), times])),
+            lengths=torch.tensor([len(token)]),
+            session_index=torch.tensor([1]),
+            output_times=torch.from_numpy(asked)[None],
+        )  # fmt: skip
+    return output[0].double().numpy()
+
+
+@pytest.mark.parametrize(
+    ("n_units", "per_chunk"), [(1, 0), (1, 3), (40, 80), (300, 5_000), (300, 0)]
+)
+def test_parallel_equals_stepwise_equals_onnx(n_units: int, per_chunk: int, tmp_path: Path) -> None:
+    model, _, record = random_model("stream", n_units, seed=n_units)
+    config = PossmConfig(train_s=0.8 if per_chunk > 1000 else 2.0)
+    rng = np.random.default_rng(per_chunk)
+    times, units = window(config, n_units, per_chunk, rng)
+    asked = np.sort(rng.uniform(config.warm_up_s, config.train_s, 30))
+    asked = np.concatenate([[config.warm_up_s], asked, [config.train_s]])
+    asked[5] = 15 * config.chunk_s  # exactly on an edge
+    asked = np.sort(asked)
+    expected = parallel(model, config, times, units, n_units, asked)
+    assert expected.std() > 1e-3
+    bundle = export_model(model, record, "random", tmp_path / "random.bundle")
+    for clock_s in (0.0, 1e6):
+        runtime = open_runtime(bundle, epoch=clock_s + 0.3)
+        done = 0
+        for at, output in zip(asked, expected, strict=True):
+            stop = int(np.searchsorted(times, at))
+            runtime.append(clock_s + times[done:stop], units[done:stop])
+            done = stop
+            np.testing.assert_allclose(runtime.decode(clock_s + at), output, atol=TOLERANCE)
+
+
+def test_a_batch_is_its_windows_one_by_one() -> None:
+    """Windows of one batch, with other units kept in each, do not touch each other."""
+    model, config, _ = random_model("stream", 20, seed=3)
+    rng = np.random.default_rng(0)
+    parts, n_words = [], 21
+    for row in range(3):
+        kept = np.sort(rng.permutation(20)[: 8 + row])
+        times = np.sort(rng.uniform(0.0, config.train_s, 100 * row))
+        units = rng.choice(kept, len(times))
+        parts.append(
+            {
+                "token": torch.from_numpy(
+                    np.concatenate([START * n_words + 1 + kept, SPIKE * n_words + 1 + units])
+                ),
+                "times": torch.from_numpy(np.concatenate([np.zeros(len(kept)), times])),
+                "output_times": torch.from_numpy(np.sort(rng.uniform(0.0, config.train_s, (1, 9)))),
+            }
+        )
+    together = families.forward(
+        model, config,
+        token=torch.cat([part["token"] for part in parts]),
+        times=torch.cat([part["times"] for part in parts]),
+        lengths=torch.tensor([len(part["token"]) for part in parts]),
+        session_index=torch.ones(3, dtype=torch.int64),
+        output_times=torch.cat([part["output_times"] for part in parts]),
+    )  # fmt: skip
+    for row, part in enumerate(parts):
+        alone = families.forward(
+            model, config, lengths=torch.tensor([len(part["token"])]),
+            session_index=torch.ones(1, dtype=torch.int64), **part,
+        )  # fmt: skip
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_equal_those_of_a_plain_softmax(monkeypatch) -> None:
+    """The hand-written gradient of `attend_chunks` against autograd through padded chunks."""
+    model, config, _ = random_model("stream", 12, seed=5)
+    rng = np.random.default_rng(1)
+    times, units = window(config, 12, 9, rng)
+    asked = np.sort(rng.uniform(0.0, config.train_s, 20))
+    token = torch.from_numpy(np.concatenate([START * 13 + 1 + np.arange(12), 1 + units]))
+    inputs = {
+        "token": token,
+        "times": torch.from_numpy(np.concatenate([np.zeros(12), times])),
+        "lengths": torch.tensor([len(token)]),
+        "session_index": torch.tensor([1]),
+        "output_times": torch.from_numpy(asked)[None],
+    }
+
+    def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        output = families.forward(model, config, **inputs)
+        output.pow(2).sum().backward()
+        return output, {
+            n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+        }
+
+    output, ours = gradients()
+    monkeypatch.setattr(possm, "attend_chunks", _plain)
+    expected, plain = gradients()
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert set(ours) == set(plain) == {name for name, _ in model.named_parameters()}
+    for name, gradient in plain.items():
+        scale = max(1.0, float(gradient.abs().max()))
+        assert float((ours[name] - gradient).abs().max()) <= 1e-5 * scale, name
+
+
+def _plain(queries, table, *, silence_lse, silence_value, token, turn, lengths, at_once):
+    """Chunk by chunk, without any trick."""
+    gathered = []
+    for chunk, (rows, turns) in enumerate(
+        zip(table[token].split(lengths.tolist()), turn.split(lengths.tolist()), strict=True)
+    ):
+        n_rotary = turns.shape[-1]
+        pairs = torch.view_as_complex(
+            rows[..., : 2 * n_rotary].unflatten(-1, (n_rotary, 2)).contiguous()
+        )
+        turned = torch.view_as_real(pairs * turns[:, None, None]).flatten(-2)
+        rows = torch.cat([turned, rows[..., 2 * n_rotary :]], dim=-1)
+        logit = torch.einsum("hmd,lhd->hml", queries, rows[:, 0]) * queries.shape[-1] ** -0.5
+        weight = torch.cat([silence_lse[chunk][..., None], logit], dim=-1).softmax(-1)
+        value = torch.einsum("hml,lhd->hmd", weight[..., 1:], rows[:, 1])
+        gathered.append(value + weight[..., :1] * silence_value[chunk])
+    return torch.stack(gathered)
+
+
+def test_the_presets_have_their_sizes() -> None:
+    for name, low, high in (("stream", 2e5, 5e5), ("stream-8m", 6e6, 1e7)):
+        model = families.build(families.preset(name), ["u"], ["s"])
+        assert low <= families.n_parameters(model) <= high, families.n_parameters(model)
+
+
+def test_every_query_of_training_comes_after_the_warm_up() -> None:
+    config = replace(PossmConfig(), train_s=1.0)
+    asked = config.training_queries(np.random.default_rng(0))
+    assert asked.min() >= config.warm_up_s - 1e-9
+    assert asked.max() == pytest.approx(config.train_s)
+    walked = config.walked_queries(0.05)
+    np.testing.assert_allclose(np.diff(walked), 0.05)
+    assert walked[0] >= config.warm_up_s - 1e-9
