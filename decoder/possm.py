@@ -21,7 +21,7 @@ from decoder.bundle import Bundle, PossmSizes
 from decoder.errors import BundleError
 from decoder.runtime import Floats, Ints, Runtime, RuntimeSettings
 
-EDGE_S = 1e-6  # a time so close to a chunk's end stands on it
+EDGE_S = 1e-6  # a time so close to a chunk's edge stands on it; spikes there belong to the next
 
 
 class _Closed(NamedTuple):
@@ -63,7 +63,7 @@ class PossmRuntime(Runtime):
         super().append(times, unit_index)
         if len(times) and self._closed:
             oldest = float(times.min())
-            while len(self._closed) > 1 and self._end_of(self._closed[-1]) > oldest:
+            while len(self._closed) > 1 and self._end_of(self._closed[-1]) - EDGE_S > oldest:
                 self._closed.pop()
 
     def decode(self, window_end: float) -> Floats:
@@ -72,9 +72,11 @@ class PossmRuntime(Runtime):
             self._begin(window_end - self.window_s)
         self._last_decode = window_end
         while (end := self._end_of(self._closed[-1]) + self._chunk_s) < window_end - EDGE_S:
-            _, state = self._step(end, self._whole)
+            _, state = self._step(end - EDGE_S, self._whole)
             self._closed.append(_Closed(self._closed[-1].number + 1, state))
-        self._ring.forget_before(self._end_of(self._closed[0]))
+        since = window_end - self.window_s
+        self._ring.forget_before(min(since, self._end_of(self._closed[0]) - EDGE_S))
+        self.n_spikes = self._ring.window(since, window_end)[1]
         passed = (window_end - self._end_of(self._closed[-1])) / self._chunk_s
         output, _ = self._step(window_end, np.array(passed, dtype=np.float32))
         return self._velocity(output)
@@ -96,7 +98,7 @@ class PossmRuntime(Runtime):
         """Output and next state over the chunk after the last closed one, up to `until`."""
         last = self._closed[-1]
         start = self._end_of(last)
-        rows, self.n_spikes = self._ring.window(start, until)
+        rows, _ = self._ring.window(start - EDGE_S, until)
         return self._run(rows, start, state=last.state, share=share)
 
     def _try(self, rows: NDArray[np.float32]) -> None:

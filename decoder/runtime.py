@@ -61,7 +61,7 @@ class Runtime(abc.ABC):
 
     epoch: clock time, seconds, that angles are measured from; take it near the first spike.
     window_s: seconds of unbroken spikes that a decode needs before it can be trusted.
-    n_spikes: spikes that the last decode read.
+    n_spikes: spikes in the `window_s` before the last decode.
     """
 
     def __init__(

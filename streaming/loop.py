@@ -132,6 +132,8 @@ class Daemon:
         if isfinite(x) and isfinite(y):
             return float(x), float(y)
         self.state = State.FAULT
+        self.runtime.reset()  # a state that is no number would never be one again
+        self.watch.forget()
         return ZERO
 
     def _drain(self, window_end: float) -> None:

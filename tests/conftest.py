@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch_brain.models.poyo import POYO
 
 from decoder.bundle import Bundle
 from streaming import sessions
 from streaming.sessions import Session
 from training import runs
 from training.export import export_model
-from training.families import build
+from training.families import Config, Model, build
 from training.model import ModelConfig
+from training.possm import PossmConfig
 from training.simulate import simulate
 from training.windows import OutputScale, unit_words
 
@@ -38,6 +38,12 @@ TINY = ModelConfig(
 )
 
 
+TINY_STREAM = PossmConfig(
+    warm_up_s=1.0, num_latents=4, dim=32, dim_head=8, hidden=32, t_min=1e-3
+)  # as long until ready as TINY's window
+TINIES = {"poyo": TINY, "possm": TINY_STREAM}
+
+
 @pytest.fixture(scope="session")
 def recordings() -> Path:
     """The folder of real recordings (VOLITION_RECORDINGS, or ../shared/data)."""
@@ -49,23 +55,24 @@ def recordings() -> Path:
 
 @dataclass(frozen=True)
 class TinyDecoder:
-    """A small POYO with random weights, its bundle, and the session whose units it knows."""
+    """A small model with random weights, its bundle, and the session whose units it knows."""
 
-    model: POYO
-    config: ModelConfig
+    model: Model
+    config: Config
     bundle: Bundle
     session: Session
     session_path: Path
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyDecoder:
-    """One tiny decoder for the whole run; its session's name is unique, and so are its streams."""
+@pytest.fixture(scope="session", params=list(TINIES))
+def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> TinyDecoder:
+    """One tiny decoder of each family for the whole run; its session's name is unique."""
+    config = TINIES[request.param]
     folder = tmp_path_factory.mktemp("tiny")
     name = f"tiny-{uuid.uuid4().hex[:8]}"
     session = replace(simulate(n_units=40, minutes=2.0, subject=1, seed=1), session_id=name)
     torch.manual_seed(0)
-    model = build(TINY, unit_words(session), [name]).eval()
+    model = build(config, unit_words(session), [name]).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -73,7 +80,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyDecoder:
     record = runs.RunRecord(
         preset="tiny",
         seed=0,
-        model=asdict(TINY),
+        family=request.param,
+        model=asdict(config),
         unit_words=unit_words(session),
         session_words=[name],
         session_paths={},
@@ -82,4 +90,4 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyDecoder:
         settings={},
     )
     bundle = export_model(model, record, name, folder / "tiny.bundle")
-    return TinyDecoder(model, TINY, bundle, session, sessions.save(session, folder))
+    return TinyDecoder(model, config, bundle, session, sessions.save(session, folder))

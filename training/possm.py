@@ -39,7 +39,7 @@ from training.model import (
 
 EMB_INIT_SCALE = 0.02  # as torch_brain's POYO
 N_AGES = 4  # numbers that tell the GRU how much of a chunk has passed
-EDGE_S = 1e-6  # a time so close to a chunk's end stands on it
+EDGE_S = 1e-6  # a time so close to a chunk's edge stands on it; spikes there belong to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class PossmConfig:
 
     chunk_s: float = 0.04
     warm_up_s: float = 0.4
-    train_s: float = 2.0
+    train_s: float = 1.0
     num_latents: int = 8
     dim: int = 64
     dim_head: int = 16
@@ -197,19 +197,19 @@ def forward(
 
     spikes = kind == SPIKE
     row, times, window = row[spikes], times[spikes], window[spikes]
-    chunk = (times / config.chunk_s).long().clamp_(max=n_chunks - 1)
+    chunk = ((times + EDGE_S) / config.chunk_s).long().clamp_(max=n_chunks - 1)
     n_closed = torch.bincount(window * n_chunks + chunk, minlength=n_windows * n_chunks)
 
     asked = _Asked.of(config, output_times)
-    begin = asked.chunk * config.chunk_s
+    begin = asked.chunk.double() * config.chunk_s
     apart = 2.0 * config.train_s  # so that times of all windows ascend
     order = times + window * apart
-    first = torch.searchsorted(order, begin + asked.window * apart)
+    first = torch.searchsorted(order, begin - EDGE_S + asked.window * apart)
     n_open = torch.searchsorted(order, asked.time + asked.window * apart) - first
     of = torch.arange(len(n_open), device=device).repeat_interleave(n_open)
     again = (first - n_open.cumsum(0) + n_open)[of] + torch.arange(len(of), device=device)
 
-    since = torch.cat([times - chunk * config.chunk_s, times[again] - begin[of]])
+    since = torch.cat([times - chunk.double() * config.chunk_s, times[again] - begin[of]])
     at = Phases.of(since, omega(model, encoder))
     whose = torch.arange(n_windows, device=device).repeat_interleave(n_chunks)
     whose = torch.cat([whose, asked.window])
@@ -252,7 +252,7 @@ class _Asked:
     @classmethod
     def of(cls, config: PossmConfig, output_times: Tensor) -> _Asked:
         closed = ((output_times + EDGE_S) / config.chunk_s).long().clamp_(max=config.n_chunks)
-        is_open = output_times - closed * config.chunk_s > EDGE_S
+        is_open = output_times - closed.double() * config.chunk_s > EDGE_S
         window, query = is_open.nonzero(as_tuple=True)
         return cls(
             window=window,

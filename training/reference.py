@@ -1,8 +1,8 @@
-"""torch_brain's own POYO, run on one window: what every rewrite is compared with."""
+"""What a runtime is compared with: torch_brain's own POYO, the streaming model in parallel."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from torch_brain.models.poyo import (
 
 from decoder.bundle import Bundle
 from streaming.sessions import Floats
-from training import runs
+from training import possm, runs
 from training.export import export_model
 from training.families import Config, Model, build, family, preset
-from training.model import ModelConfig
+from training.model import SPIKE, START, ModelConfig
+from training.possm import Possm, PossmConfig
 
 
 def reference_inputs(
@@ -61,6 +62,62 @@ def reference_inputs(
 def reference_output(model: POYO, inputs: dict[str, Tensor]) -> Floats:
     """`POYO.forward` at the window's end: (dim_out,) float64, in units of the output scale."""
     return np.asarray(model(**inputs)[0, 0].double().numpy())
+
+
+@torch.no_grad()
+def parallel_output(
+    model: Possm,
+    config: PossmConfig,
+    times: Floats,
+    unit_index: NDArray[np.int64],
+    asked: Floats,
+    n_units: int,
+) -> Floats:
+    """What training computes for one stretch: (n_asked, dim_out) float64, in the output scale.
+
+    times: (n_spikes,) float64 s since the state began, ascending. asked: (n_asked,) float64 s.
+    The session is the vocabulary's first; its units are the vocabulary's first `n_units`.
+    """
+    n_words = len(model.unit_emb.weight)
+    starts = START * n_words + 1 + np.arange(n_units)
+    n_chunks = 1 + int(asked.max() / config.chunk_s)
+    output = possm.forward(
+        model,
+        replace(config, train_s=n_chunks * config.chunk_s),
+        token=torch.from_numpy(np.concatenate([starts, SPIKE * n_words + 1 + unit_index])),
+        times=torch.from_numpy(np.concatenate([np.zeros(n_units), times])),
+        lengths=torch.tensor([n_units + len(times)]),
+        session_index=torch.tensor([1]),
+        output_times=torch.from_numpy(asked)[None],
+    )
+    return np.asarray(output[0].double().numpy())
+
+
+def expected_output(
+    model: Model,
+    config: Config,
+    times: Floats,
+    unit_index: NDArray[np.int64],
+    *,
+    began: float,
+    at: float,
+    n_units: int,
+) -> Floats:
+    """What a decode at `at` has to give: (dim_out,) float64, in the output scale.
+
+    times: (n_spikes,) float64 s, of any that had arrived. began: s, where a state began.
+    """
+    start = at - config.sequence_length if isinstance(config, ModelConfig) else began
+    inside = (times >= start) & (times < at)
+    times, unit_index = times[inside], unit_index[inside]
+    if isinstance(config, ModelConfig):
+        inputs = reference_inputs(model, config, times, unit_index, at, n_units)
+        return reference_output(model, inputs)
+    order = np.argsort(times, kind="stable")
+    since = times[order] - began
+    asked = np.array([at - began])
+    output: Floats = parallel_output(model, config, since, unit_index[order], asked, n_units)[0]
+    return output
 
 
 def random_model(name: str, n_units: int, *, seed: int) -> tuple[Model, Config, runs.RunRecord]:

@@ -131,14 +131,11 @@ class WindowSource:
         batch_size: int,
         *,
         keep_units: tuple[float, float] = (0.4, 1.0),
-        keep_spikes: tuple[float, float] = (1.0, 1.0),
     ) -> list[WindowPlan]:
         """Which windows a random training batch holds; `build` reads them.
 
         keep_units: range of the share of units that stay; drawn once a batch, so that its
             windows are of like length, and independently per window which units they are.
-        keep_spikes: range of the share of its spikes that each kept unit keeps in a window,
-            drawn independently: rates drift within a day.
         """
         keep_share = rng.uniform(*keep_units)
         plans = []
@@ -148,8 +145,7 @@ class WindowSource:
             n_kept = max(1, round(keep_share * n_units))
             kept = np.sort(rng.permutation(n_units)[:n_kept])
             queries = self.layout.training_queries(rng)
-            shares = rng.uniform(*keep_spikes, size=n_kept)
-            plans.append(WindowPlan(int(index), end_s, kept, queries, shares, _seed(rng)))
+            plans.append(WindowPlan(int(index), end_s, kept, queries))
         return plans
 
     def build(self, plans: Sequence[WindowPlan]) -> Batch:
@@ -195,10 +191,10 @@ class WindowSource:
         inside = session.spikes_between(start_s, plan.end_s)
         units = session.spike_units[inside]
         times = session.spike_times[inside] - start_s
-        if len(kept) < session.n_units or plan.spike_shares is not None:
-            stays = np.zeros(session.n_units)
-            stays[kept] = 1.0 if plan.spike_shares is None else plan.spike_shares
-            chosen = np.random.default_rng(plan.seed).random(len(units)) < stays[units]
+        if len(kept) < session.n_units:
+            keeps = np.zeros(session.n_units, dtype=bool)
+            keeps[kept] = True
+            chosen = keeps[units]
             units, times = units[chosen], times[chosen]
         kept_rows = rows[kept]
         scale = self.scales[session.session_id]
@@ -219,18 +215,12 @@ class WindowSource:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window: session, end (s), positions of kept units, query times in it (s).
-
-    spike_shares: (n_kept,) probability that a spike of each kept unit stays; all where None.
-    seed: says which spikes stay.
-    """
+    """One window: session, end (s), positions of kept units, query times in it (s)."""
 
     index: int
     end_s: float
     kept: Ints
     queries: Floats
-    spike_shares: Floats | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,10 +248,6 @@ def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
     lengths = edges[:, 1] - edges[:, 0]
     index = rng.choice(len(edges), p=lengths / lengths.sum())
     return float(rng.uniform(*edges[index]))
-
-
-def _seed(rng: np.random.Generator) -> int:
-    return int(rng.integers(2**63))
 
 
 def _stack(windows: Sequence[_Window]) -> Batch:

@@ -40,6 +40,8 @@ def test_the_runtime_equals_torch_brain(preset: str, n_units: int, tmp_path: Pat
 
 def test_a_sliding_window_equals_a_fresh_one(tiny) -> None:
     """Spikes embedded once, when they came, decode like spikes embedded now."""
+    if tiny.bundle.manifest.family != "poyo":
+        pytest.skip("of the window model; tests/training/test_possm.py has the state's")
     sliding = open_runtime(tiny.bundle, epoch=0.0)
     session = tiny.session
     last = 0.0

@@ -15,7 +15,7 @@ from clients.subscriber import CursorSubscriber, StatusSubscriber
 from decoder import bundle as bundles
 from streaming import sessions, wire
 from tests.rig import daemon, frames_until, running, wait_for
-from training.reference import reference_inputs, reference_output
+from training.reference import expected_output
 
 STALE_S = 0.25
 
@@ -49,17 +49,18 @@ def record(name: str) -> pylsl.StreamInlet:
     return inlet
 
 
-def drain(inlet: pylsl.StreamInlet) -> tuple[np.ndarray, np.ndarray]:
-    stamps, units = [], []
-    while True:
+def drain(inlet: pylsl.StreamInlet, at_least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps and units of the first events, as many as asked for and some more."""
+    stamps, units, n_events = [], [], 0
+    while n_events < at_least:
         samples, times = inlet.pull_chunk(timeout=0.2, max_samples=4096, as_numpy=True)
-        if len(times) == 0:
-            return np.concatenate(stamps), np.concatenate(units)
         stamps.append(np.asarray(times))
         units.append(samples[:, 0].astype(np.int64))
+        n_events += len(times)
+    return np.concatenate(stamps), np.concatenate(units)
 
 
-def test_live_velocities_equal_torch_brain_on_the_same_windows(tiny, tmp_path: Path) -> None:
+def test_live_velocities_equal_the_reference_on_the_same_spikes(tiny, tmp_path: Path) -> None:
     """Frames say which events they had seen and with which offset: every tick is run again."""
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
@@ -71,7 +72,7 @@ def test_live_velocities_equal_torch_brain_on_the_same_windows(tiny, tmp_path: P
             frames += frames_until(cursor, is_decoding)
             start = frames[-1].window_end
             frames += frames_until(cursor, lambda f: f.window_end > start + 2.0)
-            stamps, units = drain(inlet)
+            stamps, units = drain(inlet, frames[-1].n_drained)
     assert_safe(frames)
     offsets = np.empty(len(stamps))  # of each event: that of the tick that drained it
     seen = 0
@@ -82,15 +83,15 @@ def test_live_velocities_equal_torch_brain_on_the_same_windows(tiny, tmp_path: P
     mean = np.array([output.offset for output in tiny.bundle.manifest.outputs])
     worst = 0.0
     valid = [frame for frame in frames if frame.valid]
+    began = valid[0].window_end - 1.0
     for frame in valid[::10]:
         times = stamps[: frame.n_drained] + offsets[: frame.n_drained]
         inside = (times >= frame.window_end - 1.0) & (times < frame.window_end)
-        inputs = reference_inputs(
-            tiny.model, tiny.config, times[inside], units[: frame.n_drained][inside],
-            frame.window_end, tiny.session.n_units,
-        )  # fmt: skip
         assert frame.n_spikes == inside.sum()
-        expected = reference_output(tiny.model, inputs)
+        expected = expected_output(
+            tiny.model, tiny.config, times, units[: frame.n_drained],
+            began=began, at=frame.window_end, n_units=tiny.session.n_units,
+        )  # fmt: skip
         worst = max(worst, np.abs((np.array(frame.velocity) - mean) / scale - expected).max())
     assert len(valid) > 150
     assert worst <= 1e-4

@@ -13,8 +13,8 @@ from decoder.runtime import open_runtime
 from training import families, possm
 from training.export import export_model
 from training.model import SPIKE, START
-from training.possm import Possm, PossmConfig
-from training.reference import random_model
+from training.possm import PossmConfig
+from training.reference import parallel_output, random_model
 
 TOLERANCE = 1e-5  # of the output scale, which is 1 here
 
@@ -24,22 +24,6 @@ def window(config: PossmConfig, n_units: int, per_chunk: int, rng: np.random.Gen
     n_spikes = per_chunk * config.n_chunks
     times = np.sort(rng.uniform(0.0, config.train_s, n_spikes))
     return times, rng.integers(0, n_units, n_spikes)
-
-
-def parallel(model: Possm, config: PossmConfig, times, units, n_units: int, asked) -> np.ndarray:
-    """What training computes: (n_asked, 2)."""
-    n_words = n_units + 1
-    token = np.concatenate([START * n_words + 1 + np.arange(n_units), SPIKE * n_words + 1 + units])
-    with torch.no_grad():
-        output = families.forward(
-            model, config,
-            token=torch.from_numpy(token),
-            times=torch.from_numpy(np.concatenate([np.zeros(n_units), times])),
-            lengths=torch.tensor([len(token)]),
-            session_index=torch.tensor([1]),
-            output_times=torch.from_numpy(asked)[None],
-        )  # fmt: skip
-    return output[0].double().numpy()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +38,7 @@ def test_parallel_equals_stepwise_equals_onnx(n_units: int, per_chunk: int, tmp_
     asked = np.concatenate([[config.warm_up_s], asked, [config.train_s]])
     asked[5] = 15 * config.chunk_s  # exactly on an edge
     asked = np.sort(asked)
-    expected = parallel(model, config, times, units, n_units, asked)
+    expected = parallel_output(model, config, times, units, asked, n_units)
     assert expected.std() > 1e-3
     bundle = export_model(model, record, "random", tmp_path / "random.bundle")
     for clock_s in (0.0, 1e6):
@@ -65,6 +49,45 @@ def test_parallel_equals_stepwise_equals_onnx(n_units: int, per_chunk: int, tmp_
             runtime.append(clock_s + times[done:stop], units[done:stop])
             done = stop
             np.testing.assert_allclose(runtime.decode(clock_s + at), output, atol=TOLERANCE)
+
+
+def test_a_late_spike_goes_to_its_chunk(tmp_path: Path) -> None:
+    """Decodes before it came can't know it; those after are as if it had come in time."""
+    model, config, record = random_model("stream", 30, seed=1)
+    bundle = export_model(model, record, "random", tmp_path / "random.bundle")
+    rng = np.random.default_rng(2)
+    times = np.sort(rng.uniform(0.0, 2.0, 3000))
+    units = rng.integers(0, 30, len(times))
+    late = rng.uniform(size=len(times)) < 0.2
+    arrives = times + np.where(late, rng.uniform(0.0, 0.3, len(times)), 0.0)
+    runtime = open_runtime(bundle, epoch=0.0)
+    last, asked = -1.0, np.arange(config.warm_up_s, 1.99, 0.013)
+    for at in asked:
+        came = (arrives >= last) & (arrives < at)
+        runtime.append(times[came], units[came])
+        last = at
+        seen = (arrives < at) & (times < at)
+        expected = parallel_output(
+            model, config, times[seen], units[seen], np.array([at]), 30
+        )[0]  # fmt: skip
+        np.testing.assert_allclose(runtime.decode(float(at)), expected, atol=TOLERANCE)
+
+
+def test_after_a_pause_the_state_begins_anew(tmp_path: Path) -> None:
+    model, _, record = random_model("stream", 10, seed=1)
+    bundle = export_model(model, record, "random", tmp_path / "random.bundle")
+    rng = np.random.default_rng(2)
+    times, units = np.sort(rng.uniform(0.0, 3.0, 900)), rng.integers(0, 10, 900)
+    going, fresh = (open_runtime(bundle, epoch=0.0) for _ in range(2))
+    going.append(times, units)
+    for at in (0.5, 0.6):
+        going.decode(at)
+    going.append(times[:0], units[:0])
+    fresh.append(times, units)
+    np.testing.assert_array_equal(going.decode(2.5), fresh.decode(2.5))
+    going.reset()
+    silent = open_runtime(bundle, epoch=0.0)
+    np.testing.assert_array_equal(going.decode(2.6), silent.decode(2.6))
 
 
 def test_a_batch_is_its_windows_one_by_one() -> None:

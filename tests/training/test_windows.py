@@ -10,11 +10,12 @@ import torch
 
 from decoder.errors import TrainingError
 from streaming.sessions import Session, continuous_domain, with_domains
-from training.model import END, SPIKE, START
+from training.model import END, N_QUERIES, SPIKE, START, ModelConfig
 from training.simulate import simulate
 from training.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
 
 N_UNITS, WINDOW_S, SESSION_ROW = 20, 1.0, 5
+LAYOUT = ModelConfig(sequence_length=WINDOW_S)
 GAPS = ((10.0, 12.0), (40.0, 40.5), (95.0, 99.0), (110.0, 111.0))
 
 
@@ -41,7 +42,7 @@ def source_of(session: Session) -> WindowSource:
         [session],
         {word: row for row, word in enumerate(words)},
         {session.session_id: SESSION_ROW},
-        window_s=WINDOW_S,
+        layout=LAYOUT,
         scales={session.session_id: OutputScale.of(session)},
     )
 
@@ -121,8 +122,8 @@ def test_spikes_are_of_kept_units_and_lie_inside_the_window(source: WindowSource
 
 
 def test_one_query_stands_at_each_windows_end(source: WindowSource) -> None:
-    batch = drawn(source, n_queries=9)
-    assert batch.output_times.shape == (16, 9)
+    batch = drawn(source)
+    assert batch.output_times.shape == (16, N_QUERIES)
     assert (batch.output_times[:, -1] == WINDOW_S).all()
     assert ((batch.output_times >= 0) & (batch.output_times <= WINDOW_S)).all()
 
@@ -160,18 +161,19 @@ def test_a_walk_gives_each_windows_spikes_and_true_velocity(
     session: Session, source: WindowSource
 ) -> None:
     scale = OutputScale.of(session)
-    for ends, batch in source.walk(0, "test", step_s=0.5, batch_size=8):
+    for times, batch in source.walk(0, "test", step_s=0.5, batch_size=8):
+        ends = times[:, 0]
         true = (session.velocity_at(ends) - scale.mean) / scale.std
         np.testing.assert_allclose(batch.target[:, 0].numpy(), true, atol=1e-6)
         for row, end in enumerate(ends):
             inside = session.spikes_between(end - WINDOW_S, end)
-            units, times = tokens_of(batch, row)[SPIKE]
+            units, since = tokens_of(batch, row)[SPIKE]
             np.testing.assert_array_equal(N_UNITS - units, session.spike_units[inside])
-            np.testing.assert_allclose(times, session.spike_times[inside] - (end - WINDOW_S))
+            np.testing.assert_allclose(since, session.spike_times[inside] - (end - WINDOW_S))
 
 
 def test_a_walk_visits_every_window_once(session: Session, source: WindowSource) -> None:
-    walked = [ends for ends, _ in source.walk(0, "test", step_s=0.5, batch_size=7)]
+    walked = [times[:, 0] for times, _ in source.walk(0, "test", step_s=0.5, batch_size=7)]
     np.testing.assert_array_equal(
         np.concatenate(walked), window_ends(session, "test", WINDOW_S, 0.5)
     )
