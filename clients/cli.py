@@ -157,7 +157,9 @@ def simulate(
 def pretrain(
     folder: Annotated[Path, typer.Argument(help="A session, or a folder of sessions.")],
     output: OutDir,
-    preset: Annotated[str, typer.Option(help="rt, poyo-1.3m or poyo-11.8m.")] = "rt",
+    preset: Annotated[
+        str, typer.Option(help="rt, poyo-1.3m, poyo-11.8m, stream or stream-8m.")
+    ] = "rt",
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
@@ -429,6 +431,9 @@ def watch(
 @app.command(epilog="Example: volition demo --seconds 30 --json")
 def demo(
     seconds: Annotated[float, typer.Option(min=5.0, help="How long to decode.")] = 30.0,
+    family: Annotated[
+        str, typer.Option(help="poyo (reads a window) or possm (carries a state).")
+    ] = "poyo",
     picture: Annotated[
         Path | None, typer.Option(help="Keep the last view and the score as SVG.")
     ] = None,
@@ -441,7 +446,8 @@ def demo(
     """
     from clients.demo import demo as run
 
-    sys.exit(run(_console(stderr=as_json), seconds=seconds, as_json=as_json, picture=picture))
+    console = _console(stderr=as_json)
+    sys.exit(run(console, seconds=seconds, as_json=as_json, family=family, picture=picture))
 
 
 bench_app = typer.Typer(help="Measure speed, beside torch_brain in the same run.")

@@ -31,13 +31,14 @@ from rich.text import Text
 from clients import live
 from clients.reports import print_score
 from decoder.bundle import open_bundle
-from decoder.errors import StreamError
+from decoder.errors import BundleError, StreamError
 from streaming import sessions, wire
 from streaming.replay import ReplaySettings
 from streaming.sessions import Floats, Session
 
-BUNDLE = Path(__file__).parent / "demo_data" / "sim.bundle"
-# The first of the 24 sessions that the bundle was trained on; docs/DEMO.md has the commands.
+BUNDLES = Path(__file__).parent / "demo_data"
+FAMILIES = ("poyo", "possm")
+# The first of the 24 sessions that the bundles were trained on; docs/DEMO.md has the commands.
 SESSION = {"n_units": 96, "minutes": 10.0, "subject": 0, "seed": 100}
 TICK_MS = 10.0
 SHOWN_S = 8.0
@@ -46,13 +47,24 @@ BRAILLE_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]]
 REFRESH_S = 0.2
 
 
-def demo(console: Console, *, seconds: float, as_json: bool, picture: Path | None = None) -> int:
+def demo(
+    console: Console,
+    *,
+    seconds: float,
+    as_json: bool,
+    family: str = FAMILIES[0],
+    picture: Path | None = None,
+) -> int:
     """Run the demo; returns the exit code. picture: keep the last view and the score as SVG."""
     from training.simulate import simulate
 
+    if family not in FAMILIES:
+        raise BundleError(f"no demo bundle of family {family!r}; there are {', '.join(FAMILIES)}")
+    bundle = BUNDLES / f"{family}.bundle"
+
     console.print("simulating one of the sessions that the shipped bundle was trained on…")
     session = simulate(**SESSION)  # type: ignore[arg-type]
-    window_s = open_bundle(BUNDLE).manifest.sizes.window_s
+    window_s = open_bundle(bundle).manifest.sizes.window_s
     settings = ReplaySettings(
         split="test",
         seconds=seconds + window_s,
@@ -62,7 +74,7 @@ def demo(console: Console, *, seconds: float, as_json: bool, picture: Path | Non
     address = f"tcp://127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory() as folder:
         path = sessions.save(session, folder)
-        with daemon(BUNDLE, address, f"{settings.name_prefix}-spikes"):
+        with daemon(bundle, address, f"{settings.name_prefix}-spikes"):
             view = None if as_json else View(console, session)
             try:
                 frames = live.collect(path, settings, address, *([view.see] if view else []))

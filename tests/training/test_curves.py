@@ -1,0 +1,24 @@
+"""The plot of R² against compute, from a real run's history."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from training.curves import curves, plot
+from training.pretrain import PretrainSettings, pretrain
+from training.simulate import simulate
+
+
+def test_runs_become_curves(tmp_path: Path) -> None:
+    session = simulate(n_units=8, minutes=1.5, subject=0, seed=3)
+    folders = []
+    for seed in (0, 1):
+        folders.append(tmp_path / f"run{seed}")
+        settings = PretrainSettings(preset="stream", steps=4, minutes=None, batch_size=4, seed=seed)
+        pretrain([session], folders[-1], settings)
+    found = curves(folders)
+    assert [run["seed"] for run in found] == [0, 1]
+    assert all(run["steps"] == [1, 2, 3, 4] for run in found)
+    plot(json.loads(json.dumps(found)), tmp_path / "curves.svg")
+    assert "<svg" in (tmp_path / "curves.svg").read_text()

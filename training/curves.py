@@ -1,0 +1,85 @@
+"""R² against compute: the validation scores of training runs, as a plot.
+
+    python -m training.curves RUN [RUN …] -o docs/compute
+
+Runs of the same preset on the same sessions are seeds of one curve: each a thin line, their mean
+a thick one. Writes the figures (.json) and the plot (.svg).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training import runs
+
+COLOURS = ("#1b7f5c", "#3b6fb6", "#c2702c", "#8a4f9e", "#8a8a1f", "#a33b3b")
+N_POINTS = 60
+
+
+def curves(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """One dictionary a run: what was trained, seed, and its history."""
+    found = []
+    for folder in folders:
+        record = runs.load_record(folder)
+        sessions = record.session_words
+        on = sessions[0] if len(sessions) == 1 else f"{len(sessions)} sessions"
+        found.append(
+            {
+                "preset": record.preset,
+                "on": on,
+                "seed": record.seed,
+                "threads": record.settings.get("threads"),
+                "minutes": [point["seconds"] / 60.0 for point in record.history],
+                "steps": [int(point["step"]) for point in record.history],
+                "r2": [point["r2"] for point in record.history],
+            }
+        )
+    return found
+
+
+def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Validation R² over minutes of training."""
+    from matplotlib.figure import Figure
+
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in found:
+        groups[f"{run['preset']}, {run['on']}"].append(run)
+    figure = Figure(figsize=(7, 4.2))
+    axes = figure.subplots()
+    for colour, (name, seeds) in zip(COLOURS * len(groups), sorted(groups.items()), strict=False):
+        for run in seeds:
+            axes.plot(run["minutes"], run["r2"], color=colour, lw=0.6, alpha=0.5)
+        start = max(run["minutes"][0] for run in seeds)
+        end = min(run["minutes"][-1] for run in seeds)
+        grid = np.linspace(start, end, N_POINTS)
+        mean = np.mean([np.interp(grid, run["minutes"], run["r2"]) for run in seeds], axis=0)
+        axes.plot(grid, mean, color=colour, lw=2, label=f"{name} ({len(seeds)} seeds)")
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("causal R² on the validation domain")
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/compute"))
+    given = parser.parse_args()
+    found = curves(given.runs)
+    given.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    plot(found, given.output.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

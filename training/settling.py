@@ -1,0 +1,94 @@
+"""When a streaming model's state is worth trusting: R² against the time since it began.
+
+    python -m training.settling RUN SESSION -o docs/settling
+
+Windows of the test domain begin with a fresh state, and outputs are scored at every age. What is
+read off is `PossmConfig.warm_up_s`. Writes the figures (.json) and the plot (.svg).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from decoder.errors import TrainingError
+from streaming import sessions
+from streaming.sessions import Floats, Session
+from training import families, runs
+from training.baselines import r2
+from training.possm import PossmConfig
+from training.windows import WindowPlan, WindowSource
+
+STEP_S = 0.05  # between ages
+START_EVERY_S = 0.1  # between fresh states
+BATCH = 64
+
+
+@torch.no_grad()
+def settling(run: Path, session: Session, longest_s: float = 2.0) -> tuple[Floats, Floats]:
+    """Ages (n,) in seconds and the causal R² at each, over all fresh states of the test domain."""
+    model, record = runs.load_model(run)
+    config = record.config()
+    if not isinstance(config, PossmConfig):
+        raise TrainingError(f"{run} holds a {record.family}; only a streaming model has a state")
+    ages: Floats = STEP_S * np.arange(1.0, round(longest_s / STEP_S) + 1)
+    config = replace(config, train_s=longest_s)
+    source = WindowSource(
+        [session], model.unit_emb.vocab, model.session_emb.vocab, layout=config,
+        scales={session.session_id: record.scale(session.session_id)},
+    )  # fmt: skip
+    ends = np.concatenate(
+        [np.arange(a + longest_s, b, START_EVERY_S) for a, b in session.intervals("test")]
+    )
+    if len(ends) < 2:
+        raise TrainingError(f"{session.session_id}: no {longest_s:g} s fit the test domain")
+    units = np.arange(session.n_units)
+    true, decoded = [], []
+    for chunk in np.array_split(ends, -(-len(ends) // BATCH)):
+        batch = source.build([WindowPlan(0, float(end), units, ages) for end in chunk])
+        decoded.append(families.forward(model, config, **batch.inputs()))
+        true.append(batch.target)
+    truth, output = torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy()
+    scores = [r2(truth[:, i], output[:, i]).r2_mean for i in range(len(ages))]
+    return ages, np.asarray(scores, dtype=np.float64)
+
+
+def plot(ages: Floats, scores: Floats, warm_up_s: float, path: Path) -> None:
+    """R² over the age of the state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6))
+    axes = figure.subplots()
+    axes.plot(ages, scores, color="#1b7f5c", lw=2)
+    axes.axvline(warm_up_s, color="#c2702c", ls="--", label=f"trusted from {warm_up_s:g} s on")
+    axes.set_xlabel("seconds since the state began")
+    axes.set_ylabel("causal R²")
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("session", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/settling"))
+    given = parser.parse_args()
+    ages, scores = settling(given.run, sessions.load(given.session))
+    config = runs.load_record(given.run).config()
+    assert isinstance(config, PossmConfig)
+    figures = {"ages_s": ages.round(3).tolist(), "r2": scores.round(4).tolist()}
+    given.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    plot(ages, scores, config.warm_up_s, given.output.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
