@@ -38,6 +38,9 @@ from training.model import (
 )
 
 EMB_INIT_SCALE = 0.02  # as torch_brain's POYO
+N_OPEN = 8  # queries of a training window inside chunks
+N_CARRIED = 4  # windows that a state has been through before a training window
+FRESH_SHARE = 0.3  # of training windows that begin with a fresh state
 N_AGES = 4  # numbers that tell the GRU how much of a chunk has passed
 EDGE_S = 1e-6  # a time so close to a chunk's edge stands on it; spikes there belong to the next
 
@@ -102,9 +105,6 @@ class PossmConfig:
         """Times, every `step_s`, that one window answers for when a recording is walked."""
         n_steps = max(1, int((self.train_s - self.warm_up_s) / step_s + EDGE_S))
         return np.asarray(self.train_s - step_s * np.arange(n_steps, dtype=np.float64)[::-1])
-
-
-N_OPEN = 8  # queries of a training window inside chunks
 
 
 class Possm(nn.Module):
@@ -180,7 +180,7 @@ def forward(
     session_index: Tensor,
     output_times: Tensor,
 ) -> Tensor:
-    """Outputs (B, n_outputs, dim_out) in windows that begin with a fresh state.
+    """Outputs (B, n_outputs, dim_out) in windows that begin with a fresh state (see `_carried`).
 
     Arguments as for `training.model.forward`; end tokens are left out.
     """
@@ -228,12 +228,32 @@ def forward(
     )
     inputs = chunk_input(model, config, gathered[..., split_index(encoder, device)], share)
     closed, opened = inputs.split([len(n_closed), len(n_open)])
-    states, _ = model.gru(closed.unflatten(0, (n_windows, n_chunks)))
-    states = F.pad(states, (0, 0, 1, 0))  # a fresh state before the first chunk
+    closed = closed.unflatten(0, (n_windows, n_chunks))
+    begins = closed.new_zeros(n_windows, config.hidden)
+    if model.training:
+        begins = _carried(model, closed.detach(), session_index)
+    states, _ = model.gru(closed, begins[None])
+    states = torch.cat([begins[:, None], states], dim=1)  # before each chunk, and after all
     stepped = step(model, opened, states[asked.window, asked.chunk])
     state = states[torch.arange(n_windows, device=device)[:, None], asked.closed_before]
     state = state.index_put((asked.window, asked.query), stepped)
     return read_state(model, state, model.session_emb(session_index)[:, None])
+
+
+@torch.no_grad()
+def _carried(model: Possm, inputs: Tensor, session_index: Tensor) -> Tensor:
+    """States (B, hidden) that windows begin with in training: some fresh, most carried on.
+
+    Live, a state runs for hours. So it goes through several other windows first, without
+    gradient; they are of the same session where the batch has one.
+    """
+    order = session_index.argsort(stable=True)
+    state = inputs.new_zeros(1, *inputs.shape[:1], model.gru.hidden_size)
+    for _ in range(N_CARRIED):
+        ends = model.gru(inputs, state)[1]
+        state[:, order] = ends[:, order.roll(1)]
+    fresh = torch.rand(len(inputs), 1, device=inputs.device) < FRESH_SHARE
+    return state[0].masked_fill(fresh, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

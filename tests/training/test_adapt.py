@@ -15,11 +15,12 @@ from training.pretrain import PretrainSettings, pretrain
 from training.simulate import simulate
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module", params=["rt", "stream"])
+def pretrained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
     run = tmp_path_factory.mktemp("pretrained") / "run"
     session = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
-    pretrain([session], run, PretrainSettings(steps=150, minutes=None, batch_size=8))
+    settings = PretrainSettings(preset=request.param, steps=150, minutes=None, batch_size=8)
+    pretrain([session], run, settings)
     return runs.load_model(run)
 
 

@@ -21,6 +21,7 @@ from streaming import sessions
 from tests.rig import wait_for
 from tests.streaming.test_sessions import perich_file
 from training import runs
+from training.families import preset
 from training.pretrain import PretrainSettings, pretrain, settings_of
 from training.simulate import simulate
 from training.windows import OutputScale, WindowSource, unit_words
@@ -103,10 +104,11 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in names)
 
 
-def test_two_processes_do_what_one_does(session, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["poyo-1.3m", "stream"])
+def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) -> None:
     """Dropout included: masks belong to the micro-batch, not to the process."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    shared = ("--preset", "poyo-1.3m", "--steps", "20", "-o")
+    shared = ("--preset", preset, "--steps", "20", "-o")
     subprocess.run(
         trained(session, tmp_path, *shared, str(tmp_path / "two"), launcher=torchrun),
         check=True, capture_output=True, timeout=240,
@@ -118,17 +120,19 @@ def test_two_processes_do_what_one_does(session, tmp_path: Path) -> None:
     assert largest_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
 
 
-def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["rt", "stream"])
+def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path, preset: str) -> None:
     run = tmp_path / "killed"
-    with running_command(trained(session, tmp_path, "--steps", "100", "-o", str(run))) as process:
+    arguments = ("--preset", preset, "--steps", "100", "-o")
+    with running_command(trained(session, tmp_path, *arguments, str(run))) as process:
         wait_for("a checkpoint", lambda: (run / "last.safetensors").exists(), 120.0)
         process.send_signal(signal.SIGKILL)
         process.wait()
     stopped = runs.load_tensors(run / "last.safetensors")["progress"][0]
     assert 0 < stopped < 100
-    for arguments in ((str(run), "--resume"), (str(tmp_path / "whole"), "--steps", "100")):
+    for more in (("-o", str(run), "--resume"), (*arguments, str(tmp_path / "whole"))):
         subprocess.run(
-            trained(session, tmp_path, "-o", *arguments),
+            trained(session, tmp_path, *more),
             check=True, capture_output=True, timeout=240,
         )  # fmt: skip
     assert largest_difference(run, tmp_path / "whole") == 0.0
@@ -191,11 +195,12 @@ def test_worker_processes_read_the_same_windows(session, tmp_path: Path) -> None
     assert largest_difference(tmp_path / "alone", tmp_path / "workers") == 0.0
 
 
-def test_bf16_is_close_to_float32(session, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["rt", "stream"])
+def test_bf16_is_close_to_float32(session, tmp_path: Path, preset: str) -> None:
     losses: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
     for precision, seen in losses.items():
         pretrain(
-            [session], tmp_path / precision, settings(steps=10, precision=precision),
+            [session], tmp_path / precision, settings(preset=preset, steps=10, precision=precision),
             on_step=lambda p, seen=seen: seen.append(p.loss),
         )  # fmt: skip
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.05)
@@ -208,7 +213,7 @@ def test_the_sampling_power_moves_shares_towards_short_sessions(session) -> None
     def share_of_short(power: float) -> float:
         source = WindowSource(
             [session, long], {word: row for row, word in enumerate(["NA", *words])},
-            {session.session_id: 1, long.session_id: 2}, window_s=0.5,
+            {session.session_id: 1, long.session_id: 2}, layout=preset("rt"),
             scales={s.session_id: OutputScale.of(s) for s in (session, long)},
             sampling_power=power,
         )  # fmt: skip
