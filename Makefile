@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint test-slow bench clean
+.PHONY: demo test lint test-slow soak bench clean
 
 demo: $(READY)
 	$(BIN)/volition demo
@@ -19,6 +19,9 @@ lint: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+soak: $(READY)
+	$(BIN)/python -m pytest -m soak -s
 
 bench: $(READY)
 	$(BIN)/volition bench
