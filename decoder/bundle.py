@@ -113,11 +113,11 @@ class Output(_Strict):
 
 
 class HistoryPoint(_Strict):
-    """One validation of the training: step, seconds since its start, loss, causal R²."""
+    """One validation of the training: step, seconds since its start, loss if known, causal R²."""
 
     step: int
     seconds: float
-    loss: float
+    loss: float | None
     r2: float
 
 

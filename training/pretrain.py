@@ -268,6 +268,7 @@ class Trainer:
             self.source, settings, rank=fabric.global_rank, world=fabric.world_size
         )
         self.interrupted = False
+        self._last_loss = math.nan  # none in a run that goes on when its time is up already
         self._validated_at = self._saved_at = record.seconds
 
     @classmethod
@@ -336,6 +337,7 @@ class Trainer:
                 self.optimizers, self.settings.learning_rate, share, self.settings.warmup_share
             )
             loss, n_tokens = self._step(batches)
+            self._last_loss = loss
             self.record.step += 1
             self.record.seconds = time.monotonic() - began
             tokens += n_tokens
@@ -466,8 +468,7 @@ class Trainer:
     def finish(self) -> None:
         """Score what training ended with, unless nothing was trained."""
         if self.record.step and self._scored_step() != self.record.step:
-            last = self.record.history[-1]["loss"] if self.record.history else float("nan")
-            self.validate(last)
+            self.validate(self._last_loss)
 
     def _scored_step(self) -> float:
         return self.record.history[-1]["step"] if self.record.history else -1

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from decoder.errors import TrainingError
 from streaming import sessions
 from streaming.sessions import Session
 from training import runs
-from training.adapt import AdaptSettings, first_seconds, identify_units
-from training.baselines import ridge_score
-from training.pretrain import PretrainSettings, evaluate, pretrain, window_source
+from training.fewshot import identified, ridge_on
+from training.pretrain import PretrainSettings, pretrain
 
 SECONDS = 40.0
 
@@ -51,10 +49,10 @@ def transfer(
         folder = run / f"{count:03d}"
         _pretrained(corpus[:count], folder, settings)
         model, record = runs.load_model(folder)
-        scores = [_identified(model, record, session) for session in unseen]
+        scores = [identified(model, record, session, SECONDS).r2 for session in unseen]
         points.append({"sessions": count, "r2": scores, "pretraining_r2": record.best_r2})
         console.print(f"{count} sessions: {np.mean(scores):.3f}  {np.round(scores, 3)}")
-    ridge = [_ridge(session) for session in unseen]
+    ridge = [ridge_on(session, SECONDS) for session in unseen]
     console.print(f"ridge on the same {SECONDS:g} s: {np.mean(ridge):.3f}  {np.round(ridge, 3)}")
     return {
         "seconds": SECONDS,
@@ -84,18 +82,6 @@ def _pretrained(corpus: Sequence[Session], folder: Path, settings: PretrainSetti
         pretrain(corpus, folder, settings, resume=True)
 
 
-def _identified(model: Any, record: runs.RunRecord, session: Session) -> float:
-    model, record = identify_units(model, record, session, AdaptSettings(seconds=SECONDS))
-    source = window_source([session], model, record.config(), record)
-    return evaluate(model, record.config(), source, 0, "test", step_s=0.05).r2_mean
-
-
-def _ridge(session: Session) -> float:
-    """Ridge on the same seconds: their last fifth chooses the penalty, the rest is fitted."""
-    labelled = first_seconds(session, SECONDS)
-    return ridge_score(replace(labelled, test_domain=session.test_domain)).r2_mean
-
-
 def plot(result: dict[str, Any], path: Path) -> None:
     """R² against the number of pretraining sessions, each unseen session a thin line."""
     from matplotlib.figure import Figure
@@ -111,7 +97,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         color="#1b7f5c",
         lw=2,
         marker="o",
-        label="POYO, units identified",
+        label=f"{result['preset']}, units identified",
     )
     axes.axhline(np.mean(result["ridge_r2"]), color="#c2702c", ls="--", label="ridge, same 40 s")
     axes.set_xscale("log")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from training.pretrain import PretrainSettings
+from training.pretrain import PretrainSettings, pretrain
 from training.simulate import simulate
 from training.transfer import plot, transfer
 
@@ -16,7 +16,7 @@ from training.transfer import plot, transfer
 def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     tmp_path: Path, monkeypatch
 ) -> None:
-    from training import transfer as module
+    from training import fewshot as module
     from training.adapt import AdaptSettings
 
     monkeypatch.setattr(
@@ -38,3 +38,24 @@ def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     assert result() == first, "a finished pretraining is used again"
     plot(json.loads(json.dumps(first)), tmp_path / "curve.svg")
     assert (tmp_path / "curve.svg").read_text().count("<path") > 3
+
+
+def test_a_few_seconds_beside_scratch_and_ridge(tmp_path: Path, monkeypatch) -> None:
+    from training import fewshot as module
+    from training.adapt import AdaptSettings
+
+    monkeypatch.setattr(
+        module, "AdaptSettings", lambda seconds: AdaptSettings(seconds=seconds, steps=4)
+    )
+    monkeypatch.setattr(module, "SCRATCH_MINUTES", 0.02)
+    session = simulate(n_units=10, minutes=1.5, subject=0, seed=0)
+    unseen = [simulate(n_units=10, minutes=1.5, subject=9, seed=50)]
+    settings = PretrainSettings(preset="stream", steps=3, minutes=None, batch_size=4)
+    pretrain([session], tmp_path / "run", settings)
+    result = module.fewshot([tmp_path / "run"], unseen, (20.0, 30.0), console=Console(quiet=True))
+    rows = result["presets"]["stream"]
+    assert list(rows) == ["20", "30", "all"]
+    assert np.isfinite([*rows["20"]["r2"], *rows["20"]["scratch_r2"], *rows["all"]["r2"]]).all()
+    assert rows["30"]["took_s"][0] > 0
+    module.plot(json.loads(json.dumps(result)), tmp_path / "fewshot.svg")
+    assert (tmp_path / "fewshot.svg").read_text().count("<path") > 3
