@@ -179,7 +179,7 @@ def pretrain(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a POYO on sessions. Ends by time or steps (10 minutes if neither is given).
+    """Train a model on sessions. Ends by time or steps (10 minutes if neither is given).
 
     On many GPUs or nodes: torchrun --nproc-per-node N -m clients.cli pretrain …
     """

@@ -37,8 +37,8 @@ from streaming.replay import ReplaySettings
 from streaming.sessions import Floats, Session
 
 BUNDLES = Path(__file__).parent / "demo_data"
-FAMILIES = ("poyo", "possm")
-# The first of the 24 sessions that the bundles were trained on; docs/DEMO.md has the commands.
+FAMILIES = tuple(sorted((path.stem for path in BUNDLES.glob("*.bundle")), reverse=True))
+# The first of the 24 sessions that every bundle was trained on; docs/DEMO.md has the commands.
 SESSION = {"n_units": 96, "minutes": 10.0, "subject": 0, "seed": 100}
 TICK_MS = 10.0
 SHOWN_S = 8.0

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from decoder.bundle import GRAPH, TABLES, WEIGHTS, Bundle
+from decoder.bundle import GRAPH, TABLES, WEIGHTS, Bundle, PossmSizes
 from decoder.errors import TrainingError
 from streaming import sessions
 from streaming.sessions import Session, duration_s
@@ -101,7 +101,11 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
     table = _facts(f"[bold]{manifest.decoder_id}[/]  {bundle.path}")
     table.add_row("model", f"{manifest.family}, preset {manifest.preset}")
     table.add_row("units", f"{len(manifest.unit_ids)} of session {manifest.session_id}")
-    table.add_row("window", f"{manifest.sizes.window_s:g} s, {manifest.sizes.n_latents} latents")
+    sizes = manifest.sizes
+    reads = f"window of {sizes.window_s:g} s"
+    if isinstance(sizes, PossmSizes):
+        reads = f"chunks of {sizes.chunk_s:g} s and a state, trusted after {sizes.warm_up_s:g} s"
+    table.add_row("reads", f"{reads}, {sizes.n_latents} latents")
     table.add_row("outputs", ", ".join(f"{o.name} ({o.unit})" for o in manifest.outputs))
     for name in (GRAPH, TABLES, WEIGHTS):
         size = (bundle.path / name).stat().st_size

@@ -60,7 +60,7 @@ class Sizes(_Strict):
 
     @property
     def window_s(self) -> float:
-        """Seconds of spikes that a decode needs."""
+        """Seconds of unbroken spikes before a decode is trusted: all that it reads."""
         return self.sequence_length
 
     @property
@@ -88,7 +88,7 @@ class PossmSizes(_Strict):
 
     @property
     def window_s(self) -> float:
-        """Seconds of spikes that a decode needs."""
+        """Seconds of unbroken spikes before a decode is trusted."""
         return self.warm_up_s
 
     @property

@@ -64,6 +64,11 @@ class Admission:
         self._newest_stamp = -np.inf
         self._last_tick = -np.inf
 
+    def forget(self) -> None:
+        """The stream was lost: what comes next is another's. Counters go on."""
+        self.newest = None
+        self._previous_time = self._newest_stamp = -np.inf
+
     def admit(
         self, times: Floats, unit_index: Ints, *, window_end: float, now: float
     ) -> tuple[Floats, Ints]:

@@ -20,7 +20,7 @@ from math import isfinite
 from pylsl import local_clock
 
 from decoder.bundle import Bundle
-from decoder.errors import StreamError
+from decoder.errors import SettingsError, StreamError
 from decoder.runtime import RuntimeSettings, open_runtime
 from streaming import wire
 from streaming.admission import Admission
@@ -57,6 +57,11 @@ class Daemon:
                 threads=settings.threads,
             ),
         )
+        if settings.tick_ms / 1e3 >= self.runtime.window_s:
+            raise SettingsError(
+                f"--tick-ms {settings.tick_ms:g}: {bundle.path.name} needs a decode at least every "
+                f"{self.runtime.window_s:g} s; choose a shorter tick"
+            )
         self.publisher = Publisher(settings.address)
         self.state = State.WARMING
         self.admission = Admission(self.runtime.window_s)
@@ -77,6 +82,7 @@ class Daemon:
         self._n_offset_jumps = 0
         self.started = local_clock()
         self._detail = ""
+        self._faulty = False
         self._status_due = 0.0
 
     def serve(self) -> None:
@@ -114,6 +120,8 @@ class Daemon:
         """Drain the stream, decode at `window_end` (LSL clock, s), publish one frame."""
         self._drain(window_end)
         self.state = self.watch.judge(window_end, self._newest_sign_of_life(window_end))
+        if self._faulty and self.state is State.WARMING:
+            self.state = State.FAULT  # until a decode is a velocity again
         decode_from = local_clock()
         velocity = ZERO
         if self.state is State.DECODING:
@@ -129,7 +137,8 @@ class Daemon:
     def _decode(self, window_end: float) -> tuple[float, float]:
         """Velocity in m/s; a number that can't be one is a fault, and zero."""
         x, y = self.runtime.decode(window_end)
-        if isfinite(x) and isfinite(y):
+        self._faulty = not (isfinite(x) and isfinite(y))
+        if not self._faulty:
             return float(x), float(y)
         self.state = State.FAULT
         self.runtime.reset()  # a state that is no number would never be one again
@@ -183,6 +192,8 @@ class Daemon:
         self._n_inlet_overflows_before += self.inlet.n_overflows
         self.inlet = None
         self._detail = why
+        self.runtime.reset()
+        self.admission.forget()
         self.watch.forget()
         self.connector.start()
 

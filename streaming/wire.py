@@ -91,7 +91,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     known_units: int
     unknown_units: int  # units of the stream that the bundle doesn't know
     missing_units: int  # units of the bundle that the stream doesn't have
-    window_s: float  # seconds of spikes that a decode reads
+    window_s: float  # seconds of unbroken spikes before a decode is trusted
     events: dict[str, int]  # `streaming.admission.Counters`
     overflowed: int  # spikes left out because the ring was full
     inlet_overflows: int  # times that LSL's own buffer was full when it was drained

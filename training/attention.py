@@ -2,7 +2,8 @@
 
 Tokens of a batch lie one window after the other, without padding. On a CPU every window is
 looked up, rotated and attended to on its own: it fits the cache, and nothing is masked. On CUDA
-windows are padded on the device and go through fused attention at once. Both give the same.
+windows are padded on the device and go through fused attention at once. Both give the same in
+float32, without dropout. Short chunks (`attend_chunks`) are padded in blocks on either.
 
 It does not know the model: it takes queries, a table of keys and values, and rotations.
 """
@@ -16,6 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNKS_AT_ONCE = {"cpu": 32}  # what fits the cache
+CHUNKS_AT_ONCE_ELSEWHERE = 4096
 
 
 def attend(
@@ -69,6 +74,7 @@ class _AttendPacked(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries, table, token, turn, out, *saved = ctx.saved_tensors
         weights, drops = saved[: len(out)], saved[len(out) :]
@@ -88,7 +94,8 @@ class _AttendPacked(torch.autograd.Function):
                 torch.mm(dropped.T, grad, out=grad_rows[:, 1, head])
                 grad_logit = grad_weight.sub_(along[row, head]).mul_(weight)
                 torch.mm(grad_logit.T, query, out=grad_rows[:, 0, head])
-                grad_queries[head].addmm_(grad_logit, rows[:, 0, head])
+                if ctx.needs_input_grad[0]:
+                    grad_queries[head].addmm_(grad_logit, rows[:, 0, head])
             _pairs(grad_rows, turns.shape[-1]).mul_(turns.conj_physical()[:, None, None])
             grad_table.flatten(1).index_add_(0, tokens, grad_rows.flatten(1))
         return grad_queries / math.sqrt(queries.shape[-1]), grad_table, None, None, None, None
@@ -115,7 +122,7 @@ def _attend_padded(
 ) -> Tensor:
     """All windows at once, padded to the longest."""
     shown, (tokens, turns) = padded(lengths, token, turn)
-    rows = _Rotated.apply(  # type: ignore[no-untyped-call]
+    rows = _RotatedPairs.apply(  # type: ignore[no-untyped-call]
         F.embedding(tokens, table.flatten(1)).unflatten(2, table.shape[1:]), turns[:, :, None, None]
     )
     keys, values = rows.permute(2, 0, 3, 1, 4)
@@ -130,7 +137,7 @@ def _attend_padded(
     )
 
 
-class _Rotated(torch.autograd.Function):
+class _RotatedPairs(torch.autograd.Function):
     """Rows (..., dim_head) rotated by complex numbers (..., n_rotary), in float32."""
 
     @staticmethod
@@ -141,6 +148,7 @@ class _Rotated(torch.autograd.Function):
         return turned.to(rows.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (turn,) = ctx.saved_tensors
         turned = grads[0].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -168,21 +176,20 @@ def attend_chunks(
     token: Tensor,
     turn: Tensor,
     lengths: Tensor,
-    at_once: list[int],
 ) -> Tensor:
     """What latents gather from many short chunks: (n_chunks, n_heads, n_latents, dim_head).
 
     queries, table, token, turn: as for `attend`. lengths: (n_chunks,) int64, tokens a chunk.
     silence_lse, silence_value: (n_chunks, n_heads, n_latents[, dim_head]), log-sum-exp and
         attended value of what every latent attends to besides spikes.
-    at_once: numbers of chunks that are padded to like length and computed together.
     """
     if len(token) == 0:
         return silence_value
-    out: Tensor = _AttendChunks.apply(  # type: ignore[no-untyped-call]
-        queries.float(), table.float(), silence_lse.float(), silence_value.float(),
-        token, turn, lengths, at_once,
-    )  # fmt: skip
+    with torch.autocast(token.device.type, enabled=False):  # float32 whatever the rest computes in
+        out: Tensor = _AttendChunks.apply(  # type: ignore[no-untyped-call]
+            queries.float(), table.float(), silence_lse.float(), silence_value.float(),
+            token, turn, lengths,
+        )  # fmt: skip
     return out.to(queries.dtype)
 
 
@@ -199,12 +206,12 @@ class _AttendChunks(torch.autograd.Function):
         token: Tensor,
         turn: Tensor,
         lengths: Tensor,
-        at_once: list[int],
     ) -> Tensor:
         queries = queries / math.sqrt(queries.shape[-1])
         out = torch.empty_like(silence_value)
         weights = []
-        for chunks, place, shown in _blocks(lengths, at_once, len(token)):
+        longest = _longest(lengths)
+        for chunks, place, shown in _blocks(lengths, longest, len(token)):
             keys, values = _look_up(table, token[place], turn[place]).unbind(-3)
             logit = torch.einsum("hmd,clhd->chml", queries, keys)
             logit.masked_fill_(~shown[:, None, None], -math.inf)
@@ -213,17 +220,18 @@ class _AttendChunks(torch.autograd.Function):
             out[chunks] = torch.einsum("chml,clhd->chmd", weight[..., 1:], values)
             out[chunks] += weight[..., :1] * silence_value[chunks]
         ctx.save_for_backward(queries, table, silence_value, token, turn, lengths, out, *weights)
-        ctx.at_once = at_once
+        ctx.longest = longest
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries, table, silence_value, token, turn, lengths, out, *weights = ctx.saved_tensors
         grad_out = grads[0].contiguous()
         along = (grad_out * out).sum(-1, keepdim=True)
         grad_queries, grad_table = torch.zeros_like(queries), torch.zeros_like(table)
         grad_lse, grad_value = torch.empty_like(along[..., 0]), torch.empty_like(grad_out)
-        blocks = _blocks(lengths, ctx.at_once, len(token))
+        blocks = _blocks(lengths, ctx.longest, len(token))
         for (chunks, place, _), weight in zip(blocks, weights, strict=True):
             tokens, turns = token[place], turn[place]
             rows = _look_up(table, tokens, turns)
@@ -237,25 +245,34 @@ class _AttendChunks(torch.autograd.Function):
             grad_logit.sub_(along[chunks]).mul_(spikes)
             grad_rows[:, :, 1] = torch.einsum("chml,chmd->clhd", spikes, grad)
             grad_rows[:, :, 0] = torch.einsum("chml,hmd->clhd", grad_logit, queries)
-            grad_queries += torch.einsum("chml,clhd->hmd", grad_logit, rows[:, :, 0])
+            if ctx.needs_input_grad[0]:
+                grad_queries += torch.einsum("chml,clhd->hmd", grad_logit, rows[:, :, 0])
             _pairs(grad_rows, turns.shape[-1]).mul_(turns.conj_physical()[..., None, None, :])
             grad_table.flatten(1).index_add_(
                 0, tokens.flatten(), grad_rows.flatten(0, 1).flatten(1)
             )
         grad_queries /= math.sqrt(queries.shape[-1])
-        return grad_queries, grad_table, grad_lse, grad_value, None, None, None, None
+        return grad_queries, grad_table, grad_lse, grad_value, None, None, None
+
+
+def _at_once(device: torch.device) -> int:
+    return CHUNKS_AT_ONCE.get(device.type, CHUNKS_AT_ONCE_ELSEWHERE)
+
+
+def _longest(lengths: Tensor) -> list[int]:
+    """Tokens of the longest chunk of each block, at least one; asked of the device at once."""
+    blocks = lengths.split(_at_once(lengths.device))
+    return [max(1, n) for n in torch.stack([block.max() for block in blocks]).tolist()]
 
 
 def _blocks(
-    lengths: Tensor, at_once: list[int], n_tokens: int
+    lengths: Tensor, longest: list[int], n_tokens: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Chunks of each block, where their tokens stand (n_chunks, longest), and which are theirs."""
     starts = lengths.cumsum(0) - lengths
-    first = 0
-    for n_chunks in at_once:
-        chunks = slice(first, first + n_chunks)
-        first += n_chunks
-        longest = max(1, int(lengths[chunks].max()))
-        steps = torch.arange(longest, device=lengths.device)
+    at_once = _at_once(lengths.device)
+    for number, n_steps in enumerate(longest):
+        chunks = slice(number * at_once, (number + 1) * at_once)
+        steps = torch.arange(n_steps, device=lengths.device)
         place = (starts[chunks, None] + steps).clamp_(max=n_tokens - 1)
         yield chunks, place, steps < lengths[chunks, None]

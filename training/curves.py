@@ -2,8 +2,8 @@
 
     python -m training.curves RUN [RUN …] -o docs/compute
 
-Runs of the same preset on the same sessions are seeds of one curve: each a thin line, their mean
-a thick one. Writes the figures (.json) and the plot (.svg).
+Runs of the same preset on the same sessions with as many threads are seeds of one curve: each a
+thin line, their mean a thick one. Writes the figures (.json) and the plot (.svg).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from decoder.errors import TrainingError
 from training import runs
 
 COLOURS = ("#1b7f5c", "#3b6fb6", "#c2702c", "#8a4f9e", "#8a8a1f", "#a33b3b")
@@ -28,12 +29,15 @@ def curves(folders: Sequence[Path]) -> list[dict[str, Any]]:
     found = []
     for folder in folders:
         record = runs.load_record(folder)
-        sessions = record.session_words
+        sessions = sorted(record.session_words)
+        if not record.history:
+            raise TrainingError(f"{folder}: no validation in its history; it was not pretrained")
         on = sessions[0] if len(sessions) == 1 else f"{len(sessions)} sessions"
         found.append(
             {
                 "preset": record.preset,
                 "on": on,
+                "sessions": sessions,
                 "seed": record.seed,
                 "threads": record.settings.get("threads"),
                 "minutes": [point["seconds"] / 60.0 for point in record.history],
@@ -48,12 +52,13 @@ def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
     """Validation R² over minutes of training."""
     from matplotlib.figure import Figure
 
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for run in found:
-        groups[f"{run['preset']}, {run['on']}"].append(run)
+        groups[run["preset"], run["on"], tuple(run["sessions"]), str(run["threads"])].append(run)
     figure = Figure(figsize=(7, 4.2))
     axes = figure.subplots()
-    for colour, (name, seeds) in zip(COLOURS * len(groups), sorted(groups.items()), strict=False):
+    for colour, (kind, seeds) in zip(COLOURS * len(groups), sorted(groups.items()), strict=False):
+        name = f"{kind[0]}, {kind[1]}"
         for run in seeds:
             axes.plot(run["minutes"], run["r2"], color=colour, lw=0.6, alpha=0.5)
         start = max(run["minutes"][0] for run in seeds)

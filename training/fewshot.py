@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from decoder.errors import TrainingError
 from streaming import sessions
 from streaming.sessions import Session
 from training import runs
 from training.adapt import AdaptSettings, first_seconds, identify_units
 from training.baselines import r2, ridge_score
+from training.curves import COLOURS
 from training.export import export_model
 from training.families import Model
 from training.offline import decode_split
@@ -88,6 +90,9 @@ def fewshot(
     console: Console,
 ) -> dict[str, Any]:
     """Every figure, by preset and seconds: lists over the unseen sessions."""
+    presets = [runs.load_record(run).preset for run in pretrained]
+    if len(set(presets)) < len(presets):
+        raise TrainingError(f"several runs of one preset ({presets}); give one of each")
     result: dict[str, Any] = {
         "unseen": [session.session_id for session in unseen],
         "seconds": list(seconds),
@@ -124,9 +129,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     seconds = result["seconds"]
     figure = Figure(figsize=(6.5, 4))
     axes = figure.subplots()
-    for colour, (preset, rows) in zip(
-        ("#1b7f5c", "#3b6fb6", "#8a4f9e"), result["presets"].items(), strict=False
-    ):
+    presets = result["presets"].items()
+    for colour, (preset, rows) in zip(COLOURS * len(presets), presets, strict=False):
         at = [rows[f"{s:g}"] for s in seconds]
         units = [np.mean(row["r2"]) for row in at]
         axes.plot(seconds, units, color=colour, lw=2, marker="o", label=f"{preset}, units only")
@@ -138,7 +142,6 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xticks(seconds, [f"{s:g}" for s in seconds])
     axes.minorticks_off()
-    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     axes.set_xlabel("seconds of labelled data (dotted: all of the training domain)")
     axes.set_ylabel("causal R² on an unseen subject")
     axes.spines[["top", "right"]].set_visible(False)

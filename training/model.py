@@ -69,6 +69,10 @@ class ModelConfig:
         ages = rng.uniform(size=N_QUERIES - 1) ** 2
         return np.append(self.sequence_length * (1.0 - ages), self.sequence_length)
 
+    def walking(self, intervals: Floats) -> ModelConfig:
+        """With windows for walking these intervals (n, 2): the same."""
+        return self
+
     def walked_queries(self, step_s: float) -> Floats:
         """Times that one window answers for when a recording is walked: its end."""
         return np.array([self.sequence_length])
@@ -79,6 +83,16 @@ def split_index(config: ModelConfig, device: torch.device) -> Tensor:
     n_rot = 2 * config.n_rotary
     index = [*range(0, n_rot, 2), *range(1, n_rot, 2), *range(n_rot, config.dim_head)]
     return torch.tensor(index, device=device)
+
+
+def from_pairs(heads: Tensor, config: ModelConfig) -> Tensor:
+    """Heads (..., dim_head) in torch_brain's layout, rotary pairs side by side, as split ones."""
+    return heads[..., split_index(config, heads.device)]
+
+
+def to_pairs(heads: Tensor, config: ModelConfig) -> Tensor:
+    """Split heads (..., dim_head) in torch_brain's layout, where a rotation is complex."""
+    return heads[..., torch.argsort(split_index(config, heads.device))]
 
 
 def split_rows(weight: Tensor, config: ModelConfig) -> Tensor:
@@ -291,17 +305,15 @@ def forward(
     latents_at = latent_phases(model, config)
     row, tables = compact(model, config, token)
     at = Phases.of(times, frequencies)
-    split = split_index(config, token.device)
-    paired = torch.argsort(split)  # back to torch_brain's layout, where rotation is complex
     attended = attend(
-        latent_queries(model, config, latents_at)[..., paired],
-        tables[..., paired],
+        to_pairs(latent_queries(model, config, latents_at), config),
+        to_pairs(tables, config),
         token=row,
         turn=torch.complex(at.cos, at.sin),
         lengths=lengths,
         dropout=config.atn_dropout if model.training else 0.0,
     )
-    latents = merge_spikes(model, config, attended[..., split], latents_at)
+    latents = merge_spikes(model, config, from_pairs(attended, config), latents_at)
     return read_out(
         model,
         config,

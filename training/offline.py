@@ -44,6 +44,8 @@ def decode_split(
     only_units: positions in the session's units; spikes of all others are left out.
     Raises TrainingError where the session has no unit of the bundle, or no window fits.
     """
+    if tick_s >= bundle.manifest.sizes.window_s:
+        raise TrainingError(f"a decode every {tick_s:g} s is too seldom for {bundle.path.name}")
     unit_index = index_in_bundle(bundle, session)
     if only_units is not None:
         unit_index = np.where(np.isin(np.arange(session.n_units), only_units), unit_index, -1)

@@ -13,7 +13,7 @@ up to the GRU; `training.export` writes the same weights as a graph of one step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch_brain.models.poyo import FeedForward
 from torch_brain.nn import InfiniteVocabEmbedding, RotaryCrossAttention, RotaryTimeEmbedding
 
+from decoder.possm import EDGE_S
 from streaming.sessions import Floats
 from training.attention import attend_chunks
 from training.model import (
@@ -30,19 +31,20 @@ from training.model import (
     ModelConfig,
     Phases,
     compact,
+    from_pairs,
     latent_phases,
     latent_queries,
     merge_spikes,
     omega,
-    split_index,
+    to_pairs,
 )
 
 EMB_INIT_SCALE = 0.02  # as torch_brain's POYO
 N_OPEN = 8  # queries of a training window inside chunks
+MAX_WALK_S = 4.0
 N_CARRIED = 4  # windows that a state has been through before a training window
 FRESH_SHARE = 0.3  # of training windows that begin with a fresh state
 N_AGES = 4  # numbers that tell the GRU how much of a chunk has passed
-EDGE_S = 1e-6  # a time so close to a chunk's edge stands on it; spikes there belong to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class PossmConfig:
     """Sizes of a streaming model.
 
     chunk_s: seconds of a chunk. warm_up_s: seconds after a reset until the state is worth
-    trusting. train_s: seconds of a training window, from a fresh state.
+    trusting. train_s: seconds of a training window.
     """
 
     chunk_s: float = 0.04
@@ -100,6 +102,16 @@ class PossmConfig:
         first = math.ceil(self.warm_up_s / self.chunk_s)
         ends = self.chunk_s * np.arange(first, self.n_chunks + 1)
         return np.append(rng.uniform(self.warm_up_s, self.train_s, N_OPEN), ends)
+
+    def walking(self, intervals: Floats) -> PossmConfig:
+        """With windows for walking these intervals (n, 2): longer ones, since live states are old.
+
+        Three intervals of four hold one.
+        """
+        lengths = intervals[:, 1] - intervals[:, 0]
+        fitting = float(np.percentile(lengths, 25)) - self.chunk_s
+        longest = min(max(fitting, self.train_s), MAX_WALK_S)
+        return replace(self, train_s=self.chunk_s * int(longest / self.chunk_s + EDGE_S))
 
     def walked_queries(self, step_s: float) -> Floats:
         """Times, every `step_s`, that one window answers for when a recording is walked."""
@@ -180,7 +192,9 @@ def forward(
     session_index: Tensor,
     output_times: Tensor,
 ) -> Tensor:
-    """Outputs (B, n_outputs, dim_out) in windows that begin with a fresh state (see `_carried`).
+    """Outputs (B, n_outputs, dim_out) in windows that begin with a fresh state.
+
+    In training most begin with one that was carried on (`_carried`).
 
     Arguments as for `training.model.forward`; end tokens are left out.
     """
@@ -189,11 +203,11 @@ def forward(
     row, tables = compact(model, encoder, token)
     kind = token // len(model.unit_emb.weight)
     window = torch.arange(n_windows, device=device).repeat_interleave(lengths)
-    paired = torch.argsort(split_index(encoder, device))
-    tables = tables[..., paired]
-    queries = latent_queries(model, encoder, latent_phases(model, encoder))[..., paired]
+    tables = to_pairs(tables, encoder)
+    queries = to_pairs(latent_queries(model, encoder, latent_phases(model, encoder)), encoder)
     starts = kind == START
-    lse, value = _silence(queries, tables, row[starts], window[starts], n_windows)
+    with torch.autocast(device.type, enabled=False):
+        lse, value = _silence(queries, tables, row[starts], window[starts], n_windows)
 
     spikes = kind == SPIKE
     row, times, window = row[spikes], times[spikes], window[spikes]
@@ -221,20 +235,20 @@ def forward(
         token=torch.cat([row, row[again]]),
         turn=torch.complex(at.cos, at.sin),
         lengths=torch.cat([n_closed, n_open]),
-        at_once=[n_chunks] * n_windows + ([len(n_open)] if len(n_open) else []),
     )
     share = torch.cat(
         [torch.ones(len(n_closed), device=device), (asked.time - begin) / config.chunk_s]
     )
-    inputs = chunk_input(model, config, gathered[..., split_index(encoder, device)], share)
+    inputs = chunk_input(model, config, from_pairs(gathered, encoder), share)
     closed, opened = inputs.split([len(n_closed), len(n_open)])
     closed = closed.unflatten(0, (n_windows, n_chunks))
-    begins = closed.new_zeros(n_windows, config.hidden)
+    begins = closed.new_zeros(n_windows, config.hidden, dtype=torch.float32)
     if model.training:
         begins = _carried(model, closed.detach(), session_index)
-    states, _ = model.gru(closed, begins[None])
+    states, _ = _recur(model, closed, begins[None])
     states = torch.cat([begins[:, None], states], dim=1)  # before each chunk, and after all
-    stepped = step(model, opened, states[asked.window, asked.chunk])
+    with torch.autocast(device.type, enabled=False):
+        stepped = step(model, opened.float(), states[asked.window, asked.chunk])
     state = states[torch.arange(n_windows, device=device)[:, None], asked.closed_before]
     state = state.index_put((asked.window, asked.query), stepped)
     return read_state(model, state, model.session_emb(session_index)[:, None])
@@ -244,16 +258,31 @@ def forward(
 def _carried(model: Possm, inputs: Tensor, session_index: Tensor) -> Tensor:
     """States (B, hidden) that windows begin with in training: some fresh, most carried on.
 
-    Live, a state runs for hours. So it goes through several other windows first, without
-    gradient; they are of the same session where the batch has one.
+    Live, a state runs for hours. So it goes through up to `N_CARRIED` other windows of its session
+    first, as many as the batch has, without gradient.
     """
     order = session_index.argsort(stable=True)
-    state = inputs.new_zeros(1, *inputs.shape[:1], model.gru.hidden_size)
-    for _ in range(N_CARRIED):
-        ends = model.gru(inputs, state)[1]
-        state[:, order] = ends[:, order.roll(1)]
+    ranked, here = session_index[order], torch.arange(len(order), device=order.device)
+    first = torch.searchsorted(ranked, ranked)
+    last = torch.searchsorted(ranked, ranked, right=True) - 1
+    before = torch.empty_like(order)  # the window before each, in the circle of its session
+    before[order] = order[torch.where(here == first, last, here - 1)]
+    n_of_session = torch.empty_like(order)
+    n_of_session[order] = last - first + 1
+    state = inputs.new_zeros(1, len(inputs), model.gru.hidden_size)
+    for turn in range(N_CARRIED):
+        ends = _recur(model, inputs, state)[1]
+        goes_on = (turn + 1 < n_of_session)[:, None]  # or it would come to the window itself
+        state = torch.where(goes_on, ends[:, before], state)
     fresh = torch.rand(len(inputs), 1, device=inputs.device) < FRESH_SHARE
     return state[0].masked_fill(fresh, 0.0)
+
+
+def _recur(model: Possm, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """States (B, n_chunks, hidden) after every chunk, and the last (1, B, hidden), in float32."""
+    with torch.autocast(inputs.device.type, enabled=False):
+        states, last = model.gru(inputs.float(), state.float())
+    return states, last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +323,7 @@ def _silence(
     present = torch.zeros(n_windows, len(tables), dtype=torch.bool, device=row.device)
     present[window, row] = True
     units = present.any(dim=0).nonzero()[:, 0]
-    keys, values = tables[units].unbind(1)
+    queries, (keys, values) = queries.float(), tables[units].float().unbind(1)
     logit = torch.einsum("hmd,uhd->hmu", queries, keys) * queries.shape[-1] ** -0.5
     logit = torch.where(present[:, None, None, units], logit[None], -math.inf)
     lse = logit.logsumexp(-1)

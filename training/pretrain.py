@@ -520,7 +520,8 @@ def decode_windows(
     model.eval()
     device = next(model.parameters()).device
     true, decoded = [], []
-    for _, batch in source.walk(index, split, step_s=step_s, at_most=at_most):
+    config = config.walking(source.sessions[index].intervals(split))
+    for _, batch in source.walk(index, split, step_s=step_s, layout=config, at_most=at_most):
         output = forward(model, config, **batch.to(device).inputs())
         decoded.append(output.flatten(0, 1).cpu())
         true.append(batch.target.flatten(0, 1))

@@ -52,6 +52,10 @@ class RunRecord(BaseModel):
     history: list[dict[str, float]] = []
 
     def config(self) -> Config:
+        if self.family not in CONFIGS:
+            raise TrainingError(
+                f"family {self.family!r}; this Volition trains {', '.join(CONFIGS)}"
+            )
         return CONFIGS[self.family](**self.model)  # type: ignore[arg-type]
 
     def scale(self, session_id: str) -> OutputScale:

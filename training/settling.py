@@ -2,8 +2,8 @@
 
     python -m training.settling RUN SESSION -o docs/settling
 
-Windows of the test domain begin with a fresh state, and outputs are scored at every age. What is
-read off is `PossmConfig.warm_up_s`. Writes the figures (.json) and the plot (.svg).
+Windows of the test domain begin with a fresh state, and outputs are scored at every age. That is
+where `PossmConfig.warm_up_s` comes from (docs/ACCURACY.md). Writes figures (.json) and plot (.svg).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from streaming.sessions import Floats, Session
 from training import families, runs
 from training.baselines import r2
 from training.possm import PossmConfig
-from training.windows import WindowPlan, WindowSource
+from training.pretrain import window_source
+from training.windows import WindowPlan
 
 STEP_S = 0.05  # between ages
 START_EVERY_S = 0.1  # between fresh states
@@ -38,10 +39,9 @@ def settling(run: Path, session: Session, longest_s: float = 2.0) -> tuple[Float
         raise TrainingError(f"{run} holds a {record.family}; only a streaming model has a state")
     ages: Floats = STEP_S * np.arange(1.0, round(longest_s / STEP_S) + 1)
     config = replace(config, train_s=longest_s)
-    source = WindowSource(
-        [session], model.unit_emb.vocab, model.session_emb.vocab, layout=config,
-        scales={session.session_id: record.scale(session.session_id)},
-    )  # fmt: skip
+    if session.session_id not in record.session_words:
+        raise TrainingError(f"{run} was not trained on {session.session_id}")
+    source = window_source([session], model, config, record)
     ends = np.concatenate(
         [np.arange(a + longest_s, b, START_EVERY_S) for a, b in session.intervals("test")]
     )
@@ -50,7 +50,7 @@ def settling(run: Path, session: Session, longest_s: float = 2.0) -> tuple[Float
     units = np.arange(session.n_units)
     true, decoded = [], []
     for chunk in np.array_split(ends, -(-len(ends) // BATCH)):
-        batch = source.build([WindowPlan(0, float(end), units, ages) for end in chunk])
+        batch = source.build([WindowPlan(0, float(end), units, ages, longest_s) for end in chunk])
         decoded.append(families.forward(model, config, **batch.inputs()))
         true.append(batch.target)
     truth, output = torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy()

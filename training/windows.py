@@ -145,7 +145,7 @@ class WindowSource:
             n_kept = max(1, round(keep_share * n_units))
             kept = np.sort(rng.permutation(n_units)[:n_kept])
             queries = self.layout.training_queries(rng)
-            plans.append(WindowPlan(int(index), end_s, kept, queries))
+            plans.append(WindowPlan(int(index), end_s, kept, queries, self.window_s))
         return plans
 
     def build(self, plans: Sequence[WindowPlan]) -> Batch:
@@ -162,32 +162,36 @@ class WindowSource:
         split: Split,
         *,
         step_s: float,
+        layout: Layout | None = None,
         batch_size: int = 32,
         at_most: int | None = None,
     ) -> Iterator[tuple[Floats, Batch]]:
         """Batches of windows that answer for every `step_s` of a split.
 
+        layout: another than in training.
         at_most: so many of the windows, the same random ones every time.
         Yields times (B, n_queries) in seconds with each batch.
         """
         session = self.sessions[index]
         every_unit = np.arange(session.n_units)
-        queries = self.layout.walked_queries(step_s)
-        ends = window_ends(session, split, self.window_s, step_s * len(queries))
+        layout = layout or self.layout
+        queries = layout.walked_queries(step_s)
+        ends = window_ends(session, split, layout.window_s, step_s * len(queries))
         if at_most is not None and len(ends) > at_most:
             chosen = np.random.default_rng(0).permutation(len(ends))[:at_most]
             ends = ends[np.sort(chosen)]
         for chunk in np.array_split(ends, max(1, -(-len(ends) // batch_size))):
             windows = [
-                self._window(WindowPlan(index, float(end), every_unit, queries)) for end in chunk
+                self._window(WindowPlan(index, float(end), every_unit, queries, layout.window_s))
+                for end in chunk
             ]
             if windows:
-                yield chunk[:, None] - self.window_s + queries, _stack(windows)
+                yield chunk[:, None] - layout.window_s + queries, _stack(windows)
 
     def _window(self, plan: WindowPlan) -> _Window:
         session, rows = self.sessions[plan.index], self._rows[plan.index]
         kept, queries = plan.kept, plan.queries
-        start_s = plan.end_s - self.window_s
+        start_s = plan.end_s - plan.window_s
         inside = session.spikes_between(start_s, plan.end_s)
         units = session.spike_units[inside]
         times = session.spike_times[inside] - start_s
@@ -206,7 +210,7 @@ class WindowSource:
                     SPIKE * self.n_words + rows[units],
                 ]
             ),
-            times=np.concatenate([np.zeros(len(kept)), np.full(len(kept), self.window_s), times]),
+            times=np.concatenate([np.zeros(len(kept)), np.full(len(kept), plan.window_s), times]),
             session_row=self._session_rows[plan.index],
             queries=queries,
             target=(session.velocity_at(start_s + queries) - scale.mean) / scale.std,
@@ -215,12 +219,13 @@ class WindowSource:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window: session, end (s), positions of kept units, query times in it (s)."""
+    """One window: session, end (s), positions of kept units, query times in it, length (s)."""
 
     index: int
     end_s: float
     kept: Ints
     queries: Floats
+    window_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

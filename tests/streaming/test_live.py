@@ -206,9 +206,11 @@ def test_a_velocity_that_is_no_number_is_a_fault_and_zero(tiny, tmp_path: Path) 
         running(tmp_path / "replay.log", *replay(tiny)),
     ):
         frames = frames_until(cursor, lambda f: f.state == "fault")
-        frames += frames_until(cursor, lambda f: f.seq > frames[-1].seq + 50)
+        first = frames[-1].seq
+        frames += frames_until(cursor, lambda f: f.seq > first + 250)  # two windows and more
     assert_safe(frames)
     assert not any(frame.valid for frame in frames)
+    assert {frame.state for frame in frames if frame.seq >= first} == {"fault"}
 
 
 def test_a_sender_that_returns_with_other_units_is_refused(tiny, tmp_path: Path) -> None:

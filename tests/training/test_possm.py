@@ -157,7 +157,7 @@ def test_gradients_equal_those_of_a_plain_softmax(monkeypatch) -> None:
         assert float((ours[name] - gradient).abs().max()) <= 1e-5 * scale, name
 
 
-def _plain(queries, table, *, silence_lse, silence_value, token, turn, lengths, at_once):
+def _plain(queries, table, *, silence_lse, silence_value, token, turn, lengths):
     """Chunk by chunk, without any trick."""
     gathered = []
     for chunk, (rows, turns) in enumerate(
@@ -190,3 +190,24 @@ def test_every_query_of_training_comes_after_the_warm_up() -> None:
     walked = config.walked_queries(0.05)
     np.testing.assert_allclose(np.diff(walked), 0.05)
     assert walked[0] >= config.warm_up_s - 1e-9
+
+
+def test_a_carried_state_knows_nothing_of_its_own_window() -> None:
+    """Of three windows of one session and one of another: none begins with what it will see."""
+    model, config, _ = random_model("stream", 5, seed=1)
+    width = config.num_latents * config.dim + possm.N_AGES
+    inputs = torch.randn(4, config.n_chunks, width, generator=torch.Generator().manual_seed(0))
+    session = torch.tensor([1, 2, 1, 1])
+
+    def begins(given: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(2)  # the same windows are fresh
+        return possm._carried(model, given, session)
+
+    before = begins(inputs)
+    assert (before[1] == 0).all(), "alone of its session: nothing to carry"
+    assert (before != 0).any(dim=1).sum() >= 1
+    for window in range(4):
+        changed = inputs.clone()
+        changed[window] += 1.0
+        after = begins(changed)
+        assert torch.equal(after[window], before[window])
