@@ -88,3 +88,15 @@ def test_spikes_of_unknown_units_are_left_out_and_leave_the_stream_stale() -> No
     assert admit(admission, [99.9, 99.95], [UNKNOWN, UNKNOWN]) == []
     assert counted(admission) == {"unknown_unit": 2}
     assert admission.newest is None
+
+
+def test_a_lost_streams_newest_spike_is_no_sign_of_life_of_the_next() -> None:
+    """Nor are the next sender's earlier stamps out of order."""
+    admission = Admission(1.0)
+    admit(admission, [99.9])
+    admission.forget()
+    assert admission.newest is None
+    assert admit(admission, [99.2, 99.3]) == [99.2, 99.3]
+    assert admission.newest == 99.3
+    assert "out_of_order" not in counted(admission)
+    assert "backward_steps" not in counted(admission)
