@@ -245,7 +245,8 @@ def export_graph(model: Model, config: Config, path: Path) -> None:
         *more,
     )
     n_spikes = torch.export.Dim("n_spikes", min=0, max=2**24)
-    with _quiet():
+    # without gradients `rotate` is plain arithmetic; its autograd function would export as scatters
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             streaming,
             example,

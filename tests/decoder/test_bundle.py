@@ -109,3 +109,12 @@ def test_writing_over_a_bundle_replaces_it_and_leaves_no_trace(tiny, copy: Path)
     )
     assert again.manifest.decoder_id == "second"
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+def test_the_graph_scatters_nothing(tiny) -> None:
+    """Rotations are exported as arithmetic; in-place writes make a decode three times as long."""
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(tiny.bundle.graph_path).graph.node}
+    assert {"MatMul", "Softmax"} <= kinds
+    assert not {kind for kind in kinds if kind.startswith("Scatter")}
