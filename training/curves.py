@@ -19,8 +19,8 @@ import numpy as np
 
 from decoder.errors import TrainingError
 from training import runs
+from training.plots import COLOURS, finish
 
-COLOURS = ("#1b7f5c", "#3b6fb6", "#c2702c", "#8a4f9e", "#8a8a1f", "#a33b3b")
 N_POINTS = 60
 
 
@@ -66,13 +66,8 @@ def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
         grid = np.linspace(start, end, N_POINTS)
         mean = np.mean([np.interp(grid, run["minutes"], run["r2"]) for run in seeds], axis=0)
         axes.plot(grid, mean, color=colour, lw=2, label=f"{name} ({len(seeds)} seeds)")
-    axes.set_xlabel("minutes of training")
-    axes.set_ylabel("causal R² on the validation domain")
     axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    finish(figure, axes, path, x="minutes of training", y="causal R² on the validation domain")
 
 
 def main() -> None:

@@ -29,10 +29,10 @@ from streaming.sessions import Session
 from training import runs
 from training.adapt import AdaptSettings, first_seconds, identify_units
 from training.baselines import r2, ridge_score
-from training.curves import COLOURS
 from training.export import export_model
 from training.families import Model
 from training.offline import decode_split
+from training.plots import COLOURS, finish
 from training.pretrain import PretrainSettings, pretrain
 
 TICK_S = 0.05  # between scored decodes
@@ -142,12 +142,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xticks(seconds, [f"{s:g}" for s in seconds])
     axes.minorticks_off()
-    axes.set_xlabel("seconds of labelled data (dotted: all of the training domain)")
-    axes.set_ylabel("causal R² on an unseen subject")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    finish(
+        figure,
+        axes,
+        path,
+        x="seconds of labelled data (dotted: all of the training domain)",
+        y="causal R² on an unseen subject",
+    )
 
 
 def main() -> None:

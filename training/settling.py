@@ -21,6 +21,7 @@ from streaming import sessions
 from streaming.sessions import Floats, Session
 from training import families, runs
 from training.baselines import r2
+from training.plots import finish
 from training.possm import PossmConfig
 from training.pretrain import window_source
 from training.windows import WindowPlan
@@ -66,13 +67,8 @@ def plot(ages: Floats, scores: Floats, warm_up_s: float, path: Path) -> None:
     axes = figure.subplots()
     axes.plot(ages, scores, color="#1b7f5c", lw=2)
     axes.axvline(warm_up_s, color="#c2702c", ls="--", label=f"trusted from {warm_up_s:g} s on")
-    axes.set_xlabel("seconds since the state began")
-    axes.set_ylabel("causal R²")
     axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    finish(figure, axes, path, x="seconds since the state began", y="causal R²")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from streaming import sessions
 from streaming.sessions import Session
 from training import runs
 from training.fewshot import identified, ridge_on
+from training.plots import finish
 from training.pretrain import PretrainSettings, pretrain
 
 SECONDS = 40.0
@@ -103,12 +104,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
-    axes.set_xlabel("sessions in pretraining")
-    axes.set_ylabel("causal R² on unseen subjects, 40 s of data")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path)
+    finish(
+        figure,
+        axes,
+        path,
+        x="sessions in pretraining",
+        y="causal R² on unseen subjects, 40 s of data",
+    )
 
 
 def main() -> None:
