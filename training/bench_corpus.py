@@ -1,23 +1,26 @@
 """`volition bench corpus`: opening and training on a whole corpus, beside one of its sessions.
 
 Says how long the corpus takes to open, how much memory that takes, how much it grows while
-training draws from all of it, and the windows/s of both, step by step in turn.
+training draws from all of it, and the windows/s of both: whole steps of `volition pretrain`, in
+turn.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from streaming import sessions
-from streaming.sessions import Session
-from training.families import PRESETS, build, forward
-from training.windows import OutputScale, WindowSource, unit_words
+from training.fabric import launch
+from training.memory import keep_freed_memory
+from training.pretrain import PretrainSettings, Trainer
+
+WARM_UP = 3  # steps that are not timed
 
 
 def bench_corpus(
@@ -25,6 +28,7 @@ def bench_corpus(
 ) -> dict[str, Any]:
     """Measure; one dictionary."""
     torch.manual_seed(0)
+    keep_freed_memory()
     before = anonymous_mb()
     with console.status("opening the corpus…"):
         began = time.perf_counter()
@@ -32,26 +36,32 @@ def bench_corpus(
         opened_s = time.perf_counter() - began
     opened_mb = anonymous_mb() - before
     middle = sorted(corpus, key=lambda session: len(session.spike_times))[len(corpus) // 2]
-    runners = {"corpus": _Runner(corpus, preset), "one session": _Runner([middle], preset)}
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    with console.status(f"{steps} steps of {batch_size} windows…"):
-        for step in range(3):
-            for runner in runners.values():
-                runner.step(step, batch_size)
-        warm_mb = anonymous_mb()
-        for step in range(steps):
-            for name, runner in runners.items():
-                began = time.perf_counter()
-                runner.step(step, batch_size)
-                seconds[name].append(time.perf_counter() - began)
-    speed = {name: batch_size * steps / sum(values) for name, values in seconds.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ("corpus", "one session")}
+    with tempfile.TemporaryDirectory() as scratch:
+        chosen = dict(zip(seconds, (corpus, [middle]), strict=True))
+        settings = PretrainSettings(preset=preset, steps=steps, batch_size=batch_size)
+        trainers = [
+            Trainer.start(of, Path(scratch) / name, settings, launch(Path(scratch)), {})
+            for name, of in chosen.items()
+        ]
+        batches = [trainer.batches.since(0) for trainer in trainers]
+        with console.status(f"{steps} steps of {batch_size} windows…"):
+            for step in range(WARM_UP + steps):
+                if step == WARM_UP:
+                    warm_mb = anonymous_mb()
+                for name, trainer, of in zip(seconds, trainers, batches, strict=True):
+                    began = time.perf_counter()
+                    trainer.step(of)
+                    seconds[name].append(time.perf_counter() - began)
+        grown_mb = anonymous_mb() - warm_mb
+    speed = {name: batch_size * steps / sum(values[WARM_UP:]) for name, values in seconds.items()}
     return {
         "sessions": len(corpus),
         "units": sum(session.n_units for session in corpus),
         "hours": sum(sessions.duration_s(session.domain) for session in corpus) / 3600,
         "gigabytes": sum(path.stat().st_size for path in sessions.find(folder)) / 1e9,
         "open_s": opened_s,
-        "memory_mb": {"opening": opened_mb, "training": anonymous_mb() - warm_mb},
+        "memory_mb": {"opening": opened_mb, "training": grown_mb},
         "windows_per_s": speed,
         "of_one_session": speed["corpus"] / speed["one session"],
     }
@@ -65,25 +75,3 @@ def anonymous_mb() -> float:
         return float("nan")
     (line,) = [line for line in lines if line.startswith("RssAnon:")]
     return float(line.split()[1]) / 1e3
-
-
-class _Runner:
-    def __init__(self, corpus: list[Session], preset: str) -> None:
-        self.config = PRESETS[preset]
-        words = [word for session in corpus for word in unit_words(session)]
-        self.model = build(self.config, words, [session.session_id for session in corpus])
-        self.source = WindowSource(
-            corpus, self.model.unit_emb.vocab, self.model.session_emb.vocab,
-            layout=self.config,
-            scales={session.session_id: OutputScale.of(session) for session in corpus},
-        )  # fmt: skip
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-
-    def step(self, step: int, batch_size: int) -> None:
-        batch = self.source.draw(np.random.default_rng(step), batch_size)
-        loss = torch.nn.functional.mse_loss(
-            forward(self.model, self.config, **batch.inputs()), batch.target
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()

@@ -42,6 +42,7 @@ from training.model import (
     START,
     ModelConfig,
     Phases,
+    from_pairs,
     latent_phases,
     latent_queries,
     merge_spikes,
@@ -191,7 +192,8 @@ def fold_tables(
         )
     encoder = config.encoder if isinstance(config, PossmConfig) else config
     precise = copy.deepcopy(model).double()
-    rows = unit_tables(precise, encoder)[:, [words[word] for word in unit_words]]
+    units = torch.tensor([words[word] for word in unit_words])
+    rows = from_pairs(unit_tables(precise, encoder, units), encoder)
     heads = encoder.cross_heads
     frequencies = omega(model, encoder)
     boundary = rows[START].flatten(1, 2)

@@ -5,7 +5,7 @@ functions here compute its outputs from those weights, equal to float32 rounding
 exact rewrites:
 
 - Key and value of a spike depend on its unit and token type alone, so LayerNorm and projection
-  run once per unit (`unit_tables`) and spikes only look them up.
+  run once a unit (`unit_tables`) and spikes only look them up.
 - Latent queries of the encoder are the same in every window: one matrix for a whole batch.
 - Rotary pairs are stored apart, `[real | imaginary | unrotated]` in each head, by permuting
   the projections' rows, so that a rotation touches the rotated half only and copies nothing.
@@ -134,16 +134,29 @@ def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 
 def unit_tables(model: POYO | Possm, config: ModelConfig, units: Tensor | None = None) -> Tensor:
-    """Keys and values of every token: (n_token_types, n_units, 2, cross_heads, dim_head).
+    """Keys and values of every token: (n_token_types, n_units, 2, cross_heads, dim_head), in
+    torch_brain's layout.
+
+    A token is the sum of its type and its unit, both projected by themselves: LayerNorm of a sum
+    is a sum of what it centres, over a deviation that follows from their dot products.
 
     units: (n_units,) rows of the unit embedding; all of them where left out.
     """
     attention = model.enc_atn
-    embedded = model.unit_emb.weight if units is None else F.embedding(units, model.unit_emb.weight)
-    tokens = model.token_type_emb.weight[:N_TOKEN_TYPES, None] + embedded[None]
-    weight = split_rows(attention.to_kv.weight, config)
-    rows: Tensor = F.linear(attention.norm_context(tokens), weight)
-    return rows.unflatten(-1, (2, config.cross_heads, config.dim_head))  # type: ignore[no-any-return]
+    norm, project = attention.norm_context, attention.to_kv
+    unit = model.unit_emb.weight if units is None else F.embedding(units, model.unit_emb.weight)
+    kind = model.token_type_emb.weight[:N_TOKEN_TYPES]
+    unit, kind = (x - x.mean(dim=-1, keepdim=True) for x in (unit, kind))
+    weight = project.weight * norm.weight
+    variance = (
+        kind.square().mean(dim=-1)[:, None]
+        + unit.square().mean(dim=-1)
+        + F.linear(kind, unit) * (2.0 / config.dim)
+    )
+    rows = F.linear(kind, weight)[:, None] + F.linear(unit, weight)
+    rows = rows * (variance + norm.eps).rsqrt()[..., None] + F.linear(norm.bias, project.weight)
+    tables: Tensor = rows.unflatten(-1, (2, config.cross_heads, config.dim_head))
+    return tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +283,8 @@ def read_out(
 
 
 def compact(model: POYO | Possm, config: ModelConfig, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (n_tokens,) of a table (n_rows, 2, cross_heads, dim_head) of this batch's units.
+    """Tokens (n_tokens,) of a table (n_rows, 2, cross_heads, dim_head) of this batch's units, as
+    `unit_tables` makes it.
 
     So that a step costs what its units cost, however many units the vocabulary has.
     """
@@ -307,7 +321,7 @@ def forward(
     at = Phases.of(times, frequencies)
     attended = attend(
         to_pairs(latent_queries(model, config, latents_at), config),
-        to_pairs(tables, config),
+        tables,
         token=row,
         turn=torch.complex(at.cos, at.sin),
         lengths=lengths,

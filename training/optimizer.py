@@ -1,14 +1,16 @@
-"""What takes a training step: Muon for the matrices inside the model, AdamW for everything else.
+"""What takes a training step: Muon for the matrices inside the model, Adam for everything else.
 
 Muon (Jordan et al. 2024, as in `torch.optim`) orthogonalises the momentum of a weight matrix.
 On minutes of data it is worth more than anything else that was tried: see docs/ACCURACY.md.
-Embeddings, biases, norms and the readout are AdamW's, as Muon's authors advise.
+Embeddings, biases, norms and the readout are Adam's, as Muon's authors advise. Of the unit
+embeddings, which may be tens of thousands, a step moves only those that it saw.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +22,39 @@ BETAS = (0.9, 0.98)
 FIELDS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
+class RowAdam(torch.optim.SparseAdam):
+    """Adam of the rows of a matrix that have a gradient; all others stay as they are."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and not parameter.grad.is_sparse:
+                    parameter.grad = _rows_alone(parameter.grad)
+        loss: float | None = super().step(closure)  # type: ignore[no-untyped-call]
+        return loss
+
+
+def _rows_alone(grad: Tensor) -> Tensor:
+    """A sparse tensor of the rows of `grad` that are not zero."""
+    rows = grad.any(dim=1).nonzero()[:, 0]
+    return torch.sparse_coo_tensor(
+        rows[None], grad[rows], grad.shape, is_coalesced=True, check_invariants=False
+    )
+
+
 def build_optimizers(
     model: nn.Module, *, learning_rate: float, weight_decay: float
 ) -> tuple[torch.optim.Optimizer, ...]:
-    """One optimizer for hidden matrices, one for the rest; only parameters that learn."""
+    """For hidden matrices, for unit embeddings, for the rest; only of parameters that learn."""
     matrices: list[nn.Parameter] = []
+    units: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             hidden = parameter.ndim == 2 and "_emb" not in name and "readout" not in name
-            (matrices if hidden else rest).append(parameter)
+            of_units = name == "unit_emb.weight"
+            (matrices if hidden else units if of_units else rest).append(parameter)
     return (
         torch.optim.Muon(
             matrices,
@@ -37,7 +62,8 @@ def build_optimizers(
             weight_decay=weight_decay,
             adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
         ),
-        torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0),
+        RowAdam(units, lr=learning_rate, betas=BETAS),
+        torch.optim.Adam(rest, lr=learning_rate, betas=BETAS),
     )
 
 
@@ -56,7 +82,7 @@ def state_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]
     """All that the optimizers remember, by `optimizer.<field>.<parameter>`."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
-        f"optimizer.{field}.{names[parameter]}": value
+        f"optimizer.{field}.{names[parameter]}": torch.as_tensor(value)
         for optimizer in optimizers
         for parameter, remembered in optimizer.state.items()
         for field, value in remembered.items()
@@ -76,7 +102,10 @@ def restore_state(optimizers: Optimizers, model: nn.Module, state: dict[str, Ten
                         f"the checkpoint has no optimizer state for {names[parameter]}; it is of "
                         "another version, start the run again"
                     )
-                optimizer.state[parameter] = {
+                remembered: dict[str, Any] = {
                     field: value if field == "step" else value.to(parameter.device)
                     for field, value in found.items()
                 }
+                if isinstance(optimizer, RowAdam):
+                    remembered["step"] = int(remembered["step"])
+                optimizer.state[parameter] = remembered

@@ -203,7 +203,6 @@ def forward(
     row, tables = compact(model, encoder, token)
     kind = token // len(model.unit_emb.weight)
     window = torch.arange(n_windows, device=device).repeat_interleave(lengths)
-    tables = to_pairs(tables, encoder)
     queries = to_pairs(latent_queries(model, encoder, latent_phases(model, encoder)), encoder)
     starts = kind == START
     with torch.autocast(device.type, enabled=False):

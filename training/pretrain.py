@@ -336,7 +336,7 @@ class Trainer:
             set_learning_rate(
                 self.optimizers, self.settings.learning_rate, share, self.settings.warmup_share
             )
-            loss, n_tokens = self._step(batches)
+            loss, n_tokens = self.step(batches)
             self._last_loss = loss
             self.record.step += 1
             self.record.seconds = time.monotonic() - began
@@ -357,7 +357,7 @@ class Trainer:
                 )
             )
 
-    def _step(self, batches: Iterator[Batch]) -> tuple[float, int]:
+    def step(self, batches: Iterator[Batch]) -> tuple[float, int]:
         """One optimizer step; returns this process' loss and number of tokens."""
         total, n_tokens = 0.0, 0
         self.module.zero_grad(set_to_none=True)
