@@ -216,7 +216,7 @@ def adapt(
     seconds: Annotated[
         float, typer.Option(min=5.0, help="Labelled data, from the start of its training domain.")
     ] = 40.0,
-    steps: Annotated[int, typer.Option(min=1)] = 400,
+    steps: Annotated[int | None, typer.Option(min=1, help="Left out: as many as it needs.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Json = False,
 ) -> None:

@@ -214,7 +214,7 @@ def run_adaptation(
         TextColumn("R² {task.fields[r2]:.3f}"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=settings.steps, r2=float("nan"))
+        bar = progress.add_task("", total=settings.of(record)[0], r2=float("nan"))
         model, record = adapt.identify_units(
             model, record, session, settings,
             on_step=lambda step, r2: progress.update(bar, completed=step, r2=r2),

@@ -36,6 +36,7 @@ from training.plots import COLOURS, finish
 from training.pretrain import PretrainSettings, pretrain
 
 TICK_S = 0.05  # between scored decodes
+STEPS_ON_ALL = 400
 SCRATCH_MINUTES = 1.0  # from scratch gets more time than unit identification takes
 
 
@@ -50,9 +51,11 @@ class Outcome:
 def identified(
     model: Model, record: runs.RunRecord, session: Session, seconds: float | None
 ) -> Outcome:
-    """Units identified on the first `seconds`; on all of the training domain where None."""
+    """Units identified on the first `seconds`; on all of the training domain, and for longer,
+    where None."""
+    settings = AdaptSettings(seconds=seconds, steps=STEPS_ON_ALL if seconds is None else None)
     began = time.perf_counter()
-    adapted, extended = identify_units(model, record, session, AdaptSettings(seconds=seconds))
+    adapted, extended = identify_units(model, record, session, settings)
     took_s = time.perf_counter() - began
     return Outcome(r2=score(adapted, extended, session), took_s=took_s)
 

@@ -41,6 +41,7 @@ from training.fabric import launch
 from training.families import Config, Model, build, family, forward, preset
 from training.memory import keep_freed_memory
 from training.optimizer import build_optimizers, restore_state, set_learning_rate, state_tensors
+from training.tuning import tuning
 from training.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
 
 VALIDATE_EVERY_S = 60.0
@@ -466,9 +467,14 @@ class Trainer:
         self.fabric.log_dict(values, step=self.record.step)
 
     def finish(self) -> None:
-        """Score what training ended with, unless nothing was trained."""
+        """Score what training ended with, unless nothing was trained; note the units' tuning."""
+        if self.fabric.is_global_zero:
+            features = np.concatenate([tuning(session) for session in self.source.sessions])
+            self.record.unit_tuning = features.round(3).tolist()
         if self.record.step and self._scored_step() != self.record.step:
             self.validate(self._last_loss)
+        elif self.fabric.is_global_zero:
+            runs.save_record(self.run, self.record)
 
     def _scored_step(self) -> float:
         return self.record.history[-1]["step"] if self.record.history else -1

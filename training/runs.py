@@ -31,7 +31,10 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 class RunRecord(BaseModel):
-    """What `run.json` holds."""
+    """What `run.json` holds.
+
+    unit_tuning: features of each of `unit_words` (`training.tuning`); empty where nobody knows.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,6 +44,7 @@ class RunRecord(BaseModel):
     seed: int
     model: dict[str, float | int]
     unit_words: list[str]
+    unit_tuning: list[list[float]] = []
     session_words: list[str]
     session_paths: dict[str, str]
     output_mean: dict[str, tuple[float, float]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from decoder.errors import TrainingError
 from streaming.sessions import Session, duration_s
 from training import runs
-from training.adapt import AdaptSettings, first_seconds, identify_units
+from training.adapt import AdaptSettings, first_seconds, identify_units, with_session
 from training.pretrain import PretrainSettings, pretrain
 from training.simulate import simulate
 
@@ -34,8 +35,9 @@ def test_new_units_are_learned_and_all_else_stays_to_the_bit(pretrained, today) 
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     scores: list[float] = []
     adapted, extended = identify_units(
-        model, record, today, AdaptSettings(steps=60), on_step=lambda step, r2: scores.append(r2)
-    )
+        model, record, today, AdaptSettings(steps=60, learning_rate=2e-2),
+        on_step=lambda step, r2: scores.append(r2),
+    )  # fmt: skip
     assert extended.best_r2 == scores[-1] == max(scores)
     after = runs.weights(adapted)
     for name, tensor in before.items():
@@ -45,6 +47,23 @@ def test_new_units_are_learned_and_all_else_stays_to_the_bit(pretrained, today) 
     new = after["unit_emb.weight"][-today.n_units :]
     assert (new.std(dim=0) > 0.05).any(), "units of the new session were not told apart"
     assert extended.session_words[-1] == today.session_id
+
+
+def test_units_begin_like_known_ones_of_their_tuning(pretrained) -> None:
+    model, record = pretrained
+    known = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
+    again = replace(known, session_id="another day")
+    extended, more = with_session(model, record, again)
+    assert len(more.unit_tuning) == len(more.unit_words) == 48
+    old, new = extended.unit_emb.weight[1:25], extended.unit_emb.weight[25:]
+    own = torch.cdist(new, old).argmin(dim=1) == torch.arange(24)
+    assert own.float().mean() > 0.6, "by chance one of 24 is"
+
+    without = record.model_copy(update={"unit_tuning": []})
+    extended, more = with_session(model, without, again)
+    assert more.unit_tuning == []
+    assert torch.isfinite(extended.unit_emb.weight).all()
+    assert AdaptSettings().of(record) != AdaptSettings().of(without)
 
 
 def test_only_the_first_seconds_are_used(today: Session) -> None:

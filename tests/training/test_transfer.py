@@ -20,7 +20,7 @@ def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     from training.adapt import AdaptSettings
 
     monkeypatch.setattr(
-        module, "AdaptSettings", lambda seconds: AdaptSettings(seconds=seconds, steps=4)
+        module, "AdaptSettings", lambda seconds, steps: AdaptSettings(seconds=seconds, steps=4)
     )
     corpus = [simulate(n_units=10, minutes=1.5, subject=s, seed=s) for s in (0, 1)]
     unseen = [simulate(n_units=10, minutes=1.5, subject=9, seed=s) for s in (50, 51)]
@@ -45,7 +45,7 @@ def test_a_few_seconds_beside_scratch_and_ridge(tmp_path: Path, monkeypatch) -> 
     from training.adapt import AdaptSettings
 
     monkeypatch.setattr(
-        module, "AdaptSettings", lambda seconds: AdaptSettings(seconds=seconds, steps=4)
+        module, "AdaptSettings", lambda seconds, steps: AdaptSettings(seconds=seconds, steps=4)
     )
     monkeypatch.setattr(module, "SCRATCH_MINUTES", 0.02)
     session = simulate(n_units=10, minutes=1.5, subject=0, seed=0)

@@ -1,0 +1,51 @@
+"""Tuning tells units apart and finds like ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from streaming.sessions import Session, intersect, time_after
+from training.simulate import simulate
+from training.tuning import N_FEATURES, nearest_mean, tuning
+
+
+def half(session: Session, first: bool) -> Session:
+    domain = session.train_domain
+    cut = time_after(domain, (domain[:, 1] - domain[:, 0]).sum() / 2)
+    edges = (domain[0, 0], cut) if first else (cut, domain[-1, 1])
+    return replace(session, train_domain=intersect(domain, *edges))
+
+
+def test_tuning_of_one_half_finds_the_same_unit_in_the_other() -> None:
+    session = simulate(n_units=40, minutes=6.0, subject=2, seed=3)
+    first, second = tuning(half(session, True)), tuning(half(session, False))
+    assert first.shape == (40, N_FEATURES)
+    distance = ((first[:, None] - second[None]) ** 2).sum(axis=-1)
+    same = distance.argmin(axis=1) == np.arange(40)
+    assert same.mean() > 0.5, "by chance one of 40 is"
+
+
+def test_a_silent_unit_and_a_domain_too_short_are_no_error() -> None:
+    session = simulate(n_units=6, minutes=1.0, subject=2, seed=3)
+    keep = session.spike_units != 2
+    silent = replace(
+        session, spike_times=session.spike_times[keep], spike_units=session.spike_units[keep]
+    )
+    assert np.isfinite(tuning(silent)).all()
+    assert (tuning(silent)[2, :-1] == 0).all()
+    start = session.train_domain[0, 0]
+    short = replace(session, train_domain=np.array([[start, start + 0.1]]))
+    assert (tuning(short) == 0).all()
+
+
+def test_the_nearest_count_most() -> None:
+    known = np.array([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0]])
+    values = np.eye(3)
+    (mean,) = nearest_mean(np.array([[0.0, 0.0]]), known, values)
+    assert mean.sum() == 1.0
+    assert mean[0] > 0.95
+    assert mean[1] > mean[2]
+    (far,) = nearest_mean(np.array([[1e3, 0.0]]), known, values)
+    assert far[2] > 0.99, "what is far from all is like the nearest, and finite"
