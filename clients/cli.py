@@ -341,6 +341,9 @@ def decode(
     address: Annotated[
         str | None, typer.Option(help=f"ZeroMQ address [{DEFAULT_ADDRESS}].")
     ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="ZeroMQ address to take commands on [none].")
+    ] = None,
     stale_after_ms: Annotated[
         float | None, typer.Option(help="Age of the newest spike that stops decoding [250].")
     ] = None,
@@ -367,9 +370,9 @@ def decode(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     given = {
         "tick_ms": tick_ms, "stream_type": stream_type, "stream_name": stream_name,
-        "address": address, "stale_after_ms": stale_after_ms, "provider": provider,
-        "require_provider": require_provider, "min_known_share": min_known_share,
-        "threads": threads,
+        "address": address, "control": control, "stale_after_ms": stale_after_ms,
+        "provider": provider, "require_provider": require_provider,
+        "min_known_share": min_known_share, "threads": threads,
     }  # fmt: skip
     try:
         settings = DaemonSettings.model_validate(

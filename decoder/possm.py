@@ -39,13 +39,18 @@ class PossmRuntime(Runtime):
     """
 
     def __init__(
-        self, bundle: Bundle, *, epoch: float, settings: RuntimeSettings | None = None
+        self,
+        bundle: Bundle,
+        *,
+        epoch: float,
+        settings: RuntimeSettings | None = None,
+        like: Runtime | None = None,
     ) -> None:
         sizes = bundle.manifest.sizes
         if not isinstance(sizes, PossmSizes):
             raise BundleError(f"{bundle.path}: family {bundle.manifest.family!r} has no state")
         self._chunk_s = sizes.chunk_s
-        super().__init__(bundle, epoch=epoch, settings=settings)
+        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
         self._fresh = np.zeros(sizes.hidden, dtype=np.float32)
         self._whole = np.ones((), dtype=np.float32)
         n_kept = int(np.ceil(self.window_s / self._chunk_s)) + 2
@@ -80,6 +85,12 @@ class PossmRuntime(Runtime):
         passed = (window_end - self._end_of(self._closed[-1])) / self._chunk_s
         output, _ = self._step(window_end, np.array(passed, dtype=np.float32))
         return self._velocity(output)
+
+    def continue_from(self, other: Runtime) -> None:
+        """Take over the states of another decoder of the same graph: it was the same movement."""
+        if isinstance(other, PossmRuntime) and other.same_graph(self.bundle):
+            self._closed = deque(other._closed, maxlen=self._closed.maxlen)
+            self._began, self._last_decode = other._began, other._last_decode
 
     def reset(self) -> None:
         """Forget every spike and the state."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.bundle import Bundle, UnitTables
+from decoder.bundle import GRAPH, Bundle, UnitTables
 from decoder.errors import BundleError, ProviderError
 from decoder.ring import TokenRing
 from decoder.tokens import embed, phases
@@ -60,12 +60,18 @@ class Runtime(abc.ABC):
     """A bundle, ready to decode.
 
     epoch: clock time, seconds, that angles are measured from; take it near the first spike.
+    like: another runtime; where its graph is the same file, it is shared and not opened again.
     window_s: seconds of unbroken spikes that a decode needs before it can be trusted.
     n_spikes: spikes in the `window_s` before the last decode.
     """
 
     def __init__(
-        self, bundle: Bundle, *, epoch: float, settings: RuntimeSettings | None = None
+        self,
+        bundle: Bundle,
+        *,
+        epoch: float,
+        settings: RuntimeSettings | None = None,
+        like: Runtime | None = None,
     ) -> None:
         sizes = bundle.manifest.sizes
         self.bundle = bundle
@@ -74,7 +80,10 @@ class Runtime(abc.ABC):
         self.n_spikes = 0
         self._epoch = epoch
         self._tables = bundle.tables
-        self._session = _open_graph(bundle, self.settings)
+        shared = like is not None and like.same_graph(bundle) and like.settings == self.settings
+        self._session: ort.InferenceSession = (
+            like._session if like and shared else _open_graph(bundle, self.settings)
+        )
         self._constant = {
             name: getattr(self._tables, name)
             for name in ("boundary_lse", "boundary_value", "session")
@@ -118,6 +127,10 @@ class Runtime(abc.ABC):
         rows = embed(tables.tokens, unit_index, times - self._epoch, tables.omega)
         self._ring.append(times, unit_index, rows)
 
+    def same_graph(self, bundle: Bundle) -> bool:
+        """Whether a bundle differs from this runtime's in its tables alone."""
+        return bundle.manifest.checksums[GRAPH] == self.bundle.manifest.checksums[GRAPH]
+
     def reset(self) -> None:
         """Forget every spike."""
         self._ring.clear()
@@ -129,6 +142,10 @@ class Runtime(abc.ABC):
 
         A spike at exactly `window_end` belongs to the next window, as in torch_brain's slices.
         """
+
+    @abc.abstractmethod
+    def continue_from(self, other: Runtime) -> None:
+        """Take over what another decoder of the same graph remembers besides spikes."""
 
     @abc.abstractmethod
     def _try(self, rows: NDArray[np.float32]) -> None:
@@ -163,6 +180,9 @@ class PoyoRuntime(Runtime):
         rows, self.n_spikes = self._ring.window(start, window_end)
         return self._velocity(self._run(rows, start)[0])
 
+    def continue_from(self, other: Runtime) -> None:
+        """See `Runtime.continue_from`; a window is nothing but spikes."""
+
     def _try(self, rows: NDArray[np.float32]) -> None:
         self._run(rows, self._epoch)
 
@@ -171,14 +191,18 @@ class PoyoRuntime(Runtime):
 
 
 def open_runtime(
-    bundle: Bundle, *, epoch: float, settings: RuntimeSettings | None = None
+    bundle: Bundle,
+    *,
+    epoch: float,
+    settings: RuntimeSettings | None = None,
+    like: Runtime | None = None,
 ) -> Runtime:
     """The runtime for a bundle's family. Raises BundleError or ProviderError."""
     if bundle.manifest.family == "possm":
         from decoder.possm import PossmRuntime
 
-        return PossmRuntime(bundle, epoch=epoch, settings=settings)
-    return PoyoRuntime(bundle, epoch=epoch, settings=settings)
+        return PossmRuntime(bundle, epoch=epoch, settings=settings, like=like)
+    return PoyoRuntime(bundle, epoch=epoch, settings=settings, like=like)
 
 
 def _silence(tables: UnitTables) -> dict[str, NDArray[np.float32]]:

@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.runtime import FUTURE_S
+from streaming.units import UNKNOWN
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 STEP_BACK_S = 0.1
-UNKNOWN = -1  # unit index of an event whose unit the bundle doesn't know
 
 
 @dataclass

@@ -13,24 +13,31 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
+from pathlib import Path
 
 from pylsl import local_clock
 
 from decoder.bundle import Bundle
 from decoder.errors import SettingsError, StreamError
-from decoder.runtime import RuntimeSettings, open_runtime
-from streaming import wire
+from decoder.filters import Filters, OutputFilters
+from decoder.runtime import Runtime, RuntimeSettings, open_runtime
+from streaming import control, wire
 from streaming.admission import Admission
 from streaming.clock import Metronome
+from streaming.control import Command, ControlSocket, Reply
 from streaming.health import TickHealth
 from streaming.lsl import Connector, SpikeInlet, StreamQuery
 from streaming.publish import Publisher
+from streaming.recent import RecentSpikes
 from streaming.settings import DaemonSettings
 from streaming.signals import stop_on_signal
 from streaming.states import State, StreamWatch
+from streaming.swap import Loader, check_tick
+from streaming.units import UNKNOWN, UnitMatch
 
 log = logging.getLogger("volition.decode")
 
@@ -47,7 +54,6 @@ class Daemon:
 
     def __init__(self, bundle: Bundle, settings: DaemonSettings) -> None:
         self.settings = settings
-        self.bundle = bundle
         self.runtime = open_runtime(
             bundle,
             epoch=local_clock(),
@@ -57,12 +63,16 @@ class Daemon:
                 threads=settings.threads,
             ),
         )
-        if settings.tick_ms / 1e3 >= self.runtime.window_s:
-            raise SettingsError(
-                f"--tick-ms {settings.tick_ms:g}: {bundle.path.name} needs a decode at least every "
-                f"{self.runtime.window_s:g} s; choose a shorter tick"
-            )
+        check_tick(self.runtime, settings.tick_ms / 1e3)
+        self.loader = Loader(tick_s=settings.tick_ms / 1e3)
+        self.previous: Runtime | None = None
+        self.filters = OutputFilters(Filters(), tick_s=settings.tick_ms / 1e3)
         self.publisher = Publisher(settings.address)
+        try:
+            self.control = ControlSocket(settings.control) if settings.control else None
+        except SettingsError:
+            self.publisher.close()
+            raise
         self.state = State.WARMING
         self.admission = Admission(self.runtime.window_s)
         self.watch = StreamWatch(
@@ -75,6 +85,8 @@ class Daemon:
             min_known_share=settings.min_known_share,
         )
         self.inlet: SpikeInlet | None = None
+        self.match = UnitMatch((), bundle.manifest.unit_ids)
+        self.recent = RecentSpikes()
         self.should_stop = False
         self._seq = 0
         self._n_drained_before = 0
@@ -83,7 +95,13 @@ class Daemon:
         self.started = local_clock()
         self._detail = ""
         self._faulty = False
+        self._paused: str | None = None
         self._status_due = 0.0
+
+    @property
+    def bundle(self) -> Bundle:
+        """Of the decoder in use."""
+        return self.runtime.bundle
 
     def serve(self) -> None:
         """Run until SIGINT or SIGTERM (or `should_stop`)."""
@@ -107,11 +125,15 @@ class Daemon:
         )  # fmt: skip
 
     def main_loop(self) -> None:
-        """A tick at every deadline; status once a second and when the state changes."""
+        """A tick at every deadline, then a command if one waits.
+
+        Status once a second and when the state changes.
+        """
         while not self.should_stop:
             before = self.state
             window_end = self.metronome.wait()
             self.tick(window_end)
+            self._obey(window_end)
             if self.state is not before or window_end >= self._status_due:
                 self._status_due = window_end + STATUS_EVERY_S
                 self.publisher.send_status(self.status(window_end))
@@ -122,10 +144,14 @@ class Daemon:
         self.state = self.watch.judge(window_end, self._newest_sign_of_life(window_end))
         if self._faulty and self.state is State.WARMING:
             self.state = State.FAULT  # until a decode is a velocity again
+        if self._paused is not None:
+            self.state = State.PAUSED
         decode_from = local_clock()
         velocity = ZERO
         if self.state is State.DECODING:
             velocity = self._decode(window_end)
+        if self.state is not State.DECODING:
+            self.filters.interrupt()
         published = local_clock()
         if published - window_end > self.watch.stale_after_s:  # stalled between deadline and here
             self.state, velocity = State.STALE, ZERO
@@ -139,7 +165,7 @@ class Daemon:
         x, y = self.runtime.decode(window_end)
         self._faulty = not (isfinite(x) and isfinite(y))
         if not self._faulty:
-            return float(x), float(y)
+            return self.filters((float(x), float(y)))
         self.state = State.FAULT
         self.runtime.reset()  # a state that is no number would never be one again
         self.watch.forget()
@@ -153,18 +179,22 @@ class Daemon:
             return
         try:
             before = self.inlet.n_drained
-            times, unit_index = self.inlet.drain(window_end)
+            times, stream_units = self.inlet.drain(window_end)
         except StreamError as error:
             self._lose_stream(str(error))
             return
         if self.inlet.take_offset_jump():  # old spikes' times are on another clock
             self._n_offset_jumps += 1
             self.runtime.reset()
+            self.recent.clear()
             self.watch.forget()
         if (n_events := self.inlet.n_drained - before) and len(times):
             self.health.drained(n_events, window_end - float(times.min()))
+        if len(self.inlet.unit_ids) != self.match.n_stream:
+            self.match = UnitMatch(self.inlet.unit_ids, self.bundle.manifest.unit_ids)
+        self.recent.append(times, stream_units, now=window_end)
         times, unit_index = self.admission.admit(
-            times, unit_index, window_end=window_end, now=local_clock()
+            times, self.match(stream_units), window_end=window_end, now=local_clock()
         )
         self.runtime.append(times, unit_index)
 
@@ -179,6 +209,7 @@ class Daemon:
     def _connect(self) -> None:
         self.inlet = self.connector.take()
         if self.inlet is not None:
+            self.match = UnitMatch(self.inlet.unit_ids, self.bundle.manifest.unit_ids)
             self.watch.forget()
             self._detail = ""
 
@@ -193,9 +224,65 @@ class Daemon:
         self.inlet = None
         self._detail = why
         self.runtime.reset()
+        self.recent.clear()
         self.admission.forget()
         self.watch.forget()
         self.connector.start()
+
+    def _obey(self, window_end: float) -> None:
+        """Handle one command, if one waits."""
+        if self.control is None or (command := self.control.receive()) is None:
+            return
+        problem = command if isinstance(command, str) else self._handle(command, window_end)
+        self.control.answer(Reply(problem=problem, status=self.status(local_clock())))
+
+    def _handle(self, command: Command, window_end: float) -> str | None:
+        """Do as told; returns what is wrong with the command, if anything."""
+        match command:
+            case control.Load(path=path):
+                if self.loader.busy:
+                    return "another decoder is being loaded; ask again when it is done"
+                self.loader.load(Path(path), self.runtime, epoch=self.started)
+            case control.Activate(decoder=decoder):
+                candidate = self.loader.candidate
+                if candidate is None or candidate.bundle.manifest.decoder_id != decoder:
+                    return f"decoder {decoder} is not the candidate; load it first"
+                return self._swap(candidate, window_end)
+            case control.Rollback():
+                if self.previous is None:
+                    return "there is no decoder before this one"
+                return self._swap(self.previous, window_end)
+            case control.Pause(why=why):
+                self._paused = why
+            case control.Resume():
+                self._paused = None
+            case control.SetFilters(filters=filters):
+                self.filters.settings = filters
+            case control.Stop():
+                self.should_stop = True
+        return None
+
+    def _swap(self, runtime: Runtime, window_end: float) -> str | None:
+        """Decode with another runtime from the next tick on, which sees the same spikes."""
+        unit_ids = runtime.bundle.manifest.unit_ids
+        match = UnitMatch(self.inlet.unit_ids if self.inlet else (), unit_ids)
+        if self.inlet and match.n_known < self.settings.min_known_share * len(unit_ids):
+            return (
+                f"the stream has {match.n_known} of the decoder's {len(unit_ids)} units; expected "
+                f"at least {self.settings.min_known_share:.0%} (--min-known-share)"
+            )
+        runtime.reset()
+        runtime.continue_from(self.runtime)
+        times, stream_units = self.recent.since(window_end - runtime.window_s)
+        unit_index = match(stream_units)
+        known = unit_index != UNKNOWN
+        runtime.append(times[known], unit_index[known])
+        self.runtime, self.previous, self.match = runtime, self.runtime, match
+        self.connector.bundle_units = unit_ids
+        self.admission.window_s = self.watch.window_s = runtime.window_s
+        self.loader.drop()
+        self._faulty = False
+        return None
 
     def _frame(
         self,
@@ -242,17 +329,28 @@ class Daemon:
             spikes_per_s=spikes_per_s,
             backlog_s=self.health.backlog_s,
             stream=inlet.name if inlet else None,
-            known_units=inlet.n_known_units if inlet else 0,
-            unknown_units=inlet.n_unknown_units if inlet else 0,
-            missing_units=inlet.n_missing_units if inlet else 0,
+            known_units=self.match.n_known if inlet else 0,
+            unknown_units=self.match.n_unknown if inlet else 0,
+            missing_units=self.match.n_missing if inlet else 0,
             window_s=self.runtime.window_s,
             events=self.admission.counters.as_dict(),
             overflowed=self.runtime.n_overflowed,
             inlet_overflows=self._n_inlet_overflows_before + (inlet.n_overflows if inlet else 0),
             offset_jumps=self._n_offset_jumps,
+            bundle=str(self.bundle.path.absolute()),
+            previous=_id_of(self.previous),
+            candidate=_id_of(self.loader.candidate),
+            loading=self.loader.busy,
+            load_problem=self.loader.problem,
+            paused=self._paused,
+            filters=self.filters.settings,
+            bias=self.filters.bias,
+            pid=os.getpid(),
         )
 
     def _explain(self) -> str:
+        if self._paused is not None:
+            return f"paused: {self._paused}" if self._paused else "paused"
         if self.inlet is None:
             return self.connector.problem or self._detail or f"waiting for {self.connector.query}"
         return {
@@ -281,6 +379,8 @@ class Daemon:
         last = self.status(now)
         self.publisher.send_status(last)
         self.publisher.close()
+        if self.control is not None:
+            self.control.close()
         self.connector.stop()
         if self.inlet is not None:
             self.inlet.close()
@@ -290,6 +390,10 @@ class Daemon:
             self._n_drained_before + (self.inlet.n_drained if self.inlet else 0),
             self.admission.counters.taken,
         )  # fmt: skip
+
+
+def _id_of(runtime: Runtime | None) -> str | None:
+    return runtime.bundle.manifest.decoder_id if runtime else None
 
 
 @contextmanager

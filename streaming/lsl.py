@@ -1,4 +1,4 @@
-"""Spikes from Lab Streaming Layer, as times on this host's clock and unit indices.
+"""Spikes from Lab Streaming Layer, as times on this host's clock and the stream's unit indices.
 
 Three kinds of stream are read (see docs/STREAMS.md):
 
@@ -17,7 +17,7 @@ dejittered: spikes are irregular.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ import pylsl
 from numpy.typing import NDArray
 
 from decoder.errors import StreamError
-from streaming.admission import UNKNOWN
+from streaming.units import UNKNOWN, UnitMatch
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -38,6 +38,7 @@ MAX_SAMPLES = 4096  # a pull; repeated until the inlet is empty
 OPEN_TIMEOUT_S = 5.0
 CORRECTION_EVERY_S = 0.5
 MAX_UNIT_RATE_HZ = 1000.0  # a count above it is no count of one unit's spikes
+MAX_NUMBERED = (4096, 256)  # channels and units of a stream that describes none
 MAX_CHANNEL = 2**20  # channel times unit numbers; a description beyond it is an error
 RESOLVE_S = 0.3  # how long all who match are waited for
 OFFSET_JUMP_S = 0.005  # spikes on both sides of a larger step don't belong in one window
@@ -76,13 +77,19 @@ class StreamQuery:
 class SpikeInlet:
     """An open stream of spikes.
 
-    unit_ids: the bundle's units; an event's unit index is its position there.
+    unit_ids: ids of the stream's units; an event's unit index is its position there. It grows
+        where a stream without description brings units that it had not before.
+    bundle_units: the units that somebody wants to decode; None where all are of use.
     min_known_share: raises StreamError where the stream describes fewer of the bundle's units.
     Opening blocks for about a second (description, first time correction): see `Connector`.
     """
 
     def __init__(
-        self, found: pylsl.StreamInfo, unit_ids: Sequence[str], *, min_known_share: float = 0.0
+        self,
+        found: pylsl.StreamInfo,
+        bundle_units: Sequence[str] | None = None,
+        *,
+        min_known_share: float = 0.0,
     ) -> None:
         rate_hz = found.nominal_srate()
         max_buflen = BUFFER_S if rate_hz > 0 else BUFFER_HUNDREDS
@@ -91,18 +98,13 @@ class SpikeInlet:
         try:
             info = self._inlet.info(timeout=OPEN_TIMEOUT_S)
             self.name, self.kind, self.source_id = info.name(), info.type(), info.source_id()
-            self._parse = _parser(info, {unit: index for index, unit in enumerate(unit_ids)})
+            self._parse = _parser(info, bundle_units or ())
             self._inlet.open_stream(timeout=OPEN_TIMEOUT_S)
             self.clock_offset_s = float(self._inlet.time_correction(timeout=OPEN_TIMEOUT_S))
         except (pylsl.util.TimeoutError, pylsl.util.LostError) as error:
             raise StreamError(f"stream {found.name()!r} went away while it was opened") from error
-        self.n_missing_units = len(unit_ids) - self.n_known_units
-        if self.n_known_units < min_known_share * len(unit_ids):
-            raise StreamError(
-                f"stream {self.name!r} has {self.n_known_units} of the bundle's {len(unit_ids)} "
-                f"units; expected at least {min_known_share:.0%} (--min-known-share); "
-                "recalibrate, or choose the bundle of these units"
-            )
+        if bundle_units is not None:
+            _check_match(self.name, self.unit_ids, bundle_units, min_known_share)
         self.n_drained = 0
         self.n_overflows = 0  # times that liblsl's buffer was full, so that it dropped events
         self.newest_sample: float | None = None  # s; of a regular stream, also without spikes
@@ -111,14 +113,8 @@ class SpikeInlet:
         self._corrected_at = pylsl.local_clock()
 
     @property
-    def n_unknown_units(self) -> int:
-        """Units that the stream describes and the bundle doesn't know."""
-        return self._parse.n_unknown_units
-
-    @property
-    def n_known_units(self) -> int:
-        """Units that the stream describes and the bundle knows."""
-        return self._parse.n_known_units
+    def unit_ids(self) -> list[str]:
+        return self._parse.unit_ids
 
     def drain(self, now: float) -> tuple[Floats, Ints]:
         """Everything that waits: times (n,) on this host's clock, unit indices (n,).
@@ -179,33 +175,79 @@ _NO_TIMES: Floats = np.empty(0)
 _NO_UNITS: Ints = np.empty(0, dtype=np.int64)
 
 
-class _EventParser:
-    """Rows of `channel, unit, …` become unit indices by one table look-up."""
+def _check_match(
+    name: str, stream_units: Sequence[str], bundle_units: Sequence[str], min_known_share: float
+) -> None:
+    match = UnitMatch(stream_units, bundle_units)
+    if match.n_known == 0 and stream_units:
+        raise StreamError(
+            f"none of the {len(stream_units)} units of stream {name!r} ({stream_units[0]}, …) is "
+            f"among the bundle's {len(bundle_units)} ({bundle_units[0]}, …); is this the right "
+            "bundle?"
+        )
+    if match.n_known < min_known_share * len(bundle_units):
+        raise StreamError(
+            f"stream {name!r} has {match.n_known} of the bundle's {len(bundle_units)} "
+            f"units; expected at least {min_known_share:.0%} (--min-known-share); "
+            "recalibrate, or choose the bundle of these units"
+        )
 
-    def __init__(self, units: Mapping[tuple[int, int], int], n_unknown: int) -> None:
-        self.n_unknown_units = n_unknown
-        self.n_known_units = len(units)
-        shape = tuple(max((key[axis] for key in units), default=0) + 1 for axis in (0, 1))
-        self._table = np.full(shape, UNKNOWN, dtype=np.int64)
-        for key, index in units.items():
-            self._table[key] = index
+
+class _EventParser:
+    """Rows of `channel, unit, …` become unit indices by one table look-up.
+
+    grows: a pair that nobody described is a unit too, from its first event on.
+    """
+
+    def __init__(
+        self, name: str, described: Mapping[tuple[int, int], str], *, grows: bool = False
+    ) -> None:
+        self.unit_ids: list[str] = []
+        self._name, self._grows = name, grows
+        self._table = np.full((1, 1), UNKNOWN, dtype=np.int64)
+        self._add(described)
 
     def __call__(self, samples: NDArray[np.generic], stamps: Floats) -> tuple[Floats, Ints]:
         channel = samples[:, 0].astype(np.int64)
         unit = samples[:, 1].astype(np.int64)
+        index = self._look_up(channel, unit)
+        if self._grows and (index == UNKNOWN).any():
+            new = (index == UNKNOWN) & (channel >= 0) & (unit >= 0)
+            new &= (channel < MAX_NUMBERED[0]) & (unit < MAX_NUMBERED[1])
+            pairs = sorted(set(zip(channel[new].tolist(), unit[new].tolist(), strict=True)))
+            self._add({(c, u): f"{c}/{u}" for c, u in pairs})
+            index = self._look_up(channel, unit)
+        return stamps, index
+
+    def _look_up(self, channel: Ints, unit: Ints) -> Ints:
         n_channels, n_units = self._table.shape
         inside = (channel >= 0) & (channel < n_channels) & (unit >= 0) & (unit < n_units)
         index = self._table[np.where(inside, channel, 0), np.where(inside, unit, 0)]
-        return stamps, np.where(inside, index, UNKNOWN)
+        return np.where(inside, index, UNKNOWN)
+
+    def _add(self, described: Mapping[tuple[int, int], str]) -> None:
+        if not described:
+            return
+        needed = [max(key[axis] for key in described) + 1 for axis in (0, 1)]
+        shape = tuple(np.maximum(self._table.shape, needed).tolist())
+        if shape[0] * shape[1] > MAX_CHANNEL:
+            raise StreamError(
+                f"stream {self._name!r} describes channel and unit numbers up to "
+                f"{max(described)}; expected small ones, counted from 0"
+            )
+        table = np.full(shape, UNKNOWN, dtype=np.int64)
+        table[: self._table.shape[0], : self._table.shape[1]] = self._table
+        self._table = table
+        for key, unit_id in described.items():
+            table[key] = len(self.unit_ids)
+            self.unit_ids.append(unit_id)
 
 
 class _CountParser:
     """Counts (n_bins, n_channels) become spikes spread evenly inside their bins."""
 
-    def __init__(self, columns: Ints, bin_s: float) -> None:
-        self.n_unknown_units = int((columns == UNKNOWN).sum())
-        self.n_known_units = len(columns) - self.n_unknown_units
-        self._columns, self._bin_s = columns, bin_s
+    def __init__(self, labels: Iterable[str], bin_s: float) -> None:
+        self.unit_ids, self._bin_s = list(labels), bin_s
 
     def __call__(self, samples: NDArray[np.generic], stamps: Floats) -> tuple[Floats, Ints]:
         finite = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0)
@@ -220,43 +262,30 @@ class _CountParser:
         rank = np.arange(total) - first[cell]
         start = stamps[cell // counts.shape[1]] - self._bin_s
         times = start + (rank + 0.5) / flat[cell] * self._bin_s
-        return times, self._columns[cell % counts.shape[1]]
+        return times, cell % counts.shape[1]
 
 
-def _parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _EventParser | _CountParser:
+def _parser(info: pylsl.StreamInfo, bundle_units: Sequence[str]) -> _EventParser | _CountParser:
     if info.channel_format() == pylsl.cf_string:
         raise StreamError(f"stream {info.name()!r} carries strings; expected numbers")
     if info.type() == COUNTS:
-        return _count_parser(info, index_of)
-    return _event_parser(info, index_of)
+        return _count_parser(info)
+    return _event_parser(info, bundle_units)
 
 
-def _event_parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _EventParser:
+def _event_parser(info: pylsl.StreamInfo, bundle_units: Sequence[str]) -> _EventParser:
     if info.channel_count() < 2:
         raise StreamError(
             f"stream {info.name()!r} has {info.channel_count()} channel; expected `channel, unit`"
         )
-    described = described_units(info)
-    if not described and info.type() == EVENTS:
-        described = _numbered_units(index_of)
-    if not described:
+    if described := described_units(info):
+        return _EventParser(info.name(), described)
+    if info.type() != EVENTS:
         raise StreamError(
             f"stream {info.name()!r} has no desc/units; expected one `unit` each with id, "
             "channel and unit (docs/STREAMS.md)"
         )
-    known = {key: index_of[unit] for key, unit in described.items() if unit in index_of}
-    if not known:
-        raise StreamError(
-            f"none of the {len(described)} units of stream {info.name()!r} "
-            f"({next(iter(described.values()))}, …) is among the bundle's {len(index_of)} "
-            f"({next(iter(index_of))}, …); is this the right bundle?"
-        )
-    if max((channel + 1) * (unit + 1) for channel, unit in known) > MAX_CHANNEL:
-        raise StreamError(
-            f"stream {info.name()!r} describes channel and unit numbers up to {max(known)}; "
-            "expected small ones, counted from 0"
-        )
-    return _EventParser(known, len(described) - len(known))
+    return _EventParser(info.name(), _numbered_units(bundle_units), grows=True)
 
 
 def described_units(info: pylsl.StreamInfo) -> dict[tuple[int, int], str]:
@@ -277,17 +306,19 @@ def described_units(info: pylsl.StreamInfo) -> dict[tuple[int, int], str]:
     return described
 
 
-def _numbered_units(index_of: Mapping[str, int]) -> dict[tuple[int, int], str]:
-    """Bundle units whose id is `channel/unit` in numbers."""
+def _numbered_units(unit_ids: Sequence[str]) -> dict[tuple[int, int], str]:
+    """Those of a bundle's units whose id is `channel/unit` in numbers."""
     numbered = {}
-    for unit_id in index_of:
+    for unit_id in unit_ids:
         channel, slash, unit = unit_id.partition("/")
         if slash and channel.isdigit() and unit.isdigit():
-            numbered[int(channel), int(unit)] = unit_id
+            key = int(channel), int(unit)
+            if key[0] < MAX_NUMBERED[0] and key[1] < MAX_NUMBERED[1]:
+                numbered[key] = unit_id
     return numbered
 
 
-def _count_parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _CountParser:
+def _count_parser(info: pylsl.StreamInfo) -> _CountParser:
     rate_hz = info.nominal_srate()
     labels = info.get_channel_labels()
     if not rate_hz > 0 or not labels or any(label is None for label in labels):
@@ -295,12 +326,7 @@ def _count_parser(info: pylsl.StreamInfo, index_of: Mapping[str, int]) -> _Count
             f"stream {info.name()!r} has rate {rate_hz} Hz and channel labels {labels}; expected "
             "a regular rate and one label (the unit's id) a channel"
         )
-    columns = np.array([index_of.get(str(label), UNKNOWN) for label in labels], dtype=np.int64)
-    if (columns == UNKNOWN).all():
-        raise StreamError(
-            f"none of the units of stream {info.name()!r} ({labels[0]}, …) is in the bundle"
-        )
-    return _CountParser(columns, 1.0 / rate_hz)
+    return _CountParser([str(label) for label in labels], 1.0 / rate_hz)
 
 
 class Connector:
@@ -310,12 +336,12 @@ class Connector:
     """
 
     def __init__(
-        self, query: StreamQuery, unit_ids: Sequence[str], *, min_known_share: float = 0.0
+        self, query: StreamQuery, bundle_units: Sequence[str], *, min_known_share: float = 0.0
     ) -> None:
         self.query = query
         self._min_known_share = min_known_share
         self.problem: str | None = None
-        self._unit_ids = unit_ids
+        self.bundle_units = bundle_units
         self._inlet: SpikeInlet | None = None
         self._broke: Exception | None = None
         self._stop = threading.Event()
@@ -357,7 +383,7 @@ class Connector:
                     self.problem = None
                     continue
                 self._inlet = SpikeInlet(
-                    found, self._unit_ids, min_known_share=self._min_known_share
+                    found, self.bundle_units, min_known_share=self._min_known_share
                 )
             except StreamError as error:
                 self.problem = str(error)

@@ -19,6 +19,7 @@ class DaemonSettings(BaseSettings):
     stream_type: Literal["Spikes", "SpikeCounts", "SpikeEvents"] = "Spikes"
     stream_name: str | None = None
     address: str = Field(default=DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
+    control: str | None = Field(default=None, description="ZeroMQ address to take commands on")
     stale_after_ms: float = Field(
         default=250.0,
         gt=0,

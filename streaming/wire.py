@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from decoder.filters import Filters
+
 SCHEMA_VERSION = 1
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
 
@@ -96,6 +98,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     overflowed: int  # spikes left out because the ring was full
     inlet_overflows: int  # times that LSL's own buffer was full when it was drained
     offset_jumps: int  # steps of the sender's clock offset that emptied the window
+    bundle: str  # path of the decoder in use, on the daemon's host
+    previous: str | None  # decoder id that a rollback goes back to
+    candidate: str | None  # decoder id that is warm and can be activated
+    loading: bool  # a candidate is being opened
+    load_problem: str | None  # why the last candidate could not be opened
+    paused: str | None  # why decoding is paused; None where it isn't
+    filters: Filters
+    bias: tuple[float, float]  # m/s; taken off by the bias correction
+    pid: int  # process id of the daemon
 
 
 encode_frame = msgspec.msgpack.Encoder().encode

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from decoder.runtime import FUTURE_S
-from streaming.admission import UNKNOWN, Admission
+from streaming.admission import Admission
+from streaming.units import UNKNOWN
 
 NOW = 100.0
 

@@ -12,8 +12,8 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.admission import UNKNOWN
 from streaming.lsl import SpikeInlet, StreamQuery
+from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import wait_for
 
 UNITS = ("1/0", "2/0", "3/1")
@@ -80,9 +80,12 @@ def test_an_event_finds_its_unit_by_the_description() -> None:
         stamps = [now + 0.001 * i for i in range(len(events))]
         outlet.push_chunk(events, stamps)
         times, units = drained(inlet, len(events))
-        assert list(units) == [2, UNKNOWN, 0, UNKNOWN, UNKNOWN, UNKNOWN]
+        assert list(units) == [0, 1, 2, UNKNOWN, UNKNOWN, UNKNOWN]
+        assert inlet.unit_ids == ["3/1", "unheard of", "1/0"]
+        match = UnitMatch(inlet.unit_ids, UNITS)
+        assert list(match(units)) == [2, UNKNOWN, 0, UNKNOWN, UNKNOWN, UNKNOWN]
         np.testing.assert_allclose(times - inlet.clock_offset_s, stamps, atol=1e-9)
-        assert (inlet.n_known_units, inlet.n_unknown_units, inlet.n_missing_units) == (2, 1, 1)
+        assert (match.n_known, match.n_unknown, match.n_missing) == (2, 1, 1)
         assert inlet.newest_sample is None
 
 
@@ -91,9 +94,12 @@ def test_spike_events_without_description_are_channel_slash_unit() -> None:
     info = pylsl.StreamInfo(name, "SpikeEvents", 6, 0.0, pylsl.cf_int16, name)
     with opened(info) as (outlet, inlet):
         now = pylsl.local_clock()
-        outlet.push_chunk([[3, 1, 9, 9, 9, 9], [2, 0, 1, 1, 1, 1], [9, 9, 0, 0, 0, 0]], [now] * 3)
-        _, units = drained(inlet, 3)
-        assert list(units) == [2, 1, UNKNOWN]
+        assert UnitMatch(inlet.unit_ids, UNITS).n_known == 3
+        events = [[3, 1], [2, 0], [9, 9], [9, 9], [-1, 0], [30_000, 30_000]]
+        outlet.push_chunk([event + [0] * 4 for event in events], [now] * len(events))
+        _, units = drained(inlet, len(events))
+        assert list(units) == [2, 1, 3, 3, UNKNOWN, UNKNOWN], "a unit from its first event on"
+        assert inlet.unit_ids == [*UNITS, "9/9"]
 
 
 def test_counts_become_spikes_inside_their_bins() -> None:
@@ -102,7 +108,8 @@ def test_counts_become_spikes_inside_their_bins() -> None:
         outlet.push_chunk([[2, 1, 0], [0, 0, 4]], [end - 0.02, end])
         times, units = drained(inlet, 2)
         times = times - inlet.clock_offset_s
-        assert list(units) == [1, 1, UNKNOWN, 2, 2, 2, 2]
+        assert list(units) == [0, 0, 1, 2, 2, 2, 2]
+        assert list(UnitMatch(inlet.unit_ids, UNITS)(units)) == [1, 1, UNKNOWN, 2, 2, 2, 2]
         np.testing.assert_allclose(times[:2], end - 0.04 + np.array([0.005, 0.015]), atol=1e-9)
         np.testing.assert_allclose(
             times[3:], end - 0.02 + np.array([0.0025, 0.0075, 0.0125, 0.0175]), atol=1e-9
@@ -135,7 +142,7 @@ def test_counts_that_are_none_give_few_spikes_or_none(value: float) -> None:
         (spikes_info({}), "no desc/units"),
         (spikes_info({"9/9": (0, 0)}), "is this the right bundle"),
         (spikes_info({"1/0": (2**20, 2**10)}), "expected small ones"),
-        (counts_info(["8/0", "9/0"], 50.0), "none of the units"),
+        (counts_info(["8/0", "9/0"], 50.0), "is this the right bundle"),
         (counts_info(["1/0"], 0.0), "a regular rate"),
         (pylsl.StreamInfo("text", "Spikes", 1, 0.0, pylsl.cf_string, "text"), "carries strings"),
         (pylsl.StreamInfo("thin", "Spikes", 1, 0.0, pylsl.cf_int32, "thin"), "has 1 channel"),

@@ -1,0 +1,111 @@
+"""What a decoded velocity goes through before it leaves: bias, gain, smoothing, dead zone, limit.
+
+All are off by default. The speed limit comes last and can't be exceeded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from decoder.errors import SettingsError
+
+Velocity = tuple[float, float]
+
+FAST_PERCENTILE = 66.0  # of recent speeds; what is faster says something of the bias
+REMEMBER_S = 60.0  # speeds that the percentile is taken of
+NOTE_EVERY_S = 0.05
+RANK_EVERY_S = 1.0
+MIN_REMEMBERED = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Settings of the output filters. Raises SettingsError where one is out of range.
+
+    gain: factor on the velocity. smoothing_s: time constant of an exponential mean, s; 0 is none.
+    dead_zone: speeds below it, m/s, are zero. speed_limit: m/s; None is none.
+    bias_s: time constant, s, of the bias that is taken off, a running mean of velocities faster
+        than the 66th percentile of speeds (after Jarosiewicz et al. 2015); None takes off nothing.
+    """
+
+    gain: float = 1.0
+    smoothing_s: float = 0.0
+    dead_zone: float = 0.0
+    speed_limit: float | None = None
+    bias_s: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = {
+            "gain": (self.gain, 0.0, 100.0),
+            "smoothing_s": (self.smoothing_s, 0.0, 10.0),
+            "dead_zone": (self.dead_zone, 0.0, 10.0),
+            "speed_limit": (self.speed_limit, 0.0, 100.0),
+            "bias_s": (self.bias_s, 1.0, 3600.0),
+        }
+        for name, (value, least, most) in limits.items():
+            if value is not None and not least <= value <= most:  # NaN is in no range
+                raise SettingsError(f"{name} {value}; expected {least:g} to {most:g}")
+
+
+class OutputFilters:
+    """The filters at work on one velocity a tick.
+
+    tick_s: seconds between ticks.
+    """
+
+    def __init__(self, settings: Filters, *, tick_s: float) -> None:
+        self.settings = settings
+        self.bias: Velocity = (0.0, 0.0)
+        self._tick_s = tick_s
+        self._smoothed: Velocity | None = None
+        self._speeds = np.empty(round(REMEMBER_S / NOTE_EVERY_S))
+        self._n_speeds = 0
+        self._fast = math.inf
+        self._note_in = self._rank_in = 0.0
+
+    def __call__(self, velocity: Velocity) -> Velocity:
+        """The velocity (x, y), m/s, to publish."""
+        given, (x, y) = self.settings, velocity
+        if given.bias_s is not None:
+            x, y = x - self.bias[0], y - self.bias[1]
+            self._learn_bias(x, y, self._tick_s / given.bias_s)
+        x, y = given.gain * x, given.gain * y
+        if given.smoothing_s > 0:
+            x, y = self._smooth(x, y, math.exp(-self._tick_s / given.smoothing_s))
+        speed = math.hypot(x, y)
+        if speed < given.dead_zone:
+            return 0.0, 0.0
+        if given.speed_limit is not None and speed > given.speed_limit:
+            return x * given.speed_limit / speed, y * given.speed_limit / speed
+        return x, y
+
+    def interrupt(self) -> None:
+        """Decoding stopped: what comes next is not smoothed with what was. The bias stays."""
+        self._smoothed = None
+
+    def _smooth(self, x: float, y: float, keep: float) -> Velocity:
+        if self._smoothed is not None:
+            x = keep * self._smoothed[0] + (1 - keep) * x
+            y = keep * self._smoothed[1] + (1 - keep) * y
+        self._smoothed = x, y
+        return x, y
+
+    def _learn_bias(self, x: float, y: float, rate: float) -> None:
+        """Move the bias until what is fast has none, after it was taken off: of raw velocities
+        those along the bias are fast, and their mean is more than the bias."""
+        speed = math.hypot(x, y)
+        self._note_in -= self._tick_s
+        if self._note_in <= 0:
+            self._note_in += NOTE_EVERY_S
+            self._speeds[self._n_speeds % len(self._speeds)] = speed
+            self._n_speeds += 1
+        self._rank_in -= self._tick_s
+        if self._rank_in <= 0 and self._n_speeds >= MIN_REMEMBERED:
+            self._rank_in += RANK_EVERY_S
+            known = self._speeds[: min(self._n_speeds, len(self._speeds))]
+            self._fast = float(np.percentile(known, FAST_PERCENTILE))
+        if speed > self._fast:
+            self.bias = self.bias[0] + rate * x, self.bias[1] + rate * y

@@ -1,0 +1,148 @@
+"""The daemon's control socket: one ZeroMQ REP socket, msgpack commands, each answered at once.
+
+A command is handled between two ticks and never makes one wait: what takes long (`Load`) goes on
+in a thread and the status says how far it is. Whoever asks sets a timeout of their own.
+
+    Load        open and warm a bundle as the candidate
+    Activate    decode with the candidate from the next tick on
+    Rollback    decode with the decoder before again
+    Pause, Resume, SetFilters, GetStatus, Stop
+"""
+
+from __future__ import annotations
+
+import msgspec
+import zmq
+
+from decoder.errors import SettingsError, VolitionError
+from decoder.filters import Filters
+from streaming import wire
+
+
+class _Command(msgspec.Struct, frozen=True, tag_field="command", tag=str.lower):
+    pass
+
+
+class Load(_Command, frozen=True):
+    path: str  # of a bundle, on the daemon's host
+
+
+class Activate(_Command, frozen=True):
+    decoder: str  # id of the candidate, so that nothing else is activated by mistake
+
+
+class Rollback(_Command, frozen=True):
+    pass
+
+
+class Pause(_Command, frozen=True):
+    why: str = ""
+
+
+class Resume(_Command, frozen=True):
+    pass
+
+
+class SetFilters(_Command, frozen=True):
+    filters: Filters
+
+
+class GetStatus(_Command, frozen=True):
+    pass
+
+
+class Stop(_Command, frozen=True):
+    pass
+
+
+Command = Load | Activate | Rollback | Pause | Resume | SetFilters | GetStatus | Stop
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to every command: what was wrong with it, if anything, and the status now."""
+
+    problem: str | None
+    status: wire.Status
+
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_command = msgspec.msgpack.Decoder(Command).decode
+_decode_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+class ControlSocket:
+    """The daemon's side. Raises SettingsError where the address can't be bound."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise SettingsError(
+                f"can't take commands on {address} ({error.strerror}); is another daemon running?"
+            ) from error
+
+    @property
+    def bound_to(self) -> str:
+        """The address bound, with the real port where a wildcard was asked for."""
+        return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+    def receive(self) -> Command | str | None:
+        """A command, what was wrong with it, or None where none waits. It must be answered."""
+        try:
+            message = self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        try:
+            command: Command = _decode_command(message)
+        except (msgspec.DecodeError, SettingsError) as error:
+            return f"not a command of this daemon: {error}"
+        return command
+
+    def answer(self, reply: Reply) -> None:
+        """Answer the last command."""
+        self._socket.send(encode(reply), zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Send what is queued, then close."""
+        self._context.destroy(linger=200)
+
+
+class NoAnswerError(VolitionError):
+    """The daemon did not answer in time: it is gone, or it hangs."""
+
+
+class ControlClient:
+    """The other side: one command at a time, each with a timeout.
+
+    Raises NoAnswerError where none came; the next command goes out on a new socket.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 2.0) -> None:
+        self.address, self.timeout_s = address, timeout_s
+        self._context = zmq.Context()
+        self._socket = self._connect()
+
+    def ask(self, command: Command, *, timeout_s: float | None = None) -> Reply:
+        """Send a command and wait for its answer."""
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        self._socket.send(encode(command))
+        if not self._socket.poll(round(1e3 * timeout_s)):
+            self._socket.close(linger=0)
+            self._socket = self._connect()
+            raise NoAnswerError(
+                f"the daemon on {self.address} did not answer within {timeout_s:g} s"
+            )
+        return _decode_reply(self._socket.recv())
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._context.destroy(linger=0)
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.REQ)
+        socket.connect(self.address)
+        return socket

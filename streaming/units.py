@@ -1,0 +1,37 @@
+"""A stream's units as a decoder's: by id, whatever their order.
+
+A stream numbers its units in the order of its description, a bundle in that of its manifest.
+Decoders come and go on one stream, so spikes are kept by the stream's numbers and matched anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+UNKNOWN = -1  # unit index of an event whose unit nobody knows
+
+
+class UnitMatch:
+    """Positions in a bundle's unit ids, of the units of a stream.
+
+    n_known: units that the stream has and the bundle knows. n_unknown: that the bundle doesn't
+    know. n_missing: units of the bundle that the stream doesn't have.
+    """
+
+    def __init__(self, stream_units: Sequence[str], bundle_units: Sequence[str]) -> None:
+        index_of = {unit: index for index, unit in enumerate(bundle_units)}
+        found = [index_of.get(unit, UNKNOWN) for unit in stream_units]
+        self._table = np.array([*found, UNKNOWN], dtype=np.int64)  # UNKNOWN, -1, finds the last
+        self.n_stream = len(found)
+        self.n_known = sum(index != UNKNOWN for index in found)
+        self.n_unknown = len(found) - self.n_known
+        self.n_missing = len(index_of) - len(set(found) - {UNKNOWN})
+
+    def __call__(self, stream_index: Ints) -> Ints:
+        """Bundle indices of stream indices (n,); UNKNOWN stays."""
+        return self._table[stream_index]

@@ -1,0 +1,64 @@
+"""Output filters: neutral unless told otherwise, and within their limits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from decoder.errors import SettingsError
+from decoder.filters import Filters, OutputFilters
+
+TICK_S = 0.01
+
+
+def at_work(**settings: float) -> OutputFilters:
+    return OutputFilters(Filters(**settings), tick_s=TICK_S)
+
+
+def test_by_default_a_velocity_leaves_as_it_came() -> None:
+    assert at_work()((0.123, -4.5)) == (0.123, -4.5)
+
+
+def test_the_limit_holds_after_any_gain_and_keeps_the_direction() -> None:
+    x, y = at_work(gain=50.0, speed_limit=0.5)((0.3, 0.4))
+    assert math.hypot(x, y) == pytest.approx(0.5)
+    assert y / x == pytest.approx(4 / 3)
+
+
+def test_slower_than_the_dead_zone_is_still() -> None:
+    filters = at_work(dead_zone=0.01)
+    assert filters((0.005, 0.005)) == (0.0, 0.0)
+    assert filters((0.02, 0.0)) == (0.02, 0.0)
+
+
+def test_smoothing_has_its_time_constant_and_forgets_at_an_interruption() -> None:
+    filters = at_work(smoothing_s=0.1)
+    filters((0.0, 0.0))
+    for _ in range(10):  # one time constant
+        x, _ = filters((1.0, 0.0))
+    assert x == pytest.approx(1 - math.exp(-1), abs=1e-9)
+    filters.interrupt()
+    assert filters((0.5, 0.5)) == (0.5, 0.5)
+
+
+def test_a_constant_bias_is_taken_off_a_movement_in_all_directions() -> None:
+    rng = np.random.default_rng(0)
+    filters = at_work(bias_s=10.0)
+    seen = []
+    for _ in range(200):  # reaches of a second, 200 s
+        angle, speeds = rng.uniform(0, 2 * np.pi), 0.2 * np.sin(np.linspace(0, np.pi, 100))
+        for speed in speeds:
+            velocity = (speed * math.cos(angle) + 0.05, speed * math.sin(angle) - 0.02)
+            seen.append(filters(velocity))
+    assert np.mean(seen[-10_000:], axis=0) == pytest.approx([0.0, 0.0], abs=0.02)
+    assert filters.bias == pytest.approx((0.05, -0.02), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"gain": -1.0}, {"gain": math.nan}, {"smoothing_s": 1e3}, {"bias_s": 0.0}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        Filters(**wrong)

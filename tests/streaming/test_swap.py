@@ -1,0 +1,192 @@
+"""Decoders change between two ticks, by command, on a live stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from clients.demo import free_port
+from clients.subscriber import CursorSubscriber
+from decoder import bundle as bundles
+from decoder.bundle import Bundle
+from decoder.filters import Filters
+from decoder.runtime import open_runtime
+from streaming import control, wire
+from streaming.control import ControlClient
+from streaming.recent import RecentSpikes
+from streaming.units import UNKNOWN, UnitMatch
+from tests.rig import daemon, frames_until, running, wait_for
+from tests.streaming.test_live import assert_safe, is_decoding, replay, stream_of
+
+
+def changed(tiny, folder: Path, *, drop: int = 0, scale: float = 1.0) -> Bundle:
+    """The tiny decoder once more: units in another order, some left out, another output scale."""
+    order = np.arange(len(tiny.bundle.manifest.unit_ids))[::-1][drop:]
+    manifest = tiny.bundle.manifest
+    outputs = tuple(o.model_copy(update={"scale": o.scale * scale}) for o in manifest.outputs)
+    return bundles.write(
+        folder / f"changed-{drop}-{scale}.bundle",
+        manifest=manifest.model_copy(
+            update={
+                "decoder_id": f"changed-{drop}-{scale}",
+                "unit_ids": tuple(manifest.unit_ids[i] for i in order),
+                "outputs": outputs,
+            }
+        ),
+        graph=tiny.bundle.graph_path,
+        tables=replace(tiny.bundle.tables, tokens=tiny.bundle.tables.tokens[order]),
+        weights={"nothing": np.zeros(1)},
+    )
+
+
+@pytest.fixture
+def rig(tiny, tmp_path: Path) -> Iterator[tuple[CursorSubscriber, ControlClient]]:
+    """A daemon with a control socket, its stream, and both ends a rig holds."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny), "--control", address) as (_, cursors),
+        CursorSubscriber(cursors) as cursor,
+        running(tmp_path / "replay.log", *replay(tiny)),
+    ):
+        client = ControlClient(address, timeout_s=5.0)
+        yield cursor, client
+        client.close()
+
+
+def told(client: ControlClient, command: control.Command) -> wire.Status:
+    reply = client.ask(command)
+    assert reply.problem is None
+    return reply.status
+
+
+def load(client: ControlClient, bundle: Bundle) -> None:
+    told(client, control.Load(path=str(bundle.path)))
+    loaded = wait_for(
+        "the candidate",
+        lambda: not (status := told(client, control.GetStatus())).loading and status,
+    )
+    assert loaded.load_problem is None
+    assert loaded.candidate == bundle.manifest.decoder_id
+
+
+def test_a_swap_and_a_rollback_miss_no_tick_and_stay_valid(tiny, rig, tmp_path: Path) -> None:
+    cursor, client = rig
+    frames = frames_until(cursor, is_decoding)
+    doubled = changed(tiny, tmp_path, scale=2.0)
+    load(client, doubled)
+    status = told(client, control.Activate(decoder=doubled.manifest.decoder_id))
+    assert status.decoder == doubled.manifest.decoder_id
+    assert status.previous == tiny.bundle.manifest.decoder_id
+    frames += frames_until(cursor, lambda f: f.decoder == doubled.manifest.decoder_id)
+    swapped = frames[-1]
+    frames += frames_until(cursor, lambda f: f.seq > swapped.seq + 50)
+    told(client, control.Rollback())
+    frames += frames_until(cursor, lambda f: f.decoder == tiny.bundle.manifest.decoder_id)
+    back = frames[-1]
+    frames += frames_until(cursor, lambda f: f.seq > back.seq + 20)
+    assert_safe(frames)
+    first_valid = next(i for i, frame in enumerate(frames) if frame.valid)
+    assert all(frame.valid for frame in frames[first_valid:]), "no window of warming up"
+    ids = [frame.decoder for frame in frames]
+    assert sum(a != b for a, b in pairwise(ids)) == 2
+
+    offset = np.array([output.offset for output in tiny.bundle.manifest.outputs])
+    factor = {tiny.bundle.manifest.decoder_id: 1.0, doubled.manifest.decoder_id: 2.0}
+    path = [(np.array(f.velocity) - offset) / factor[f.decoder] for f in frames[first_valid:]]
+    steps = np.abs(np.diff(path, axis=0)).max(axis=1)
+    swaps = np.array([a.decoder != b.decoder for a, b in pairwise(frames[first_valid:])])
+    assert steps[swaps].max() <= 2 * steps[~swaps].max(), "the same movement, doubled and back"
+
+
+def test_a_decoder_of_other_units_sees_the_spikes_that_were_there(tiny, tmp_path: Path) -> None:
+    """What the daemon does at a swap: recent spikes, matched anew, decode as if always there."""
+    other = changed(tiny, tmp_path, drop=5)
+    session = tiny.session
+    recent, always = RecentSpikes(), open_runtime(other, epoch=0.0)
+    match = UnitMatch(session.unit_ids, other.manifest.unit_ids)
+    assert (match.n_known, match.n_unknown, match.n_missing) == (35, 5, 0)
+    for now in np.arange(0.01, 3.0, 0.01):
+        part = session.spikes_between(now - 0.01, now)
+        times, units = session.spike_times[part], session.spike_units[part]
+        recent.append(times, units, now=float(now))
+        index = match(units)
+        always.append(times[index != UNKNOWN], index[index != UNKNOWN])
+        if now > 3.0 - always.window_s:
+            expected = always.decode(float(now))
+    swapped = open_runtime(other, epoch=0.0, like=always)
+    assert swapped._session is always._session, "the graph is shared"
+    if tiny.bundle.manifest.family == "possm":
+        swapped.continue_from(always)
+    times, units = recent.since(float(now) - swapped.window_s)
+    index = match(units)
+    swapped.append(times[index != UNKNOWN], index[index != UNKNOWN])
+    np.testing.assert_allclose(swapped.decode(float(now)), expected, atol=1e-5)
+
+
+def test_a_pause_is_zero_and_invalid_and_ends_at_once(tiny, rig) -> None:
+    cursor, client = rig
+    frames = frames_until(cursor, is_decoding)
+    status = told(client, control.Pause(why="the operator asked"))
+    assert "the operator asked" in status.detail
+    frames += frames_until(cursor, lambda f: f.state == "paused")
+    frames += frames_until(cursor, lambda f: f.seq > frames[-1].seq + 80)
+    assert frames[-1].state == "paused"
+    told(client, control.Resume())
+    resumed = frames_until(cursor, is_decoding, timeout_s=1.0)
+    assert len(resumed) < 30, "spikes were kept during the pause"
+    assert_safe(frames + resumed)
+
+
+def test_filters_change_what_leaves(tiny, rig) -> None:
+    cursor, client = rig
+    frames_until(cursor, is_decoding)
+    status = told(client, control.SetFilters(filters=Filters(gain=0.0)))
+    assert status.filters.gain == 0.0
+    frames = frames_until(cursor, lambda f: f.valid and f.velocity == (0.0, 0.0))
+    assert_safe(frames)
+
+
+def test_commands_that_cannot_be_done_say_why_and_change_nothing(tiny, rig, tmp_path: Path) -> None:
+    cursor, client = rig
+    frames_until(cursor, is_decoding)
+    assert "no decoder before" in str(client.ask(control.Rollback()).problem)
+    assert "not the candidate" in str(client.ask(control.Activate(decoder="x")).problem)
+    told(client, control.Load(path=str(tmp_path / "nowhere.bundle")))
+    failed = wait_for("the problem", lambda: told(client, control.GetStatus()).load_problem)
+    assert "manifest.json" in failed
+
+    few = changed(tiny, tmp_path)
+    strangers = few.manifest.model_copy(
+        update={"unit_ids": tuple(f"stranger/{i}" for i in range(40)), "decoder_id": "strange"}
+    )
+    strange = bundles.write(
+        tmp_path / "strange.bundle", manifest=strangers, graph=few.graph_path, tables=few.tables,
+        weights={"nothing": np.zeros(1)},
+    )  # fmt: skip
+    load(client, strange)
+    assert "0 of the decoder's 40 units" in str(
+        client.ask(control.Activate(decoder="strange")).problem
+    )
+    context = zmq.Context()
+    raw = context.socket(zmq.REQ)
+    raw.connect(client.address)
+    raw.send(b"\xc1 not msgpack")
+    answer = msgspec.msgpack.decode(raw.recv(), type=control.Reply)
+    context.destroy(linger=0)
+    assert "not a command" in str(answer.problem)
+    frames = frames_until(cursor, is_decoding)
+    assert frames[-1].decoder == tiny.bundle.manifest.decoder_id
+
+
+def test_nobody_there_is_an_error_in_time() -> None:
+    client = ControlClient(f"tcp://127.0.0.1:{free_port()}", timeout_s=0.1)
+    with pytest.raises(control.NoAnswerError, match="did not answer within"):
+        client.ask(control.GetStatus())
+    client.close()
