@@ -330,6 +330,32 @@ def evaluate(
         print_evaluation(_console(), result)
 
 
+@app.command(epilog="Example: volition record -o sessions --seconds 60 --name today")
+def record(
+    output: OutDir = Path("sessions"),
+    name: Annotated[str | None, typer.Option(help="Session id [date and time].")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=5.0, help="Labelled seconds; else until Ctrl-C.")
+    ] = None,
+    spikes: Annotated[str | None, typer.Option(help="LSL spike stream by name.")] = None,
+    stream_type: Annotated[
+        str, typer.Option(help="Spikes, SpikeCounts or SpikeEvents.")
+    ] = "Spikes",
+    kinematics: Annotated[str | None, typer.Option(help="LSL kinematics stream by name.")] = None,
+    markers: Annotated[str | None, typer.Option(help="LSL marker stream by name.")] = None,
+    subject: Annotated[str, typer.Option()] = "unknown",
+) -> None:
+    """Record live streams as a session, which `pretrain`, `adapt` and `evaluate` read."""
+    from clients.reports import run_recording
+    from streaming.lsl import StreamQuery
+    from streaming.record import RecordSettings
+
+    settings = RecordSettings(
+        spikes=StreamQuery(kind=stream_type, name=spikes), kinematics=kinematics, markers=markers
+    )
+    run_recording(_console(), output, name, settings, subject=subject, seconds=seconds)
+
+
 @app.command(epilog="Example: volition decode monkey.bundle --tick-ms 5 --stream-name rig-spikes")
 def decode(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A decoder bundle.")],

@@ -25,6 +25,7 @@ from streaming.sessions import Session, duration_s
 
 if TYPE_CHECKING:
     from clients.live import LiveScore
+    from streaming.record import RecordSettings
     from streaming.replay import ReplaySettings
     from training.adapt import AdaptSettings
     from training.evaluate import Evaluation
@@ -227,6 +228,40 @@ def run_adaptation(
         "seconds": time.monotonic() - began,
         "validation_r2": record.best_r2,
     }
+
+
+def run_recording(
+    console: Console,
+    folder: Path,
+    name: str | None,
+    settings: RecordSettings,
+    *,
+    subject: str,
+    seconds: float | None,
+) -> Path:
+    """Record until it is enough or Ctrl-C, with a progress bar; write the session."""
+    from streaming.record import Recorder, read_recording
+    from streaming.signals import stop_on_signal
+
+    name = name or time.strftime("%Y-%m-%d_%H%M%S")
+    recorder = Recorder(folder, name, settings, subject=subject)
+    columns = (
+        TextColumn("[bold]recording {task.fields[name]}"), BarColumn(),
+        TextColumn("{task.completed:.0f} s, {task.fields[spikes]:,} spikes"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress, stop_on_signal(recorder):
+        with console.status("looking for streams…"):
+            recorder.start()
+        bar = progress.add_task("", total=seconds, name=name, spikes=0)
+        with recorder:
+            recorder.run(
+                seconds,
+                on_poll=lambda r: progress.update(bar, completed=r.labelled_s, spikes=r.n_spikes),
+            )
+    session = read_recording(recorder.path)
+    path = sessions.save(session, folder)
+    print_session(console, session, path)
+    return path
 
 
 def play(console: Console, path: Path, settings: ReplaySettings) -> None:

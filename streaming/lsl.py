@@ -63,15 +63,25 @@ class StreamQuery:
 
         Raises StreamError where several match: which one drives the cursor is no coin's toss.
         """
-        prop, value = ("name", self.name) if self.name else ("type", self.kind)
-        found = pylsl.resolve_byprop(prop, value, minimum=2, timeout=timeout_s)
-        if len(found) > 1:
-            seen = sorted(f"{info.name()!r} on {info.hostname()}" for info in found)
-            raise StreamError(
-                f"{len(found)} streams have {self}: {', '.join(seen)}; expected one; "
-                + ("stop the others" if self.name else "choose one with --stream-name")
-            )
-        return found[0] if found else None
+        return only_stream(self.kind, self.name, timeout_s, hint="--stream-name")
+
+
+def only_stream(
+    kind: str, name: str | None, timeout_s: float, *, hint: str = "its name"
+) -> pylsl.StreamInfo | None:
+    """The one stream called `name`, or of type `kind`, seen within `timeout_s`; None if none.
+
+    Raises StreamError where several match.
+    """
+    prop, value = ("name", name) if name else ("type", kind)
+    found = pylsl.resolve_byprop(prop, value, minimum=2, timeout=timeout_s)
+    if len(found) > 1:
+        seen = sorted(f"{info.name()!r} on {info.hostname()}" for info in found)
+        raise StreamError(
+            f"{len(found)} streams have {prop} {value!r}: {', '.join(seen)}; expected one; "
+            + ("stop the others" if name else f"choose one with {hint}")
+        )
+    return found[0] if found else None
 
 
 class SpikeInlet:

@@ -1,0 +1,271 @@
+"""Spikes, kinematics and markers onto disk as they come, and back as a session.
+
+    volition record -o sessions --seconds 60
+
+A process of its own with inlets of its own, so that no disk touches a tick. While it runs:
+
+    NAME.recording/
+      about.json        session, subject, stream names, unit ids (again whenever units come)
+      spikes.bin        float64 time (LSL clock, s), int64 unit, a record a spike
+      kinematics.bin    float64 time, then `streaming.labels.COLUMNS`, a record a sample
+      markers.jsonl     time and text, a line a marker
+
+Files are only ever appended to, and flushed to the disk every half second: what is killed loses
+no more. `read_recording` makes a session of it, whole or cut short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pylsl
+
+from decoder.errors import SessionError, StreamError
+from streaming.labels import COLUMNS, POSITION, VELOCITY, find_kinematics, find_markers
+from streaming.lsl import RESOLVE_S, Floats, Ints, SpikeInlet, StreamQuery
+from streaming.sessions import (
+    Session,
+    Trials,
+    continuous_domain,
+    sorted_spikes,
+    velocity_of,
+    with_domains,
+    without_gaps,
+)
+from streaming.units import UNKNOWN
+
+SUFFIX = ".recording"
+ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (
+    "about.json",
+    "spikes.bin",
+    "kinematics.bin",
+    "markers.jsonl",
+)
+SPIKE = np.dtype([("time", "<f8"), ("unit", "<i8")])
+SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
+FLUSH_EVERY_S = 0.5
+POLL_S = 0.02
+MARKERS_WAIT_S = 0.5  # a rig may have none
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordSettings:
+    """Which streams to record; the only one of its kind where a name is left out."""
+
+    spikes: StreamQuery = field(default_factory=StreamQuery)
+    kinematics: str | None = None
+    markers: str | None = None
+    wait_s: float = 10.0
+
+
+class Recorder:
+    """Records into `folder/<session_id>.recording` from `start` until its `with` block ends.
+
+    Raises StreamError where there are no spikes or kinematics to record within `wait_s`, or
+    where a sender went away; SessionError where the disk fails. What came before is kept.
+    """
+
+    def __init__(
+        self, folder: Path, session_id: str, settings: RecordSettings, *, subject: str = "unknown"
+    ) -> None:
+        if Path(session_id).name != session_id:
+            raise SessionError(f"session id {session_id!r} can't be a folder's name")
+        self.path = folder / f"{session_id}{SUFFIX}"
+        if self.path.exists():
+            raise SessionError(f"{self.path} exists; choose another name, or move it away")
+        self.n_spikes = self.n_samples = self.n_markers = 0
+        self.labelled_s = 0.0  # of kinematics
+        self.should_stop = False
+        self._settings, self._session_id, self._subject = settings, session_id, subject
+        self._n_units = -1
+        self._first_sample: float | None = None
+        self._flushed_at = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def start(self) -> None:
+        """Find and open the streams, make the folder."""
+        deadline = time.monotonic() + self._settings.wait_s
+        found = None
+        while found is None and time.monotonic() < deadline:
+            found = self._settings.spikes.resolve(RESOLVE_S)
+        if found is None:
+            raise StreamError(f"no spike stream of {self._settings.spikes}; is the rig sending?")
+        kinematics = None
+        while kinematics is None and time.monotonic() < deadline + RESOLVE_S:
+            kinematics = find_kinematics(self._settings.kinematics, RESOLVE_S)
+        if kinematics is None:
+            which = self._settings.kinematics or "type 'Kinematics'"
+            raise StreamError(f"no kinematics stream ({which}); nothing would label the spikes")
+        self._spikes, self._kinematics = SpikeInlet(found), kinematics
+        self._markers = find_markers(self._settings.markers, MARKERS_WAIT_S)
+        try:
+            self.path.mkdir(parents=True)
+            names = (SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE)
+            self._files = [(self.path / name).open("ab") for name in names]
+        except OSError as error:
+            raise SessionError(f"{self.path}: can't be written ({error})") from error
+        self._note_units()
+
+    def poll(self) -> None:
+        """Write what waits on the streams."""
+        spikes, kinematics, markers = self._files
+        try:
+            times, units = self._spikes.drain(pylsl.local_clock())
+            usable = np.isfinite(times) & (units != UNKNOWN)
+            if len(self._spikes.unit_ids) != self._n_units:
+                self._note_units()
+            spikes.write(_records(SPIKE, times[usable], units[usable]))
+            self.n_spikes += int(usable.sum())
+            times, values = self._kinematics.drain()
+            kinematics.write(_records(SAMPLE, times, values))
+            self._count_samples(times)
+            for at, text in self._markers.drain() if self._markers else ():
+                markers.write((json.dumps({"time": at, "text": text}) + "\n").encode())
+                self.n_markers += 1
+            if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
+                self._flush()
+        except OSError as error:
+            raise SessionError(
+                f"{self.path}: can't be written ({error}); make room. What came before is kept"
+            ) from error
+
+    def run(
+        self, seconds: float | None, on_poll: Callable[[Recorder], None] = lambda recorder: None
+    ) -> None:
+        """Poll until so many seconds are labelled, or `should_stop`."""
+        while not self.should_stop and (seconds is None or self.labelled_s < seconds):
+            self.poll()
+            on_poll(self)
+            time.sleep(POLL_S)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._flush()
+        for file in self._files:
+            file.close()
+        for inlet in (self._spikes, self._kinematics, self._markers):
+            if inlet is not None:
+                inlet.close()
+
+    def _count_samples(self, times: Floats) -> None:
+        self.n_samples += len(times)
+        if len(times):
+            self._first_sample = self._first_sample or float(times[0])
+            self.labelled_s = float(times[-1]) - self._first_sample
+
+    def _flush(self) -> None:
+        self._flushed_at = time.monotonic()
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _note_units(self) -> None:
+        self._n_units = len(self._spikes.unit_ids)
+        about = {
+            "session_id": self._session_id,
+            "subject_id": self._subject,
+            "unit_ids": self._spikes.unit_ids,
+            "spikes": self._spikes.name,
+            "kinematics": self._kinematics.name,
+            "markers": self._markers.name if self._markers else None,
+        }
+        partial = self.path / f".{ABOUT}.partial"
+        partial.write_text(json.dumps(about, indent=2) + "\n")
+        os.replace(partial, self.path / ABOUT)
+
+
+def _records(kind: np.dtype[np.void], times: Floats, values: Floats | Ints) -> bytes:
+    records = np.empty(len(times), dtype=kind)
+    first, second = kind.names or ()
+    records[first], records[second] = times, values
+    return records.tobytes()
+
+
+def read_recording(path: Path | str) -> Session:
+    """A recording as a session, its domains cut 70/10/20; SessionError where too little is there.
+
+    A last record that was cut short is left out. Units without a spike stay.
+    """
+    path = Path(path)
+    about = _about(path)
+    spikes, samples = _read(path / SPIKES_FILE, SPIKE), _read(path / KINEMATICS_FILE, SAMPLE)
+    times, first = np.unique(samples["time"], return_index=True)
+    values = samples["values"][first]
+    finite = np.isfinite(times) & np.isfinite(values[:, POSITION]).all(axis=1)
+    times, values = times[finite], values[finite]
+    if len(times) < 2:
+        raise SessionError(f"{path}: {len(times)} samples of kinematics; expected many more")
+    pos, vel = values[:, POSITION], values[:, VELOCITY]
+    if not np.isfinite(vel).all():
+        vel = velocity_of(pos, times)
+    spike_times, spike_units, _ = sorted_spikes(spikes["time"], spikes["unit"])
+    inside = (spike_times >= times[0]) & (spike_times < times[-1])
+    domain = without_gaps(continuous_domain(times), times)
+    return with_domains(
+        Session(
+            session_id=about["session_id"],
+            subject_id=about["subject_id"],
+            unit_ids=tuple(about["unit_ids"]),
+            spike_times=spike_times[inside],
+            spike_units=spike_units[inside],
+            cursor_times=times,
+            cursor_pos=pos,
+            cursor_vel=vel,
+            domain=domain,
+            train_domain=domain,
+            valid_domain=domain,
+            test_domain=domain,
+            trials=_trials(path / MARKERS_FILE, times),
+            source=f"recorded from {about['spikes']} and {about['kinematics']}",
+        )
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((path / ABOUT).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise SessionError(f"{path}: not a recording ({error}); expected {ABOUT} in it") from error
+    return about
+
+
+def _read(path: Path, kind: np.dtype[np.void]) -> np.ndarray[Any, np.dtype[np.void]]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SessionError(f"{path}: can't be read ({error})") from error
+    return np.frombuffer(content[: len(content) // kind.itemsize * kind.itemsize], dtype=kind)
+
+
+def _trials(path: Path, times: Floats) -> Trials | None:
+    """Trials from `trial_start i` and `trial_end i`, those that lie inside the kinematics."""
+    begun: dict[str, float] = {}
+    intervals = []
+    for line in path.read_text().splitlines():
+        try:
+            marker = json.loads(line)
+        except json.JSONDecodeError:
+            break  # cut short
+        if match := re.fullmatch(r"trial_(start|end) (\S+)", marker["text"]):
+            if match[1] == "start":
+                begun[match[2]] = marker["time"]
+            elif (start := begun.pop(match[2], None)) is not None and start >= times[0]:
+                intervals.append((start, marker["time"]))
+    return Trials(intervals=np.array(intervals)) if intervals else None

@@ -1,0 +1,103 @@
+"""What streams live is on the disk as a session, also where the recorder is killed."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pylsl
+import pytest
+
+from decoder.errors import SessionError, StreamError
+from streaming import sessions
+from streaming.lsl import StreamQuery
+from streaming.record import KINEMATICS_FILE, SPIKES_FILE, Recorder, RecordSettings, read_recording
+from tests.rig import Process, running, wait_for
+from tests.streaming.test_live import stream_of
+
+
+def record_arguments(tiny, folder: Path, *more: str) -> tuple[str, ...]:
+    name = tiny.session.session_id
+    return (
+        "record", "-o", str(folder), "--name", "today", "--spikes", stream_of(tiny),
+        "--kinematics", f"{name}-kinematics", "--markers", f"{name}-markers", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def played(tiny, tmp_path: Path):
+    """The tiny session, streaming with a lead that lets a recorder connect first."""
+    with running(
+        tmp_path / "replay.log", "replay", str(tiny.session_path), "--wait", "--lead", "3"
+    ) as replay:
+        yield replay
+
+
+def test_a_recording_is_the_session_that_was_played(tiny, played, tmp_path: Path) -> None:
+    process = Process(tmp_path / "record.log", *record_arguments(tiny, tmp_path, "--seconds", "8"))
+    assert process.popen.wait(60) == 0, process.output()
+    recorded = sessions.load(tmp_path / "today.h5")
+    original = tiny.session
+    assert recorded.unit_ids == original.unit_ids
+    shift = recorded.cursor_times[0] - original.cursor_times[0]
+    n = len(recorded.cursor_times)
+    assert n >= 700
+    np.testing.assert_allclose(recorded.cursor_times - shift, original.cursor_times[:n], atol=2e-3)
+    np.testing.assert_allclose(recorded.cursor_vel, original.cursor_vel[:n], atol=1e-9)
+    start, end = recorded.cursor_times[[0, -1]]
+    part = original.spikes_between(start - shift, end - shift - 0.5)
+    there = recorded.spikes_between(start, end - 0.5)
+    assert abs((there.stop - there.start) - (part.stop - part.start)) <= 3
+    assert recorded.trials is not None
+    assert sessions.duration_s(recorded.domain) == pytest.approx(end - start, abs=0.05)
+
+
+def test_a_killed_recorder_loses_at_most_a_second(tiny, played, tmp_path: Path) -> None:
+    process = Process(tmp_path / "record.log", *record_arguments(tiny, tmp_path))
+    folder = tmp_path / "today.recording"
+    wait_for("5 s", lambda: _seconds_in(folder) > 5.0, timeout_s=60.0)
+    killed_at = pylsl.local_clock()
+    process.popen.send_signal(signal.SIGKILL)
+    process.popen.wait()
+    with (folder / SPIKES_FILE).open("ab") as file:
+        file.write(b"half a re")  # as a cut in the middle of a write would leave it
+    session = read_recording(folder)
+    assert killed_at - session.cursor_times[-1] < 1.0
+    assert killed_at - session.spike_times[-1] < 1.0
+    sessions.check(session)
+    process = Process(tmp_path / "again.log", *record_arguments(tiny, tmp_path))
+    assert process.popen.wait(30) == 1
+    assert "exists; choose another name" in process.output().replace("\n", " ")
+
+
+def _seconds_in(folder: Path) -> float:
+    try:
+        times = read_recording(folder).cursor_times
+    except SessionError:
+        return 0.0
+    return float(times[-1] - times[0])
+
+
+def test_a_rig_without_kinematics_is_told_so(tmp_path: Path) -> None:
+    name = f"alone-{time.time_ns()}"
+    info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int32, name)
+    outlet = pylsl.StreamOutlet(info)
+    settings = RecordSettings(
+        spikes=StreamQuery(name=name), kinematics=f"{name}-kinematics", wait_s=1.0
+    )
+    with pytest.raises(StreamError, match="nothing would label"):
+        Recorder(tmp_path, "today", settings).start()
+    del outlet
+    assert not (tmp_path / "today.recording").exists()
+
+
+def test_what_is_no_recording_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match="not a recording"):
+        read_recording(tmp_path)
+    (tmp_path / "about.json").write_text('{"session_id": "a", "subject_id": "b", "unit_ids": []}')
+    for name in (SPIKES_FILE, KINEMATICS_FILE):
+        (tmp_path / name).touch()
+    with pytest.raises(SessionError, match="0 samples of kinematics"):
+        read_recording(tmp_path)
