@@ -208,11 +208,11 @@ def pretrain(
         )
 
 
-@app.command(epilog="Example: volition adapt runs/corpus sessions/today.h5 -o runs/today")
+@app.command(epilog="Example: volition adapt monkey.bundle sessions/today.h5 -o today.bundle")
 def adapt(
-    run: Annotated[Path, typer.Argument(help="A folder that `volition pretrain` made.")],
+    run: Annotated[Path, typer.Argument(help="A bundle, or a run of `volition pretrain`.")],
     session: Annotated[Path, typer.Argument(help="A session whose units are new to it.")],
-    output: OutDir,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle (or run) to write.")],
     seconds: Annotated[
         float, typer.Option(min=5.0, help="Labelled data, from the start of its training domain.")
     ] = 40.0,

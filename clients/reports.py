@@ -18,7 +18,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from decoder.bundle import GRAPH, TABLES, WEIGHTS, Bundle, PossmSizes
+from decoder.bundle import (
+    GRAPH,
+    MANIFEST,
+    TABLES,
+    WEIGHTS,
+    Bundle,
+    PossmSizes,
+    open_bundle,
+)
 from decoder.errors import TrainingError
 from streaming import sessions
 from streaming.sessions import Session, duration_s
@@ -203,9 +211,10 @@ def simulate_corpus(
 def run_adaptation(
     console: Console, run: Path, session_path: Path, output: Path, settings: AdaptSettings
 ) -> dict[str, Any]:
-    """Identify a session's units with a progress bar and write the new run."""
+    """Identify a session's units with a progress bar; a run becomes a run, a bundle a bundle."""
     from training import adapt, runs
     from training.checkpoints import save_run
+    from training.export import refold
 
     model, record = runs.load_model(run)
     session = sessions.load(session_path)
@@ -220,12 +229,17 @@ def run_adaptation(
             model, record, session, settings,
             on_step=lambda step, r2: progress.update(bar, completed=step, r2=r2),
         )  # fmt: skip
-    save_run(output, record, runs.weights(model))
+    took_s = time.monotonic() - began
+    if (run / MANIFEST).is_file():
+        metrics = {"validation_r2": record.best_r2}
+        refold(open_bundle(run), model, record, session.session_id, output, metrics)
+    else:
+        save_run(output, record, runs.weights(model))
     return {
-        "run": str(output),
+        "output": str(output),
         "session": session.session_id,
         "units": session.n_units,
-        "seconds": time.monotonic() - began,
+        "seconds": took_s,
         "validation_r2": record.best_r2,
     }
 

@@ -36,6 +36,7 @@ GRAPH, TABLES, WEIGHTS, MANIFEST = (
     "weights.safetensors",
     "manifest.json",
 )
+RUN = "run"  # key of the metadata in the weights' file
 Array = NDArray[np.float32]
 
 
@@ -204,9 +205,11 @@ def write(
     graph: Path,
     tables: UnitTables,
     weights: Mapping[str, NDArray[np.generic]],
+    run: str | None = None,
 ) -> Bundle:
     """Write a bundle folder, whole or not at all; checksums are filled in.
 
+    run: what `training.runs` has to know of the weights to go on with them, as JSON.
     Raises BundleError where `path` exists and is not a bundle, so that nothing else is replaced.
     """
     path = Path(path)
@@ -218,7 +221,7 @@ def write(
     try:
         shutil.copyfile(graph, partial / GRAPH)
         save_file(tables.as_dict(), partial / TABLES)
-        save_file(dict(weights), partial / WEIGHTS)
+        save_file(dict(weights), partial / WEIGHTS, metadata=None if run is None else {RUN: run})
         checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}
         complete = manifest.model_copy(update={"checksums": checksums})
         (partial / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch_brain.models.poyo import POYO
@@ -55,6 +56,7 @@ from training.model import (
 from training.possm import Possm, PossmConfig
 
 OPSET = 23
+EMBEDDINGS = ("unit_emb", "session_emb")
 EXAMPLE_SPIKES = 64
 SPIKE_INPUTS = ("tokens", "window_cos", "window_sin", "boundary_lse", "boundary_value", "session")
 INPUTS = {"poyo": SPIKE_INPUTS, "possm": (*SPIKE_INPUTS, "state", "share")}
@@ -260,7 +262,17 @@ def export_graph(model: Model, config: Config, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    program.save(str(path), external_data=False)
+    onnx.save(_without_traces(program.model_proto), str(path))
+
+
+def _without_traces(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Without what torch notes of every node: lines of source, with paths of this machine."""
+    parts = [graph, graph.graph, *graph.functions]
+    for part in (graph.graph, *graph.functions):
+        parts += [*part.node, *part.value_info]
+    for part in parts:
+        del part.metadata_props[:]
+    return graph
 
 
 @contextlib.contextmanager
@@ -300,10 +312,42 @@ def export_model(
     metrics: dict[str, float] | None = None,
 ) -> bundle.Bundle:
     """Write a model as a bundle for one session of its record."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / bundle.GRAPH
+        export_graph(model, record.config(), graph)
+        return _write(model, record, session_id, path, graph, metrics)
+
+
+def refold(
+    base: bundle.Bundle,
+    model: Model,
+    record: runs.RunRecord,
+    session_id: str,
+    path: Path | str,
+    metrics: dict[str, float] | None = None,
+) -> bundle.Bundle:
+    """`export_model` where only embeddings were learned since `base`: its graph, new tables.
+
+    Raises TrainingError where anything else of the model differs from the bundle's weights.
+    """
+    before = runs.load_tensors(base.weights_path)
+    for name, tensor in runs.weights(model).items():
+        if not name.startswith(EMBEDDINGS) and not torch.equal(tensor, before[name]):
+            raise TrainingError(f"{name} is not that of {base.path}; export the model anew")
+    return _write(model, record, session_id, path, base.graph_path, metrics)
+
+
+def _write(
+    model: Model,
+    record: runs.RunRecord,
+    session_id: str,
+    path: Path | str,
+    graph: Path,
+    metrics: dict[str, float] | None,
+) -> bundle.Bundle:
     config = record.config()
     prefix = f"{session_id}/"
     words = [word for word in record.unit_words if word.startswith(prefix)]
-    tables = fold_tables(model, config, words, session_id)
     scale = record.scale(session_id)
     manifest = bundle.Manifest(
         decoder_id=bundle.new_decoder_id(session_id),
@@ -321,16 +365,14 @@ def export_model(
         history=tuple(bundle.HistoryPoint.model_validate(point) for point in record.history),
         checksums={},
     )
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / bundle.GRAPH
-        export_graph(model, config, graph)
-        return bundle.write(
-            path,
-            manifest=manifest,
-            graph=graph,
-            tables=tables,
-            weights={k: np.ascontiguousarray(v.numpy()) for k, v in runs.weights(model).items()},
-        )
+    return bundle.write(
+        path,
+        manifest=manifest,
+        graph=graph,
+        tables=fold_tables(model, config, words, session_id),
+        weights={k: np.ascontiguousarray(v.numpy()) for k, v in runs.weights(model).items()},
+        run=runs.portable(record),
+    )
 
 
 def _provenance(record: runs.RunRecord) -> dict[str, str | float | int]:

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from decoder import bundle
 from decoder.errors import TrainingError
 from training.families import CONFIGS, Config, Model, build
 from training.windows import OutputScale
@@ -142,10 +143,30 @@ def set_weights(model: Model, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
 
 
-def load_model(run: Path | str) -> tuple[Model, RunRecord]:
-    """The best model of a run, in evaluation mode, and its record."""
-    run = Path(run)
-    record = load_record(run)
+def portable(record: RunRecord) -> str:
+    """A record as JSON that says nothing of the machine, for a bundle (`decoder.bundle.write`)."""
+    kept = record.model_copy(update={"session_paths": {}, "history": []})
+    return kept.model_dump_json()
+
+
+def load_model(path: Path | str) -> tuple[Model, RunRecord]:
+    """The model of a run (its best) or of a bundle, in evaluation mode, and its record."""
+    path = Path(path)
+    is_bundle = (path / bundle.MANIFEST).is_file()
+    record = _record_of(bundle.open_bundle(path)) if is_bundle else load_record(path)
     model = build(record.config(), record.unit_words, record.session_words)
-    set_weights(model, load_tensors(run / BEST))
+    set_weights(model, load_tensors(path / (bundle.WEIGHTS if is_bundle else BEST)))
     return model.eval(), record
+
+
+def _record_of(opened: bundle.Bundle) -> RunRecord:
+    with safe_open(opened.weights_path, framework="pt") as file:
+        record = (file.metadata() or {}).get(bundle.RUN)
+    if record is None:
+        raise TrainingError(
+            f"{opened.path} does not say which units its weights are of; export the run again"
+        )
+    try:
+        return RunRecord.model_validate_json(record)
+    except ValidationError as error:
+        raise TrainingError(f"{opened.path}: not a run of this version ({error})") from error

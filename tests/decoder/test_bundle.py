@@ -118,3 +118,9 @@ def test_the_graph_scatters_nothing(tiny) -> None:
     kinds = {node.op_type for node in onnx.load(tiny.bundle.graph_path).graph.node}
     assert {"MatMul", "Softmax"} <= kinds
     assert not {kind for kind in kinds if kind.startswith("Scatter")}
+
+
+def test_the_graph_says_nothing_of_the_machine_that_made_it(tiny) -> None:
+    content = tiny.bundle.graph_path.read_bytes()
+    assert b"site-packages" not in content
+    assert str(Path(__file__).parent.parent.parent).encode() not in content

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from decoder import bundle as bundles
 from decoder.errors import TrainingError
+from decoder.runtime import open_runtime
 from streaming.sessions import Session, duration_s
 from training import runs
 from training.adapt import AdaptSettings, first_seconds, identify_units, with_session
+from training.export import export_model, refold
 from training.pretrain import PretrainSettings, pretrain
 from training.simulate import simulate
 
@@ -90,3 +94,44 @@ def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
     loaded, loaded_record = runs.load_model(tmp_path / "today")
     assert loaded_record.session_words == record.session_words
     assert torch.equal(loaded.unit_emb.weight, model.unit_emb.weight)
+
+
+def test_a_bundle_alone_can_be_adapted_and_keeps_its_graph(pretrained, today, tmp_path) -> None:
+    model, record = pretrained
+    record.session_paths["a session"] = "/somewhere/here.h5"
+    (known,) = record.session_words
+    base = export_model(model, record, known, tmp_path / "base.bundle")
+    loaded, loaded_record = runs.load_model(base.path)
+    assert loaded_record.unit_words == record.unit_words
+    assert not loaded_record.session_paths, "no path of the machine leaves with a bundle"
+    assert loaded_record.unit_tuning == record.unit_tuning
+    adapted, extended = identify_units(
+        loaded, loaded_record, today, AdaptSettings(steps=4, learning_rate=2e-2)
+    )
+    folded = refold(base, adapted, extended, today.session_id, tmp_path / "today.bundle")
+    exported = export_model(adapted, extended, today.session_id, tmp_path / "again.bundle")
+    checksums = folded.manifest.checksums
+    assert checksums["graph.onnx"] == base.manifest.checksums["graph.onnx"]
+    assert checksums["tables.safetensors"] == exported.manifest.checksums["tables.safetensors"]
+    outputs = []
+    for one in (folded, exported):
+        runtime = open_runtime(one, epoch=0.0)
+        part = today.spikes_between(0.0, 2.0)
+        runtime.append(today.spike_times[part], today.spike_units[part])
+        outputs.append(runtime.decode(2.0))
+    np.testing.assert_allclose(*outputs, atol=1e-6)
+
+    with torch.no_grad():
+        adapted.readout.weight += 0.1
+    with pytest.raises(TrainingError, match="weight is not that of"):
+        refold(base, adapted, extended, today.session_id, tmp_path / "wrong.bundle")
+    assert not (tmp_path / "wrong.bundle").exists()
+
+
+def test_a_bundle_that_does_not_know_its_units_is_not_adapted(tiny, tmp_path: Path) -> None:
+    bare = bundles.write(
+        tmp_path / "bare.bundle", manifest=tiny.bundle.manifest, graph=tiny.bundle.graph_path,
+        tables=tiny.bundle.tables, weights={"nothing": np.zeros(1)},
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="export the run again"):
+        runs.load_model(bare.path)
