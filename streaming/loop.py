@@ -32,7 +32,7 @@ from streaming.control import Command, ControlSocket, Reply
 from streaming.health import TickHealth
 from streaming.lsl import Connector, SpikeInlet, StreamQuery
 from streaming.publish import Publisher
-from streaming.recent import RecentSpikes
+from streaming.recent import KEEP_S, RecentSpikes
 from streaming.settings import DaemonSettings
 from streaming.signals import stop_on_signal
 from streaming.states import State, StreamWatch
@@ -97,6 +97,8 @@ class Daemon:
         self._faulty = False
         self._paused: str | None = None
         self._status_due = 0.0
+        self._latency: wire.Quantiles | None = None  # of the last period, as is the rate
+        self._spikes_per_s = 0.0
 
     @property
     def bundle(self) -> Bundle:
@@ -136,6 +138,7 @@ class Daemon:
             self._obey(window_end)
             if self.state is not before or window_end >= self._status_due:
                 self._status_due = window_end + STATUS_EVERY_S
+                self._latency, self._spikes_per_s = self.health.read(window_end)
                 self.publisher.send_status(self.status(window_end))
 
     def tick(self, window_end: float) -> None:
@@ -280,6 +283,8 @@ class Daemon:
         self.runtime, self.previous, self.match = runtime, self.runtime, match
         self.connector.bundle_units = unit_ids
         self.admission.window_s = self.watch.window_s = runtime.window_s
+        if runtime.window_s > KEEP_S:  # it has not seen a whole window yet
+            self.watch.forget()
         self.loader.drop()
         self._faulty = False
         return None
@@ -313,7 +318,6 @@ class Daemon:
 
     def status(self, now: float) -> wire.Status:
         """The daemon's health at `now`, seconds on the LSL clock."""
-        latency, spikes_per_s = self.health.read(now)
         inlet = self.inlet
         return wire.Status(
             schema=wire.SCHEMA_VERSION,
@@ -325,8 +329,8 @@ class Daemon:
             uptime_s=now - self.started,
             ticks=self._seq,
             late_ticks=self.metronome.n_late,
-            latency=latency,
-            spikes_per_s=spikes_per_s,
+            latency=self._latency,
+            spikes_per_s=self._spikes_per_s,
             backlog_s=self.health.backlog_s,
             stream=inlet.name if inlet else None,
             known_units=self.match.n_known if inlet else 0,

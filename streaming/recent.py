@@ -11,7 +11,7 @@ import numpy as np
 from decoder.ring import Floats, Ints, TokenRing
 from decoder.runtime import FUTURE_S, MAX_RATE_HZ
 
-KEEP_S = 1.5  # more than any window
+KEEP_S = 1.5  # more than the window of any preset
 
 
 class RecentSpikes:

@@ -67,7 +67,7 @@ def test_live_velocities_equal_the_reference_on_the_same_spikes(tiny, tmp_path: 
         CursorSubscriber(address) as cursor,
     ):
         frames = frames_until(cursor, lambda f: f.state in ("ready", "warming"))
-        with running(tmp_path / "replay.log", "replay", str(tiny.session_path), "--lead", "3"):
+        with running(tmp_path / "replay.log", "replay", str(tiny.session_path), "--lead", "5"):
             inlet = record(stream_of(tiny))
             frames += frames_until(cursor, is_decoding)
             start = frames[-1].window_end
