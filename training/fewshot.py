@@ -37,7 +37,7 @@ from training.pretrain import PretrainSettings, pretrain
 
 TICK_S = 0.05  # between scored decodes
 STEPS_ON_ALL = 400
-SCRATCH_MINUTES = 1.0  # from scratch gets more time than unit identification takes
+SCRATCH_MINUTES = 0.5  # several times what unit identification takes
 
 
 @dataclass(frozen=True, kw_only=True)
