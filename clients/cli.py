@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from streaming.sessions import Split
+    from training.labels import Labels
     from training.simulate import Task
 
 app = typer.Typer(
@@ -217,6 +218,9 @@ def adapt(
         float, typer.Option(min=5.0, help="Labelled data, from the start of its training domain.")
     ] = 40.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Left out: as many as it needs.")] = None,
+    labels: Annotated[
+        str, typer.Option(help="kinematics, intention or retrospective: what velocity means.")
+    ] = "kinematics",
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Json = False,
 ) -> None:
@@ -227,7 +231,7 @@ def adapt(
 
     summary = run_adaptation(
         _console(stderr=True), run, session, output,
-        AdaptSettings(seconds=seconds, steps=steps, seed=seed),
+        AdaptSettings(seconds=seconds, steps=steps, seed=seed, labels=cast("Labels", labels)),
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(summary, indent=2))

@@ -30,7 +30,7 @@ import numpy as np
 import pylsl
 
 from decoder.errors import SessionError, StreamError
-from streaming.labels import COLUMNS, POSITION, VELOCITY, find_kinematics, find_markers
+from streaming.labels import COLUMNS, POSITION, TARGET, VELOCITY, find_kinematics, find_markers
 from streaming.lsl import RESOLVE_S, Floats, Ints, SpikeInlet, StreamQuery
 from streaming.sessions import (
     Session,
@@ -232,7 +232,7 @@ def read_recording(path: Path | str) -> Session:
             train_domain=domain,
             valid_domain=domain,
             test_domain=domain,
-            trials=_trials(path / MARKERS_FILE, times),
+            trials=_trials(path / MARKERS_FILE, times, values[:, TARGET]),
             source=f"recorded from {about['spikes']} and {about['kinematics']}",
         )
     )
@@ -254,10 +254,13 @@ def _read(path: Path, kind: np.dtype[np.void]) -> np.ndarray[Any, np.dtype[np.vo
     return np.frombuffer(content[: len(content) // kind.itemsize * kind.itemsize], dtype=kind)
 
 
-def _trials(path: Path, times: Floats) -> Trials | None:
-    """Trials from `trial_start i` and `trial_end i`, those that lie inside the kinematics."""
+def _trials(path: Path, times: Floats, targets: Floats) -> Trials | None:
+    """Trials from `trial_start i` and `trial_end i`, those that lie inside the kinematics.
+
+    A trial's target is where it last stood, of `targets` (n, 2) at `times`; NaN where none was.
+    """
     begun: dict[str, float] = {}
-    intervals = []
+    intervals, at_end = [], []
     for line in path.read_text().splitlines():
         try:
             marker = json.loads(line)
@@ -268,4 +271,11 @@ def _trials(path: Path, times: Floats) -> Trials | None:
                 begun[match[2]] = marker["time"]
             elif (start := begun.pop(match[2], None)) is not None and start >= times[0]:
                 intervals.append((start, marker["time"]))
-    return Trials(intervals=np.array(intervals)) if intervals else None
+                first, last = np.searchsorted(times, intervals[-1])
+                at_end.append(targets[last - 1] if last > first else np.full(2, np.nan))
+    if not intervals:
+        return None
+    has_targets = bool(np.isfinite(at_end).all(axis=1).any())
+    return Trials(
+        intervals=np.array(intervals), target_pos=np.array(at_end) if has_targets else None
+    )

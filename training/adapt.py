@@ -24,6 +24,7 @@ from decoder.errors import TrainingError
 from streaming.sessions import Session, duration_s, intersect, time_after
 from training import runs
 from training.families import Model, forward
+from training.labels import Labels, relabelled
 from training.pretrain import evaluate, window_source
 from training.tuning import nearest_mean, tuning
 from training.windows import OutputScale, unit_words
@@ -41,6 +42,7 @@ class AdaptSettings:
     seconds: labelled data, from the start of the training domain; all of it where None.
     steps, learning_rate: where None, a few small steps if the run knows its units' tuning, so that
         new ones begin where like ones stand; more and larger ones if not.
+    labels: what the session's velocity means (`training.labels`).
     """
 
     seconds: float | None = 40.0
@@ -49,6 +51,7 @@ class AdaptSettings:
     learning_rate: float | None = None
     keep_units: tuple[float, float] = (0.5, 1.0)
     seed: int = 0
+    labels: Labels = "kinematics"
 
     def of(self, record: runs.RunRecord) -> tuple[int, float]:
         """Steps and peak learning rate for a run."""
@@ -71,7 +74,7 @@ def identify_units(
     """
     settings = settings or AdaptSettings()
     steps, learning_rate = settings.of(record)
-    labelled = first_seconds(session, settings.seconds)
+    labelled = first_seconds(relabelled(session, settings.labels), settings.seconds)
     torch.manual_seed(settings.seed)
     model, record = with_session(model, record, labelled)
     config = record.config()

@@ -16,6 +16,7 @@ from streaming.lsl import StreamQuery
 from streaming.record import KINEMATICS_FILE, SPIKES_FILE, Recorder, RecordSettings, read_recording
 from tests.rig import Process, running, wait_for
 from tests.streaming.test_live import stream_of
+from training.labels import relabelled
 
 
 def record_arguments(tiny, folder: Path, *more: str) -> tuple[str, ...]:
@@ -91,6 +92,50 @@ def test_a_rig_without_kinematics_is_told_so(tmp_path: Path) -> None:
         Recorder(tmp_path, "today", settings).start()
     del outlet
     assert not (tmp_path / "today.recording").exists()
+
+
+def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:
+    name = f"rig-{time.time_ns()}"
+    spikes = pylsl.StreamOutlet(
+        pylsl.StreamInfo(f"{name}-s", "SpikeEvents", 2, 0.0, pylsl.cf_int32, f"{name}-s")
+    )
+    info = pylsl.StreamInfo(f"{name}-k", "Kinematics", 4, 100.0, pylsl.cf_double64, f"{name}-k")
+    info.set_channel_labels(["pos_x", "pos_y", "target_x", "target_y"])
+    info.set_channel_units(["cm"] * 4)
+    kinematics = pylsl.StreamOutlet(info)
+    markers = pylsl.StreamOutlet(
+        pylsl.StreamInfo(f"{name}-m", "Markers", 1, 0.0, pylsl.cf_string, f"{name}-m")
+    )
+    settings = RecordSettings(
+        spikes=StreamQuery(name=f"{name}-s"), kinematics=f"{name}-k", markers=f"{name}-m"
+    )
+    recorder = Recorder(tmp_path, "today", settings)
+    recorder.start()
+    with recorder:
+        for outlet in (spikes, kinematics, markers):
+            assert outlet.wait_for_consumers(5.0)
+        begin = pylsl.local_clock() - 10.0
+        times = begin + 0.01 * np.arange(1000)
+        angle = 2 * np.pi * np.arange(1000) / 500
+        target = np.where(np.arange(1000)[:, None] < 500, [[8.0, 0.0]], [[0.0, -8.0]])
+        samples = np.column_stack([5 * np.cos(angle), 5 * np.sin(angle), target])
+        kinematics.push_chunk(samples.tolist(), times.tolist())
+        spikes.push_chunk([[3, 0], [4, 1]] * 400, (begin + 0.012 * np.arange(800)).tolist())
+        for i, (a, b) in enumerate([(0.5, 4.5), (5.5, 9.5)]):
+            markers.push_sample([f"trial_start {i}"], begin + a)
+            markers.push_sample([f"trial_end {i}"], begin + b)
+        wait_for(
+            "all of it",
+            lambda: recorder.poll() or (recorder.n_markers == 4 and recorder.n_samples == 1000),
+        )
+    session = sessions.check(read_recording(recorder.path))
+    assert session.unit_ids == ("3/0", "4/1")
+    np.testing.assert_allclose(session.trials.target_pos, [[0.08, 0.0], [0.0, -0.08]])
+    speed = np.linalg.norm(session.cursor_vel[5:-5], axis=1)
+    np.testing.assert_allclose(speed, 0.05 * 2 * np.pi / 5, rtol=0.01)  # of pos: no vel was sent
+    saved = sessions.load(sessions.save(session, tmp_path))
+    np.testing.assert_allclose(saved.trials.target_pos, session.trials.target_pos)
+    relabelled(saved, "intention")
 
 
 def test_what_is_no_recording_says_so(tmp_path: Path) -> None:

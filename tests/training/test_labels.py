@@ -1,0 +1,73 @@
+"""Intended velocities: toward the target, zero while holding, only where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from decoder.errors import TrainingError
+from streaming.sessions import Session, Trials, check, within
+from training.labels import HOLD_RADIUS_M, REACTION_S, relabelled
+from training.simulate import simulate
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return simulate(n_units=8, minutes=2.0, subject=1, seed=5)
+
+
+def toward_of(session: Session, times: np.ndarray) -> np.ndarray:
+    """Unit vectors from the cursor to the target of the trial at each time."""
+    index = np.searchsorted(session.trials.intervals[:, 0], times, side="right") - 1
+    pos = [np.interp(times, session.cursor_times, xy) for xy in session.cursor_pos.T]
+    away = session.trials.target_pos[index] - np.stack(pos, axis=1)
+    return away / np.linalg.norm(away, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("labels", ["intention", "retrospective"])
+def test_velocity_points_at_the_target_and_rests_in_it(session: Session, labels: str) -> None:
+    meant = check(relabelled(session, labels))
+    kept = within(session.cursor_times, meant.domain)
+    times, velocity = session.cursor_times[kept], meant.cursor_vel[kept]
+    speed = np.linalg.norm(velocity, axis=1)
+    moving = speed > 1e-6
+    cosine = (velocity[moving] * toward_of(session, times[moving])).sum(axis=1) / speed[moving]
+    assert cosine.min() > 0.999
+    assert 0.1 < moving.mean() < 1.0
+    index = np.searchsorted(session.trials.intervals[:, 0], times, side="right") - 1
+    distance = np.linalg.norm(session.trials.target_pos[index] - session.cursor_pos[kept], axis=1)
+    assert (speed[distance < HOLD_RADIUS_M] == 0).all()
+    assert (times - session.trials.intervals[index, 0] >= REACTION_S - 0.02).all()
+
+
+def test_a_cursor_that_is_driven_astray_is_labelled_toward_its_target(session: Session) -> None:
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])  # by 90 degrees
+    astray = replace(session, cursor_vel=session.cursor_vel @ turn.T)
+    meant = relabelled(astray, "intention")
+    kept = within(session.cursor_times, meant.domain)
+    velocity = meant.cursor_vel[kept]
+    straight = relabelled(session, "intention").cursor_vel[kept]
+    np.testing.assert_allclose(velocity, straight, atol=1e-9)
+
+
+def test_retrospective_leaves_out_what_led_away(session: Session) -> None:
+    back = replace(session, cursor_vel=-session.cursor_vel)
+    total = {
+        name: np.diff(relabelled(one, "retrospective").domain, axis=1).sum()
+        for name, one in {"there": session, "back": back}.items()
+    }
+    assert total["back"] < 0.7 * total["there"]
+
+
+def test_labels_by_kinematics_change_nothing(session: Session) -> None:
+    assert relabelled(session, "kinematics") is session
+
+
+def test_without_targets_it_says_what_to_send(session: Session) -> None:
+    for trials in (None, Trials(intervals=session.trials.intervals)):
+        with pytest.raises(TrainingError, match="target_x, target_y"):
+            relabelled(replace(session, trials=trials), "intention")
+    with pytest.raises(TrainingError, match="expected one of kinematics"):
+        relabelled(session, "wishes")  # type: ignore[arg-type]
