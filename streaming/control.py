@@ -17,6 +17,7 @@ import zmq
 from decoder.errors import SettingsError, VolitionError
 from decoder.filters import Filters
 from streaming import wire
+from streaming.sockets import BoundSocket
 
 
 class _Command(msgspec.Struct, frozen=True, tag_field="command", tag=str.lower):
@@ -70,25 +71,11 @@ _decode_command = msgspec.msgpack.Decoder(Command).decode
 _decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
-class ControlSocket:
+class ControlSocket(BoundSocket):
     """The daemon's side. Raises SettingsError where the address can't be bound."""
 
     def __init__(self, address: str) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.REP)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        try:
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
-            raise SettingsError(
-                f"can't take commands on {address} ({error.strerror}); is another daemon running?"
-            ) from error
-
-    @property
-    def bound_to(self) -> str:
-        """The address bound, with the real port where a wildcard was asked for."""
-        return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        super().__init__(zmq.REP, address, purpose="take commands")
 
     def receive(self) -> Command | str | None:
         """A command, what was wrong with it, or None where none waits. It must be answered."""
@@ -105,10 +92,6 @@ class ControlSocket:
     def answer(self, reply: Reply) -> None:
         """Answer the last command."""
         self._socket.send(encode(reply), zmq.NOBLOCK)
-
-    def close(self) -> None:
-        """Send what is queued, then close."""
-        self._context.destroy(linger=200)
 
 
 class NoAnswerError(VolitionError):

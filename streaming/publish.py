@@ -8,32 +8,18 @@ from __future__ import annotations
 
 import zmq
 
-from decoder.errors import SettingsError
 from streaming import wire
+from streaming.sockets import BoundSocket
 
 
-class Publisher:
+class Publisher(BoundSocket):
     """Binds `address` and sends. Raises SettingsError where the address can't be bound."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.LINGER, 200)
+        super().__init__(
+            zmq.XPUB, address, purpose="publish", advice=" Choose another with --address"
+        )
         self._subscriptions: set[bytes] = set()
-        try:
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
-            raise SettingsError(
-                f"can't publish on {address} ({error.strerror}); is another daemon running? "
-                "Choose another with --address"
-            ) from error
-
-    @property
-    def bound_to(self) -> str:
-        """The address bound, with the real port where a wildcard was asked for."""
-        return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def send(self, frame: wire.CursorFrame) -> None:
         """Publish one frame; as JSON too while somebody asks for it."""
@@ -57,10 +43,6 @@ class Publisher:
                 self._subscriptions.add(topic)
             elif change == b"\x00":
                 self._subscriptions.discard(topic)
-
-    def close(self) -> None:
-        """Send what is queued, then close."""
-        self._context.destroy(linger=200)
 
     def _wanted(self, topic: str) -> bool:
         prefix = wire.TOPICS[topic].prefix
