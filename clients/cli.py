@@ -6,14 +6,18 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
     from streaming.sessions import Split
     from training.labels import Labels
     from training.simulate import Task
+
+S = TypeVar("S", bound="BaseSettings")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,6 +71,25 @@ def _needs_training() -> None:
 
     if find_spec("torch") is None:
         raise TrainingError("this verb needs torch; install it with: pip install 'volition[train]'")
+
+
+def _settings(kind: type[S], given: dict[str, Any]) -> S:
+    """Settings from options that were given, then from what `kind` reads. Raises SettingsError."""
+    from pydantic import ValidationError
+
+    from decoder.errors import SettingsError
+
+    try:
+        return kind(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(
+            "; ".join(
+                f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e['input']!r}"
+                if e["loc"]
+                else e["msg"]
+                for e in error.errors()
+            )
+        ) from error
 
 
 def _split(name: str) -> Split:
@@ -390,10 +413,7 @@ def decode(
 
     Settings come from options, then VOLITION_… variables, then defaults.
     """
-    from pydantic import ValidationError
-
     from decoder.bundle import open_bundle
-    from decoder.errors import SettingsError
     from streaming.loop import Daemon
     from streaming.settings import DaemonSettings
 
@@ -404,18 +424,44 @@ def decode(
         "provider": provider, "require_provider": require_provider,
         "min_known_share": min_known_share, "threads": threads,
     }  # fmt: skip
-    try:
-        settings = DaemonSettings.model_validate(
-            DaemonSettings().model_dump() | {k: v for k, v in given.items() if v is not None}
-        )
-    except ValidationError as error:
-        raise SettingsError(
-            "; ".join(
-                f"{e['loc'][0]}: {e['msg']}, got {e['input']!r}" if e["loc"] else e["msg"]
-                for e in error.errors()
-            )
-        ) from error
+    settings = _settings(DaemonSettings, given)
     Daemon(open_bundle(path), settings).serve()
+
+
+@app.command(epilog="Example: volition serve --bundle monkey.bundle --home /data/volition")
+def serve(
+    bundle: Annotated[
+        Path | None, typer.Option(help="Decode with it, unless it was given before.")
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of decoders, calibrations and journal [volition].")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address [127.0.0.1]; others need a token.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port [8000].")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings (docs/REST.md).")
+    ] = None,
+    keep_daemon: Annotated[
+        bool | None, typer.Option("--keep-daemon", help="Leave it decoding at the end.")
+    ] = None,
+) -> None:
+    """Serve the REST interface and keep a decode daemon running, until Ctrl-C or SIGTERM.
+
+    Settings come from options, then VOLITION_… variables, then the file, then defaults.
+    """
+    _needs_training()
+    import os
+
+    from server.app import serve as run
+    from server.settings import CONFIG_FILE, ServerSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if config is not None:
+        os.environ[CONFIG_FILE] = str(config)
+    given = {"home": home, "host": host, "port": port, "keep_daemon": keep_daemon}
+    run(_settings(ServerSettings, given), bundle=bundle)
 
 
 @app.command(epilog="Example: volition replay sessions/monkey.h5 --from test --score")

@@ -222,6 +222,8 @@ def write(
         shutil.copyfile(graph, partial / GRAPH)
         save_file(tables.as_dict(), partial / TABLES)
         save_file(dict(weights), partial / WEIGHTS, metadata=None if run is None else {RUN: run})
+        for name in (TABLES, WEIGHTS):  # safetensors lets only the owner read
+            shutil.copymode(partial / GRAPH, partial / name)
         checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}
         complete = manifest.model_copy(update={"checksums": checksums})
         (partial / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")

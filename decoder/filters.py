@@ -21,6 +21,15 @@ RANK_EVERY_S = 1.0
 MIN_REMEMBERED = 200
 
 
+LIMITS = {  # least and most of each setting
+    "gain": (0.0, 100.0),
+    "smoothing_s": (0.0, 10.0),
+    "dead_zone": (0.0, 10.0),
+    "speed_limit": (0.0, 100.0),
+    "bias_s": (1.0, 3600.0),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Filters:
     """Settings of the output filters. Raises SettingsError where one is out of range.
@@ -38,14 +47,8 @@ class Filters:
     bias_s: float | None = None
 
     def __post_init__(self) -> None:
-        limits = {
-            "gain": (self.gain, 0.0, 100.0),
-            "smoothing_s": (self.smoothing_s, 0.0, 10.0),
-            "dead_zone": (self.dead_zone, 0.0, 10.0),
-            "speed_limit": (self.speed_limit, 0.0, 100.0),
-            "bias_s": (self.bias_s, 1.0, 3600.0),
-        }
-        for name, (value, least, most) in limits.items():
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
             if value is not None and not least <= value <= most:  # NaN is in no range
                 raise SettingsError(f"{name} {value}; expected {least:g} to {most:g}")
 

@@ -226,6 +226,8 @@ def _open_graph(bundle: Bundle, settings: RuntimeSettings) -> ort.InferenceSessi
             f"provider {settings.provider!r}; expected auto, {', '.join(PROVIDERS)}"
         )
     wants_cuda = settings.provider in ("auto", "cuda") and _cuda_driver_present()
+    if wants_cuda:  # of a pip install, which ONNX Runtime doesn't find by itself
+        ort.preload_dlls(directory="")
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1

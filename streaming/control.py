@@ -6,6 +6,7 @@ in a thread and the status says how far it is. Whoever asks sets a timeout of th
     Load        open and warm a bundle as the candidate
     Activate    decode with the candidate from the next tick on
     Rollback    decode with the decoder before again
+    SetInput    read another spike stream
     Pause, Resume, SetFilters, GetStatus, Stop
 """
 
@@ -17,6 +18,7 @@ import zmq
 from decoder.errors import SettingsError, VolitionError
 from decoder.filters import Filters
 from streaming import wire
+from streaming.lsl import StreamKind
 from streaming.sockets import BoundSocket
 
 
@@ -34,6 +36,11 @@ class Activate(_Command, frozen=True):
 
 class Rollback(_Command, frozen=True):
     pass
+
+
+class SetInput(_Command, frozen=True):
+    kind: StreamKind
+    name: str | None = None  # the only one of its kind where it is left out
 
 
 class Pause(_Command, frozen=True):
@@ -56,7 +63,7 @@ class Stop(_Command, frozen=True):
     pass
 
 
-Command = Load | Activate | Rollback | Pause | Resume | SetFilters | GetStatus | Stop
+Command = Load | Activate | Rollback | SetInput | Pause | Resume | SetFilters | GetStatus | Stop
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from pylsl import local_clock
 
 from decoder.bundle import Bundle
 from decoder.errors import SettingsError, StreamError
-from decoder.filters import Filters, OutputFilters
+from decoder.filters import OutputFilters
 from decoder.runtime import Runtime, RuntimeSettings, open_runtime
 from streaming import control, wire
 from streaming.admission import Admission
@@ -66,7 +66,7 @@ class Daemon:
         check_tick(self.runtime, settings.tick_ms / 1e3)
         self.loader = Loader(tick_s=settings.tick_ms / 1e3)
         self.previous: Runtime | None = None
-        self.filters = OutputFilters(Filters(), tick_s=settings.tick_ms / 1e3)
+        self.filters = OutputFilters(settings.filters, tick_s=settings.tick_ms / 1e3)
         self.publisher = Publisher(settings.address)
         try:
             self.control = ControlSocket(settings.control) if settings.control else None
@@ -95,7 +95,7 @@ class Daemon:
         self.started = local_clock()
         self._detail = ""
         self._faulty = False
-        self._paused: str | None = None
+        self._paused = settings.paused
         self._status_due = 0.0
         self._latency: wire.Quantiles | None = None  # of the last period, as is the rate
         self._spikes_per_s = 0.0
@@ -232,6 +232,13 @@ class Daemon:
         self.watch.forget()
         self.connector.start()
 
+    def _read_from(self, query: StreamQuery) -> None:
+        """Leave the stream that is read, if any, and look for another."""
+        self.connector.query = query
+        if self.inlet is not None:
+            self.inlet.close()
+            self._lose_stream("")
+
     def _obey(self, window_end: float) -> None:
         """Handle one command, if one waits."""
         if self.control is None or (command := self.control.receive()) is None:
@@ -255,6 +262,8 @@ class Daemon:
                 if self.previous is None:
                     return "there is no decoder before this one"
                 return self._swap(self.previous, window_end)
+            case control.SetInput(kind=kind, name=name):
+                self._read_from(StreamQuery(kind=kind, name=name))
             case control.Pause(why=why):
                 self._paused = why
             case control.Resume():
@@ -332,6 +341,7 @@ class Daemon:
             latency=self._latency,
             spikes_per_s=self._spikes_per_s,
             backlog_s=self.health.backlog_s,
+            input=str(self.connector.query),
             stream=inlet.name if inlet else None,
             known_units=self.match.n_known if inlet else 0,
             unknown_units=self.match.n_unknown if inlet else 0,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import pylsl
@@ -30,8 +31,9 @@ from streaming.units import UNKNOWN, UnitMatch
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-SPIKES, COUNTS, EVENTS = "Spikes", "SpikeCounts", "SpikeEvents"
-KINDS = (SPIKES, COUNTS, EVENTS)
+StreamKind = Literal["Spikes", "SpikeCounts", "SpikeEvents"]
+KINDS: tuple[StreamKind, ...] = get_args(StreamKind)
+SPIKES, COUNTS, EVENTS = KINDS
 BUFFER_HUNDREDS = 4000  # liblsl counts hundreds of samples for irregular streams: 400,000 events
 BUFFER_S = 10  # for regular streams
 MAX_SAMPLES = 4096  # a pull; repeated until the inlet is empty
@@ -342,7 +344,8 @@ def _count_parser(info: pylsl.StreamInfo) -> _CountParser:
 class Connector:
     """Finds and opens a stream in a thread that ends when it has one.
 
-    Only while there is no stream: a busy thread beside the loop would make ticks late.
+    Only while there is no stream: a busy thread beside the loop would make ticks late. `query` may
+    be changed at any time; what was found by another before is closed.
     """
 
     def __init__(
@@ -352,7 +355,7 @@ class Connector:
         self._min_known_share = min_known_share
         self.problem: str | None = None
         self.bundle_units = bundle_units
-        self._inlet: SpikeInlet | None = None
+        self._found: tuple[StreamQuery, SpikeInlet] | None = None
         self._broke: Exception | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -370,8 +373,14 @@ class Connector:
         """
         if self._broke is not None:
             raise self._broke
-        inlet, self._inlet = self._inlet, None
-        return inlet
+        if self._found is None:
+            return None
+        (query, inlet), self._found = self._found, None
+        if query is self.query:
+            return inlet
+        inlet.close()
+        self.start()
+        return None
 
     def stop(self) -> None:
         """End the search."""
@@ -388,13 +397,13 @@ class Connector:
     def _search_until_found(self) -> None:
         while not self._stop.is_set():
             try:
-                found = self.query.resolve(RESOLVE_S)
+                query = self.query
+                found = query.resolve(RESOLVE_S)
                 if found is None:
                     self.problem = None
                     continue
-                self._inlet = SpikeInlet(
-                    found, self.bundle_units, min_known_share=self._min_known_share
-                )
+                inlet = SpikeInlet(found, self.bundle_units, min_known_share=self._min_known_share)
+                self._found = query, inlet
             except StreamError as error:
                 self.problem = str(error)
                 self._stop.wait(1.0)

@@ -55,6 +55,7 @@ SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
 FLUSH_EVERY_S = 0.5
 POLL_S = 0.02
 MARKERS_WAIT_S = 0.5  # a rig may have none
+MAX_PAUSE_S = 0.5  # of the kinematics; a longer one is a gap, which labels nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,24 +71,32 @@ class RecordSettings:
 class Recorder:
     """Records into `folder/<session_id>.recording` from `start` until its `with` block ends.
 
+    resume: go on with a recording that was cut short, on the same host since its last start.
     Raises StreamError where there are no spikes or kinematics to record within `wait_s`, or
     where a sender went away; SessionError where the disk fails. What came before is kept.
     """
 
     def __init__(
-        self, folder: Path, session_id: str, settings: RecordSettings, *, subject: str = "unknown"
+        self,
+        folder: Path,
+        session_id: str,
+        settings: RecordSettings,
+        *,
+        subject: str = "unknown",
+        resume: bool = False,
     ) -> None:
         if Path(session_id).name != session_id:
             raise SessionError(f"session id {session_id!r} can't be a folder's name")
         self.path = folder / f"{session_id}{SUFFIX}"
-        if self.path.exists():
+        if self.path.exists() and not resume:
             raise SessionError(f"{self.path} exists; choose another name, or move it away")
         self.n_spikes = self.n_samples = self.n_markers = 0
         self.labelled_s = 0.0  # of kinematics
         self.should_stop = False
         self._settings, self._session_id, self._subject = settings, session_id, subject
-        self._n_units = -1
-        self._first_sample: float | None = None
+        self._unit_ids: list[str] = []  # a spike's unit in the file is a position here
+        self._row = np.empty(0, dtype=np.int64)  # of each of the stream's units there
+        self._last_sample: float | None = None
         self._flushed_at = 0.0
 
     def __enter__(self) -> Self:
@@ -116,7 +125,8 @@ class Recorder:
         self._spikes, self._kinematics = SpikeInlet(found), kinematics
         self._markers = find_markers(self._settings.markers, MARKERS_WAIT_S)
         try:
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._go_on_from_what_is_there()
             names = (SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE)
             self._files = [(self.path / name).open("ab") for name in names]
         except OSError as error:
@@ -129,9 +139,9 @@ class Recorder:
         try:
             times, units = self._spikes.drain(pylsl.local_clock())
             usable = np.isfinite(times) & (units != UNKNOWN)
-            if len(self._spikes.unit_ids) != self._n_units:
+            if len(self._spikes.unit_ids) != len(self._row):
                 self._note_units()
-            spikes.write(_records(SPIKE, times[usable], units[usable]))
+            spikes.write(_records(SPIKE, times[usable], self._row[units[usable]]))
             self.n_spikes += int(usable.sum())
             times, values = self._kinematics.drain()
             kinematics.write(_records(SAMPLE, times, values))
@@ -167,8 +177,25 @@ class Recorder:
     def _count_samples(self, times: Floats) -> None:
         self.n_samples += len(times)
         if len(times):
-            self._first_sample = self._first_sample or float(times[0])
-            self.labelled_s = float(times[-1]) - self._first_sample
+            self.labelled_s += _covered_s(times, self._last_sample)
+            self._last_sample = float(times[-1])
+
+    def _go_on_from_what_is_there(self) -> None:
+        """Count what an earlier recorder left, cut off a last record that isn't whole."""
+        if not (self.path / ABOUT).is_file():
+            return
+        self._unit_ids = list(_about(self.path)["unit_ids"])
+        for name, kind in ((SPIKES_FILE, SPIKE), (KINEMATICS_FILE, SAMPLE)):
+            size = (self.path / name).stat().st_size
+            os.truncate(self.path / name, size // kind.itemsize * kind.itemsize)
+        self.n_spikes = len(_read(self.path / SPIKES_FILE, SPIKE))
+        times = _read(self.path / KINEMATICS_FILE, SAMPLE)["time"]
+        if len(times) and times[-1] > pylsl.local_clock():
+            raise SessionError(
+                f"{self.path} was recorded before this host started: its clock began anew; "
+                "discard it, or keep it as it is"
+            )
+        self._count_samples(times)
 
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
@@ -177,11 +204,15 @@ class Recorder:
             os.fsync(file.fileno())
 
     def _note_units(self) -> None:
-        self._n_units = len(self._spikes.unit_ids)
+        known = {unit_id: row for row, unit_id in enumerate(self._unit_ids)}
+        stream = self._spikes.unit_ids
+        self._unit_ids += [unit_id for unit_id in stream if unit_id not in known]
+        row = {unit_id: row for row, unit_id in enumerate(self._unit_ids)}
+        self._row = np.array([row[unit_id] for unit_id in stream], dtype=np.int64)
         about = {
             "session_id": self._session_id,
             "subject_id": self._subject,
-            "unit_ids": self._spikes.unit_ids,
+            "unit_ids": self._unit_ids,
             "spikes": self._spikes.name,
             "kinematics": self._kinematics.name,
             "markers": self._markers.name if self._markers else None,
@@ -189,6 +220,12 @@ class Recorder:
         partial = self.path / f".{ABOUT}.partial"
         partial.write_text(json.dumps(about, indent=2) + "\n")
         os.replace(partial, self.path / ABOUT)
+
+
+def _covered_s(times: Floats, before: float | None) -> float:
+    """Seconds that samples cover; a pause longer than `MAX_PAUSE_S` isn't counted."""
+    steps = np.diff(times, prepend=times[0] if before is None else before)
+    return float(steps[(steps > 0) & (steps <= MAX_PAUSE_S)].sum())
 
 
 def _records(kind: np.dtype[np.void], times: Floats, values: Floats | Ints) -> bytes:

@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from decoder.filters import Filters
+from streaming.lsl import StreamKind
 from streaming.wire import DEFAULT_ADDRESS
 
 
@@ -16,7 +18,7 @@ class DaemonSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VOLITION_", frozen=True, extra="forbid")
 
     tick_ms: float = Field(default=10.0, gt=0, le=1000, description="time between decodes, ms")
-    stream_type: Literal["Spikes", "SpikeCounts", "SpikeEvents"] = "Spikes"
+    stream_type: StreamKind = "Spikes"
     stream_name: str | None = None
     address: str = Field(default=DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
     control: str | None = Field(default=None, description="ZeroMQ address to take commands on")
@@ -36,6 +38,8 @@ class DaemonSettings(BaseSettings):
         description="share of the bundle's units that the stream must have",
     )
     threads: int = Field(default=1, ge=1, le=64, description="threads of ONNX Runtime")
+    paused: str | None = Field(default=None, description="begin paused, for this reason")
+    filters: Filters = Field(default=Filters(), description="output filters, as JSON")
 
     @model_validator(mode="after")
     def _required_provider_is_named(self) -> Self:

@@ -89,7 +89,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     latency: Quantiles | None  # window end to publication, since the last status
     spikes_per_s: float  # events drained, since the last status
     backlog_s: float | None  # age of the oldest event drained in the last tick that had any
-    stream: str | None
+    input: str  # which stream is read, or waited for
+    stream: str | None  # name of the open one
     known_units: int
     unknown_units: int  # units of the stream that the bundle doesn't know
     missing_units: int  # units of the bundle that the stream doesn't have

@@ -15,7 +15,7 @@ FOLDERS = ("decoder", "streaming", "training", "server", "clients")
 ALLOWED = {
     "decoder": set(),
     "streaming": {"decoder"},
-    "training": {"decoder", "streaming.sessions"},
+    "training": {"decoder", "streaming.sessions", "streaming.lines"},
     "server": {"decoder", "streaming"},
     "clients": {"decoder", "streaming", "training", "server"},
 }

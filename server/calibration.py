@@ -1,0 +1,403 @@
+"""Recalibration: collect labelled data, learn today's units, score, swap; one at a time.
+
+    collecting -> training -> [shadowing] -> promoting -> promoted | rejected | ready
+                                             (or failed, cancelled, interrupted, at any point)
+
+The daemon decodes on, undisturbed: collecting, learning and shadowing are processes of their own
+(`server.children`). A calibration's folder has its data; a server that finds one unfinished in its
+journal lists it as `interrupted`, and it can be resumed or discarded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from decoder.errors import SessionError, StreamError, VolitionError
+from server.children import Child
+from server.daemon import Supervisor
+from server.journal import Journal, now
+from server.problems import ConflictError, NotFoundError, problem_of
+from server.registry import Entry, Registry
+from server.schemas import RUNNING, Calibration, CalibrationRequest, Scores, State
+from server.settings import ServerSettings
+
+log = logging.getLogger("volition.server")
+
+WAIT_FOR_STREAMS_S = 3.0
+SAVE_EVERY_S = 1.0
+# Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
+# within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
+ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
+
+
+class Job:
+    """A calibration that runs, in a thread of its own."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        key: str | None,
+        *,
+        settings: ServerSettings,
+        journal: Journal,
+        supervisor: Supervisor,
+        registry: Registry,
+        who: str,
+        resume: bool = False,
+    ) -> None:
+        self.calibration = calibration
+        self._key, self._who, self._resume = key, who, resume
+        self._settings, self._journal = settings, journal
+        self._supervisor, self._registry = supervisor, registry
+        self.folder = settings.calibrations / calibration.id
+        self._cancelled = threading.Event()
+        self._children: list[Child] = []
+        self._starting = threading.Lock()
+        self._collector: Child | None = None
+        self._saved_at = 0.0
+        self._collected_at = 0.0
+        self._thread = threading.Thread(target=self._run, name=calibration.id, daemon=True)
+
+    @property
+    def runs(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin."""
+        self.save()
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Collect no more; go on with what is there."""
+        if self.calibration.state != "collecting" or self._collector is None:
+            raise ConflictError(
+                f"{self.calibration.id} is {self.calibration.state}; only a calibration that "
+                "collects can be finished"
+            )
+        self._collector.tell(finish=True)
+
+    def cancel(self) -> None:
+        """End it, whatever it does, and wait until it has."""
+        self._cancelled.set()
+        with self._starting:
+            for child in self._children:
+                child.kill()
+        self._thread.join()
+
+    def save(self) -> None:
+        """Into the journal, as it stands."""
+        self._saved_at = time.monotonic()
+        self._journal.save_calibration(
+            self.calibration.id, self._key, self.calibration.model_dump_json()
+        )
+
+    def _run(self) -> None:
+        try:
+            self._calibrate()
+        except VolitionError as error:
+            self._failed(error)
+        except OSError as error:
+            self._failed(SessionError(f"{self.folder}: can't be written ({error}); make room"))
+        except Exception as error:
+            log.exception("calibration %s", self.calibration.id)
+            self._failed(VolitionError(f"a fault of ours: {error!r}"))
+        finally:
+            for child in self._children:
+                child.stop()
+
+    def _failed(self, error: VolitionError) -> None:
+        if self._cancelled.is_set():
+            self._enter("cancelled")
+            return
+        self.calibration.problem = problem_of(error)
+        lost = self.calibration.state == "collecting" and isinstance(error, StreamError)
+        self._enter("interrupted" if lost and self.calibration.collected_s > 0 else "failed")
+
+    def _enter(self, state: State) -> None:
+        if state not in RUNNING:
+            self.calibration.ended = now()
+        self.calibration.state = state
+        self.save()
+        self._journal.note(self._who, "calibration", id=self.calibration.id, state=state)
+
+    def _child(self, module: str) -> Child:
+        with self._starting:
+            if self._cancelled.is_set():
+                raise ConflictError("cancelled")
+            child = Child(module, log=self._settings.logs / f"{module}.log")
+            self._children.append(child)
+        return child
+
+    def _calibrate(self) -> None:
+        base = self._base()
+        self.calibration.base = base.manifest.decoder_id
+        status = self._supervisor.status
+        self.calibration.before = status.decoder if status else None
+        trainer = self._child("training.worker")
+        trainer.tell(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
+        session = self._collect()
+        self._enter("training")
+        self._learn(trainer, session, base.path, ALLOWED_S[base.manifest.family])
+        if self.calibration.request.shadow:
+            self._enter("shadowing")
+            self._shadow()
+        self._enter("promoting")
+        self._decide()
+
+    def _base(self) -> Entry:
+        """The decoder that learning begins from: what was pretrained, no recalibration of it."""
+        asked = self.calibration.request.base
+        if asked is not None:
+            return self._registry.get(asked)
+        status = self._supervisor.status
+        decoder = status.decoder if status else self._journal.recall("active")
+        if decoder is None:
+            raise ConflictError("there is no decoder to begin from; register one, or name a base")
+        entry = self._registry.get(decoder)
+        base = entry.manifest.provenance.get("base")
+        return self._registry.get(str(base)) if base else entry
+
+    def _collect(self) -> str:
+        """Returns the session's file."""
+        request = self.calibration.request
+        if (whole := list(self.folder.glob("*.h5"))) and self._resume:
+            return str(whole[0])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stream = self._journal.recall("input") or {
+            "kind": self._settings.daemon.stream_type,
+            "name": self._settings.daemon.stream_name,
+        }
+        self._collector = self._child("server.collect")
+        self._collector.tell(
+            folder=str(self.folder.absolute()),
+            session=self.calibration.id,
+            seconds=request.seconds,
+            subject=request.subject,
+            spikes_kind=stream["kind"],
+            spikes=request.spikes or stream["name"],
+            kinematics=request.kinematics,
+            markers=request.markers,
+            wait_s=WAIT_FOR_STREAMS_S,
+            resume=self._resume,
+        )
+        for message in self._collector.messages():
+            if "done" in message:
+                return str(message["done"])
+            self.calibration.collected_s = float(message["collected"])
+            self.calibration.spikes = int(message["spikes"])
+            self._collected_at = time.monotonic()
+            if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                self.save()
+        raise AssertionError("messages end with `done`, or raise")
+
+    def _learn(self, trainer: Child, session: str, base: Path, allowed_s: float) -> None:
+        request = self.calibration.request
+        status = self._supervisor.status
+        active = self._registry.get(status.decoder).path if status else None
+        candidate = self.folder / "candidate.bundle"
+        trainer.tell(
+            session=session,
+            base=str(base.absolute()),
+            active=str(active.absolute()) if active else None,
+            output=str(candidate.absolute()),
+            method=request.method,
+            labels=request.labels,
+            allowed_s=request.allowed_s or allowed_s,
+            seed=request.seed,
+        )
+        for message in trainer.messages():
+            if "phase" in message:
+                self.calibration.phase = str(message["phase"])
+                self.calibration.share = float(message["share"])
+            elif "done" in message:
+                made = message["done"]
+                self.calibration.held_out = Scores(**made["scores"])
+                self.calibration.method = made["method"]
+        entry = self._registry.add(candidate)
+        shutil.rmtree(candidate, ignore_errors=True)
+        self.calibration.candidate = entry.manifest.decoder_id
+
+    def _shadow(self) -> None:
+        status = self._supervisor.status
+        if status is None or status.stream is None:
+            raise ConflictError("no daemon decodes a stream; nothing to decode beside")
+        request = self.calibration.request
+        assert self.calibration.candidate is not None
+        shadow = self._child("server.shadow")
+        shadow.tell(
+            active=str(self._registry.get(status.decoder).path.absolute()),
+            candidate=str(self._registry.get(self.calibration.candidate).path.absolute()),
+            seconds=request.shadow_s,
+            spikes=status.stream,
+            kinematics=request.kinematics,
+        )
+        for message in shadow.messages():
+            scores = message.get("scores") or message["done"]
+            self.calibration.live = Scores(**scores)
+
+    def _decide(self) -> None:
+        """Promote the candidate if it is better, and if it is for us to do so."""
+        candidate, promote = self.calibration.candidate, self.calibration.request.promote
+        assert candidate is not None
+        better = is_better(self.calibration.held_out) and is_better(self.calibration.live)
+        if better and promote == "auto":
+            self._supervisor.activate(candidate, who=f"{self._who}, {self.calibration.id}")
+        if self._collected_at:
+            self.calibration.took_s = time.monotonic() - self._collected_at
+        self._enter("rejected" if not better else "promoted" if promote == "auto" else "ready")
+
+
+def is_better(scores: Scores | None) -> bool:
+    """Whether scores speak for the candidate; where there are none, nothing speaks against it."""
+    if scores is None or (scores.candidate is not None and scores.active is None):
+        return True
+    return scores.candidate is not None and scores.candidate > (scores.active or 0.0)
+
+
+class Calibrations:
+    """All calibrations, of which one at most runs."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        journal: Journal,
+        supervisor: Supervisor,
+        registry: Registry,
+    ) -> None:
+        self._parts = {
+            "settings": settings, "journal": journal, "supervisor": supervisor,
+            "registry": registry,
+        }  # fmt: skip
+        self._settings, self._journal = settings, journal
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._known: dict[str, Calibration] = {}
+        self._keys: dict[str, str] = {}
+        self._job: Job | None = None
+        for key, document in journal.calibrations():
+            self._restore(key, Calibration.model_validate_json(document))
+
+    def _restore(self, key: str | None, calibration: Calibration) -> None:
+        """Of an earlier server: what ran then was interrupted."""
+        if calibration.state in RUNNING:
+            calibration.state = "interrupted"
+            self._journal.save_calibration(calibration.id, key, calibration.model_dump_json())
+            self._journal.note("server", "calibration", id=calibration.id, state="interrupted")
+        self._known[calibration.id] = calibration
+        if key is not None:
+            self._keys[key] = calibration.id
+
+    @property
+    def running(self) -> Calibration | None:
+        """The one that runs."""
+        job = self._job
+        return job.calibration if job is not None and job.runs else None
+
+    def all(self) -> list[Calibration]:
+        """Newest first."""
+        return list(self._known.values())[::-1]
+
+    def get(self, identity: str) -> Calibration:
+        """One calibration. Raises NotFoundError."""
+        if identity not in self._known:
+            raise NotFoundError(f"there is no calibration {identity!r}; see GET /v1/calibrations")
+        return self._known[identity]
+
+    def start(self, request: CalibrationRequest, *, key: str | None, who: str) -> Calibration:
+        """Begin a calibration, or return the one that the same key began.
+
+        Raises ConflictError where another one runs, or the key was used for another request;
+        NotFoundError where the base isn't registered.
+        """
+        with self._lock:
+            if key is not None and key in self._keys:
+                known = self._known[self._keys[key]]
+                if known.request != request:
+                    raise ConflictError(f"key {key!r} began {known.id}, by another request")
+                return known
+            self._check_idle()
+            if request.base is not None:
+                self._registry.get(request.base)
+            made_at = now()
+            calibration = Calibration(
+                id=f"cal-{made_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
+                state="collecting",
+                request=request,
+                created=made_at,
+            )
+            self._known[calibration.id] = calibration
+            if key is not None:
+                self._keys[key] = calibration.id
+            self._run(calibration, key, who=who)
+            return calibration
+
+    def finish(self, identity: str) -> Calibration:
+        """End a collection early and learn from what is there."""
+        self._running(identity).finish()
+        return self.get(identity)
+
+    def resume(self, identity: str, *, who: str) -> Calibration:
+        """Go on with an interrupted one: collect what is missing, then learn."""
+        with self._lock:
+            calibration = self.get(identity)
+            if calibration.state != "interrupted":
+                raise ConflictError(
+                    f"{identity} is {calibration.state}; only an interrupted one can be resumed"
+                )
+            self._check_idle()
+            calibration.state, calibration.ended = "collecting", None
+            calibration.problem = None
+            key = next((k for k, i in self._keys.items() if i == identity), None)
+            self._run(calibration, key, who=who, resume=True)
+            return calibration
+
+    def remove(self, identity: str, *, who: str) -> None:
+        """Cancel a calibration that runs; one that has ended is forgotten, with its data."""
+        calibration = self.get(identity)
+        job = self._job
+        if job is not None and job.runs and job.calibration.id == identity:
+            job.cancel()
+            return
+        with self._lock:
+            self._known.pop(identity, None)
+            self._keys = {k: i for k, i in self._keys.items() if i != identity}
+            self._journal.delete_calibration(identity)
+            self._journal.note(who, "calibration", id=identity, state="discarded")
+        folder = self._settings.calibrations / calibration.id
+        gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
+        if folder.exists():
+            os.rename(folder, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def stop(self) -> None:
+        """The server stops: what runs is interrupted, its data kept."""
+        job = self._job
+        if job is not None and job.runs:
+            job.cancel()
+            job.calibration.state = "interrupted"
+            job.save()
+
+    def _run(
+        self, calibration: Calibration, key: str | None, *, who: str, resume: bool = False
+    ) -> None:
+        self._job = Job(calibration, key, who=who, resume=resume, **self._parts)  # type: ignore[arg-type]
+        self._job.start()
+
+    def _running(self, identity: str) -> Job:
+        calibration, job = self.get(identity), self._job
+        if job is None or not job.runs or job.calibration.id != identity:
+            raise ConflictError(f"{identity} is {calibration.state}; it doesn't run")
+        return job
+
+    def _check_idle(self) -> None:
+        if (running := self.running) is not None:
+            raise ConflictError(
+                f"{running.id} is {running.state}; wait for it, or cancel it with "
+                f"DELETE /v1/calibrations/{running.id}"
+            )

@@ -1,0 +1,97 @@
+"""Processes that work for the server: JSON lines in, JSON lines out, gone when the server is.
+
+    server.collect      writes a calibration's streams to disk
+    server.shadow       decodes beside the daemon
+    training.worker     learns; it loads torch while a calibration is still being collected
+
+A child ends when its standard input does, so that none outlives a server that was killed; its side
+of the lines is `streaming.lines`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from decoder.errors import VolitionError
+from server.problems import error_of
+from streaming.lines import Message
+
+STOP_TIMEOUT_S = 5.0
+
+
+class ChildEndedError(VolitionError):
+    """A process that worked for the server ended without an answer."""
+
+
+class Child:
+    """`python -m MODULE` in a process of its own.
+
+    log: file that its standard error goes to.
+    """
+
+    def __init__(self, module: str, *, log: Path) -> None:
+        self.module, self._log = module, log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        self._said: queue.Queue[Message | None] = queue.Queue()
+        threading.Thread(target=self._read, name=f"{module}-reader", daemon=True).start()
+
+    def tell(self, **message: Any) -> None:
+        """Send a line; a child that is gone is noticed by who reads."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write((json.dumps(message) + "\n").encode())
+            self._process.stdin.flush()
+
+    def messages(self) -> Iterator[Message]:
+        """What it says, line by line, up to `done`.
+
+        Raises the error that it reports, or ChildEndedError where it ends before.
+        """
+        while True:
+            message = self._said.get()
+            if message is None:
+                raise ChildEndedError(
+                    f"{self.module} ended with exit code {self._process.wait()}; see {self._log}"
+                )
+            if "problem" in message:
+                raise error_of(message["problem"]["error"], message["problem"]["detail"])
+            yield message
+            if "done" in message:
+                return
+
+    def stop(self) -> None:
+        """Let it end; end it where it doesn't."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                self._said.put(json.loads(line))
+        self._said.put(None)

@@ -1,0 +1,152 @@
+"""Every error as a problem document (RFC 9457), one place for all of them.
+
+A problem's `type` is `/problems/<name>`: it names the kind of error, for scripts. Its `detail` says
+what was seen, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from decoder import errors
+from streaming.control import NoAnswerError
+
+log = logging.getLogger("volition.server")
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str = Field(description="kind of problem, for scripts", examples=["/problems/stream"])
+    title: str = Field(examples=["A stream isn't there, or isn't as described"])
+    status: int = Field(examples=[409])
+    detail: str = Field(
+        description="what was seen, what was expected, what to do",
+        examples=["no kinematics stream (type 'Kinematics'); nothing would label the spikes"],
+    )
+    instance: str | None = Field(default=None, description="path of the request")
+
+
+class NotFoundError(errors.VolitionError):
+    """There is no such decoder or calibration."""
+
+
+class ConflictError(errors.VolitionError):
+    """What was asked can't be done now."""
+
+
+class DaemonError(errors.VolitionError):
+    """No daemon decodes, or it refused."""
+
+
+class ForbiddenError(errors.VolitionError):
+    """The caller may not."""
+
+
+# The most special kinds first.
+KINDS: tuple[tuple[type[errors.VolitionError], str, int, str], ...] = (
+    (NotFoundError, "not-found", 404, "Not found"),
+    (ConflictError, "conflict", 409, "Not possible now"),
+    (DaemonError, "daemon", 409, "The daemon can't do that now"),
+    (NoAnswerError, "no-answer", 503, "The daemon does not answer"),
+    (errors.BundleError, "bundle", 409, "The bundle can't be used"),
+    (errors.ProviderError, "provider", 409, "ONNX Runtime can't run where it was asked to"),
+    (errors.StreamError, "stream", 409, "A stream isn't there, or isn't as described"),
+    (errors.SessionError, "recording", 409, "The recording can't be used"),
+    (errors.TrainingError, "training", 409, "The decoder can't be trained from this"),
+    (errors.SettingsError, "settings", 409, "A setting is out of range"),
+    (errors.VolitionError, "error", 409, "Not possible"),
+)
+
+
+def problem_of(error: errors.VolitionError, instance: str | None = None) -> Problem:
+    """The problem that an error of ours is."""
+    for kind, name, status, title in KINDS:
+        if isinstance(error, kind):
+            return Problem(
+                type=f"/problems/{name}",
+                title=title,
+                status=status,
+                detail=str(error),
+                instance=instance,
+            )
+    raise AssertionError(error)
+
+
+def error_of(name: str, detail: str) -> errors.VolitionError:
+    """The error that another process named by its class."""
+    kinds = {kind.__name__: kind for kind, *_ in KINDS}
+    return kinds.get(name, errors.VolitionError)(detail)
+
+
+def response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A problem as an answer."""
+    return JSONResponse(
+        problem.model_dump(), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE
+    )
+
+
+def plain(status: int, name: str, title: str, detail: str, instance: str) -> Problem:
+    """A problem that is no error of ours."""
+    return Problem(
+        type=f"/problems/{name}", title=title, status=status, detail=detail, instance=instance
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Let the app answer every error with a problem document."""
+
+    @app.exception_handler(errors.VolitionError)
+    def _ours(request: Request, error: errors.VolitionError) -> JSONResponse:
+        return response(problem_of(error, request.url.path))
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
+        )
+        return response(
+            plain(422, "invalid", "The request is not as documented", wrong, request.url.path)
+        )
+
+    @app.exception_handler(HTTPException)
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
+        detail = {404: f"there is no {request.url.path}", 405: "see the Allow header"}.get(
+            error.status_code, str(error.detail)
+        )
+        problem = plain(error.status_code, "http", str(error.detail), detail, request.url.path)
+        return response(problem, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    def _unknown(request: Request, error: Exception) -> JSONResponse:
+        log.exception("%s %s", request.method, request.url.path, exc_info=error)
+        detail = f"{type(error).__name__}; the server's log has more"
+        return response(plain(500, "internal", "A fault of ours", detail, request.url.path))
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: each status is a problem document."""
+    titles = {
+        400: "The Host is not ours",
+        401: "A bearer token is needed",
+        403: "The Origin may not call",
+        404: "Not found",
+        409: "Not possible now",
+        422: "The request is not as documented",
+        503: "The daemon does not answer",
+    }
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": titles[status], "content": content} for status in sorted(statuses)
+    }

@@ -1,0 +1,314 @@
+"""The REST interface: each route says what it does and hands on. docs/REST.md has it for people."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from decoder.bundle import open_bundle
+from decoder.errors import BundleError
+from decoder.filters import Filters
+from server.access import Operator
+from server.calibration import Calibrations
+from server.daemon import Supervisor
+from server.journal import Journal
+from server.problems import documented
+from server.registry import Entry, Registry
+from server.schemas import (
+    RUNNING,
+    Calibration,
+    CalibrationRequest,
+    Change,
+    Decoder,
+    DecoderDetail,
+    FiltersPatch,
+    FiltersView,
+    Health,
+    Input,
+    NewDecoder,
+    Pause,
+    ServerStatus,
+    Stream,
+    filters_view,
+    view,
+)
+from server.settings import ServerSettings
+from server.streams import streams
+from streaming import control, wire
+
+EVENTS_EVERY_S = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the routes act on."""
+
+    settings: ServerSettings
+    journal: Journal
+    registry: Registry
+    supervisor: Supervisor
+    calibrations: Calibrations
+
+
+def parts(request: Request) -> Parts:
+    """Of the app that got a request."""
+    found: Parts = request.app.state.parts
+    return found
+
+
+On = Annotated[Parts, Depends(parts)]
+Id = Annotated[str, Path(min_length=1, max_length=200)]
+health = APIRouter(prefix="/health", tags=["health"])
+v1 = APIRouter(prefix="/v1")
+
+
+@health.get("/live")
+def live() -> Health:
+    """The server answers."""
+    return Health()
+
+
+@health.get("/ready", responses=documented(503))
+def ready(on: On) -> Health:
+    """A daemon runs and answers; whether its velocity may be trusted is in every frame."""
+    if on.supervisor.status is None:
+        raise control.NoAnswerError("no daemon answers; see GET /v1/status")
+    return Health()
+
+
+@v1.get("/status", tags=["decoding"])
+def status(on: On) -> ServerStatus:
+    """What the daemon does: state, decoder, latency, streams, units, filters."""
+    running = on.calibrations.running
+    return ServerStatus(
+        answered=on.supervisor.status is not None,
+        restarting=on.supervisor.restarting,
+        restarts=on.supervisor.restarts,
+        daemon=view(on.supervisor.status),
+        calibration=running.id if running else None,
+    )
+
+
+@v1.get("/streams", tags=["decoding"])
+def seen_streams(on: On) -> list[Stream]:
+    """LSL streams on the network, and what each would be used for. Takes a second."""
+    return streams(on.supervisor.status)
+
+
+@v1.get("/input", tags=["decoding"])
+def get_input(on: On) -> Input:
+    """The spike stream that the daemon reads, or waits for."""
+    chosen = on.journal.recall("input")
+    daemon = on.settings.daemon
+    return Input(**(chosen or {"kind": daemon.stream_type, "name": daemon.stream_name}))
+
+
+@v1.put("/input", tags=["decoding"], responses=documented(409, 503))
+def put_input(body: Input, on: On, who: Operator) -> Input:
+    """Read another spike stream. The state is `warming` until its window is full."""
+    command = control.SetInput(kind=body.kind, name=body.name)
+    on.supervisor.change(command, who=who, input=body.model_dump())
+    return body
+
+
+@v1.post("/decoding/pause", tags=["decoding"], responses=documented(409, 503))
+def pause(on: On, who: Operator, body: Pause | None = None) -> ServerStatus:
+    """Velocity zero and `valid` false from the next tick on, until resumed."""
+    why = body.why if body else ""
+    on.supervisor.change(control.Pause(why=why), who=who, paused=why)
+    return status(on)
+
+
+@v1.post("/decoding/resume", tags=["decoding"], responses=documented(409, 503))
+def resume(on: On, who: Operator) -> ServerStatus:
+    """Decode again."""
+    on.supervisor.change(control.Resume(), who=who, paused=None)
+    return status(on)
+
+
+@v1.get("/filters", tags=["decoding"])
+def get_filters(on: On) -> FiltersView:
+    """The output filters in use."""
+    return filters_view(_filters(on))
+
+
+@v1.patch("/filters", tags=["decoding"], responses=documented(409, 503))
+def patch_filters(body: FiltersPatch, on: On, who: Operator) -> FiltersView:
+    """Change some settings of the output filters, from the next tick on."""
+    changed = dataclasses.replace(_filters(on), **body.model_dump(exclude_unset=True))
+    command = control.SetFilters(filters=changed)
+    on.supervisor.change(command, who=who, filters=dataclasses.asdict(changed))
+    return filters_view(changed)
+
+
+def _filters(on: Parts) -> Filters:
+    remembered = on.journal.recall("filters")
+    return Filters(**remembered) if remembered else on.settings.daemon.filters
+
+
+@v1.get("/decoders", tags=["decoders"])
+def list_decoders(on: On) -> list[Decoder]:
+    """Bundles of the registry, newest first."""
+    active = _active(on)
+    return [Decoder(**_summary(entry, active)) for entry in on.registry.all()]
+
+
+@v1.post("/decoders", tags=["decoders"], status_code=201, responses=documented(409))
+def add_decoder(body: NewDecoder, on: On, who: Operator, response: Response) -> Decoder:
+    """Verify a bundle on the server's host and copy it into the registry."""
+    from pathlib import Path as FilePath
+
+    entry = on.registry.add(FilePath(body.path))
+    on.journal.note(who, "register", decoder=entry.manifest.decoder_id, path=body.path)
+    response.headers["Location"] = f"/v1/decoders/{entry.manifest.decoder_id}"
+    return Decoder(**_summary(entry, _active(on)))
+
+
+@v1.post("/decoders/rollback", tags=["decoders"], responses=documented(404, 409, 503))
+def rollback(on: On, who: Operator) -> ServerStatus:
+    """Decode with the decoder before again, from the next tick on."""
+    on.supervisor.rollback(who=who)
+    return status(on)
+
+
+@v1.get("/decoders/{id}", tags=["decoders"], responses=documented(404))
+def get_decoder(id: Id, on: On) -> DecoderDetail:
+    """One bundle with its units; its files' checksums are verified."""
+    entry = on.registry.get(id)
+    problem = None
+    try:
+        open_bundle(entry.path)
+    except BundleError as error:
+        problem = str(error)
+    return DecoderDetail(
+        **_summary(entry, _active(on)),
+        unit_ids=list(entry.manifest.unit_ids),
+        path=str(entry.path.absolute()),
+        problem=problem,
+    )
+
+
+@v1.post("/decoders/{id}/activate", tags=["decoders"], responses=documented(404, 409, 503))
+def activate(id: Id, on: On, who: Operator) -> ServerStatus:
+    """Warm a decoder beside the active one, then decode with it from the next tick on."""
+    on.supervisor.activate(id, who=who)
+    return status(on)
+
+
+def _active(on: Parts) -> str | None:
+    answered: wire.Status | None = on.supervisor.status
+    return answered.decoder if answered else None
+
+
+def _summary(entry: Entry, active: str | None) -> dict[str, Any]:
+    manifest = entry.manifest
+    return {
+        "id": manifest.decoder_id,
+        "family": manifest.family,
+        "preset": manifest.preset,
+        "session": manifest.session_id,
+        "units": len(manifest.unit_ids),
+        "added": entry.added,
+        "active": manifest.decoder_id == active,
+        "metrics": manifest.metrics,
+        "provenance": manifest.provenance,
+    }
+
+
+@v1.post("/calibrations", tags=["calibrations"], status_code=202, responses=documented(404, 409))
+def start_calibration(
+    body: CalibrationRequest,
+    on: On,
+    who: Operator,
+    response: Response,
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="the same key twice begins one calibration",
+            min_length=1,
+            max_length=200,
+            pattern=r"^[A-Za-z0-9._:\-]+$",
+        ),
+    ] = None,
+) -> Calibration:
+    """Collect labelled data from now on, learn today's units, score, and swap if it is better."""
+    calibration = on.calibrations.start(body, key=key, who=who)
+    response.headers["Location"] = f"/v1/calibrations/{calibration.id}"
+    return calibration
+
+
+@v1.get("/calibrations", tags=["calibrations"])
+def list_calibrations(on: On) -> list[Calibration]:
+    """Every calibration, newest first."""
+    return on.calibrations.all()
+
+
+@v1.get("/calibrations/{id}", tags=["calibrations"], responses=documented(404))
+def get_calibration(id: Id, on: On) -> Calibration:
+    """One calibration, as it stands."""
+    return on.calibrations.get(id)
+
+
+def _known(id: Id, on: On) -> str:
+    on.calibrations.get(id)
+    return id
+
+
+@v1.get(
+    "/calibrations/{id}/events",
+    tags=["calibrations"],
+    response_class=EventSourceResponse,
+    responses=documented(404),
+)
+async def calibration_events(
+    id: Annotated[str, Depends(_known)], on: On
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: the calibration whenever it changes, until it has ended."""
+    sent, number = "", 0
+    while True:
+        try:
+            calibration = on.calibrations.get(id)
+        except Exception:  # discarded meanwhile
+            return
+        document = calibration.model_dump_json()
+        if document != sent:
+            sent, number = document, number + 1
+            yield ServerSentEvent(raw_data=document, event=calibration.state, id=str(number))
+        if calibration.state not in RUNNING:
+            return
+        await asyncio.sleep(EVENTS_EVERY_S)
+
+
+@v1.post("/calibrations/{id}/finish", tags=["calibrations"], responses=documented(404, 409))
+def finish_calibration(id: Id, on: On) -> Calibration:
+    """Collect no more, learn from what is there."""
+    return on.calibrations.finish(id)
+
+
+@v1.post(
+    "/calibrations/{id}/resume",
+    tags=["calibrations"],
+    status_code=202,
+    responses=documented(404, 409),
+)
+def resume_calibration(id: Id, on: On, who: Operator) -> Calibration:
+    """Go on with an interrupted calibration: collect what is missing, then learn."""
+    return on.calibrations.resume(id, who=who)
+
+
+@v1.delete("/calibrations/{id}", tags=["calibrations"], status_code=204, responses=documented(404))
+def delete_calibration(id: Id, on: On, who: Operator) -> None:
+    """Cancel a calibration that runs; discard one that has ended, with its data."""
+    on.calibrations.remove(id, who=who)
+
+
+@v1.get("/journal", tags=["decoding"])
+def journal(on: On, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[Change]:
+    """What was changed, by whom and when; newest first."""
+    return [Change(**change) for change in on.journal.changes(limit)]

@@ -1,0 +1,109 @@
+"""The server's settings: a TOML file, then `VOLITION_…` variables, then options.
+
+home = "/var/lib/volition"
+port = 8000
+
+[daemon]            # streaming.settings.DaemonSettings
+tick_ms = 5
+stream_name = "rig-spikes"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from streaming.settings import DaemonSettings
+
+DEFAULT_CONTROL = "tcp://127.0.0.1:5557"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+CONFIG_FILE = "VOLITION_CONFIG"
+
+
+class ServerSettings(BaseSettings):
+    """How the server runs. Every field can be set as `VOLITION_<NAME>`.
+
+    The daemon's own settings come from the section `daemon` of the file, or from the same
+    variables that `volition decode` reads.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="VOLITION_", frozen=True, extra="forbid")
+
+    home: Path = Field(default=Path("volition"), description="folder of all that must survive")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535)
+    token: SecretStr | None = Field(default=None, description="bearer token that callers must send")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="further names by which callers may reach the server"
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        default=(), description="origins of pages, besides the server's own, that may call it"
+    )
+    supervise: bool = Field(
+        default=True, description="start the daemon and restart it; else only adopt one"
+    )
+    keep_daemon: bool = Field(
+        default=False, description="leave the daemon decoding when the server is stopped"
+    )
+    trainer_threads: int = Field(default=1, ge=1, le=64)
+    daemon: DaemonSettings = Field(default_factory=DaemonSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get(CONFIG_FILE)
+        toml = [TomlConfigSettingsSource(settings_cls, Path(file))] if file else []
+        return init_settings, env_settings, *toml
+
+    @model_validator(mode="after")
+    def _others_need_a_token(self) -> Self:
+        if self.host not in LOOPBACK and self.token is None:
+            raise ValueError(
+                f"host {self.host} can be reached by others: set a token (VOLITION_TOKEN), or "
+                "listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def control(self) -> str:
+        """Address of the daemon's control socket."""
+        return self.daemon.control or DEFAULT_CONTROL
+
+    @property
+    def decoders(self) -> Path:
+        return self.home / "decoders"
+
+    @property
+    def calibrations(self) -> Path:
+        return self.home / "calibrations"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+
+def daemon_environment(settings: DaemonSettings) -> dict[str, str]:
+    """This process' variables, with those that `volition decode` reads set to these settings."""
+    names = {name: f"VOLITION_{name.upper()}" for name in type(settings).model_fields}
+    others = {name: value for name, value in os.environ.items() if name not in names.values()}
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return others | {
+        names[name]: json.dumps(value) if isinstance(value, dict) else str(value)
+        for name, value in values.items()
+    }

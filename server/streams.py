@@ -1,0 +1,37 @@
+"""What is on the network: every LSL stream, and what this server would use it for."""
+
+from __future__ import annotations
+
+import pylsl
+
+from server.schemas import Stream, Use
+from streaming import wire
+from streaming.labels import KINEMATICS, MARKERS
+from streaming.lsl import KINDS
+
+LOOK_S = 1.0
+
+
+def streams(status: wire.Status | None) -> list[Stream]:
+    """Every stream seen within a second, by type and name."""
+    found = [
+        Stream(
+            name=info.name(),
+            type=info.type(),
+            source_id=info.source_id(),
+            host=info.hostname(),
+            channels=info.channel_count(),
+            rate_hz=info.nominal_srate(),
+            used_for=_use(info.type()),
+            open=status is not None and status.stream == info.name(),
+        )
+        for info in pylsl.resolve_streams(wait_time=LOOK_S)
+    ]
+    return sorted(found, key=lambda stream: (stream.type, stream.name))
+
+
+def _use(kind: str) -> Use:
+    if kind in KINDS:
+        return "spikes"
+    uses: dict[str, Use] = {KINEMATICS: "kinematics", MARKERS: "markers"}
+    return uses.get(kind, "nothing")

@@ -1,0 +1,31 @@
+"""JSON lines between a process and the one that started it, over standard input and output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from decoder.errors import VolitionError
+
+Message = dict[str, Any]
+
+
+def say(**message: Any) -> None:
+    """One line to the process that started this one; nothing where it is gone."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stdout.fileno(), (json.dumps(message) + "\n").encode())
+
+
+def say_problem(error: VolitionError) -> None:
+    """This process can't go on, and why."""
+    say(problem={"error": type(error).__name__, "detail": str(error)})
+
+
+def told() -> Iterator[Message]:
+    """What the process that started this one says, until it is gone."""
+    for line in sys.stdin:
+        yield json.loads(line)
