@@ -464,6 +464,40 @@ def serve(
     run(_settings(ServerSettings, given), bundle=bundle)
 
 
+@app.command(epilog="Example: volition calibrate --seconds 40 --labels intention")
+def calibrate(
+    seconds: Annotated[float, typer.Option(min=5.0, help="Labelled data to collect.")] = 40.0,
+    method: Annotated[str, typer.Option(help="auto, units, units+head, full or scratch.")] = "auto",
+    labels: Annotated[
+        str, typer.Option(help="kinematics, intention or retrospective: what velocity means.")
+    ] = "kinematics",
+    promote: Annotated[
+        str, typer.Option(help="auto: decode with it if it is better; manual or never: only score.")
+    ] = "auto",
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="First decode live beside the active decoder.")
+    ] = False,
+    allow: Annotated[
+        float | None, typer.Option(help="Seconds of learning; left out: as the model needs.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    token: Annotated[
+        str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recalibrate the live decoder to today's units, through a server; Ctrl-C cancels."""
+    from clients.calibrate import calibrate as run
+    from clients.control import ControlClient
+
+    given = {
+        "seconds": seconds, "method": method, "labels": labels, "promote": promote,
+        "shadow": shadow, "allowed_s": allow,
+    }  # fmt: skip
+    with ControlClient(url, token=token) as client:
+        sys.exit(run(_console(stderr=as_json), client, given, as_json=as_json))
+
+
 @app.command(epilog="Example: volition replay sessions/monkey.h5 --from test --score")
 def replay(
     session: Annotated[Path, typer.Argument(help="A session file (.h5).")],

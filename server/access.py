@@ -16,7 +16,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.problems import Problem, plain, response
+from server.problems import plain, response
+from server.schemas import Problem
 from server.settings import LOOPBACK, ServerSettings
 
 

@@ -26,9 +26,10 @@ from server.access import OnlyOurHosts, bearer
 from server.calibration import Calibrations
 from server.daemon import Supervisor, known_bundle
 from server.journal import Journal
-from server.problems import Problem, documented
+from server.problems import documented
 from server.registry import Registry
 from server.routes import Parts, health, v1
+from server.schemas import Problem
 from server.settings import ServerSettings
 
 log = logging.getLogger("volition.server")

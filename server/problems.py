@@ -12,30 +12,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from decoder import errors
+from server.schemas import Problem
 from streaming.control import NoAnswerError
 
 log = logging.getLogger("volition.server")
 
 MEDIA_TYPE = "application/problem+json"
-
-
-class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    type: str = Field(description="kind of problem, for scripts", examples=["/problems/stream"])
-    title: str = Field(examples=["A stream isn't there, or isn't as described"])
-    status: int = Field(examples=[409])
-    detail: str = Field(
-        description="what was seen, what was expected, what to do",
-        examples=["no kinematics stream (type 'Kinematics'); nothing would label the spikes"],
-    )
-    instance: str | None = Field(default=None, description="path of the request")
 
 
 class NotFoundError(errors.VolitionError):

@@ -13,7 +13,6 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from decoder.filters import LIMITS, Filters
-from server.problems import Problem
 from streaming import wire
 from streaming.lsl import StreamKind
 
@@ -41,6 +40,19 @@ class Answer(BaseModel):
     """What the server sends."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Answer):
+    """What went wrong (RFC 9457)."""
+
+    type: str = Field(description="kind of problem, for scripts", examples=["/problems/stream"])
+    title: str = Field(examples=["A stream isn't there, or isn't as described"])
+    status: int = Field(examples=[409])
+    detail: str = Field(
+        description="what was seen, what was expected, what to do",
+        examples=["no kinematics stream (type 'Kinematics'); nothing would label the spikes"],
+    )
+    instance: str | None = Field(default=None, description="path of the request")
 
 
 class Input(Body):

@@ -1,0 +1,132 @@
+"""`volition calibrate`: one recalibration through the server, with progress, before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from clients.control import ControlClient
+from decoder.errors import SettingsError
+from server.schemas import Calibration, CalibrationRequest, Scores
+
+GOOD = ("promoted", "ready")
+VERDICTS = {
+    "promoted": "[bold green]promoted[/]: {candidate} decodes now",
+    "ready": "[bold]ready[/]: {candidate} is better; activate it when you like",
+    "rejected": "[bold yellow]rejected[/]: {before} decodes on",
+    "failed": "[bold red]failed[/]: {problem}",
+    "interrupted": "[bold red]interrupted[/]: {problem} Its data is kept; it can be resumed.",
+    "cancelled": "[bold]cancelled[/]",
+}
+
+
+def calibrate(
+    console: Console, client: ControlClient, given: dict[str, Any], *, as_json: bool
+) -> int:
+    """Begin, follow, print; returns the exit code: 0 where the candidate is better."""
+    try:
+        request = CalibrationRequest(**{k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        raise SettingsError(
+            "; ".join(f"{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        ) from error
+    begun = client.start_calibration(request)
+    calibration = begun
+    try:
+        with View(console, begun) as view:
+            for calibration in client.follow(begun.id):
+                view.show(calibration)
+    except KeyboardInterrupt:
+        client.delete_calibration(begun.id)
+        calibration = client.calibration(begun.id)
+    if as_json:
+        print(calibration.model_dump_json(indent=2))
+    else:
+        print_calibration(console, calibration)
+    return 0 if calibration.state in GOOD else 1
+
+
+class View:
+    """Bars for what is collected, learned and compared."""
+
+    def __init__(self, console: Console, calibration: Calibration) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description:<11}"), BarColumn(),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
+        )  # fmt: skip
+        request = calibration.request
+        self._collecting = self._progress.add_task("collecting", total=request.seconds, note="")
+        self._learning = self._progress.add_task("learning", total=1.0, note="", start=False)
+        self._shadowing = None
+        if request.shadow:
+            self._shadowing = self._progress.add_task(
+                "shadowing", total=request.shadow_s, note="", start=False
+            )
+
+    def __enter__(self) -> View:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, calibration: Calibration) -> None:
+        """Draw a calibration as it stands."""
+        bars = self._progress
+        bars.update(
+            self._collecting,
+            completed=calibration.collected_s,
+            note=f"{calibration.collected_s:.0f} s, {calibration.spikes:,} spikes",
+        )
+        if calibration.state == "collecting":
+            return
+        bars.stop_task(self._collecting)
+        bars.start_task(self._learning)
+        bars.update(self._learning, completed=calibration.share, note=calibration.phase)
+        if calibration.state == "training":
+            return
+        bars.stop_task(self._learning)
+        if self._shadowing is not None:
+            bars.start_task(self._shadowing)
+            live = calibration.live
+            note = "" if live is None else f"R² {_r2(live.candidate)} beside {_r2(live.active)}"
+            bars.update(self._shadowing, completed=live.seconds if live else 0.0, note=note)
+
+
+def print_calibration(console: Console, calibration: Calibration) -> None:
+    """Both decoders' scores side by side, and the verdict."""
+    if calibration.held_out is not None:
+        table = Table(title="causal velocity R²", title_justify="left")
+        for name in ("scored on", "before", "after"):
+            table.add_column(name, justify="left" if name == "scored on" else "right")
+        for name, scores in (("held-out fifth", calibration.held_out), ("live", calibration.live)):
+            if scores is not None:
+                table.add_row(*_row(name, scores))
+        console.print(table)
+    problem = calibration.problem.detail if calibration.problem else ""
+    console.print(
+        VERDICTS.get(calibration.state, calibration.state).format(
+            candidate=calibration.candidate, before=calibration.before, problem=problem
+        )
+    )
+    if calibration.took_s is not None:
+        console.print(
+            f"{calibration.method} on {calibration.collected_s:.0f} s, "
+            f"{calibration.took_s:.1f} s from the last sample to the verdict"
+        )
+
+
+def _row(name: str, scores: Scores) -> tuple[str, str, str]:
+    return (
+        f"{name}, {scores.seconds:.0f} s",
+        _r2(scores.active),
+        f"[bold]{_r2(scores.candidate)}[/]",
+    )
+
+
+def _r2(score: float | None) -> str:
+    return "knows no unit" if score is None else f"{score:.3f}"
