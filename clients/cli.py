@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
     from streaming.sessions import Split
+    from training.adapt import Method
     from training.labels import Labels
     from training.simulate import Task
 
@@ -240,6 +241,12 @@ def adapt(
     seconds: Annotated[
         float, typer.Option(min=5.0, help="Labelled data, from the start of its training domain.")
     ] = 40.0,
+    method: Annotated[
+        str, typer.Option(help="units, units+head, full, scratch or auto: what learns.")
+    ] = "units",
+    allow: Annotated[
+        float | None, typer.Option(min=1.0, help="Seconds of learning [as many as it takes].")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Left out: as many as it needs.")] = None,
     labels: Annotated[
         str, typer.Option(help="kinematics, intention or retrospective: what velocity means.")
@@ -247,20 +254,22 @@ def adapt(
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Json = False,
 ) -> None:
-    """Learn a new session's units from a few seconds of data; all else stays as it was."""
+    """Learn a new session from a few seconds of data: its units alone, or more (--method)."""
     _needs_training()
     from clients.reports import run_adaptation
     from training.adapt import AdaptSettings
 
-    summary = run_adaptation(
-        _console(stderr=True), run, session, output,
-        AdaptSettings(seconds=seconds, steps=steps, seed=seed, labels=cast("Labels", labels)),
+    settings = AdaptSettings(
+        method=cast("Method", method), seconds=seconds, allowed_s=allow, steps=steps, seed=seed,
+        labels=cast("Labels", labels),
     )  # fmt: skip
+    summary = run_adaptation(_console(stderr=True), run, session, output, settings)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
         _console().print(
-            f"[bold]{output}[/]: {summary['units']} units in {summary['seconds']:.1f} s, "
+            f"[bold]{output}[/]: {summary['units']} units by "
+            f"{summary['method']} in {summary['seconds']:.1f} s, "
             f"causal R² on the held-out fifth [bold]{summary['validation_r2']:.3f}[/]"
         )
 

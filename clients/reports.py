@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -211,33 +212,38 @@ def simulate_corpus(
 def run_adaptation(
     console: Console, run: Path, session_path: Path, output: Path, settings: AdaptSettings
 ) -> dict[str, Any]:
-    """Identify a session's units with a progress bar; a run becomes a run, a bundle a bundle."""
+    """Learn a session with a progress bar; a run becomes a run, a bundle a bundle."""
     from training import adapt, runs
     from training.checkpoints import save_run
-    from training.export import refold
+    from training.reweigh import write_adapted
 
     model, record = runs.load_model(run)
     session = sessions.load(session_path)
     began = time.monotonic()
     columns = (
-        TextColumn("[bold]identifying units"), BarColumn(), TaskProgressColumn(),
+        TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
         TextColumn("R² {task.fields[r2]:.3f}"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=settings.of(record)[0], r2=float("nan"))
-        model, record = adapt.identify_units(
-            model, record, session, settings,
-            on_step=lambda step, r2: progress.update(bar, completed=step, r2=r2),
-        )  # fmt: skip
+        bars: dict[str, TaskID] = {}
+
+        def show(share: float, r2: float, phase: str) -> None:
+            if phase not in bars:
+                bars[phase] = progress.add_task(f"learning: {phase}", total=1.0, r2=r2)
+            progress.update(bars[phase], completed=share, r2=r2)
+
+        adapted = adapt.calibrate(model, record, session, settings, on_step=show)
     took_s = time.monotonic() - began
+    model, record = adapted.model, adapted.record
     if (run / MANIFEST).is_file():
         metrics = {"validation_r2": record.best_r2}
-        refold(open_bundle(run), model, record, session.session_id, output, metrics)
+        write_adapted(open_bundle(run), model, record, session.session_id, output, metrics)
     else:
         save_run(output, record, runs.weights(model))
     return {
         "output": str(output),
         "session": session.session_id,
+        "method": adapted.method,
         "units": session.n_units,
         "seconds": took_s,
         "validation_r2": record.best_r2,

@@ -1,62 +1,160 @@
 """A pretrained model learns a new session's units from a few seconds of labelled data.
 
-    volition adapt RUN SESSION --seconds 40 -o RUN2
+    volition adapt RUN SESSION --seconds 40 --method units -o RUN2
 
-Unit identification (Azabou et al., NeurIPS 2023): the embeddings of the session's units and of
-the session itself are learned, everything else is frozen, so that what the model knows of
-populations and movement is kept. All other units' embeddings stay as they were, to the bit.
+    units       the embeddings of the session and its units, all else frozen (unit identification,
+                Azabou et al., NeurIPS 2023)
+    units+head  that, then what reads the movement out too
+    full        that, then a little of everything
+    scratch     a fresh model of the same sizes, which knows nothing but this session
+    auto        `units`, then `full` while the time allowed lasts, and what is to be trusted
+
 A new unit begins as a mean of the known units whose tuning is nearest (`training.tuning`), which
-alone decodes. The last fifth of the data decides when to stop.
+alone decodes. Embeddings of other units stay as they were, to the bit, in every method but
+`scratch`. The last fifth of the data is held out and scores the result.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from decoder.errors import TrainingError
 from streaming.sessions import Session, duration_s, intersect, time_after
 from training import runs
-from training.families import Model, forward
+from training.families import Model, build
+from training.fitting import CHECK_STEP_S, Clock, Kept, Lesson, Recipe, fit
 from training.labels import Labels, relabelled
-from training.pretrain import evaluate, window_source
+from training.optimizer import Optimizers, build_optimizers
+from training.pretrain import window_source
 from training.tuning import nearest_mean, tuning
-from training.windows import OutputScale, unit_words
+from training.windows import OutputScale, unit_words, window_ends
+
+Method = Literal["units", "units+head", "full", "scratch", "auto"]
+OnStep = Callable[[float, float, str], None]
 
 VALID_SHARE = 0.2
-N_CHECKS = 8  # looks at the held-out fifth
-WARM, COLD = (40, 5e-3), (100, 2e-2)  # steps and learning rate
-CHECK_STEP_S = 0.1  # between the times that are scored there
+KEEP_MOST, KEEP_MANY = (0.5, 1.0), (0.4, 1.0)
+WARM = Recipe(
+    steps=40, learning_rate=5e-3, embedding_rate=5e-3, batch_size=16, keep_units=KEEP_MOST
+)
+COLD = replace(WARM, steps=100, learning_rate=2e-2, embedding_rate=2e-2)
+HEAD = Recipe(
+    steps=60, learning_rate=1e-3, embedding_rate=1e-3, batch_size=16, keep_units=KEEP_MOST
+)
+FULL = Recipe(
+    steps=200, learning_rate=1e-3, embedding_rate=1e-3, batch_size=8, keep_units=KEEP_MANY
+)
+SCRATCH = replace(FULL, steps=400, learning_rate=2e-3, embedding_rate=2e-3, batch_size=16)
+WEIGHT_DECAY = 1e-2
+HEADS = ("state_out.", "out_ffn.", "dec_ffn.", "readout.")  # what reads out, in either family
+EMBEDDINGS = ("unit_emb.", "session_emb.")
+LEARNS = {
+    "units": EMBEDDINGS,
+    "units+head": EMBEDDINGS + HEADS,
+    "full": ("",),
+    "scratch": ("",),
+}  # beginnings of names
+TRUST = 0.2  # R² on the held-out fifth that `full` may lose to `units` and still be taken
+UNITS_SHARE = 0.4  # of the time allowed, where more than units is to be learned
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptSettings:
-    """How a session's units are identified.
+    """How a session is learned.
 
     seconds: labelled data, from the start of the training domain; all of it where None.
-    steps, learning_rate: where None, a few small steps if the run knows its units' tuning, so that
-        new ones begin where like ones stand; more and larger ones if not.
+    allowed_s: seconds of learning, after which the best is taken; None for as many as it takes.
+    steps, learning_rate: of the method's last phase, where not its own (`recipe`). Units take a
+        few small steps if the run knows its units' tuning, so that new ones begin where like ones
+        stand; more and larger ones if not.
     labels: what the session's velocity means (`training.labels`).
     """
 
+    method: Method = "units"
     seconds: float | None = 40.0
+    allowed_s: float | None = None
     steps: int | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     learning_rate: float | None = None
-    keep_units: tuple[float, float] = (0.5, 1.0)
+    keep_units: tuple[float, float] | None = None
     seed: int = 0
     labels: Labels = "kinematics"
 
-    def of(self, record: runs.RunRecord) -> tuple[int, float]:
-        """Steps and peak learning rate for a run."""
-        steps, rate = WARM if record.unit_tuning else COLD
-        return self.steps or steps, self.learning_rate or rate
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            methods = ", ".join(get_args(Method))
+            raise TrainingError(f"method {self.method!r}; expected one of {methods}")
+        if self.allowed_s is not None and not self.allowed_s > 0:
+            raise TrainingError(f"{self.allowed_s} s to learn in; expected more than 0, or None")
+
+    def of(self, own: Recipe) -> Recipe:
+        """A recipe with what is set here in the place of its own."""
+        rate = self.learning_rate
+        return replace(
+            own,
+            steps=self.steps or own.steps,
+            batch_size=self.batch_size or own.batch_size,
+            learning_rate=rate or own.learning_rate,
+            embedding_rate=rate or own.embedding_rate,
+            keep_units=self.keep_units or own.keep_units,
+        )
+
+
+class Adapted(NamedTuple):
+    """A model that knows the session, its record, and the method that made it."""
+
+    model: Model
+    record: runs.RunRecord
+    method: Method
+
+
+def calibrate(
+    model: Model,
+    record: runs.RunRecord,
+    session: Session,
+    settings: AdaptSettings | None = None,
+    *,
+    on_step: OnStep = lambda share, r2, phase: None,
+) -> Adapted:
+    """Learn a session by a method; `model` and `record` stay as they are.
+
+    on_step: told the share (0 to 1) of a phase that is over, the R² on the held-out fifth of what
+        is kept so far, and the phase's name.
+    The record's `best_r2` is the held-out score of what is returned. Raises TrainingError where
+    the session is known already (but for `scratch`) or has too little data.
+    """
+    settings = settings or AdaptSettings()
+    clock = Clock(settings.allowed_s)
+    labelled = first_seconds(relabelled(session, settings.labels), settings.seconds)
+    torch.manual_seed(settings.seed)
+    if settings.method == "scratch":
+        model, record = alone(record, labelled)
+        lesson = _lesson(model, record, labelled, settings)
+        record.best_r2 = _learn(lesson, "scratch", settings.of(SCRATCH), clock, on_step)
+        return Adapted(_done(model), record, "scratch")
+    model, record = with_session(model, record, labelled)
+    lesson = _lesson(model, record, labelled, settings)
+    own = WARM if record.unit_tuning else COLD
+    if settings.method == "units":
+        record.best_r2 = _learn(lesson, "units", settings.of(own), clock, on_step)
+        return Adapted(_done(model), record, "units")
+    units_r2 = _learn(lesson, "units", own, clock.part(UNITS_SHARE), on_step)
+    if settings.method == "units+head":
+        record.best_r2 = _learn(lesson, "units+head", settings.of(HEAD), clock.part(), on_step)
+        return Adapted(_done(model), record, "units+head")
+    units = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
+    record.best_r2 = _learn(lesson, "full", settings.of(FULL), clock.part(), on_step)
+    if settings.method == "auto" and record.best_r2 < units_r2 - TRUST:
+        runs.set_weights(model, units)
+        record.best_r2 = units_r2
+        return Adapted(_done(model), record, "units")
+    return Adapted(_done(model), record, "full")
 
 
 def identify_units(
@@ -67,48 +165,66 @@ def identify_units(
     *,
     on_step: Callable[[int, float], None] = lambda step, r2: None,
 ) -> tuple[Model, runs.RunRecord]:
-    """A copy of `model` that knows `session`'s units too, and its record.
+    """`calibrate` by `units`, whatever the settings' method.
 
     on_step: told the step and the best R² on the held-out fifth so far.
-    Raises TrainingError where the session is known already or has too little data.
     """
-    settings = settings or AdaptSettings()
-    steps, learning_rate = settings.of(record)
-    labelled = first_seconds(relabelled(session, settings.labels), settings.seconds)
-    torch.manual_seed(settings.seed)
-    model, record = with_session(model, record, labelled)
+    settings = replace(settings or AdaptSettings(), method="units")
+    steps = settings.of(WARM if record.unit_tuning else COLD).steps
+    adapted = calibrate(
+        model, record, session, settings,
+        on_step=lambda share, r2, phase: on_step(round(share * steps), r2),
+    )  # fmt: skip
+    return adapted.model, adapted.record
+
+
+def _lesson(
+    model: Model, record: runs.RunRecord, labelled: Session, settings: AdaptSettings
+) -> Lesson:
     config = record.config()
     source = window_source([labelled], model, config, record)
-    learned = [model.unit_emb.weight, model.session_emb.weight]
-    model.requires_grad_(False)
-    for parameter in learned:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(learned, lr=learning_rate)  # zero gradients move nothing
-    check_every = max(1, steps // N_CHECKS)
-    best, best_rows = -math.inf, list[Tensor]()
-    for step in range(steps + 1):
-        if step % check_every == 0 or step == steps:
-            score = evaluate(model, config, source, 0, "valid", step_s=CHECK_STEP_S).r2_mean
-            if score > best or not best_rows:
-                best, best_rows = score, [parameter.detach().clone() for parameter in learned]
-        on_step(step, best)
-        if step == steps:
-            break
-        share = step / steps
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * share))
-        model.train()
-        rng = np.random.default_rng([settings.seed, step])
-        batch = source.draw(rng, settings.batch_size, keep_units=settings.keep_units)
-        loss = nn.functional.mse_loss(forward(model, config, **batch.inputs()), batch.target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        for parameter, rows in zip(learned, best_rows, strict=True):
-            parameter.copy_(rows)
-    record.best_r2 = best
-    return model.requires_grad_(True).eval(), record
+    if len(window_ends(labelled, "valid", config.window_s, CHECK_STEP_S)) == 0:
+        held_out = duration_s(labelled.intervals("valid"))
+        raise TrainingError(
+            f"{labelled.session_id}: the {held_out:.1f} s held out of the calibration hold no "
+            f"window of {config.window_s} s; collect more data, or longer trials"
+        )
+    return Lesson(model=model, config=config, source=source, seed=settings.seed)
+
+
+def _learn(lesson: Lesson, phase: str, recipe: Recipe, clock: Clock, on_step: OnStep) -> float:
+    """Take a phase's steps; returns the held-out score of what the model then is.
+
+    Embeddings alone stop where they did best. Where more learns, the annealed end is kept: between
+    few seconds that were held out, the best look is the luckiest.
+    """
+    torch.manual_seed(lesson.seed)
+    for name, parameter in lesson.model.named_parameters():
+        parameter.requires_grad_(name.startswith(LEARNS[phase]))
+    kept = Kept(lesson, newest=phase != "units")
+    fit(
+        lesson, _optimizers(lesson.model, phase, recipe), recipe, clock,
+        on_check=kept.offer,
+        on_step=lambda step, share: on_step(share, kept.score, phase),
+    )  # fmt: skip
+    kept.put_back()
+    return kept.score
+
+
+def _optimizers(model: Model, phase: str, recipe: Recipe) -> Optimizers:
+    if phase == "units":
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [torch.optim.Adam(learned, lr=recipe.embedding_rate)]  # none moves without gradient
+    optimizers = build_optimizers(
+        model, learning_rate=recipe.learning_rate, weight_decay=WEIGHT_DECAY
+    )
+    for group in optimizers[1].param_groups:  # of units
+        group["lr"] = recipe.embedding_rate
+    return optimizers
+
+
+def _done(model: Model) -> Model:
+    return model.requires_grad_(True).eval()
 
 
 def first_seconds(session: Session, seconds: float | None) -> Session:
@@ -120,7 +236,10 @@ def first_seconds(session: Session, seconds: float | None) -> Session:
     train = intersect(domain, domain[0, 0], cut)
     valid = intersect(domain, cut, domain[-1, 1])
     if len(train) == 0 or len(valid) == 0:
-        raise TrainingError(f"{session.session_id}: {duration_s(domain):.1f} s are too few")
+        raise TrainingError(
+            f"{session.session_id}: {duration_s(domain):.1f} s of labelled data are too few; "
+            "collect 40 s"
+        )
     return replace(session, train_domain=train, valid_domain=valid)
 
 
@@ -149,3 +268,23 @@ def with_session(
     record.output_mean[session.session_id] = (scale.mean[0], scale.mean[1])
     record.output_std[session.session_id] = (scale.std[0], scale.std[1])
     return model, record
+
+
+def alone(record: runs.RunRecord, session: Session) -> tuple[Model, runs.RunRecord]:
+    """A fresh model of a run's sizes that knows one session only, and its record."""
+    scale = OutputScale.of(session)
+    record = record.model_copy(
+        deep=True,
+        update={
+            "unit_words": unit_words(session),
+            "unit_tuning": tuning(session).round(3).tolist(),
+            "session_words": [session.session_id],
+            "session_paths": {},
+            "output_mean": {session.session_id: (scale.mean[0], scale.mean[1])},
+            "output_std": {session.session_id: (scale.std[0], scale.std[1])},
+            "step": 0,
+            "seconds": 0.0,
+            "history": [],
+        },
+    )
+    return build(record.config(), record.unit_words, record.session_words), record

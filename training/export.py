@@ -227,27 +227,38 @@ def _latent_queries64(model: Model, config: ModelConfig) -> Tensor:
     )
 
 
-def export_graph(model: Model, config: Config, path: Path) -> None:
-    """Write the streaming graph of one preset's weights as ONNX."""
+def streaming_module(model: Model, config: Config) -> StreamingPOYO | StreamingPossm:
+    """The module of a model that is exported."""
     if isinstance(config, PossmConfig):
         assert isinstance(model, Possm)
-        encoder = config.encoder
-        streaming: nn.Module = StreamingPossm(model, config)
-        more: tuple[Tensor, ...] = (torch.zeros(config.hidden), torch.ones(()))
-    else:
-        assert isinstance(model, POYO)
-        encoder, streaming, more = config, StreamingPOYO(model, config), ()
+        return StreamingPossm(model, config)
+    assert isinstance(model, POYO)
+    return StreamingPOYO(model, config)
+
+
+def example_inputs(module: StreamingPOYO | StreamingPossm) -> tuple[Tensor, ...]:
+    """What the graph takes, in order, with nothing in it."""
+    config = module.config
+    encoder = config.encoder if isinstance(config, PossmConfig) else config
     width, heads = encoder.dim_head, encoder.cross_heads
-    n_latents = latent_phases(model, encoder).cos.shape[0]
-    example = (
+    n_latents = module.gather.queries.shape[1]
+    inputs = (
         torch.zeros(EXAMPLE_SPIKES, 2 * heads, width),
         torch.ones(encoder.n_rotary),
         torch.zeros(encoder.n_rotary),
         torch.zeros(heads, n_latents),
         torch.zeros(heads, n_latents, width),
         torch.zeros(encoder.dim),
-        *more,
     )
+    if isinstance(config, PossmConfig):
+        return (*inputs, torch.zeros(config.hidden), torch.ones(()))
+    return inputs
+
+
+def export_graph(model: Model, config: Config, path: Path) -> None:
+    """Write the streaming graph of one preset's weights as ONNX."""
+    streaming = streaming_module(model, config)
+    example = example_inputs(streaming)
     n_spikes = torch.export.Dim("n_spikes", min=0, max=2**24)
     # without gradients `rotate` is plain arithmetic; its autograd function would export as scatters
     with _quiet(), torch.no_grad():
@@ -315,7 +326,7 @@ def export_model(
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / bundle.GRAPH
         export_graph(model, record.config(), graph)
-        return _write(model, record, session_id, path, graph, metrics)
+        return write_bundle(model, record, session_id, path, graph, metrics)
 
 
 def refold(
@@ -330,14 +341,23 @@ def refold(
 
     Raises TrainingError where anything else of the model differs from the bundle's weights.
     """
+    if changed := changed_weights(base, model):
+        raise TrainingError(f"{changed[0]} is not that of {base.path}; export the model anew")
+    return write_bundle(model, record, session_id, path, base.graph_path, metrics)
+
+
+def changed_weights(base: bundle.Bundle, model: Model) -> list[str]:
+    """Names of what differs from a bundle's weights, besides embeddings."""
     before = runs.load_tensors(base.weights_path)
-    for name, tensor in runs.weights(model).items():
-        if not name.startswith(EMBEDDINGS) and not torch.equal(tensor, before[name]):
-            raise TrainingError(f"{name} is not that of {base.path}; export the model anew")
-    return _write(model, record, session_id, path, base.graph_path, metrics)
+    return [
+        name
+        for name, tensor in runs.weights(model).items()
+        if not name.startswith(EMBEDDINGS)
+        and not (name in before and torch.equal(tensor, before[name]))
+    ]
 
 
-def _write(
+def write_bundle(
     model: Model,
     record: runs.RunRecord,
     session_id: str,
@@ -345,6 +365,7 @@ def _write(
     graph: Path,
     metrics: dict[str, float] | None,
 ) -> bundle.Bundle:
+    """A model as a bundle, with a streaming graph that is its own."""
     config = record.config()
     prefix = f"{session_id}/"
     words = [word for word in record.unit_words if word.startswith(prefix)]

@@ -37,7 +37,7 @@ class RunRecord(BaseModel):
     unit_tuning: features of each of `unit_words` (`training.tuning`); empty where nobody knows.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     schema_version: int = SCHEMA_VERSION
     family: str = "poyo"

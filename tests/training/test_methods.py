@@ -1,0 +1,119 @@
+"""Methods of calibration: what each of them moves, and what the clock and the data decide."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from decoder.errors import TrainingError
+from streaming.sessions import Session
+from tests.conftest import TinyDecoder
+from training import adapt, runs
+from training.adapt import HEADS, AdaptSettings, calibrate
+from training.export import EMBEDDINGS
+from training.simulate import simulate
+
+FEW = AdaptSettings(steps=3, batch_size=2)
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units, as the first phase of another method, are learned in no time."""
+    monkeypatch.setattr(adapt, "COLD", replace(adapt.COLD, steps=3, batch_size=2))
+
+
+@pytest.fixture(scope="module")
+def today() -> Session:
+    return simulate(n_units=30, minutes=1.0, subject=4, seed=9)
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Names of weights that differ, besides rows that are new."""
+    return {
+        name
+        for name, tensor in before.items()
+        if not torch.equal(after[name][: len(tensor)], tensor)
+    }
+
+
+@pytest.mark.parametrize("method", ["units", "units+head", "full"])
+def test_a_method_moves_what_it_says_and_no_known_unit(tiny: TinyDecoder, today, method) -> None:
+    model, record = runs.load_model(tiny.bundle.path)
+    before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
+    adapted = calibrate(model, record, today, replace(FEW, method=method))
+    assert adapted.method == method
+    assert not moved(before, runs.weights(model)), "the model given was changed"
+    names = moved(before, runs.weights(adapted.model))
+    assert not any(name.startswith(EMBEDDINGS) for name in names), "another unit moved"
+    assert bool(names) == (method != "units")
+    if method == "units+head":
+        assert all(name.startswith(HEADS) for name in names)
+        assert "readout.weight" in names
+    assert all(parameter.requires_grad for parameter in adapted.model.parameters())
+    assert not adapted.model.training
+    assert adapted.record.session_words == [tiny.session.session_id, today.session_id]
+
+
+def test_scratch_knows_this_session_alone(tiny: TinyDecoder, today) -> None:
+    model, record = runs.load_model(tiny.bundle.path)
+    made, own, method = calibrate(model, record, today, replace(FEW, method="scratch"))
+    assert method == "scratch"
+    assert own.session_words == [today.session_id]
+    assert len(own.unit_words) == len(own.unit_tuning) == today.n_units
+    assert set(own.output_mean) == set(own.output_std) == {today.session_id}
+    assert len(made.unit_emb.weight) == 1 + today.n_units
+    assert own.model == record.model
+    assert record.session_words == [tiny.session.session_id], "the record given was changed"
+
+
+def test_auto_goes_on_to_full_and_takes_units_where_full_spoils_them(tiny, today) -> None:
+    model, record = runs.load_model(tiny.bundle.path)
+    phases: list[str] = []
+    settings = replace(FEW, method="auto")
+    good = calibrate(
+        model, record, today, settings, on_step=lambda share, r2, phase: phases.append(phase)
+    )
+    assert good.method == "full"
+    assert list(dict.fromkeys(phases)) == ["units", "full"]
+    spoilt = calibrate(model, record, today, replace(settings, learning_rate=0.5))
+    assert spoilt.method == "units"
+    units = calibrate(model, record, today)
+    assert spoilt.record.best_r2 == units.record.best_r2
+    for name, tensor in runs.weights(units.model).items():
+        assert torch.equal(runs.weights(spoilt.model)[name], tensor), name
+
+
+@pytest.mark.parametrize("method", ["auto", "scratch"])
+def test_a_seed_says_everything_where_no_clock_cuts(tiny: TinyDecoder, today, method) -> None:
+    model, record = runs.load_model(tiny.bundle.path)
+    settings = replace(FEW, method=method, allowed_s=600.0)
+    once, again = (calibrate(model, record, today, settings) for _ in range(2))
+    assert once.record == again.record
+    for name, tensor in runs.weights(once.model).items():
+        assert torch.equal(runs.weights(again.model)[name], tensor), name
+
+
+def test_the_time_allowed_is_kept_and_annealed_over(tiny: TinyDecoder, today) -> None:
+    model, record = runs.load_model(tiny.bundle.path)
+    shares: list[float] = []
+    settings = AdaptSettings(method="scratch", steps=10**6, batch_size=2, allowed_s=0.5)
+    began = time.monotonic()
+    calibrate(model, record, today, settings, on_step=lambda share, r2, phase: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert shares[-1] == 1.0
+    assert len(shares) > 2
+    assert time.monotonic() - began < 30.0, "the clock ends it, not a million steps"
+
+
+def test_what_cannot_be_learned_is_said(tiny: TinyDecoder, today: Session) -> None:
+    model, record = runs.load_model(tiny.bundle.path)
+    with pytest.raises(TrainingError, match="collect more data"):
+        calibrate(model, record, today, replace(FEW, seconds=4.0))
+    with pytest.raises(TrainingError, match=r"expected one of units, units\+head"):
+        AdaptSettings(method="some")  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="more than 0"):
+        AdaptSettings(allowed_s=0.0)
