@@ -399,7 +399,9 @@ def write_bundle(
 def _provenance(record: runs.RunRecord) -> dict[str, str | float | int]:
     from importlib.metadata import version
 
+    base = record.settings.get("base")  # the decoder that it was recalibrated from
     return {
+        **({"base": base} if base else {}),
         "seed": record.seed,
         "steps": record.step,
         "training_seconds": round(record.seconds, 1),
