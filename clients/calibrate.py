@@ -17,7 +17,7 @@ GOOD = ("promoted", "ready")
 VERDICTS = {
     "promoted": "[bold green]promoted[/]: {candidate} decodes now",
     "ready": "[bold]ready[/]: {candidate} is better; activate it when you like",
-    "rejected": "[bold yellow]rejected[/]: {before} decodes on",
+    "rejected": "[bold yellow]rejected[/]: {verdict}. {before} decodes on",
     "failed": "[bold red]failed[/]: {problem}",
     "interrupted": "[bold red]interrupted[/]: {problem} Its data is kept; it can be resumed.",
     "cancelled": "[bold]cancelled[/]",
@@ -110,7 +110,10 @@ def print_calibration(console: Console, calibration: Calibration) -> None:
     problem = calibration.problem.detail if calibration.problem else ""
     console.print(
         VERDICTS.get(calibration.state, calibration.state).format(
-            candidate=calibration.candidate, before=calibration.before, problem=problem
+            candidate=calibration.candidate,
+            before=calibration.before,
+            problem=problem,
+            verdict=calibration.verdict,
         )
     )
     if calibration.took_s is not None:

@@ -620,6 +620,30 @@ def bench_train(
         print_bench_train(_console(), cases)
 
 
+@bench_app.command("recalibrate", epilog="Example: volition bench recalibrate --preset rt --json")
+def bench_recalibrate(
+    preset: Annotated[str, typer.Option(help="stream or rt.")] = "stream",
+    runs: Annotated[int, typer.Option(min=1, help="Days of an unseen subject.")] = 5,
+    seconds: Annotated[float, typer.Option(min=5.0, help="Labelled data of each.")] = 40.0,
+    as_json: Json = False,
+) -> None:
+    """Time a whole recalibration, from the last sample to the new decoder's first frame."""
+    _needs_training()
+    from clients.recalibration import SHIPPED, bench
+    from decoder.errors import SettingsError
+
+    if preset not in SHIPPED:
+        raise SettingsError(f"preset {preset!r}; expected {' or '.join(SHIPPED)}")
+    result = bench(_console(stderr=as_json), preset=preset, runs=runs, seconds=seconds)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    elif result["took_s_p50"] is not None:
+        _console().print(
+            f"{result['promoted']} of {runs} promoted, p50 [bold]{result['took_s_p50']:.1f} s[/] "
+            "from the last sample to the first frame"
+        )
+
+
 @bench_app.command("corpus", epilog="Example: volition bench corpus sessions --json")
 def bench_corpus(
     folder: Annotated[Path, typer.Argument(help="A folder of sessions.")],

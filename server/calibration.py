@@ -31,6 +31,7 @@ log = logging.getLogger("volition.server")
 
 WAIT_FOR_STREAMS_S = 3.0
 SAVE_EVERY_S = 1.0
+LEAST_R2 = 0.1  # below it a decoder is lost: shuffled labels give about 0
 # Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
 # within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
 ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
@@ -243,21 +244,38 @@ class Job:
 
     def _decide(self) -> None:
         """Promote the candidate if it is better, and if it is for us to do so."""
-        candidate, promote = self.calibration.candidate, self.calibration.request.promote
-        assert candidate is not None
-        better = is_better(self.calibration.held_out) and is_better(self.calibration.live)
-        if better and promote == "auto":
-            self._supervisor.activate(candidate, who=f"{self._who}, {self.calibration.id}")
+        calibration, promote = self.calibration, self.calibration.request.promote
+        assert calibration.candidate is not None
+        against = doubts(calibration.held_out, calibration.live)
+        if not against and promote == "auto":
+            self._supervisor.activate(calibration.candidate, who=f"{self._who}, {calibration.id}")
         if self._collected_at:
-            self.calibration.took_s = time.monotonic() - self._collected_at
-        self._enter("rejected" if not better else "promoted" if promote == "auto" else "ready")
+            calibration.took_s = time.monotonic() - self._collected_at
+        calibration.verdict = "; ".join(against)
+        self._enter("rejected" if against else "promoted" if promote == "auto" else "ready")
 
 
-def is_better(scores: Scores | None) -> bool:
-    """Whether scores speak for the candidate; where there are none, nothing speaks against it."""
-    if scores is None or (scores.candidate is not None and scores.active is None):
-        return True
-    return scores.candidate is not None and scores.candidate > (scores.active or 0.0)
+def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
+    """What speaks against a candidate. Better than a decoder that is lost isn't good enough."""
+    against = []
+    for where, scores in (("the held-out fifth", held_out), ("the live stream", live)):
+        if scores is None:
+            continue
+        if scores.candidate is None or scores.candidate < LEAST_R2:
+            against.append(
+                f"R² {_text(scores.candidate)} on {where}, expected {LEAST_R2:g} or more: spikes "
+                "and labels have little to do with each other; check both streams"
+            )
+        elif scores.active is not None and scores.candidate <= scores.active:
+            against.append(
+                f"R² {_text(scores.candidate)} on {where}, the active decoder has "
+                f"{_text(scores.active)}"
+            )
+    return against
+
+
+def _text(score: float | None) -> str:
+    return "unknown" if score is None else f"{score:.3f}"
 
 
 class Calibrations:

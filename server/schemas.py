@@ -245,6 +245,7 @@ class Calibration(Answer):
     took_s: float | None = Field(
         default=None, description="from the end of collection to the swap, or to the verdict"
     )
+    verdict: str = Field(default="", description="why the candidate was rejected")
     problem: Problem | None = None
 
 

@@ -1,0 +1,50 @@
+"""A server with its daemon, and a simulated subject whom the shipped decoder has never seen."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from clients.demo import BUNDLES
+from clients.recalibration import UNSEEN, Server
+from streaming import sessions
+from streaming.sessions import Session
+from tests.rig import Process, running
+from training.simulate import simulate
+
+POSSM = BUNDLES / "possm.bundle"
+Play = Callable[[Session], AbstractContextManager[Process]]
+
+
+@pytest.fixture(scope="session")
+def unseen() -> Session:
+    """Three minutes of an unseen subject, under a name of this run's own."""
+    session = simulate(n_units=96, minutes=3.0, subject=UNSEEN, seed=4242)
+    from dataclasses import replace
+
+    return replace(session, session_id=f"unseen-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    """Streams a session, over and over, until the `with` block ends."""
+
+    @contextmanager
+    def playing(session: Session) -> Iterator[Process]:
+        path = sessions.save(session, tmp_path / "sessions")
+        with running(tmp_path / "replay.log", "replay", str(path), "--loop") as process:
+            yield process
+
+    return playing
+
+
+@pytest.fixture
+def server(tmp_path: Path, unseen: Session) -> Iterator[Server]:
+    """A server that waits for the unseen subject's spikes."""
+    with Server(POSSM, tmp_path / "home", f"{unseen.session_id}-spikes") as running_server:
+        yield running_server

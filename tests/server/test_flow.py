@@ -1,0 +1,98 @@
+"""The whole flow: a decoder that is lost on today's units, 40 s of data, a decoder that is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from clients.recalibration import UNSEEN, recalibrate
+from server.schemas import CalibrationRequest
+from streaming.sessions import Session
+from tests.server.conftest import POSSM
+from training import runs
+from training.adapt import AdaptSettings, calibrate, first_seconds
+from training.baselines import Ridge, r2
+from training.offline import decode_split
+from training.reweigh import write_adapted
+from training.simulate import simulate
+
+SECONDS, BEFORE_S, AFTER_S = 40.0, 10.0, 30.0
+
+
+def test_40_s_of_an_unseen_subject_are_enough(tmp_path: Path) -> None:
+    session = simulate(n_units=96, minutes=13.0, subject=UNSEEN, seed=4243)
+    flow = recalibrate(
+        POSSM, session, CalibrationRequest(seconds=SECONDS), tmp_path,
+        before_s=BEFORE_S, after_s=AFTER_S,
+    )  # fmt: skip
+    result = flow.as_dict()
+    assert result["state"] == "promoted", flow.calibration
+    assert result["live_r2_before"] < 0.2
+    assert result["changes_of_decoder"] == 1
+    assert result["sequence_gaps"] == 0
+    live = flow.r2(flow.calibration.candidate)
+    assert live >= 0.7
+    # What else could have been made of it, scored on the very seconds that were decoded live.
+    assert flow.frames.mapping is not None
+    ends = [f.window_end for f in flow.of(flow.calibration.candidate) if f.valid]
+    scored = flow.frames.mapping.to_recorded(np.array([ends[0], ends[-1]]))
+    collected_until = float(flow.frames.mapping.to_recorded(np.array([flow.data_ended]))[0])
+    collected = np.array([[collected_until - SECONDS, collected_until]])
+    later = np.array([[scored[1], session.domain[-1, 1]]])
+    assert later[0, 1] - later[0, 0] >= 590
+    assert live >= 0.9 * adapted(tmp_path, parted(session, later, scored), "full")
+    assert live > adapted(tmp_path, parted(session, collected, scored), "scratch")
+    assert live >= 0.10 + ridge(parted(session, collected, scored))
+
+
+def parted(session: Session, train: np.ndarray, scored: np.ndarray) -> Session:
+    """The session, to be learned from one part and scored on another."""
+    session = replace(session, train_domain=train, domain=session.domain)
+    held_out = first_seconds(session, None)
+    return replace(held_out, test_domain=scored[None])
+
+
+def adapted(folder: Path, session: Session, method: str) -> float:
+    """R² on the test domain of the shipped model, adapted to the training domain."""
+    from decoder.bundle import open_bundle
+
+    model, record = runs.load_model(POSSM)
+    whole = replace(session, train_domain=np.array([
+        [session.train_domain[0, 0], session.valid_domain[-1, 1]]
+    ]))  # fmt: skip
+    learned = calibrate(model, record, whole, AdaptSettings(method=method, seconds=None))
+    path = folder / f"{method}.bundle"
+    made = write_adapted(
+        open_bundle(POSSM), learned.model, learned.record, session.session_id, path, {}
+    )
+    decoded = decode_split(made, session, "test", tick_s=0.05)
+    return r2(session.velocity_at(decoded.times), decoded.velocity).r2_mean
+
+
+def ridge(session: Session) -> float:
+    """R² of ridge regression on the test domain."""
+    decoded = decode_times(session)
+    return r2(session.velocity_at(decoded), Ridge(session).decode(decoded)).r2_mean
+
+
+def decode_times(session: Session) -> np.ndarray:
+    start, end = session.test_domain[0]
+    return np.arange(start + 0.6, end, 0.05)
+
+
+def test_shuffled_labels_are_rejected_and_a_rollback_returns(tmp_path: Path) -> None:
+    session = simulate(n_units=96, minutes=5.0, subject=UNSEEN, seed=4244)
+    n = len(session.cursor_times)
+    rng = np.random.default_rng(0)
+    blocks = np.array_split(np.arange(n), n // 100)
+    order = np.concatenate([blocks[i] for i in rng.permutation(len(blocks))])
+    shuffled = replace(session, cursor_vel=session.cursor_vel[order])
+    flow = recalibrate(
+        POSSM, shuffled, CalibrationRequest(seconds=15.0, method="units"), tmp_path,
+        before_s=2.0, after_s=1.0,
+    )  # fmt: skip
+    assert flow.calibration.state == "rejected", flow.calibration
+    assert "check both streams" in flow.calibration.verdict
+    assert {frame.decoder for frame in flow.frames.frames} == {flow.calibration.before}
