@@ -81,10 +81,14 @@ class Server:
                 stdout=log, stderr=log, env=os.environ | self._variables,
             )  # fmt: skip
         deadline = time.monotonic() + TIMEOUT_S
-        while not self._answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise StreamError(f"no server: {(self.home / 'server.log').read_text()}")
-            time.sleep(0.05)
+        try:
+            while not self._answers():
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise StreamError(f"no server: {(self.home / 'server.log').read_text()}")
+                time.sleep(0.05)
+        except VolitionError:
+            self.stop()
+            raise
 
     def _answers(self) -> bool:
         try:

@@ -62,7 +62,7 @@ def bearer(settings: ServerSettings) -> list[Any]:
     expected = settings.token.get_secret_value()
     scheme = HTTPBearer(auto_error=False, description="the server's token (VOLITION_TOKEN)")
 
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
+    def check(given: HTTPAuthorizationCredentials | None = Depends(scheme)) -> None:  # noqa: B008
         if given is None or not hmac.compare_digest(given.credentials.encode(), expected.encode()):
             raise HTTPException(
                 401, "send the server's token as a bearer token", {"WWW-Authenticate": "Bearer"}

@@ -67,7 +67,7 @@ class Job:
 
     @property
     def runs(self) -> bool:
-        return self._thread.is_alive()
+        return self.calibration.state in RUNNING
 
     def start(self) -> None:
         """Begin."""

@@ -111,13 +111,32 @@ def install(app: FastAPI) -> None:
             error.status_code, str(error.detail)
         )
         problem = plain(error.status_code, "http", str(error.detail), detail, request.url.path)
-        return response(problem, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(app, request.url.path))
+        return response(problem, headers)
 
     @app.exception_handler(Exception)
     def _unknown(request: Request, error: Exception) -> JSONResponse:
         log.exception("%s %s", request.method, request.url.path, exc_info=error)
         detail = f"{type(error).__name__}; the server's log has more"
         return response(plain(500, "internal", "A fault of ours", detail, request.url.path))
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What a path takes; Starlette itself tells only of the first route that matches."""
+    documented = app.openapi()["paths"]
+    if path in documented:
+        return sorted(method.upper() for method in documented[path])
+    parts = path.strip("/").split("/")
+    methods: set[str] = set()
+    for template, operations in documented.items():
+        names = template.strip("/").split("/")
+        if len(names) == len(parts) and all(
+            name == part or name.startswith("{") for name, part in zip(names, parts, strict=True)
+        ):
+            methods |= {method.upper() for method in operations}
+    return sorted(methods)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from decoder.filters import LIMITS, Filters
 from streaming import wire
@@ -28,6 +28,11 @@ State = Literal[
 ]  # fmt: skip
 Use = Literal["spikes", "kinematics", "markers", "nothing"]  # of an LSL stream
 RUNNING: tuple[State, ...] = ("collecting", "training", "shadowing", "promoting")
+
+
+def _whole(value: object) -> object:
+    """1.0 is an integer in JSON; MATLAB writes it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Body(BaseModel):
@@ -211,7 +216,7 @@ class CalibrationRequest(Body):
     kinematics: Name | None = Field(default=None, description="LSL stream; null: the only one")
     markers: Name | None = Field(default=None, description="LSL stream; null: the only one")
     subject: Name = "unknown"
-    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    seed: Annotated[int, BeforeValidator(_whole)] = Field(default=0, ge=0, le=2**31 - 1)
 
 
 class Scores(Answer):

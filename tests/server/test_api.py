@@ -1,0 +1,183 @@
+"""Requests as documented are answered as documented; all else is a problem that says what to do."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from clients.recalibration import Server
+from decoder.errors import SettingsError
+from server.schemas import CalibrationRequest, Input
+from server.settings import ServerSettings
+from streaming.sessions import Session
+from tests.server.conftest import POSSM, Play
+from tests.server.test_survival import request_for
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose streams never come."""
+    home = tmp_path_factory.mktemp("idle")
+    with Server(POSSM, home, "nobody-streams-this", VOLITION_TOKEN="secret") as server:
+        yield server
+
+
+def get(server: Server, path: str, **headers: str) -> httpx.Response:
+    return httpx.get(server.url + path, headers=headers)
+
+
+def test_every_documented_request_is_answered_as_documented(idle: Server, tmp_path: Path) -> None:
+    config = tmp_path / "schemathesis.toml"
+    config.write_text("[generation]\nmax-examples = 12\n")
+    run = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config),
+            "run", f"{idle.url}/openapi.json", "--checks", "all", "--seed", "1", "--no-color",
+            "--header", "Authorization: Bearer secret",
+        ],
+        capture_output=True, text=True, timeout=280, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-6000:]
+
+
+def test_the_document_has_examples_and_describes_problems(idle: Server) -> None:
+    document = get(idle, "/openapi.json").json()
+    problem = {"$ref": "#/components/schemas/Problem"}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            refused = operation["responses"]["403"]["content"]["application/problem+json"]
+            assert refused["schema"] == problem, path
+            assert operation["summary"] or operation["description"]
+    for name in ("CalibrationRequest", "NewDecoder", "FiltersPatch", "Pause", "Input"):
+        assert document["components"]["schemas"][name]["examples"]
+
+
+def test_who_may_not_call_is_told_why(idle: Server) -> None:
+    assert get(idle, "/health/live").status_code == 200
+    refused = get(idle, "/v1/status")
+    assert refused.status_code == 401
+    assert refused.headers["WWW-Authenticate"] == "Bearer"
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert get(idle, "/v1/status", Authorization="Bearer wrong").status_code == 401
+    ours = {"Authorization": "Bearer secret"}
+    assert get(idle, "/v1/status", **ours).status_code == 200
+    assert get(idle, "/v1/status", Host="evil.example", **ours).status_code == 400
+    assert get(idle, "/v1/status", Origin="http://evil.example", **ours).status_code == 403
+    own = httpx.URL(idle.url)
+    assert get(idle, "/v1/status", Origin=str(own).rstrip("/"), **ours).status_code == 200
+
+
+def test_an_address_that_others_reach_needs_a_token() -> None:
+    with pytest.raises(ValueError, match="VOLITION_TOKEN"):
+        ServerSettings(host="0.0.0.0")
+    assert ServerSettings(host="0.0.0.0", token="secret").token is not None  # type: ignore[arg-type]
+
+
+def test_a_settings_file_sets_server_and_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "volition.toml"
+    file.write_text("port = 9000\nkeep_daemon = true\n[daemon]\ntick_ms = 5\n")
+    monkeypatch.setenv("VOLITION_CONFIG", str(file))
+    monkeypatch.setenv("VOLITION_PORT", "9001")
+    settings = ServerSettings()
+    assert (settings.port, settings.keep_daemon, settings.daemon.tick_ms) == (9001, True, 5.0)
+
+
+def test_a_second_server_of_one_home_is_refused(idle: Server) -> None:
+    from server.app import only_server
+
+    with pytest.raises(SettingsError, match="another server"), only_server(idle.home):
+        pass
+
+
+def test_what_is_no_bundle_is_refused(idle: Server, tmp_path: Path) -> None:
+    with idle.client() as client:
+        damaged = tmp_path / "damaged.bundle"
+        damaged.mkdir()
+        (damaged / "manifest.json").write_text("{}")
+        for path, why in (("/nowhere", "no manifest.json"), (str(damaged), "schema version")):
+            answer = httpx.post(
+                f"{idle.url}/v1/decoders",
+                json={"path": path},
+                headers={"Authorization": "Bearer secret"},
+            )
+            assert answer.status_code == 409
+            assert answer.json()["type"] == "/problems/bundle"
+            assert why in answer.json()["detail"]
+        assert len(client.decoders()) == 1
+
+
+def test_without_streams_a_calibration_says_which_one_is_missing(idle: Server) -> None:
+    with idle.client() as client:
+        client.set_input(Input(name="nobody-streams-this"))
+        ended = list(client.calibrate(CalibrationRequest(seconds=5.0)))[-1]
+    assert ended.state == "failed"
+    assert ended.problem.type == "/problems/stream"
+    assert "nobody-streams-this" in ended.problem.detail
+
+
+def failed(server: Server, request: CalibrationRequest) -> str:
+    with server.client() as client:
+        ended = list(client.calibrate(request))[-1]
+    assert ended.state == "failed", ended
+    assert ended.problem.status == 409
+    return str(ended.problem.detail)
+
+
+def test_without_labels_a_calibration_says_so(server: Server, unseen: Session, play: Play) -> None:
+    with play(unseen):
+        request = request_for(unseen).model_copy(update={"kinematics": "no-such-stream"})
+        assert "nothing would label the spikes" in failed(server, request)
+
+
+def test_too_few_units_are_refused(server: Server, unseen: Session, play: Play) -> None:
+    few = unseen.spike_units < 3
+    quiet = replace(
+        unseen, spike_times=unseen.spike_times[few], spike_units=unseen.spike_units[few]
+    )
+    with play(quiet):
+        detail = failed(server, request_for(unseen, seconds=6.0))
+    assert "expected at least 4" in detail
+    assert "thresholds" in detail
+
+
+def test_too_little_movement_is_refused(server: Server, unseen: Session, play: Play) -> None:
+    still = replace(unseen, cursor_vel=np.zeros_like(unseen.cursor_vel))
+    with play(still):
+        assert "too little movement" in failed(server, request_for(unseen, seconds=6.0))
+
+
+def test_a_full_disk_ends_a_calibration_with_what_to_do(
+    unseen: Session, play: Play, tmp_path: Path
+) -> None:
+    order = {
+        "folder": str(tmp_path / "data"), "session": "full", "seconds": 60.0, "subject": "x",
+        "spikes_kind": "Spikes", "spikes": f"{unseen.session_id}-spikes",
+        "kinematics": f"{unseen.session_id}-kinematics", "markers": None, "wait_s": 10.0,
+        "resume": False,
+    }  # fmt: skip
+    (tmp_path / "data").mkdir()
+    with play(unseen):
+        with subprocess.Popen(
+            [sys.executable, "-m", "server.collect"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+        ) as collector:  # fmt: skip
+            assert collector.stdin is not None
+            assert collector.stdout is not None
+            collector.stdin.write(json.dumps(order) + "\n")
+            collector.stdin.flush()
+            said = [json.loads(line) for line in collector.stdout]
+    assert said[-1]["problem"]["error"] == "SessionError"
+    assert "make room" in said[-1]["problem"]["detail"]
+    assert (tmp_path / "data" / "full.recording" / "spikes.bin").stat().st_size > 30_000

@@ -1,0 +1,123 @@
+"""Server and daemon die apart; what each held is there when they return."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from clients.control import ProblemError
+from clients.recalibration import Server
+from clients.subscriber import CursorSubscriber
+from server.schemas import CalibrationRequest, FiltersPatch
+from streaming.sessions import Session
+from tests.rig import frames_until, wait_for
+from tests.server.conftest import Play
+from tests.streaming.test_live import is_decoding
+
+
+def request_for(session: Session, **given: object) -> CalibrationRequest:
+    """Ten seconds, units alone; streams by name, since other tests may stream beside this one."""
+    name = session.session_id
+    values = {"seconds": 10.0, "method": "units", "promote": "auto"} | given
+    return CalibrationRequest(kinematics=f"{name}-kinematics", markers=f"{name}-markers", **values)
+
+
+def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Server) -> None:
+    with server.client() as client, CursorSubscriber(server.address) as cursor:
+        client.set_filters(FiltersPatch(gain=1.5, speed_limit=0.4))
+        client.pause("between blocks")
+        before = client.status().daemon
+        first = cursor.receive(timeout_s=5.0)
+        os.kill(before.pid, signal.SIGKILL)
+        anew = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
+        assert anew.decoder == before.decoder
+        assert anew.state == "paused"  # from its very first frame on
+        status = wait_for("an answer", lambda: (s := client.status()).answered and s)
+        assert status.restarts == 1
+        assert status.daemon.pid != before.pid
+        assert status.daemon.filters.gain == 1.5
+        assert status.daemon.filters.speed_limit == 0.4
+        assert status.daemon.paused == "between blocks"
+        assert [c.what for c in client.journal() if c.what == "daemon died"]
+        assert client.resume().daemon.paused is None
+
+
+def test_a_killed_server_finds_the_daemon_and_the_calibration_again(
+    server: Server, unseen: Session, play: Play
+) -> None:
+    with play(unseen), CursorSubscriber(server.address) as cursor:
+        frames_until(cursor, is_decoding)
+        with server.client() as client:
+            daemon = client.status().daemon
+            begun = client.start_calibration(request_for(unseen, seconds=20.0), "a-key")
+            wait_for("data", lambda: client.calibration(begun.id).collected_s > 5.0)
+        server.stop(signal.SIGKILL)
+        seq = cursor.receive(timeout_s=2.0).seq
+        frames = frames_until(cursor, lambda frame: frame.seq > seq + 200)
+        assert all(frame.valid for frame in frames)
+        server.start()
+        with server.client() as client:
+            assert client.status().daemon.pid == daemon.pid
+            found = client.calibration(begun.id)
+            assert found.state == "interrupted"
+            assert found.collected_s > 3.0
+            assert client.start_calibration(request_for(unseen, seconds=20.0), "a-key") == found
+            client.resume_calibration(begun.id)
+            states = [calibration.state for calibration in client.follow(begun.id)]
+            ended = client.calibration(begun.id)
+            assert ended.state == "promoted", ended
+            assert "training" in states
+            assert ended.collected_s == pytest.approx(20.0, abs=1.0)
+            assert frames_until(cursor, lambda frame: frame.decoder == ended.candidate)
+
+
+def test_an_interrupted_calibration_can_be_discarded(
+    server: Server, unseen: Session, play: Play
+) -> None:
+    with play(unseen), server.client() as client:
+        begun = client.start_calibration(request_for(unseen, seconds=60.0))
+        wait_for("data", lambda: client.calibration(begun.id).collected_s > 1.0)
+        server.stop(signal.SIGKILL)
+        server.start()
+        folder = server.home / "calibrations" / begun.id
+        assert folder.is_dir()
+        client.delete_calibration(begun.id)
+        assert not folder.exists()
+        with pytest.raises(ProblemError, match="there is no calibration"):
+            client.calibration(begun.id)
+
+
+def test_a_running_calibration_can_be_finished_early_or_cancelled(
+    server: Server, unseen: Session, play: Play
+) -> None:
+    with play(unseen), server.client() as client:
+        begun = client.start_calibration(request_for(unseen, seconds=600.0, promote="manual"))
+        wait_for("data", lambda: client.calibration(begun.id).collected_s > 12.0)
+        with pytest.raises(ProblemError, match="wait for it, or cancel it"):
+            client.start_calibration(request_for(unseen))
+        client.finish_calibration(begun.id)
+        ended = list(client.follow(begun.id))[-1]
+        assert ended.state == "ready", ended
+        assert client.status().daemon.decoder == ended.before
+        promoted = client.activate(ended.candidate)
+        assert promoted.daemon.decoder == ended.candidate
+        assert client.rollback().daemon.decoder == ended.before
+        second = client.start_calibration(request_for(unseen, seconds=600.0))
+        client.delete_calibration(second.id)
+        assert client.calibration(second.id).state == "cancelled"
+
+
+def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
+    server: Server, unseen: Session, play: Play
+) -> None:
+    with play(unseen), server.client() as client, CursorSubscriber(server.address) as cursor:
+        frames_until(cursor, is_decoding)
+        request = request_for(unseen, shadow=True, shadow_s=3.0)
+        states = [calibration.state for calibration in client.calibrate(request)]
+        assert "shadowing" in states
+        ended = client.calibrations()[0]
+        assert ended.state == "promoted", ended
+        assert ended.live.seconds >= 3.0
+        assert ended.live.candidate > 0.3 > ended.live.active
