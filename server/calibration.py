@@ -264,7 +264,7 @@ def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
         if scores.candidate is None or scores.candidate < LEAST_R2:
             against.append(
                 f"R² {_text(scores.candidate)} on {where}, expected {LEAST_R2:g} or more: spikes "
-                "and labels have little to do with each other; check both streams"
+                "and labels have little to do with each other: check both streams, collect longer"
             )
         elif scores.active is not None and scores.candidate <= scores.active:
             against.append(

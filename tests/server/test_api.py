@@ -167,17 +167,16 @@ def test_a_full_disk_ends_a_calibration_with_what_to_do(
         "resume": False,
     }  # fmt: skip
     (tmp_path / "data").mkdir()
-    with play(unseen):
-        with subprocess.Popen(
-            [sys.executable, "-m", "server.collect"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-        ) as collector:  # fmt: skip
-            assert collector.stdin is not None
-            assert collector.stdout is not None
-            collector.stdin.write(json.dumps(order) + "\n")
-            collector.stdin.flush()
-            said = [json.loads(line) for line in collector.stdout]
+    with play(unseen), subprocess.Popen(
+        [sys.executable, "-m", "server.collect"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    ) as collector:  # fmt: skip
+        assert collector.stdin is not None
+        assert collector.stdout is not None
+        collector.stdin.write(json.dumps(order) + "\n")
+        collector.stdin.flush()
+        said = [json.loads(line) for line in collector.stdout]
     assert said[-1]["problem"]["error"] == "SessionError"
     assert "make room" in said[-1]["problem"]["detail"]
     assert (tmp_path / "data" / "full.recording" / "spikes.bin").stat().st_size > 30_000

@@ -114,7 +114,7 @@ def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
 ) -> None:
     with play(unseen), server.client() as client, CursorSubscriber(server.address) as cursor:
         frames_until(cursor, is_decoding)
-        request = request_for(unseen, shadow=True, shadow_s=3.0)
+        request = request_for(unseen, seconds=25.0, shadow=True, shadow_s=3.0)
         states = [calibration.state for calibration in client.calibrate(request)]
         assert "shadowing" in states
         ended = client.calibrations()[0]
