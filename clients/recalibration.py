@@ -185,7 +185,7 @@ class Flow:
         }
 
 
-class _EnoughError(Exception):
+class EnoughError(Exception):
     """What was to be seen was seen."""
 
 
@@ -225,9 +225,9 @@ def recalibrate(
                 asking.start()
             ended = max(flow.times.values(), default=np.inf) if not asking.is_alive() else np.inf
             if asking.ident and frame.window_end > ended + after_s:
-                raise _EnoughError
+                raise EnoughError
 
-        with suppress(_EnoughError):
+        with suppress(EnoughError):
             live.collect(path, settings, server.address, see)
         if flow.problem is not None:
             raise flow.problem

@@ -1,1 +1,1 @@
-"""The control plane. Empty until the recalibration service lands; the daemon runs without it."""
+"""The control plane: REST, the daemon's keeper, calibrations. The daemon runs without it."""
