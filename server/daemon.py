@@ -22,7 +22,7 @@ import msgspec
 
 from decoder.errors import VolitionError
 from decoder.filters import Filters
-from server.journal import Journal
+from server.journal import Journal, JournalError
 from server.problems import ConflictError, DaemonError
 from server.registry import Registry
 from server.settings import ServerSettings, daemon_environment
@@ -206,7 +206,7 @@ class Supervisor:
             paused=status.paused,
             filters=msgspec.to_builtins(status.filters),
         )
-        self._journal.note(SUPERVISOR, "adopted", decoder=status.decoder, pid=status.pid)
+        self._note("adopted", decoder=status.decoder, pid=status.pid)
         log.info("adopted the daemon %d, which decodes with %s", status.pid, status.decoder)
         return True
 
@@ -224,7 +224,7 @@ class Supervisor:
             if self.ask(control.GetStatus()).decoder != active:
                 self._load(active, self._registry.get(active).path)
                 self.ask(control.Activate(decoder=active))
-        self._journal.note(SUPERVISOR, "handed over", decoder=active)
+        self._note("handed over", decoder=active)
 
     def _start_again(self) -> None:
         if time.monotonic() < self._start_not_before:
@@ -254,7 +254,7 @@ class Supervisor:
             )  # fmt: skip
         self._pid, self._started_at = self._process.pid, time.monotonic()
         self._answered_at = 0.0
-        self._journal.note(SUPERVISOR, "started", decoder=decoder, pid=self._pid)
+        self._note("started", decoder=decoder, pid=self._pid)
         log.info("started daemon %d with %s", self._pid, decoder)
 
     def _environment(self) -> dict[str, str]:
@@ -298,13 +298,20 @@ class Supervisor:
             if self._journal.recall("good") != self._status.decoder:
                 self._journal.remember(good=self._status.decoder)
 
+    def _note(self, what: str, **detail: Any) -> None:
+        """Into the journal; a full disk must not keep a daemon from being started."""
+        try:
+            self._journal.note(SUPERVISOR, what, **detail)
+        except JournalError as error:
+            log.error("%s", error)
+
     def _heard(self, status: wire.Status) -> None:
         self._status, self._answered_at = status, time.monotonic()
 
     def _died(self, how: str) -> None:
         young = time.monotonic() - self._started_at < GOOD_AFTER_S
         code = self._process.wait() if self._process is not None else None
-        self._journal.note(SUPERVISOR, "daemon died", how=how, pid=self._pid, exit_code=code)
+        self._note("daemon died", how=how, pid=self._pid, exit_code=code)
         log.error("daemon %s %s (exit code %s)", self._pid, how, code)
         self._process = self._pid = self._status = None
         self._answered_at = 0.0
@@ -315,7 +322,7 @@ class Supervisor:
 
     def _back_off(self) -> None:
         first, longest = BACK_OFF_S
-        wait_s = min(longest, first * 2 ** min(self._deaths_in_a_row, 20))
+        wait_s = min(longest, first * 2 ** min(max(self._deaths_in_a_row - 1, 0), 20))
         self._start_not_before = time.monotonic() + wait_s
 
     def _stop_daemon(self) -> None:

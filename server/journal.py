@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from decoder.errors import SettingsError
+from decoder.errors import SettingsError, VolitionError
 
 SCHEMA_VERSION = 1
 TABLES = """
@@ -28,11 +28,15 @@ CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 
+class JournalError(VolitionError):
+    """The journal can't be written."""
+
+
 class Journal:
     """The file, open. Raises SettingsError where it can't be. May be used from any thread."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._path = threading.Lock(), path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, check_same_thread=False)
@@ -53,8 +57,13 @@ class Journal:
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._db:
-            yield self._db
+        try:
+            with self._lock, self._db:
+                yield self._db
+        except sqlite3.OperationalError as error:
+            raise JournalError(
+                f"{self._path} can't be written ({error}); make room. What was done is not in it"
+            ) from error
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:

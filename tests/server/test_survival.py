@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from clients.control import ProblemError
+from clients.demo import BUNDLES
 from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
 from server.schemas import CalibrationRequest, FiltersPatch
@@ -121,3 +122,22 @@ def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
         assert ended.state == "promoted", ended
         assert ended.live.seconds >= 3.0
         assert ended.live.candidate > 0.3 > ended.live.active
+
+
+def test_a_decoder_that_keeps_its_daemon_from_starting_is_left_for_the_last_good_one(
+    server: Server,
+) -> None:
+    with server.client() as client:
+        good = client.status().daemon.decoder
+        wait_for("trust in the first decoder", lambda: client.status().daemon.uptime_s > 6.0)
+        bad = client.add_decoder(str(BUNDLES / "poyo.bundle")).id
+        client.activate(bad)
+        assert client.status().daemon.decoder == bad
+        (server.home / "decoders" / f"{bad}.bundle" / "graph.onnx").write_bytes(b"damaged")
+        os.kill(client.status().daemon.pid, signal.SIGKILL)
+        status = wait_for(
+            "the good decoder",
+            lambda: (s := client.status()).answered and s.daemon.decoder == good and s,
+        )
+        assert status.restarts >= 2
+        assert client.decoder(bad).problem

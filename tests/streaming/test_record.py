@@ -73,6 +73,31 @@ def test_a_killed_recorder_loses_at_most_a_second(tiny, played, tmp_path: Path) 
     assert "exists; choose another name" in process.output().replace("\n", " ")
 
 
+def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
+    tiny, played, tmp_path: Path
+) -> None:
+    name = tiny.session.session_id
+    settings = RecordSettings(
+        spikes=StreamQuery(name=stream_of(tiny)), kinematics=f"{name}-kinematics"
+    )
+    first = Recorder(tmp_path, "today", settings)
+    first.start()
+    with first:
+        first.run(2.0)
+    with (tmp_path / "today.recording" / SPIKES_FILE).open("ab") as file:
+        file.write(b"half a re")
+    again = Recorder(tmp_path, "today", settings, resume=True)
+    again.start()
+    assert again.labelled_s == pytest.approx(first.labelled_s)
+    assert again.n_spikes == first.n_spikes
+    with again:
+        again.run(4.0)
+    session = sessions.check(read_recording(tmp_path / "today.recording"))
+    assert session.unit_ids == tiny.session.unit_ids
+    assert len(session.domain) == 2  # what was between was not recorded
+    assert sessions.duration_s(session.domain) == pytest.approx(4.0, abs=0.2)
+
+
 def _seconds_in(folder: Path) -> float:
     try:
         times = read_recording(folder).cursor_times
