@@ -550,6 +550,21 @@ def watch(
     show(_console(), address, as_json=as_json)
 
 
+@app.command(epilog="Example: volition watchdog --publish tcp://127.0.0.1:5558")
+def watchdog(
+    publish: Annotated[str, typer.Option(help="ZeroMQ address that the rig subscribes to.")],
+    address: Address = DEFAULT_ADDRESS,
+    after_ms: Annotated[
+        float, typer.Option(min=1.0, help="Without a frame, until it says stop itself.")
+    ] = 50.0,
+) -> None:
+    """Pass a daemon's frames on; when they stop, publish velocity zero and not valid."""
+    from streaming.watchdog import Watchdog
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    Watchdog(address, publish, after_s=after_ms / 1e3).serve()
+
+
 @app.command(epilog="Example: volition demo --seconds 30 --json")
 def demo(
     seconds: Annotated[float, typer.Option(min=5.0, help="How long to decode.")] = 30.0,

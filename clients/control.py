@@ -180,6 +180,10 @@ class ControlClient:
         """Decode again."""
         return self._ask("POST", "/v1/decoding/resume", ServerStatus)
 
+    def arm(self) -> ServerStatus:
+        """Decode again, if all that a cursor needs is there."""
+        return self._ask("POST", "/v1/decoding/arm", ServerStatus)
+
     def filters(self) -> FiltersView:
         """The output filters in use."""
         return self._ask("GET", "/v1/filters", FiltersView)
@@ -322,6 +326,10 @@ class AsyncControlClient:
     async def resume(self) -> ServerStatus:
         """Decode again."""
         return await self._ask("POST", "/v1/decoding/resume", ServerStatus)
+
+    async def arm(self) -> ServerStatus:
+        """Decode again, if all that a cursor needs is there."""
+        return await self._ask("POST", "/v1/decoding/arm", ServerStatus)
 
     async def filters(self) -> FiltersView:
         """The output filters in use."""

@@ -1,6 +1,7 @@
-"""What a decoded velocity goes through before it leaves: bias, gain, smoothing, dead zone, limit.
+"""What a decoded velocity goes through before it leaves: bias, gain, smoothing, dead zone, limits.
 
-All are off by default. The speed limit comes last and can't be exceeded.
+All are off by default. The limits come last and can't be exceeded, but to stand still at once when
+decoding stops.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ LIMITS = {  # least and most of each setting
     "smoothing_s": (0.0, 10.0),
     "dead_zone": (0.0, 10.0),
     "speed_limit": (0.0, 100.0),
+    "acceleration_limit": (0.01, 1000.0),
     "bias_s": (1.0, 3600.0),
 }
 
@@ -38,12 +40,14 @@ class Filters:
     dead_zone: speeds below it, m/s, are zero. speed_limit: m/s; None is none.
     bias_s: time constant, s, of the bias that is taken off, a running mean of velocities faster
         than the 66th percentile of speeds (after Jarosiewicz et al. 2015); None takes off nothing.
+    acceleration_limit: m/s², from tick to tick; None is none.
     """
 
     gain: float = 1.0
     smoothing_s: float = 0.0
     dead_zone: float = 0.0
     speed_limit: float | None = None
+    acceleration_limit: float | None = None
     bias_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +68,7 @@ class OutputFilters:
         self.bias: Velocity = (0.0, 0.0)
         self._tick_s = tick_s
         self._smoothed: Velocity | None = None
+        self._last: Velocity = (0.0, 0.0)  # that left
         self._speeds = np.empty(round(REMEMBER_S / NOTE_EVERY_S))
         self._n_speeds = 0
         self._fast = math.inf
@@ -78,16 +83,21 @@ class OutputFilters:
         x, y = given.gain * x, given.gain * y
         if given.smoothing_s > 0:
             x, y = self._smooth(x, y, math.exp(-self._tick_s / given.smoothing_s))
-        speed = math.hypot(x, y)
-        if speed < given.dead_zone:
-            return 0.0, 0.0
-        if given.speed_limit is not None and speed > given.speed_limit:
-            return x * given.speed_limit / speed, y * given.speed_limit / speed
+        if math.hypot(x, y) < given.dead_zone:
+            x, y = 0.0, 0.0
+        x, y = _within(given.speed_limit, x, y)
+        if given.acceleration_limit is not None:
+            most = given.acceleration_limit * self._tick_s
+            dx, dy = _within(most, x - self._last[0], y - self._last[1])
+            x, y = self._last[0] + dx, self._last[1] + dy
+            x, y = _within(given.speed_limit, x, y)  # where the limit was lowered meanwhile
+        self._last = x, y
         return x, y
 
     def interrupt(self) -> None:
-        """Decoding stopped: what comes next is not smoothed with what was. The bias stays."""
+        """Decoding stopped: what comes next starts from rest. The bias stays."""
         self._smoothed = None
+        self._last = 0.0, 0.0
 
     def _smooth(self, x: float, y: float, keep: float) -> Velocity:
         if self._smoothed is not None:
@@ -112,3 +122,11 @@ class OutputFilters:
             self._fast = float(np.percentile(known, FAST_PERCENTILE))
         if speed > self._fast:
             self.bias = self.bias[0] + rate * x, self.bias[1] + rate * y
+
+
+def _within(limit: float | None, x: float, y: float) -> Velocity:
+    """A vector of the same direction, at most so long."""
+    length = math.hypot(x, y)
+    if limit is None or length <= limit:
+        return x, y
+    return x * limit / length, y * limit / length

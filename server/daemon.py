@@ -68,7 +68,8 @@ class Supervisor:
 
     def start(self) -> None:
         """Adopt the daemon that answers, or start one if there is a decoder to start it with."""
-        self._adopt()
+        if not self._adopt() and self._settings.daemon.paused is not None:
+            self._journal.remember(paused=self._settings.daemon.paused)
         self._thread.start()
 
     def stop(self) -> None:

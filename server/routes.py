@@ -131,6 +131,14 @@ def resume(on: On, who: Operator) -> ServerStatus:
     return status(on)
 
 
+@v1.post("/decoding/arm", tags=["decoding"], responses=documented(409, 503))
+def arm(on: On, who: Operator) -> ServerStatus:
+    """Decode again, if somebody listens, spikes fill the window and the decoder is warm."""
+    on.supervisor.ask(control.GetStatus())  # where none runs, nothing can be armed
+    on.supervisor.change(control.Arm(), who=who, paused=None)
+    return status(on)
+
+
 @v1.get("/filters", tags=["decoding"])
 def get_filters(on: On) -> FiltersView:
     """The output filters in use."""

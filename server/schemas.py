@@ -136,6 +136,7 @@ class FiltersPatch(Body):
     smoothing_s: float = _limited("smoothing_s", "time constant of an exponential mean, s; 0: none")
     dead_zone: float = _limited("dead_zone", "speeds below it, m/s, are zero")
     speed_limit: float | None = _limited("speed_limit", "m/s; null: none")
+    acceleration_limit: float | None = _limited("acceleration_limit", "m/s²; null: none")
     bias_s: float | None = _limited(
         "bias_s",
         "time constant, s, of the bias that is taken off, a running mean of velocities whose speed "
@@ -150,6 +151,7 @@ class FiltersView(Answer):
     smoothing_s: float
     dead_zone: float
     speed_limit: float | None
+    acceleration_limit: float | None
     bias_s: float | None
 
 

@@ -7,7 +7,10 @@ in a thread and the status says how far it is. Whoever asks sets a timeout of th
     Activate    decode with the candidate from the next tick on
     Rollback    decode with the decoder before again
     SetInput    read another spike stream
-    Pause, Resume, SetFilters, GetStatus, Stop
+    Pause       zero and not valid until resumed
+    Resume      decode again
+    Arm         decode again, if a listener, a live stream and a warm decoder are there
+    SetFilters, GetStatus, Stop
 """
 
 from __future__ import annotations
@@ -51,6 +54,10 @@ class Resume(_Command, frozen=True):
     pass
 
 
+class Arm(_Command, frozen=True):
+    pass
+
+
 class SetFilters(_Command, frozen=True):
     filters: Filters
 
@@ -63,7 +70,9 @@ class Stop(_Command, frozen=True):
     pass
 
 
-Command = Load | Activate | Rollback | SetInput | Pause | Resume | SetFilters | GetStatus | Stop
+Command = (
+    Load | Activate | Rollback | SetInput | Pause | Resume | Arm | SetFilters | GetStatus | Stop
+)
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -268,10 +268,27 @@ class Daemon:
                 self._paused = why
             case control.Resume():
                 self._paused = None
+            case control.Arm():
+                return self._arm(window_end)
             case control.SetFilters(filters=filters):
                 self.filters.settings = filters
             case control.Stop():
                 self.should_stop = True
+        return None
+
+    def _arm(self, window_end: float) -> str | None:
+        """Resume, but only where all is there that a cursor needs."""
+        newest = self._newest_sign_of_life(window_end)
+        missing = []
+        if not self.publisher.has_listener:
+            missing.append("nobody listens to cursor frames")
+        if self.watch.judge(window_end, newest) is not State.DECODING:
+            missing.append("no unbroken live spikes fill the decoder's window")
+        if self._faulty:
+            missing.append("the decoder's last velocity was no number")
+        if missing:
+            return f"not armed: {'; '.join(missing)}"
+        self._paused = None
         return None
 
     def _swap(self, runtime: Runtime, window_end: float) -> str | None:

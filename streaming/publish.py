@@ -44,6 +44,11 @@ class Publisher(BoundSocket):
             elif change == b"\x00":
                 self._subscriptions.discard(topic)
 
+    @property
+    def has_listener(self) -> bool:
+        """Whether somebody subscribes to cursor frames, in either form."""
+        return self._wanted("cursor") or self._wanted("cursor.json")
+
     def _wanted(self, topic: str) -> bool:
         prefix = wire.TOPICS[topic].prefix
         return any(prefix.startswith(subscription) for subscription in self._subscriptions)

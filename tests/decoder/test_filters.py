@@ -27,6 +27,16 @@ def test_the_limit_holds_after_any_gain_and_keeps_the_direction() -> None:
     assert y / x == pytest.approx(4 / 3)
 
 
+def test_no_tick_changes_velocity_by_more_than_the_acceleration_limit() -> None:
+    filters = at_work(acceleration_limit=2.0, speed_limit=0.4)
+    rng = np.random.default_rng(0)
+    left = np.array([(0.0, 0.0), *(filters(tuple(v)) for v in rng.normal(0, 1, (500, 2)))])
+    assert np.linalg.norm(np.diff(left, axis=0), axis=1).max() <= 2.0 * TICK_S + 1e-12
+    assert np.linalg.norm(left, axis=1).max() <= 0.4 + 1e-12
+    filters.interrupt()  # after a stop it begins from rest
+    assert math.hypot(*filters((9.0, 0.0))) == pytest.approx(2.0 * TICK_S)
+
+
 def test_slower_than_the_dead_zone_is_still() -> None:
     filters = at_work(dead_zone=0.01)
     assert filters((0.005, 0.005)) == (0.0, 0.0)
@@ -57,7 +67,14 @@ def test_a_constant_bias_is_taken_off_a_movement_in_all_directions() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"gain": -1.0}, {"gain": math.nan}, {"smoothing_s": 1e3}, {"bias_s": 0.0}]
+    "wrong",
+    [
+        {"gain": -1.0},
+        {"gain": math.nan},
+        {"smoothing_s": 1e3},
+        {"bias_s": 0.0},
+        {"acceleration_limit": 0.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):

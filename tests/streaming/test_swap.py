@@ -190,3 +190,35 @@ def test_nobody_there_is_an_error_in_time() -> None:
     with pytest.raises(control.NoAnswerError, match="did not answer within"):
         client.ask(control.GetStatus())
     client.close()
+
+
+def test_what_is_armed_has_a_listener_and_a_live_stream(tiny, tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with daemon(tmp_path, tiny.bundle.path, stream_of(tiny), "--control", address) as (_, cursors):
+        client = ControlClient(address, timeout_s=5.0)
+        told(client, control.Pause(why="not armed"))
+        problem = client.ask(control.Arm()).problem
+        assert "nobody listens" in problem
+        assert "no unbroken live spikes" in problem
+        with (
+            CursorSubscriber(cursors) as cursor,
+            running(tmp_path / "replay.log", *replay(tiny)),
+        ):
+            armed = wait_for(
+                "arming", lambda: (r := client.ask(control.Arm())).problem is None and r
+            )
+            assert armed.status.paused is None
+            assert frames_until(cursor, is_decoding)
+        client.close()
+
+
+def test_another_input_is_read_on_command(tiny, rig) -> None:
+    cursor, client = rig
+    frames_until(cursor, is_decoding)
+    told(client, control.SetInput(kind="Spikes", name="elsewhere"))
+    left = frames_until(cursor, lambda frame: not frame.valid)[-1]
+    assert left.velocity == (0.0, 0.0)
+    status = told(client, control.GetStatus())
+    assert (status.input, status.stream) == ("name 'elsewhere'", None)
+    told(client, control.SetInput(kind="Spikes", name=stream_of(tiny)))
+    frames_until(cursor, is_decoding)
