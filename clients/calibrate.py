@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from clients.control import ControlClient
+from clients.control import ControlClient, ProblemError
 from decoder.errors import SettingsError
 from server.schemas import Calibration, CalibrationRequest, Scores
 
@@ -41,7 +42,8 @@ def calibrate(
             for calibration in client.follow(begun.id):
                 view.show(calibration)
     except KeyboardInterrupt:
-        client.delete_calibration(begun.id)
+        with suppress(ProblemError):  # it had just ended
+            client.cancel_calibration(begun.id)
         calibration = client.calibration(begun.id)
     if as_json:
         print(calibration.model_dump_json(indent=2))

@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
+    from streaming.lsl import StreamKind
     from streaming.sessions import Split
     from training.adapt import Method
     from training.labels import Labels
@@ -387,7 +388,9 @@ def record(
     from streaming.record import RecordSettings
 
     settings = RecordSettings(
-        spikes=StreamQuery(kind=stream_type, name=spikes), kinematics=kinematics, markers=markers
+        spikes=StreamQuery(kind=cast("StreamKind", stream_type), name=spikes),
+        kinematics=kinematics,
+        markers=markers,
     )
     run_recording(_console(), output, name, settings, subject=subject, seconds=seconds)
 

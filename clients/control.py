@@ -12,9 +12,12 @@ as ProblemError with its problem document; a server that isn't there as Unreacha
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import NoneType, TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import aconnect_sse, connect_sse
@@ -41,6 +44,7 @@ from server.schemas import (
 T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+RENEW_S, RENEW_EVERY_S = 30.0, 0.25
 TIMEOUT_S = 70.0  # activating a large decoder may take a minute
 
 
@@ -67,6 +71,10 @@ def _options(url: str, token: str | None, operator: str | None) -> dict[str, Any
 
 def _body(body: BaseModel | None) -> Any:
     return None if body is None else body.model_dump(mode="json", exclude_unset=True)
+
+
+def _part(identity: str) -> str:
+    return quote(identity, safe="")
 
 
 def _key(key: str | None) -> dict[str, str]:
@@ -158,7 +166,7 @@ class ControlClient:
 
     def decoder(self, identity: str) -> DecoderDetail:
         """One bundle, verified."""
-        return self._ask("GET", f"/v1/decoders/{identity}", DecoderDetail)
+        return self._ask("GET", f"/v1/decoders/{_part(identity)}", DecoderDetail)
 
     def add_decoder(self, path: str) -> Decoder:
         """Register a bundle that lies on the server's host."""
@@ -166,7 +174,7 @@ class ControlClient:
 
     def activate(self, identity: str) -> ServerStatus:
         """Decode with another decoder."""
-        return self._ask("POST", f"/v1/decoders/{identity}/activate", ServerStatus)
+        return self._ask("POST", f"/v1/decoders/{_part(identity)}/activate", ServerStatus)
 
     def rollback(self) -> ServerStatus:
         """Decode with the decoder before again."""
@@ -202,7 +210,7 @@ class ControlClient:
 
     def calibration(self, identity: str) -> Calibration:
         """One calibration, as it stands."""
-        return self._ask("GET", f"/v1/calibrations/{identity}", Calibration)
+        return self._ask("GET", f"/v1/calibrations/{_part(identity)}", Calibration)
 
     def start_calibration(self, body: CalibrationRequest, key: str | None = None) -> Calibration:
         """Begin a calibration; the same key twice begins one."""
@@ -210,34 +218,46 @@ class ControlClient:
 
     def finish_calibration(self, identity: str) -> Calibration:
         """Collect no more, learn."""
-        return self._ask("POST", f"/v1/calibrations/{identity}/finish", Calibration)
+        return self._ask("POST", f"/v1/calibrations/{_part(identity)}/finish", Calibration)
 
     def resume_calibration(self, identity: str) -> Calibration:
         """Go on with an interrupted one."""
-        return self._ask("POST", f"/v1/calibrations/{identity}/resume", Calibration)
+        return self._ask("POST", f"/v1/calibrations/{_part(identity)}/resume", Calibration)
+
+    def cancel_calibration(self, identity: str) -> Calibration:
+        """End one that runs; its data are kept."""
+        return self._ask("POST", f"/v1/calibrations/{_part(identity)}/cancel", Calibration)
 
     def delete_calibration(self, identity: str) -> None:
         """Cancel one that runs; discard one that has ended."""
-        return self._ask("DELETE", f"/v1/calibrations/{identity}", NoneType)
+        return self._ask("DELETE", f"/v1/calibrations/{_part(identity)}", NoneType)
 
     def follow(self, identity: str) -> Iterator[Calibration]:
-        """A calibration whenever it changes, until it has ended; a broken connection is renewed."""
+        """A calibration whenever it changes, until it has ended.
+
+        A connection that breaks, or a server that is started again, is waited for for `RENEW_S`.
+        """
+        lost_at = float("inf")
         while True:
-            calibration = self.calibration(identity)
-            if calibration.state not in RUNNING:
-                yield calibration
-                return
             try:
+                calibration = self.calibration(identity)
+                lost_at = float("inf")
+                yield calibration
+                if calibration.state not in RUNNING:
+                    return
                 with connect_sse(
-                    self._http, "GET", f"/v1/calibrations/{identity}/events"
+                    self._http, "GET", f"/v1/calibrations/{_part(identity)}/events"
                 ) as source:
                     for event in source.iter_sse():
                         calibration = Calibration.model_validate_json(event.data)
                         yield calibration
-            except httpx.TransportError:
-                continue
+            except (UnreachableError, httpx.TransportError):
+                lost_at = min(lost_at, time.monotonic())
+                if time.monotonic() - lost_at > RENEW_S:
+                    raise
             if calibration.state not in RUNNING:
                 return
+            time.sleep(RENEW_EVERY_S)
 
     def calibrate(self, body: CalibrationRequest, key: str | None = None) -> Iterator[Calibration]:
         """Begin a calibration and follow it to its end."""
@@ -305,7 +325,7 @@ class AsyncControlClient:
 
     async def decoder(self, identity: str) -> DecoderDetail:
         """One bundle, verified."""
-        return await self._ask("GET", f"/v1/decoders/{identity}", DecoderDetail)
+        return await self._ask("GET", f"/v1/decoders/{_part(identity)}", DecoderDetail)
 
     async def add_decoder(self, path: str) -> Decoder:
         """Register a bundle that lies on the server's host."""
@@ -313,7 +333,7 @@ class AsyncControlClient:
 
     async def activate(self, identity: str) -> ServerStatus:
         """Decode with another decoder."""
-        return await self._ask("POST", f"/v1/decoders/{identity}/activate", ServerStatus)
+        return await self._ask("POST", f"/v1/decoders/{_part(identity)}/activate", ServerStatus)
 
     async def rollback(self) -> ServerStatus:
         """Decode with the decoder before again."""
@@ -349,7 +369,7 @@ class AsyncControlClient:
 
     async def calibration(self, identity: str) -> Calibration:
         """One calibration, as it stands."""
-        return await self._ask("GET", f"/v1/calibrations/{identity}", Calibration)
+        return await self._ask("GET", f"/v1/calibrations/{_part(identity)}", Calibration)
 
     async def start_calibration(
         self, body: CalibrationRequest, key: str | None = None
@@ -359,34 +379,46 @@ class AsyncControlClient:
 
     async def finish_calibration(self, identity: str) -> Calibration:
         """Collect no more, learn."""
-        return await self._ask("POST", f"/v1/calibrations/{identity}/finish", Calibration)
+        return await self._ask("POST", f"/v1/calibrations/{_part(identity)}/finish", Calibration)
 
     async def resume_calibration(self, identity: str) -> Calibration:
         """Go on with an interrupted one."""
-        return await self._ask("POST", f"/v1/calibrations/{identity}/resume", Calibration)
+        return await self._ask("POST", f"/v1/calibrations/{_part(identity)}/resume", Calibration)
+
+    async def cancel_calibration(self, identity: str) -> Calibration:
+        """End one that runs; its data are kept."""
+        return await self._ask("POST", f"/v1/calibrations/{_part(identity)}/cancel", Calibration)
 
     async def delete_calibration(self, identity: str) -> None:
         """Cancel one that runs; discard one that has ended."""
-        return await self._ask("DELETE", f"/v1/calibrations/{identity}", NoneType)
+        return await self._ask("DELETE", f"/v1/calibrations/{_part(identity)}", NoneType)
 
     async def follow(self, identity: str) -> AsyncIterator[Calibration]:
-        """A calibration whenever it changes, until it has ended; a broken connection is renewed."""
+        """A calibration whenever it changes, until it has ended.
+
+        A connection that breaks, or a server that is started again, is waited for for `RENEW_S`.
+        """
+        lost_at = float("inf")
         while True:
-            calibration = await self.calibration(identity)
-            if calibration.state not in RUNNING:
-                yield calibration
-                return
             try:
+                calibration = await self.calibration(identity)
+                lost_at = float("inf")
+                yield calibration
+                if calibration.state not in RUNNING:
+                    return
                 async with aconnect_sse(
-                    self._http, "GET", f"/v1/calibrations/{identity}/events"
+                    self._http, "GET", f"/v1/calibrations/{_part(identity)}/events"
                 ) as source:
                     async for event in source.aiter_sse():
                         calibration = Calibration.model_validate_json(event.data)
                         yield calibration
-            except httpx.TransportError:
-                continue
+            except (UnreachableError, httpx.TransportError):
+                lost_at = min(lost_at, time.monotonic())
+                if time.monotonic() - lost_at > RENEW_S:
+                    raise
             if calibration.state not in RUNNING:
                 return
+            await asyncio.sleep(RENEW_EVERY_S)
 
     async def calibrate(
         self, body: CalibrationRequest, key: str | None = None

@@ -99,6 +99,12 @@ class OutputFilters:
         self._smoothed = None
         self._last = 0.0, 0.0
 
+    def forget_bias(self) -> None:
+        """Another decoder decodes: what was learned of the last one's speeds doesn't hold."""
+        self.bias = (0.0, 0.0)
+        self._n_speeds, self._fast = 0, math.inf
+        self._note_in = self._rank_in = 0.0
+
     def _smooth(self, x: float, y: float, keep: float) -> Velocity:
         if self._smoothed is not None:
             x = keep * self._smoothed[0] + (1 - keep) * x

@@ -26,13 +26,16 @@ class OnlyOurHosts:
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-        self._hosts = {*LOOPBACK, settings.host, *settings.allowed_hosts}
+        self._hosts = {name.lower() for name in (*LOOPBACK, settings.host, *settings.allowed_hosts)}
         self._origins = set(settings.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            refused = self._refusal(headers.get("host", ""), headers.get("origin"), scope["path"])
+            origin = headers.get("origin")
+            if origin is None and headers.get("sec-fetch-site") == "cross-site":
+                origin = "another site"  # an image or a form of a foreign page
+            refused = self._refusal(headers.get("host", ""), origin, scope["path"])
             if refused is not None:
                 await response(refused)(scope, receive, send)
                 return

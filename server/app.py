@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import re
+import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
 
 from decoder.errors import SettingsError
 from server import problems
@@ -43,10 +47,9 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
     bundle: registered, and decoded with unless it was given before.
     Raises SettingsError where another server uses the same home, BundleError for a bad bundle.
     """
-    with only_server(settings.home):
+    with only_server(settings), bound(settings) as listener:
         journal, registry = Journal(settings.home / "journal.sqlite"), Registry(settings.decoders)
-        if bundle is not None:
-            known_bundle(registry, journal, bundle)
+        given = known_bundle(registry, journal, bundle) if bundle is not None else None
         supervisor = Supervisor(settings, journal, registry)
         parts = Parts(
             settings=settings,
@@ -55,47 +58,68 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
             supervisor=supervisor,
             calibrations=Calibrations(settings, journal, supervisor, registry),
         )
-        uvicorn.run(
-            build_app(parts),
-            host=settings.host,
-            port=settings.port,
+        config = uvicorn.Config(
+            build_app(parts, given),
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
         )
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 @contextmanager
-def only_server(home: Path) -> Iterator[None]:
-    """Hold the home folder for this process."""
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = (home / "server.lock").open("w")
-    except OSError as error:
-        raise SettingsError(f"home {home} can't be written ({error}); choose another") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SettingsError(f"another server uses {home}; choose another home") from error
+def only_server(settings: ServerSettings) -> Iterator[None]:
+    """Hold the home folder and the daemon's control address for this process."""
+    address = re.sub(r"[^A-Za-z0-9]+", "-", settings.control)
+    with ExitStack() as held:
+        for path, what in (
+            (settings.home / "server.lock", f"uses {settings.home}; choose another home"),
+            (Path(tempfile.gettempdir()) / f"volition-{address}.lock",
+             f"keeps the daemon on {settings.control}; choose another control address"),
+        ):  # fmt: skip
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = held.enter_context(path.open("w"))
+            except OSError as error:
+                raise SettingsError(f"{path} can't be written ({error})") from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise SettingsError(f"another server {what}") from error
         yield
 
 
-def build_app(parts: Parts) -> FastAPI:
-    """The app over these parts."""
+@contextmanager
+def bound(settings: ServerSettings) -> Iterator[socket.socket]:
+    """The listening socket, before anything else is touched. Raises SettingsError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise SettingsError(
+            f"can't listen on {settings.host}:{settings.port} ({error.strerror}); choose another "
+            "host or port"
+        ) from error
+    with listener:
+        yield listener
+
+
+def build_app(parts: Parts, given: str | None = None) -> FastAPI:
+    """The app over these parts. given: see `Supervisor.start`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        parts.supervisor.start()
+        parts.supervisor.start(given)
         log.info(
             "http://%s:%d, home %s, daemon on %s",
             parts.settings.host, parts.settings.port, parts.settings.home, parts.settings.control,
         )  # fmt: skip
-        yield
-        parts.calibrations.stop()
-        parts.supervisor.stop()
-        parts.journal.close()
+        with ExitStack() as ends:  # each of them, whatever the others do
+            ends.callback(parts.journal.close)
+            ends.callback(parts.supervisor.stop)
+            ends.callback(parts.calibrations.stop)
+            yield
 
     app = FastAPI(
         title="Volition",
@@ -114,6 +138,14 @@ def build_app(parts: Parts) -> FastAPI:
         v1, dependencies=needs_token, responses=documented(401) if needs_token else None
     )
     app.add_middleware(OnlyOurHosts, settings=parts.settings)
+    if parts.settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=parts.settings.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Location"],
+        )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -16,12 +16,11 @@ import shutil
 import threading
 import time
 import uuid
-from pathlib import Path
 
 from decoder.errors import SessionError, StreamError, VolitionError
 from server.children import Child
 from server.daemon import Supervisor
-from server.journal import Journal, now
+from server.journal import Journal, JournalError, now
 from server.problems import ConflictError, NotFoundError, problem_of
 from server.registry import Entry, Registry
 from server.schemas import RUNNING, Calibration, CalibrationRequest, Scores, State
@@ -31,6 +30,7 @@ log = logging.getLogger("volition.server")
 
 WAIT_FOR_STREAMS_S = 3.0
 SAVE_EVERY_S = 1.0
+CUT_SHORT: tuple[State, ...] = ("interrupted", "failed", "cancelled")
 LEAST_R2 = 0.1  # below it a decoder is lost: shuffled labels give about 0
 # Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
 # within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
@@ -71,25 +71,27 @@ class Job:
 
     def start(self) -> None:
         """Begin."""
-        self.save()
         self._thread.start()
 
-    def finish(self) -> None:
+    def finish(self, *, who: str) -> None:
         """Collect no more; go on with what is there."""
         if self.calibration.state != "collecting" or self._collector is None:
             raise ConflictError(
                 f"{self.calibration.id} is {self.calibration.state}; only a calibration that "
                 "collects can be finished"
             )
+        self._journal.note(who, "calibration", id=self.calibration.id, state="finish")
         self._collector.tell(finish=True)
 
-    def cancel(self) -> None:
-        """End it, whatever it does, and wait until it has."""
+    def cancel(self, *, who: str) -> None:
+        """End it, whatever it does but a swap that has begun, and wait until it has."""
+        self._who = who
         self._cancelled.set()
         with self._starting:
             for child in self._children:
                 child.kill()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def save(self) -> None:
         """Into the journal, as it stands."""
@@ -124,8 +126,11 @@ class Job:
         if state not in RUNNING:
             self.calibration.ended = now()
         self.calibration.state = state
-        self.save()
-        self._journal.note(self._who, "calibration", id=self.calibration.id, state=state)
+        try:
+            self.save()
+            self._journal.note(self._who, "calibration", id=self.calibration.id, state=state)
+        except JournalError as error:  # what was collected and learned counts, not the record
+            log.error("%s", error)
 
     def _child(self, module: str) -> Child:
         with self._starting:
@@ -138,13 +143,12 @@ class Job:
     def _calibrate(self) -> None:
         base = self._base()
         self.calibration.base = base.manifest.decoder_id
-        status = self._supervisor.status
-        self.calibration.before = status.decoder if status else None
+        self.calibration.before = self._active()
         trainer = self._child("training.worker")
         trainer.tell(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
-        session = self._collect()
+        session = self._collect(trainer)
         self._enter("training")
-        self._learn(trainer, session, base.path, ALLOWED_S[base.manifest.family])
+        self._learn(trainer, session, ALLOWED_S[base.manifest.family])
         if self.calibration.request.shadow:
             self._enter("shadowing")
             self._shadow()
@@ -152,59 +156,68 @@ class Job:
         self._decide()
 
     def _base(self) -> Entry:
-        """The decoder that learning begins from: what was pretrained, no recalibration of it."""
-        asked = self.calibration.request.base
-        if asked is not None:
-            return self._registry.get(asked)
-        status = self._supervisor.status
-        decoder = status.decoder if status else self._journal.recall("active")
-        if decoder is None:
-            raise ConflictError("there is no decoder to begin from; register one, or name a base")
-        entry = self._registry.get(decoder)
-        base = entry.manifest.provenance.get("base")
-        return self._registry.get(str(base)) if base else entry
+        """The decoder that learning begins from: what was pretrained, no recalibration of it.
 
-    def _collect(self) -> str:
-        """Returns the session's file."""
+        Where that is not in the registry, the recalibration: it has all weights too.
+        """
+        asked = self.calibration.request.base or self._active()
+        if asked is None:
+            raise ConflictError("there is no decoder to begin from; register one, or name a base")
+        entry = self._registry.get(asked)
+        base = entry.manifest.provenance.get("base")
+        if base is None or self.calibration.request.base is not None:
+            return entry
+        try:
+            return self._registry.get(str(base))
+        except NotFoundError:
+            return entry
+
+    def _active(self) -> str | None:
+        """The decoder in use, or that will be when a daemon runs again."""
+        status = self._supervisor.status
+        return status.decoder if status else self._supervisor.wanted.active
+
+    def _collect(self, trainer: Child) -> str:
+        """Returns the session's file. A trainer that can't work ends it at once."""
         request = self.calibration.request
         if (whole := list(self.folder.glob("*.h5"))) and self._resume:
             return str(whole[0])
         self.folder.mkdir(parents=True, exist_ok=True)
-        stream = self._journal.recall("input") or {
-            "kind": self._settings.daemon.stream_type,
-            "name": self._settings.daemon.stream_name,
-        }
-        self._collector = self._child("server.collect")
-        self._collector.tell(
+        query, status = self._supervisor.wanted.input, self._supervisor.status
+        decoded = status.stream if status is not None else None
+        collector = self._child("server.collect")
+        collector.tell(
             folder=str(self.folder.absolute()),
             session=self.calibration.id,
             seconds=request.seconds,
             subject=request.subject,
-            spikes_kind=stream["kind"],
-            spikes=request.spikes or stream["name"],
+            spikes_kind=query.kind,
+            spikes=request.spikes or decoded or query.name,
             kinematics=request.kinematics,
             markers=request.markers,
             wait_s=WAIT_FOR_STREAMS_S,
             resume=self._resume,
         )
-        for message in self._collector.messages():
+        self._collector = collector
+        for message in collector.messages():
             if "done" in message:
                 return str(message["done"])
             self.calibration.collected_s = float(message["collected"])
             self.calibration.spikes = int(message["spikes"])
             self._collected_at = time.monotonic()
+            trainer.check()
             if time.monotonic() - self._saved_at > SAVE_EVERY_S:
                 self.save()
         raise AssertionError("messages end with `done`, or raise")
 
-    def _learn(self, trainer: Child, session: str, base: Path, allowed_s: float) -> None:
+    def _learn(self, trainer: Child, session: str, allowed_s: float) -> None:
         request = self.calibration.request
-        status = self._supervisor.status
-        active = self._registry.get(status.decoder).path if status else None
+        decoder = self._active()
+        active = self._registry.get(decoder).path if decoder else None
+        self.calibration.before = decoder
         candidate = self.folder / "candidate.bundle"
         trainer.tell(
             session=session,
-            base=str(base.absolute()),
             active=str(active.absolute()) if active else None,
             output=str(candidate.absolute()),
             method=request.method,
@@ -247,12 +260,20 @@ class Job:
         calibration, promote = self.calibration, self.calibration.request.promote
         assert calibration.candidate is not None
         against = doubts(calibration.held_out, calibration.live)
+        state: State = "rejected" if against else "ready"
+        calibration.verdict = "; ".join(against)
         if not against and promote == "auto":
-            self._supervisor.activate(calibration.candidate, who=f"{self._who}, {calibration.id}")
+            if self._active() != calibration.before:  # it was never compared with this one
+                calibration.verdict = f"{self._active()} was activated meanwhile; compare with it"
+            elif self._cancelled.is_set():
+                raise ConflictError("cancelled")
+            else:
+                who = f"{self._who}, {calibration.id}"
+                self._supervisor.activate(calibration.candidate, who=who)
+                state = "promoted"
         if self._collected_at:
             calibration.took_s = time.monotonic() - self._collected_at
-        calibration.verdict = "; ".join(against)
-        self._enter("rejected" if against else "promoted" if promote == "auto" else "ready")
+        self._enter(state)
 
 
 def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
@@ -261,12 +282,12 @@ def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
     for where, scores in (("the held-out fifth", held_out), ("the live stream", live)):
         if scores is None:
             continue
-        if scores.candidate is None or scores.candidate < LEAST_R2:
+        if scores.candidate is None or not scores.candidate >= LEAST_R2:  # NaN isn't either
             against.append(
                 f"R² {_text(scores.candidate)} on {where}, expected {LEAST_R2:g} or more: spikes "
                 "and labels have little to do with each other: check both streams, collect longer"
             )
-        elif scores.active is not None and scores.candidate <= scores.active:
+        elif scores.active is not None and not scores.candidate > scores.active:
             against.append(
                 f"R² {_text(scores.candidate)} on {where}, the active decoder has "
                 f"{_text(scores.active)}"
@@ -342,6 +363,11 @@ class Calibrations:
             self._check_idle()
             if request.base is not None:
                 self._registry.get(request.base)
+            if request.shadow and request.labels != "kinematics":
+                raise ConflictError(
+                    f"a shadow is scored by the kinematics as they come, not by {request.labels}; "
+                    "leave one of them out"
+                )
             made_at = now()
             calibration = Calibration(
                 id=f"cal-{made_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
@@ -349,63 +375,79 @@ class Calibrations:
                 request=request,
                 created=made_at,
             )
-            self._known[calibration.id] = calibration
-            if key is not None:
-                self._keys[key] = calibration.id
             self._run(calibration, key, who=who)
             return calibration
 
-    def finish(self, identity: str) -> Calibration:
+    def finish(self, identity: str, *, who: str) -> Calibration:
         """End a collection early and learn from what is there."""
-        self._running(identity).finish()
+        self._running(identity).finish(who=who)
+        return self.get(identity)
+
+    def cancel(self, identity: str, *, who: str) -> Calibration:
+        """End one that runs. Raises ConflictError where it has ended already."""
+        self._running(identity).cancel(who=who)
         return self.get(identity)
 
     def resume(self, identity: str, *, who: str) -> Calibration:
-        """Go on with an interrupted one: collect what is missing, then learn."""
+        """Go on with one that was cut short: collect what is missing, then learn."""
         with self._lock:
             calibration = self.get(identity)
-            if calibration.state != "interrupted":
+            has_data = (self._settings.calibrations / identity).is_dir()
+            if calibration.state not in CUT_SHORT or not has_data:
                 raise ConflictError(
-                    f"{identity} is {calibration.state}; only an interrupted one can be resumed"
+                    f"{identity} is {calibration.state}; only one that was cut short after data "
+                    "had come can be resumed"
                 )
             self._check_idle()
-            calibration.state, calibration.ended = "collecting", None
-            calibration.problem = None
+            anew = calibration.model_copy(
+                update={"state": "collecting", "ended": None, "problem": None, "verdict": ""}
+            )
             key = next((k for k, i in self._keys.items() if i == identity), None)
-            self._run(calibration, key, who=who, resume=True)
-            return calibration
+            self._run(anew, key, who=who, resume=True)
+            return anew
 
     def remove(self, identity: str, *, who: str) -> None:
-        """Cancel a calibration that runs; one that has ended is forgotten, with its data."""
-        calibration = self.get(identity)
-        job = self._job
-        if job is not None and job.runs and job.calibration.id == identity:
-            job.cancel()
-            return
+        """Cancel a calibration that runs; one that has ended is forgotten, with its data.
+
+        Raises SessionError where its data can't be removed.
+        """
         with self._lock:
-            self._known.pop(identity, None)
-            self._keys = {k: i for k, i in self._keys.items() if i != identity}
+            self.get(identity)
+            job = self._job
+            if job is not None and job.runs and job.calibration.id == identity:
+                job.cancel(who=who)
+                return
             self._journal.delete_calibration(identity)
             self._journal.note(who, "calibration", id=identity, state="discarded")
-        folder = self._settings.calibrations / calibration.id
-        gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
-        if folder.exists():
-            os.rename(folder, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            self._known.pop(identity)
+            self._keys = {k: i for k, i in self._keys.items() if i != identity}
+            folder = self._settings.calibrations / identity
+            gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
+            try:
+                if folder.exists():
+                    os.rename(folder, gone)
+            except OSError as error:
+                raise SessionError(f"{folder} can't be removed ({error})") from error
+        shutil.rmtree(gone, ignore_errors=True)
 
     def stop(self) -> None:
         """The server stops: what runs is interrupted, its data kept."""
         job = self._job
         if job is not None and job.runs:
-            job.cancel()
-            job.calibration.state = "interrupted"
-            job.save()
+            job.cancel(who="server")
+            if job.calibration.state == "cancelled":
+                job.calibration.state = "interrupted"
+                job.save()
 
     def _run(
         self, calibration: Calibration, key: str | None, *, who: str, resume: bool = False
     ) -> None:
-        self._job = Job(calibration, key, who=who, resume=resume, **self._parts)  # type: ignore[arg-type]
-        self._job.start()
+        job = Job(calibration, key, who=who, resume=resume, **self._parts)  # type: ignore[arg-type]
+        job.save()  # before it is known: where the disk is full, nothing has begun
+        self._known[calibration.id], self._job = calibration, job
+        if key is not None:
+            self._keys[key] = calibration.id
+        job.start()
 
     def _running(self, identity: str) -> Job:
         calibration, job = self.get(identity), self._job

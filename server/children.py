@@ -56,22 +56,35 @@ class Child:
             self._process.stdin.write((json.dumps(message) + "\n").encode())
             self._process.stdin.flush()
 
+    def check(self) -> None:
+        """Raise the error that it reported meanwhile, if any, or ChildEndedError; never waits.
+
+        What else it said is forgotten.
+        """
+        while not self._said.empty():
+            self._read_one()
+
     def messages(self) -> Iterator[Message]:
         """What it says, line by line, up to `done`.
 
         Raises the error that it reports, or ChildEndedError where it ends before.
         """
         while True:
-            message = self._said.get()
-            if message is None:
-                raise ChildEndedError(
-                    f"{self.module} ended with exit code {self._process.wait()}; see {self._log}"
-                )
-            if "problem" in message:
-                raise error_of(message["problem"]["error"], message["problem"]["detail"])
+            message = self._read_one()
             yield message
             if "done" in message:
                 return
+
+    def _read_one(self) -> Message:
+        message = self._said.get()
+        if message is None:
+            self._said.put(None)
+            raise ChildEndedError(
+                f"{self.module} ended with exit code {self._process.wait()}; see {self._log}"
+            )
+        if "problem" in message:
+            raise error_of(message["problem"]["error"], message["problem"]["detail"])
+        return message
 
     def stop(self) -> None:
         """Let it end; end it where it doesn't."""

@@ -20,7 +20,7 @@ import numpy as np
 from decoder.errors import SessionError, VolitionError
 from streaming import sessions
 from streaming.lines import Message, say, say_problem, told
-from streaming.lsl import StreamQuery
+from streaming.lsl import StreamKind, StreamQuery
 from streaming.record import Recorder, RecordSettings, read_recording
 from streaming.sessions import Session, duration_s
 
@@ -38,7 +38,7 @@ class Order(msgspec.Struct, kw_only=True):
     session: str
     seconds: float
     subject: str
-    spikes_kind: str
+    spikes_kind: StreamKind
     spikes: str | None
     kinematics: str | None
     markers: str | None

@@ -60,14 +60,17 @@ class Journal:
         try:
             with self._lock, self._db:
                 yield self._db
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             raise JournalError(
                 f"{self._path} can't be written ({error}); make room. What was done is not in it"
             ) from error
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
+        try:
+            with self._lock:
+                return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path} can't be read ({error})") from error
 
     def note(self, who: str, what: str, **detail: Any) -> None:
         """Somebody changed something, now."""

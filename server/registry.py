@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,17 +66,32 @@ class Registry:
         if Path(decoder).name != decoder or decoder.startswith("."):
             raise BundleError(f"{path}: decoder id {decoder!r} can't be a folder's name")
         target = self.path_for(decoder)
-        if not target.exists():
-            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            try:
-                shutil.copytree(path, partial)
-                (partial / MANIFEST).touch()
-                os.rename(partial, target)
-            except OSError as error:
-                raise BundleError(f"{path} can't be copied to {target} ({error})") from error
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        if not self._is_whole(target):
+            self._copy(path, target)
         return self.get(decoder)
+
+    def _is_whole(self, target: Path) -> bool:
+        try:
+            open_bundle(target)
+        except BundleError:
+            return False
+        return True
+
+    def _copy(self, path: Path, target: Path) -> None:
+        """Put a copy in place, over one that is damaged."""
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=self.folder))
+        try:
+            copied = partial / "bundle"
+            shutil.copytree(path, copied)
+            (copied / MANIFEST).touch()
+            if target.exists():
+                os.rename(target, partial / "damaged")
+            os.rename(copied, target)
+        except OSError as error:
+            if not self._is_whole(target):  # else somebody else was first
+                raise BundleError(f"{path} can't be copied to {target} ({error})") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _verified(self, path: Path) -> Bundle:
         try:

@@ -6,13 +6,13 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from decoder.bundle import open_bundle
 from decoder.errors import BundleError
-from decoder.filters import Filters
 from server.access import Operator
 from server.calibration import Calibrations
 from server.daemon import Supervisor
@@ -40,6 +40,7 @@ from server.schemas import (
 from server.settings import ServerSettings
 from server.streams import streams
 from streaming import control, wire
+from streaming.lsl import StreamQuery
 
 EVENTS_EVERY_S = 0.1
 
@@ -103,60 +104,50 @@ def seen_streams(on: On) -> list[Stream]:
 @v1.get("/input", tags=["decoding"])
 def get_input(on: On) -> Input:
     """The spike stream that the daemon reads, or waits for."""
-    chosen = on.journal.recall("input")
-    daemon = on.settings.daemon
-    return Input(**(chosen or {"kind": daemon.stream_type, "name": daemon.stream_name}))
+    return Input(**dataclasses.asdict(on.supervisor.wanted.input))
 
 
 @v1.put("/input", tags=["decoding"], responses=documented(409, 503))
 def put_input(body: Input, on: On, who: Operator) -> Input:
-    """Read another spike stream. The state is `warming` until its window is full."""
-    command = control.SetInput(kind=body.kind, name=body.name)
-    on.supervisor.change(command, who=who, input=body.model_dump())
+    """Read another spike stream: not valid until its spikes fill the window."""
+    on.supervisor.read_from(StreamQuery(kind=body.kind, name=body.name), who=who)
     return body
 
 
 @v1.post("/decoding/pause", tags=["decoding"], responses=documented(409, 503))
 def pause(on: On, who: Operator, body: Pause | None = None) -> ServerStatus:
-    """Velocity zero and `valid` false from the next tick on, until resumed."""
-    why = body.why if body else ""
-    on.supervisor.change(control.Pause(why=why), who=who, paused=why)
+    """Velocity zero and `valid` false from the next tick on, until resumed.
+
+    It holds for every daemon that is started meanwhile, also where this answers with a problem.
+    """
+    on.supervisor.pause(body.why if body else "", who=who)
     return status(on)
 
 
 @v1.post("/decoding/resume", tags=["decoding"], responses=documented(409, 503))
 def resume(on: On, who: Operator) -> ServerStatus:
     """Decode again."""
-    on.supervisor.change(control.Resume(), who=who, paused=None)
+    on.supervisor.resume(who=who)
     return status(on)
 
 
 @v1.post("/decoding/arm", tags=["decoding"], responses=documented(409, 503))
 def arm(on: On, who: Operator) -> ServerStatus:
     """Decode again, if somebody listens, spikes fill the window and the decoder is warm."""
-    on.supervisor.ask(control.GetStatus())  # where none runs, nothing can be armed
-    on.supervisor.change(control.Arm(), who=who, paused=None)
+    on.supervisor.resume(who=who, command=control.Arm())
     return status(on)
 
 
 @v1.get("/filters", tags=["decoding"])
 def get_filters(on: On) -> FiltersView:
     """The output filters in use."""
-    return filters_view(_filters(on))
+    return filters_view(on.supervisor.wanted.filters)
 
 
 @v1.patch("/filters", tags=["decoding"], responses=documented(409, 503))
 def patch_filters(body: FiltersPatch, on: On, who: Operator) -> FiltersView:
     """Change some settings of the output filters, from the next tick on."""
-    changed = dataclasses.replace(_filters(on), **body.model_dump(exclude_unset=True))
-    command = control.SetFilters(filters=changed)
-    on.supervisor.change(command, who=who, filters=dataclasses.asdict(changed))
-    return filters_view(changed)
-
-
-def _filters(on: Parts) -> Filters:
-    remembered = on.journal.recall("filters")
-    return Filters(**remembered) if remembered else on.settings.daemon.filters
+    return filters_view(on.supervisor.filter(body.model_dump(exclude_unset=True), who=who))
 
 
 @v1.get("/decoders", tags=["decoders"])
@@ -173,7 +164,7 @@ def add_decoder(body: NewDecoder, on: On, who: Operator, response: Response) -> 
 
     entry = on.registry.add(FilePath(body.path))
     on.journal.note(who, "register", decoder=entry.manifest.decoder_id, path=body.path)
-    response.headers["Location"] = f"/v1/decoders/{entry.manifest.decoder_id}"
+    response.headers["Location"] = f"/v1/decoders/{quote(entry.manifest.decoder_id, safe='')}"
     return Decoder(**_summary(entry, _active(on)))
 
 
@@ -294,9 +285,9 @@ async def calibration_events(
 
 
 @v1.post("/calibrations/{id}/finish", tags=["calibrations"], responses=documented(404, 409))
-def finish_calibration(id: Id, on: On) -> Calibration:
+def finish_calibration(id: Id, on: On, who: Operator) -> Calibration:
     """Collect no more, learn from what is there."""
-    return on.calibrations.finish(id)
+    return on.calibrations.finish(id, who=who)
 
 
 @v1.post(
@@ -306,8 +297,14 @@ def finish_calibration(id: Id, on: On) -> Calibration:
     responses=documented(404, 409),
 )
 def resume_calibration(id: Id, on: On, who: Operator) -> Calibration:
-    """Go on with an interrupted calibration: collect what is missing, then learn."""
+    """Go on with one that was cut short: collect what is missing, then learn."""
     return on.calibrations.resume(id, who=who)
+
+
+@v1.post("/calibrations/{id}/cancel", tags=["calibrations"], responses=documented(404, 409))
+def cancel_calibration(id: Id, on: On, who: Operator) -> Calibration:
+    """End one that runs; its data are kept. 409 where it has ended already."""
+    return on.calibrations.cancel(id, who=who)
 
 
 @v1.delete("/calibrations/{id}", tags=["calibrations"], status_code=204, responses=documented(404))

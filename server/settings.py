@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import (
@@ -28,6 +28,23 @@ from streaming.settings import DaemonSettings
 DEFAULT_CONTROL = "tcp://127.0.0.1:5557"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CONFIG_FILE = "VOLITION_CONFIG"
+MIN_TOKEN = 6
+
+
+class _File(TomlConfigSettingsSource):
+    """The TOML file, less what variables set of the daemon's section."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = dict(super().__call__())
+        section = values.get("daemon")
+        if isinstance(section, dict):
+            variables = {name.upper() for name in os.environ}
+            values["daemon"] = {
+                name: value
+                for name, value in section.items()
+                if f"VOLITION_{name.upper()}" not in variables
+            }
+        return values
 
 
 class ServerSettings(BaseSettings):
@@ -68,11 +85,15 @@ class ServerSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = os.environ.get(CONFIG_FILE)
-        toml = [TomlConfigSettingsSource(settings_cls, Path(file))] if file else []
+        toml = [_File(settings_cls, Path(file))] if file else []
         return init_settings, env_settings, *toml
 
     @model_validator(mode="after")
     def _others_need_a_token(self) -> Self:
+        if self.token is not None and len(self.token.get_secret_value()) < MIN_TOKEN:
+            raise ValueError(
+                f"the token is shorter than {MIN_TOKEN} characters; choose a longer one"
+            )
         if self.host not in LOOPBACK and self.token is None:
             raise ValueError(
                 f"host {self.host} can be reached by others: set a token (VOLITION_TOKEN), or "

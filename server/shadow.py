@@ -8,6 +8,8 @@ runtime that the daemon uses; velocities are compared where the kinematics have 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from decoder.runtime import RuntimeSettings, open_runtime
 from streaming.admission import Admission
 from streaming.clock import Metronome
 from streaming.labels import POSITION, VELOCITY, find_kinematics
-from streaming.lines import say, say_problem, told
+from streaming.lines import say, say_problem, told_while_working
 from streaming.lsl import Floats, Ints, SpikeInlet, only_stream
 from streaming.sessions import velocity_of
 from streaming.units import UnitMatch
@@ -146,9 +148,9 @@ def _velocity(times: Floats, values: Floats) -> Floats:
 
 def main() -> None:
     """Take one order, carry it out."""
-    first = next(told(), None)
-    if first is None:
-        return
+    with contextlib.suppress(OSError):
+        os.nice(5)
+    first = next(told_while_working())
     try:
         done = run(msgspec.convert(first, Order))
     except VolitionError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pylsl
 
 from server.schemas import Stream, Use
@@ -10,6 +13,24 @@ from streaming.labels import KINEMATICS, MARKERS
 from streaming.lsl import KINDS
 
 LOOK_S = 1.0
+
+
+class _Look:
+    """One look at the network serves all who ask within a second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: list[pylsl.StreamInfo] = []
+        self._at = -float("inf")
+
+    def __call__(self) -> list[pylsl.StreamInfo]:
+        with self._lock:
+            if time.monotonic() - self._at > LOOK_S:
+                self._seen, self._at = pylsl.resolve_streams(wait_time=LOOK_S), time.monotonic()
+            return self._seen
+
+
+_look = _Look()
 
 
 def streams(status: wire.Status | None) -> list[Stream]:
@@ -25,7 +46,7 @@ def streams(status: wire.Status | None) -> list[Stream]:
             used_for=_use(info.type()),
             open=status is not None and status.stream == info.name(),
         )
-        for info in pylsl.resolve_streams(wait_time=LOOK_S)
+        for info in _look()
     ]
     return sorted(found, key=lambda stream: (stream.type, stream.name))
 

@@ -96,9 +96,12 @@ class ControlSocket(BoundSocket):
     def receive(self) -> Command | str | None:
         """A command, what was wrong with it, or None where none waits. It must be answered."""
         try:
-            message = self._socket.recv(zmq.NOBLOCK)
+            parts = self._socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return None
+        if len(parts) != 1:
+            return f"not a command of this daemon: {len(parts)} frames, expected one"
+        message = parts[0]
         try:
             command: Command = _decode_command(message)
         except (msgspec.DecodeError, SettingsError) as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,3 +31,17 @@ def told() -> Iterator[Message]:
     """What the process that started this one says, until it is gone."""
     for line in sys.stdin:
         yield json.loads(line)
+
+
+def told_while_working() -> Iterator[Message]:
+    """The same, and this process ends at once when the other is gone, whatever it is doing."""
+    waiting: queue.Queue[Message] = queue.Queue()
+
+    def read() -> None:
+        for message in told():
+            waiting.put(message)
+        os._exit(1)
+
+    threading.Thread(target=read, name="told", daemon=True).start()
+    while True:
+        yield waiting.get()

@@ -233,7 +233,9 @@ class Daemon:
         self.connector.start()
 
     def _read_from(self, query: StreamQuery) -> None:
-        """Leave the stream that is read, if any, and look for another."""
+        """Leave the stream that is read, if any, and look for another; the same one is kept."""
+        if query == self.connector.query:
+            return
         self.connector.query = query
         if self.inlet is not None:
             self.inlet.close()
@@ -312,6 +314,7 @@ class Daemon:
         if runtime.window_s > KEEP_S:  # it has not seen a whole window yet
             self.watch.forget()
         self.loader.drop()
+        self.filters.forget_bias()  # it was the other decoder's
         self._faulty = False
         return None
 
@@ -352,13 +355,15 @@ class Daemon:
             state=self.state.value,
             detail=self._explain(),
             provider=self.runtime.provider,
+            started=self.started,
             uptime_s=now - self.started,
             ticks=self._seq,
             late_ticks=self.metronome.n_late,
             latency=self._latency,
             spikes_per_s=self._spikes_per_s,
             backlog_s=self.health.backlog_s,
-            input=str(self.connector.query),
+            input_kind=self.connector.query.kind,
+            input_name=self.connector.query.name,
             stream=inlet.name if inlet else None,
             known_units=self.match.n_known if inlet else 0,
             unknown_units=self.match.n_unknown if inlet else 0,

@@ -50,7 +50,7 @@ OFFSET_JUMP_S = 0.005  # spikes on both sides of a larger step don't belong in o
 class StreamQuery:
     """Which stream to take: by `name` where given, else the only one of type `kind`."""
 
-    kind: str = SPIKES
+    kind: StreamKind = SPIKES
     name: str | None = None
 
     def __post_init__(self) -> None:

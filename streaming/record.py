@@ -55,6 +55,7 @@ SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
 FLUSH_EVERY_S = 0.5
 POLL_S = 0.02
 MARKERS_WAIT_S = 0.5  # a rig may have none
+SILENT_S = 10.0
 MAX_PAUSE_S = 0.5  # of the kinematics; a longer one is a gap, which labels nothing
 
 
@@ -159,10 +160,21 @@ class Recorder:
     def run(
         self, seconds: float | None, on_poll: Callable[[Recorder], None] = lambda recorder: None
     ) -> None:
-        """Poll until so many seconds are labelled, or `should_stop`."""
+        """Poll until so many seconds are labelled, or `should_stop`.
+
+        Raises StreamError where seconds are asked for and a stream falls silent for long.
+        """
+        at, n_seen = time.monotonic(), (self.n_spikes, self.n_samples)
         while not self.should_stop and (seconds is None or self.labelled_s < seconds):
             self.poll()
             on_poll(self)
+            if self.n_spikes > n_seen[0] and self.n_samples > n_seen[1]:
+                at, n_seen = time.monotonic(), (self.n_spikes, self.n_samples)
+            elif seconds is not None and time.monotonic() - at > SILENT_S:
+                which = "spikes" if self.n_spikes == n_seen[0] else "kinematics"
+                raise StreamError(
+                    f"no {which} came for {SILENT_S:g} s; is the rig running? What came is kept"
+                )
             time.sleep(POLL_S)
 
     def close(self) -> None:
@@ -188,6 +200,8 @@ class Recorder:
         for name, kind in ((SPIKES_FILE, SPIKE), (KINEMATICS_FILE, SAMPLE)):
             size = (self.path / name).stat().st_size
             os.truncate(self.path / name, size // kind.itemsize * kind.itemsize)
+        markers = self.path / MARKERS_FILE
+        os.truncate(markers, markers.read_bytes().rfind(b"\n") + 1)
         self.n_spikes = len(_read(self.path / SPIKES_FILE, SPIKE))
         times = _read(self.path / KINEMATICS_FILE, SAMPLE)["time"]
         if len(times) and times[-1] > pylsl.local_clock():

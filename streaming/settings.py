@@ -11,6 +11,10 @@ from decoder.filters import Filters
 from streaming.lsl import StreamKind
 from streaming.wire import DEFAULT_ADDRESS
 
+# Paused for this reason, a daemon is resumed by its server once it has been told all else. For one
+# that somebody else starts again: until the server has seen it, it must move nothing.
+RESTARTED = "restarted; waiting for the server"
+
 
 class DaemonSettings(BaseSettings):
     """How the daemon runs. Every field can be set as `VOLITION_<NAME>`."""

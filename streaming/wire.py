@@ -83,13 +83,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     detail: str  # a sentence for people: what it waits for, what went wrong
     provider: str  # the ONNX Runtime execution provider that really runs
+    started: float  # s; as in the frames
     uptime_s: float
     ticks: int  # frames published since the start
     late_ticks: int  # deadlines skipped since the start
     latency: Quantiles | None  # window end to publication, since the last status
     spikes_per_s: float  # events drained, since the last status
     backlog_s: float | None  # age of the oldest event drained in the last tick that had any
-    input: str  # which stream is read, or waited for
+    input_kind: str  # type of the stream that is read, or waited for
+    input_name: str | None  # its name; None where the only one of its type is taken
     stream: str | None  # name of the open one
     known_units: int
     unknown_units: int  # units of the stream that the bundle doesn't know

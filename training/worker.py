@@ -24,7 +24,7 @@ import torch
 from decoder.bundle import Bundle, open_bundle
 from decoder.errors import TrainingError, VolitionError
 from streaming import sessions
-from streaming.lines import Message, say, say_problem, told
+from streaming.lines import Message, say, say_problem, told_while_working
 from streaming.sessions import Floats, Session, duration_s
 from training import runs
 from training.adapt import Adapted, AdaptSettings, Method, calibrate, first_seconds
@@ -54,7 +54,6 @@ class Order(msgspec.Struct, kw_only=True):
     """What to learn from which session's file, and the decoder to compare with."""
 
     session: str
-    base: str
     active: str | None
     output: str
     method: Method
@@ -161,6 +160,7 @@ def serve(messages: Iterator[Message]) -> None:
                 ahead = msgspec.convert(message, Prepare)
                 torch.set_num_threads(ahead.threads)
                 ready = prepare(Path(ahead.prepare))
+                say(prepared=str(ready.bundle.path))
                 continue
             assert ready is not None, "an order before anything was prepared"
             say(done=carry_out(msgspec.convert(message, Order), ready))
@@ -173,7 +173,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     leave_the_daemon_alone()
     keep_freed_memory()
-    serve(told())
+    serve(told_while_working())
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ def test_a_blocking_client_changes_what_the_next_one_sees(server: Server) -> Non
     with ControlClient(server.url) as volition:
         assert volition.filters().speed_limit == 0.3
         assert volition.input().name == "other"
-        assert volition.status().daemon.input == "name 'other'"
+        assert volition.status().daemon.input_name == "other"
         assert volition.resume().daemon.paused is None
         assert {c.what for c in volition.journal() if c.who == "Ada"} == {
-            "setfilters", "setinput", "pause",
+            "filters", "input", "pause",
         }  # fmt: skip
         (decoder,) = volition.decoders()
         assert decoder.active

@@ -96,7 +96,8 @@ def test_a_settings_file_sets_server_and_daemon(
 def test_a_second_server_of_one_home_is_refused(idle: Server) -> None:
     from server.app import only_server
 
-    with pytest.raises(SettingsError, match="another server"), only_server(idle.home):
+    same = ServerSettings(home=idle.home)
+    with pytest.raises(SettingsError, match="choose another home"), only_server(same):
         pass
 
 

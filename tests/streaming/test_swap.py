@@ -219,6 +219,6 @@ def test_another_input_is_read_on_command(tiny, rig) -> None:
     left = frames_until(cursor, lambda frame: not frame.valid)[-1]
     assert left.velocity == (0.0, 0.0)
     status = told(client, control.GetStatus())
-    assert (status.input, status.stream) == ("name 'elsewhere'", None)
+    assert (status.input_name, status.stream) == ("elsewhere", None)
     told(client, control.SetInput(kind="Spikes", name=stream_of(tiny)))
     frames_until(cursor, is_decoding)
