@@ -40,18 +40,21 @@ Method = Literal["units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]
 
 VALID_SHARE = 0.2
-KEEP_MOST, KEEP_MANY = (0.5, 1.0), (0.4, 1.0)
+KEEP_HALF, KEEP_MOST, KEEP_MANY = (0.5, 1.0), (0.8, 1.0), (0.4, 1.0)
 WARM = Recipe(
-    steps=40, learning_rate=5e-3, embedding_rate=5e-3, batch_size=16, keep_units=KEEP_MOST
+    steps=40, learning_rate=5e-3, embedding_rate=5e-3, batch_size=16, keep_units=KEEP_HALF
 )
 COLD = replace(WARM, steps=100, learning_rate=2e-2, embedding_rate=2e-2)
 HEAD = Recipe(
-    steps=60, learning_rate=1e-3, embedding_rate=1e-3, batch_size=16, keep_units=KEEP_MOST
+    steps=60,
+    learning_rate=1e-3,
+    embedding_rate=1e-3,
+    batch_size=16,
+    keep_units=KEEP_MOST,
+    n_checks=4,
 )
-FULL = Recipe(
-    steps=200, learning_rate=1e-3, embedding_rate=1e-3, batch_size=8, keep_units=KEEP_MANY
-)
-SCRATCH = replace(FULL, steps=400, learning_rate=2e-3, embedding_rate=2e-3, batch_size=16)
+FULL = replace(HEAD, steps=500, batch_size=8)
+SCRATCH = replace(HEAD, steps=400, learning_rate=2e-3, embedding_rate=2e-3, keep_units=KEEP_MANY)
 WEIGHT_DECAY = 1e-2
 MUON_TURNS, N_CARRIED = 3, 2  # of 5 and 4 in pretraining: as good here, a fifth quicker a step
 HEADS = ("state_out.", "out_ffn.", "dec_ffn.", "readout.")  # what reads out, in either family
@@ -64,7 +67,7 @@ LEARNS = {
 }  # beginnings of names
 REACH = {"units+head": 0.75, "full": 0.75, "scratch": 1.0}  # see `training.fitting.Averaged`
 TRUST = 0.1  # of a variance of velocity: squared error that `full` may add there and be taken
-UNITS_SHARE = 0.4  # of the time allowed, where more than units is to be learned
+UNITS_FIRST = {WARM: 0.2, COLD: 0.4}  # shares of the time allowed, where more is to be learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,7 @@ def calibrate(
     if settings.method == "units":
         score = _learn(lesson, "units", settings.of(first), clock, on_step)
         return _adapted(lesson, record, score, "units")
-    units = _learn(lesson, "units", first, clock.part(UNITS_SHARE), on_step)
+    units = _learn(lesson, "units", first, clock.part(UNITS_FIRST[first]), on_step)
     if settings.method == "units+head":
         score = _learn(lesson, "units+head", settings.of(HEAD), clock.part(), on_step)
         return _adapted(lesson, record, score, "units+head")
