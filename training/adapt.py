@@ -67,7 +67,7 @@ LEARNS = {
 }  # beginnings of names
 REACH = {"units+head": 0.75, "full": 0.75, "scratch": 1.0}  # see `training.fitting.Averaged`
 TRUST = 0.1  # of a variance of velocity: squared error that `full` may add there and be taken
-UNITS_FIRST = {WARM: 0.2, COLD: 0.4}  # shares of the time allowed, where more is to be learned
+WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed is units', where more is to be learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,8 @@ def calibrate(
     if settings.method == "units":
         score = _learn(lesson, "units", settings.of(first), clock, on_step)
         return _adapted(lesson, record, score, "units")
-    units = _learn(lesson, "units", first, clock.part(UNITS_FIRST[first]), on_step)
+    share = WARM_SHARE if record.unit_tuning else COLD_SHARE
+    units = _learn(lesson, "units", first, clock.part(share), on_step)
     if settings.method == "units+head":
         score = _learn(lesson, "units+head", settings.of(HEAD), clock.part(), on_step)
         return _adapted(lesson, record, score, "units+head")
