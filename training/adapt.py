@@ -28,7 +28,7 @@ from decoder.errors import TrainingError
 from streaming.sessions import Session, duration_s, intersect, time_after
 from training import runs
 from training.families import Model, build
-from training.fitting import CHECK_STEP_S, Averaged, Best, Clock, HeldOut, Lesson, Recipe, fit
+from training.fitting import CHECK_STEP_S, Averaged, Best, Clock, Fitted, Lesson, Recipe, fit
 from training.labels import Labels, relabelled
 from training.optimizer import Optimizers, build_optimizers
 from training.possm import PossmConfig
@@ -61,7 +61,7 @@ HEAD = Recipe(
 BRIEF = replace(HEAD, steps=200, batch_size=8)
 SCRATCH = replace(HEAD, steps=400, learning_rate=2e-3, embedding_rate=2e-3, keep_units=KEEP_MANY)
 FULL = replace(HEAD, steps=400, batch_size=8, keep_units=KEEP_MANY)
-LONG_S = 12.0  # left for `full`, from which it is FULL and not BRIEF
+MANY = 200  # steps that fit into the time, from which `full` is FULL and not BRIEF
 WEIGHT_DECAY = 1e-2
 MUON_TURNS, N_CARRIED = 3, 2  # of 5 and 4 in pretraining: as good here, a fifth quicker a step
 HEADS = ("state_out.", "out_ffn.", "dec_ffn.", "readout.")  # what reads out, in either family
@@ -153,31 +153,32 @@ def calibrate(
     if settings.method == "scratch":
         model, record = alone(record, labelled)
         lesson = _lesson(model, record, labelled, settings)
-        score = _learn(lesson, "scratch", settings.of(SCRATCH), clock, on_step)
-        return _adapted(lesson, record, score, "scratch")
+        fitted = _learn(lesson, "scratch", settings.of(SCRATCH), clock, on_step)
+        return _adapted(lesson, record, fitted, "scratch")
     model, record = with_session(model, record, labelled)
     lesson = _lesson(model, record, labelled, settings)
     first = WARM if record.unit_tuning else COLD
     if settings.method == "units":
-        score = _learn(lesson, "units", settings.of(first), clock, on_step)
-        return _adapted(lesson, record, score, "units")
+        fitted = _learn(lesson, "units", settings.of(first), clock, on_step)
+        return _adapted(lesson, record, fitted, "units")
     share = WARM_SHARE if record.unit_tuning else COLD_SHARE
     units = _learn(lesson, "units", first, clock.part(share), on_step)
     if settings.method == "units+head":
-        score = _learn(lesson, "units+head", settings.of(HEAD), clock.part(), on_step)
-        return _adapted(lesson, record, score, "units+head")
+        fitted = _learn(lesson, "units+head", settings.of(HEAD), clock.part(), on_step)
+        return _adapted(lesson, record, fitted, "units+head")
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     clock = clock.part()
-    full = FULL if (left_s := clock.left_s()) is None or left_s >= LONG_S else BRIEF
-    score = _learn(lesson, "full", settings.of(full), clock, on_step)
-    if settings.method == "auto" and not score.error < units.error + TRUST:
+    left_s = clock.left_s()
+    full = FULL if left_s is None or left_s >= MANY * units.step_s else BRIEF
+    fitted = _learn(lesson, "full", settings.of(full), clock, on_step)
+    if settings.method == "auto" and not fitted.score.error < units.score.error + TRUST:
         runs.set_weights(model, before)
         return _adapted(lesson, record, units, "units")
-    return _adapted(lesson, record, score, "full")
+    return _adapted(lesson, record, fitted, "full")
 
 
-def _adapted(lesson: Lesson, record: runs.RunRecord, score: HeldOut, method: Method) -> Adapted:
-    record.best_r2 = score.r2
+def _adapted(lesson: Lesson, record: runs.RunRecord, fitted: Fitted, method: Method) -> Adapted:
+    record.best_r2 = fitted.score.r2
     return Adapted(lesson.model.requires_grad_(True).eval(), record, method)
 
 
@@ -218,8 +219,8 @@ def _lesson(
     return Lesson(model=model, config=config, source=source, seed=settings.seed)
 
 
-def _learn(lesson: Lesson, phase: str, recipe: Recipe, clock: Clock, on_step: OnStep) -> HeldOut:
-    """Take a phase's steps; returns the held-out score of what the model then is.
+def _learn(lesson: Lesson, phase: str, recipe: Recipe, clock: Clock, on_step: OnStep) -> Fitted:
+    """Take a phase's steps; returns how well the model then does, and what a step cost.
 
     Embeddings alone stop where they did best. Where more learns, a few seconds that were held out
     are no guide (see TRUST), and the mean of the path is kept.

@@ -89,6 +89,14 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a phase ended with: its score, and seconds that a step took, checks included."""
+
+    score: HeldOut
+    step_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lesson:
     """A model, and windows of the one labelled session that it learns from."""
 
@@ -125,8 +133,8 @@ def fit(
     keeper: Keeper,
     *,
     on_step: Callable[[float, float], None],
-) -> HeldOut:
-    """Take the steps of a recipe, or fewer where the clock ends first; returns the keeper's score.
+) -> Fitted:
+    """Take the steps of a recipe, or fewer where the clock ends first.
 
     optimizers: their groups' learning rates are peaks.
     on_step: told the share (0 to 1) of the phase that is over, and the keeper's R² so far.
@@ -134,7 +142,7 @@ def fit(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
     learned = lesson.learned()
-    step, n_checked = 0, 0
+    step, n_checked, began = 0, 0, time.monotonic()
     while True:
         share = min(1.0, max(step / recipe.steps, clock.share()))
         if share >= n_checked / recipe.n_checks:
@@ -143,7 +151,7 @@ def fit(
         on_step(share, keeper.score.r2)
         if share >= 1.0:
             keeper.settle()
-            return keeper.score
+            return Fitted(score=keeper.score, step_s=(time.monotonic() - began) / max(1, step))
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * share))
         lesson.model.train()
