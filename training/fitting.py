@@ -209,7 +209,7 @@ class Averaged:
     The mean of a path generalises better than its end (Izmailov et al., UAI 2018), and so does a
     point between what was pretrained and what was learned (WiSE-FT: Wortsman et al., CVPR 2022).
     reaches: candidates on the line (0 the first weights, 1 the mean), ascending. The held-out
-    fifth chooses in the end, further ones being forgiven some error; the middle one until then.
+    fifth chooses in the end, further ones being forgiven some error; a middle one until then.
     """
 
     def __init__(self, lesson: Lesson, reaches: Sequence[float]) -> None:
