@@ -44,9 +44,12 @@ def _rows_alone(grad: Tensor) -> Tensor:
 
 
 def build_optimizers(
-    model: nn.Module, *, learning_rate: float, weight_decay: float
+    model: nn.Module, *, learning_rate: float, weight_decay: float, muon_turns: int = 5
 ) -> tuple[torch.optim.Optimizer, ...]:
-    """For hidden matrices, for unit embeddings, for the rest; only of parameters that learn."""
+    """For hidden matrices, for unit embeddings, for the rest; only of parameters that learn.
+
+    muon_turns: of the iteration that makes Muon's steps orthogonal; most of what a step costs.
+    """
     matrices: list[nn.Parameter] = []
     units: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -61,6 +64,7 @@ def build_optimizers(
             lr=learning_rate,
             weight_decay=weight_decay,
             adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
+            ns_steps=muon_turns,
         ),
         RowAdam(units, lr=learning_rate, betas=BETAS),
         torch.optim.Adam(rest, lr=learning_rate, betas=BETAS),

@@ -42,7 +42,6 @@ from training.model import (
 EMB_INIT_SCALE = 0.02  # as torch_brain's POYO
 N_OPEN = 8  # queries of a training window inside chunks
 MAX_WALK_S = 4.0
-N_CARRIED = 4  # windows that a state has been through before a training window
 FRESH_SHARE = 0.3  # of training windows that begin with a fresh state
 N_AGES = 4  # numbers that tell the GRU how much of a chunk has passed
 
@@ -52,12 +51,14 @@ class PossmConfig:
     """Sizes of a streaming model.
 
     chunk_s: seconds of a chunk. warm_up_s: seconds after a reset until the state is worth
-    trusting. train_s: seconds of a training window.
+    trusting. train_s: seconds of a training window. n_carried: windows that a state has been
+    through before one.
     """
 
     chunk_s: float = 0.04
     warm_up_s: float = 0.4
     train_s: float = 1.0
+    n_carried: int = 4
     num_latents: int = 8
     dim: int = 64
     dim_head: int = 16
@@ -243,7 +244,7 @@ def forward(
     closed = closed.unflatten(0, (n_windows, n_chunks))
     begins = closed.new_zeros(n_windows, config.hidden, dtype=torch.float32)
     if model.training:
-        begins = _carried(model, closed.detach(), session_index)
+        begins = _carried(model, config, closed.detach(), session_index)
     states, _ = _recur(model, closed, begins[None])
     states = torch.cat([begins[:, None], states], dim=1)  # before each chunk, and after all
     with torch.autocast(device.type, enabled=False):
@@ -254,10 +255,10 @@ def forward(
 
 
 @torch.no_grad()
-def _carried(model: Possm, inputs: Tensor, session_index: Tensor) -> Tensor:
+def _carried(model: Possm, config: PossmConfig, inputs: Tensor, session_index: Tensor) -> Tensor:
     """States (B, hidden) that windows begin with in training: some fresh, most carried on.
 
-    Live, a state runs for hours. So it goes through up to `N_CARRIED` other windows of its session
+    Live, a state runs for hours. So it goes through up to `n_carried` other windows of its session
     first, as many as the batch has, without gradient.
     """
     order = session_index.argsort(stable=True)
@@ -269,7 +270,7 @@ def _carried(model: Possm, inputs: Tensor, session_index: Tensor) -> Tensor:
     n_of_session = torch.empty_like(order)
     n_of_session[order] = last - first + 1
     state = inputs.new_zeros(1, len(inputs), model.gru.hidden_size)
-    for turn in range(N_CARRIED):
+    for turn in range(config.n_carried):
         ends = _recur(model, inputs, state)[1]
         goes_on = (turn + 1 < n_of_session)[:, None]  # or it would come to the window itself
         state = torch.where(goes_on, ends[:, before], state)

@@ -201,7 +201,7 @@ def test_a_carried_state_knows_nothing_of_its_own_window() -> None:
 
     def begins(given: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(2)  # the same windows are fresh
-        return possm._carried(model, given, session)
+        return possm._carried(model, config, given, session)
 
     before = begins(inputs)
     assert (before[1] == 0).all(), "alone of its session: nothing to carry"
