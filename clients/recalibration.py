@@ -166,7 +166,7 @@ class Flow:
         """For scripts."""
         assert self.calibration is not None
         frames = self.frames.frames
-        begun, promoted = self.times["collecting"], frames[-1].window_end
+        begun, ended = self.times["collecting"], frames[-1].window_end
         ids = [frame.decoder for frame in frames]
         sequence = np.diff([frame.seq for frame in frames])
         calibration = self.calibration
@@ -176,10 +176,10 @@ class Flow:
             "collected_s": calibration.collected_s,
             "took_s": self.took_s if calibration.state == "promoted" else None,
             "held_out": calibration.held_out.model_dump() if calibration.held_out else None,
-            "live_r2_before": self.r2(calibration.before),
-            "live_r2_after": self.r2(calibration.candidate),
+            "live_r2_before": self.r2(frames[0].decoder),
+            "live_r2_after": self.r2(frames[-1].decoder, last_s=AFTER_S),
             "ticks_before": self.ticks(frames[0].window_end, begun),
-            "ticks_during_and_after": self.ticks(begun, promoted),
+            "ticks_during_and_after": self.ticks(begun, ended),
             "changes_of_decoder": int(sum(a != b for a, b in pairwise(ids))),
             "sequence_gaps": int((sequence != 1).sum()),
         }

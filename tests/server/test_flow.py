@@ -82,7 +82,7 @@ def decode_times(session: Session) -> np.ndarray:
     return np.arange(start + 0.6, end, 0.05)
 
 
-def test_shuffled_labels_are_rejected_and_a_rollback_returns(tmp_path: Path) -> None:
+def test_a_decoder_of_shuffled_labels_is_rejected(tmp_path: Path) -> None:
     session = simulate(n_units=96, minutes=5.0, subject=UNSEEN, seed=4244)
     n = len(session.cursor_times)
     rng = np.random.default_rng(0)

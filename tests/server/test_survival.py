@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +14,10 @@ from clients.control import ProblemError
 from clients.demo import BUNDLES
 from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
-from server.schemas import CalibrationRequest, FiltersPatch
+from server.calibration import doubts
+from server.schemas import CalibrationRequest, FiltersPatch, Scores
 from streaming.sessions import Session
-from tests.rig import frames_until, wait_for
+from tests.rig import Process, frames_until, wait_for
 from tests.server.conftest import Play
 from tests.streaming.test_live import is_decoding
 
@@ -141,3 +145,68 @@ def test_a_decoder_that_keeps_its_daemon_from_starting_is_left_for_the_last_good
         )
         assert status.restarts >= 2
         assert client.decoder(bad).problem
+        wait_for("trust in it", lambda: client.status().daemon.uptime_s > 6.0)
+        os.kill(client.status().daemon.pid, signal.SIGKILL)  # the bad one is not tried again
+        wait_for("its death", lambda: client.status().restarts > status.restarts)
+        again = wait_for("an answer", lambda: (s := client.status()).answered and s)
+        assert (again.daemon.decoder, again.restarts) == (good, status.restarts + 1)
+
+
+def test_a_pause_that_a_hanging_daemon_does_not_hear_holds_for_the_next_one(
+    server: Server,
+) -> None:
+    with server.client() as client, CursorSubscriber(server.address) as cursor:
+        first = cursor.receive(timeout_s=5.0)
+        os.kill(client.status().daemon.pid, signal.SIGSTOP)
+        with pytest.raises(ProblemError) as unheard:
+            client.pause("stop!")
+        assert unheard.value.problem.status == 503
+        anew = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
+        assert anew.state == "paused"
+        status = wait_for("an answer", lambda: (s := client.status()).answered and s)
+        assert status.daemon.paused == "stop!"
+
+
+def test_a_server_whose_daemon_is_slow_to_answer_has_no_second_one(server: Server) -> None:
+    with server.client() as client:
+        pid = client.status().daemon.pid
+    server.stop(signal.SIGKILL)
+    os.kill(pid, signal.SIGSTOP)
+    awake = threading.Timer(3.0, os.kill, (pid, signal.SIGCONT))
+    awake.start()
+    server.start()
+    awake.join()
+    with server.client() as client:
+        status = client.status()
+        assert (status.daemon.pid, status.restarts) == (pid, 0)
+
+
+def test_a_server_that_gets_no_port_leaves_the_daemon_alone(server: Server, tmp_path: Path) -> None:
+    with server.client() as client:
+        pid = client.status().daemon.pid
+        port = server.url.rpartition(":")[2]
+        second = Process(
+            tmp_path / "second.log", "serve", "--home", str(tmp_path / "second"), "--port", port
+        )
+        assert second.popen.wait(30) == 1
+        assert "can't listen" in second.output()
+        assert client.status().daemon.pid == pid
+
+
+def test_two_filters_changed_at_once_both_hold(server: Server) -> None:
+    with server.client() as client, ThreadPoolExecutor(8) as pool:
+        for i in range(10):
+            gain, limit = 1.0 + i / 10, 0.1 + i / 100
+            changes = [FiltersPatch(gain=gain), FiltersPatch(speed_limit=limit)]
+            list(pool.map(client.set_filters, changes))
+            filters = client.filters()
+            assert (filters.gain, filters.speed_limit) == (gain, limit)
+
+
+def test_a_decoder_is_not_left_for_one_that_it_was_never_compared_with() -> None:
+    scores = Scores(candidate=0.5, active=float("nan"), seconds=8.0)
+    assert doubts(scores, None)
+    assert doubts(Scores(candidate=float("nan"), active=None, seconds=8.0), None)
+    assert doubts(Scores(candidate=0.5, active=0.5, seconds=8.0), None)
+    assert not doubts(Scores(candidate=0.5, active=None, seconds=8.0), None)
+    assert not doubts(Scores(candidate=0.5, active=0.4, seconds=8.0), None)
