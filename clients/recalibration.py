@@ -53,7 +53,7 @@ class Server:
         ports = [free_port() for _ in range(3)]
         self.home, self._bundle = home, bundle
         self.url, self.address = f"http://127.0.0.1:{ports[0]}", f"tcp://127.0.0.1:{ports[1]}"
-        self._variables = {
+        self.variables = {
             "VOLITION_HOME": str(home),
             "VOLITION_PORT": str(ports[0]),
             "VOLITION_ADDRESS": self.address,
@@ -78,7 +78,7 @@ class Server:
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "clients.cli", "serve", "--bundle", str(self._bundle)],
-                stdout=log, stderr=log, env=os.environ | self._variables,
+                stdout=log, stderr=log, env=os.environ | self.variables,
             )  # fmt: skip
         deadline = time.monotonic() + TIMEOUT_S
         try:
@@ -99,7 +99,7 @@ class Server:
 
     def client(self) -> ControlClient:
         """Of its REST interface."""
-        return ControlClient(self.url, token=self._variables.get("VOLITION_TOKEN"))
+        return ControlClient(self.url, token=self.variables.get("VOLITION_TOKEN"))
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """Send a signal, wait until the process has ended."""

@@ -25,7 +25,7 @@ import yaml
 from clients.cli import app
 from clients.demo import free_port
 from server.settings import ServerSettings
-from streaming.settings import DaemonSettings
+from streaming.settings import RESTARTED, DaemonSettings
 from tests.rig import daemon, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -268,5 +268,6 @@ def test_the_variables_of_compose_are_settings(name: str) -> None:
 
 def test_the_server_records_the_stream_that_the_daemon_decodes(compose: Compose) -> None:
     decode, serve = (compose["services"][name]["environment"] for name in SERVICES)
+    assert decode.pop("VOLITION_PAUSED") == RESTARTED
     assert decode.items() <= serve.items()
     assert serve["VOLITION_SUPERVISE"] == "false"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +19,9 @@ from clients.subscriber import CursorSubscriber
 from server.calibration import doubts
 from server.schemas import CalibrationRequest, FiltersPatch, Scores
 from streaming.sessions import Session
+from streaming.settings import RESTARTED
 from tests.rig import Process, frames_until, wait_for
-from tests.server.conftest import Play
+from tests.server.conftest import POSSM, Play
 from tests.streaming.test_live import is_decoding
 
 
@@ -210,3 +213,35 @@ def test_a_decoder_is_not_left_for_one_that_it_was_never_compared_with() -> None
     assert doubts(Scores(candidate=0.5, active=0.5, seconds=8.0), None)
     assert not doubts(Scores(candidate=0.5, active=None, seconds=8.0), None)
     assert not doubts(Scores(candidate=0.5, active=0.4, seconds=8.0), None)
+
+
+def test_a_daemon_that_others_start_again_is_told_all_before_it_moves(
+    tmp_path: Path, unseen: Session, play: Play
+) -> None:
+    stream = f"{unseen.session_id}-spikes"
+    server = Server(POSSM, tmp_path / "home", stream, VOLITION_SUPERVISE="false")
+    variables = server.variables | {"VOLITION_PAUSED": RESTARTED}
+
+    def daemon() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "clients.cli", "decode", str(POSSM)]
+        return subprocess.Popen(command, env=os.environ | variables)
+
+    first = daemon()
+    try:
+        with play(unseen), server, CursorSubscriber(server.address) as cursor:
+            began = frames_until(cursor, is_decoding)[-1].started  # the server has resumed it
+            with server.client() as client:
+                other = client.add_decoder(str(BUNDLES / "poyo.bundle")).id
+                client.activate(other)
+                client.set_filters(FiltersPatch(gain=1.5))
+                first.kill()
+                first.wait()
+                first = daemon()
+                frames = frames_until(cursor, lambda frame: frame.valid and frame.started != began)
+                anew = [frame for frame in frames if frame.started != began]
+                assert anew[0].state == "paused"
+                assert {frame.decoder for frame in anew if frame.valid} == {other}
+                assert client.status().daemon.filters.gain == 1.5
+    finally:
+        first.kill()
+        first.wait()
