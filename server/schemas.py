@@ -246,7 +246,7 @@ class Calibration(Answer):
     candidate: str | None = Field(default=None, description="decoder that was made")
     method: str | None = Field(default=None, description="method whose result was kept")
     held_out: Scores | None = Field(
-        default=None, description="on the calibration's last fifth, which nothing was fitted to"
+        default=None, description="on the calibration's last fifth, which no weight was fitted to"
     )
     live: Scores | None = Field(default=None, description="beside each other on the live stream")
     took_s: float | None = Field(

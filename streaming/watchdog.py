@@ -2,9 +2,11 @@
 
     volition watchdog --address tcp://127.0.0.1:5556 --publish tcp://127.0.0.1:5558
 
-Every message is passed on as it came. When no frame has come for `after_s`, as when the daemon died
-or hangs, it publishes frames of its own: velocity zero, `valid` false, state `fault`, one a tick,
-until the daemon's come again. A process of its own, so that what stops the daemon doesn't stop it.
+Cursor frames and the status are passed on. When no frame has come for `after_s` (longer than the
+daemon's tick), as when the daemon died or hangs, it publishes frames of its own: velocity zero,
+`valid` false, state `fault`, one a tick, until the daemon's come again. A process of its own, so that
+what stops the daemon doesn't stop it. It listens while somebody listens to it: a daemon is armed
+only where frames are wanted.
 
 A frame that was sent long before it arrives is no sign of life, and is passed on as invalid.
 """
@@ -48,8 +50,8 @@ class Watchdog:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
         self._socket.connect(address)
-        for prefix in (CURSOR, STATUS):
-            self._socket.subscribe(prefix)
+        self._socket.subscribe(STATUS)
+        self._listens = False
         self._started = local_clock()
         self._last: wire.CursorFrame | None = None
         self._heard_at = time.monotonic()
@@ -71,6 +73,9 @@ class Watchdog:
         if self._socket.poll(round(1e3 * self._tick_s)):
             self._pass_on(self._socket.recv())
         self.publisher.see_subscribers()
+        if self._listens != self.publisher.has_listener:
+            self._listens = self.publisher.has_listener
+            (self._socket.subscribe if self._listens else self._socket.unsubscribe)(CURSOR)
         silent_s = time.monotonic() - self._heard_at
         if silent_s <= self._after_s:
             return
