@@ -197,12 +197,12 @@ class BlockScore:
         return asdict(self)
 
 
-def by_block(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
-    """The trials that count, by their block's name, in order of appearance."""
-    blocks: dict[str, list[Trial]] = {}
+def by_block(trials: Iterable[Trial]) -> dict[tuple[str, str], list[Trial]]:
+    """The trials that count, by their block's name and task, in order of appearance."""
+    blocks: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         if trial.counts:
-            blocks.setdefault(trial.block, []).append(trial)
+            blocks.setdefault((trial.block, trial.task), []).append(trial)
     return blocks
 
 

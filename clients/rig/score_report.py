@@ -92,7 +92,7 @@ def render(trials: Sequence[Trial]) -> str:
     body = _table(scores)
     body += "<h2>Success and acquisition time over trials</h2>" + _learning_curves(blocks)
     body += "<h2>Paths of the cursor</h2>" + "".join(
-        f'<div class="half"><h2>{html.escape(name)}</h2>{_paths(block)}</div>'
+        f'<div class="half"><h2>{html.escape(", ".join(name))}</h2>{_paths(block)}</div>'
         for name, block in blocks.items()
     )
     body += "<h2>What the numbers mean</h2>" + _definitions()
@@ -123,7 +123,7 @@ def _definitions() -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _learning_curves(blocks: dict[str, list[Trial]]) -> str:
+def _learning_curves(blocks: dict[tuple[str, str], list[Trial]]) -> str:
     from matplotlib.figure import Figure
 
     from training.page import svg
@@ -132,7 +132,7 @@ def _learning_curves(blocks: dict[str, list[Trial]]) -> str:
     figure = Figure(figsize=(10, 5))
     success, time_s = figure.subplots(2, 1, sharex=True)
     first = 1
-    for index, (name, trials) in enumerate(blocks.items()):
+    for index, ((name, _), trials) in enumerate(blocks.items()):
         x = first + np.arange(len(trials))
         colour = COLOURS[index % len(COLOURS)]
         won = [float(trial.success) for trial in trials]

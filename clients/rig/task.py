@@ -62,7 +62,7 @@ class TaskRun:
     """The cursor and its streams from `with` on; blocks follow each other by `play`.
 
     window: draws, and brings keys. on_trial: told of every trial that ended. on_pause: told
-    whenever the task pauses or goes on.
+    whenever the task pauses or goes on. on_tick: called every tick.
     should_stop: ends the block and `rest` after the running tick. May be set by any thread, as
     `pause`, `resume` and `end_block` may be called.
     """
@@ -74,13 +74,15 @@ class TaskRun:
         window: Window | None = None,
         on_trial: Callable[[Trial], None] = lambda trial: None,
         on_pause: Callable[[bool], None] = lambda paused: None,
+        on_tick: Callable[[TaskRun], None] = lambda run: None,
     ) -> None:
         self.settings = settings
         self.should_stop = False
         self.cursor = Cursor()
         self.frame: CursorFrame | None = None  # the newest
         self.n_trials = 0  # of all blocks; the number of the next one
-        self._window, self._on_trial, self._on_pause = window, on_trial, on_pause
+        self._window, self._on_trial = window, on_trial
+        self._on_pause, self._on_tick = on_pause, on_tick
         self._asked_to_pause = self._asked_to_end = False
         self._frames = FrameClock(settings.stale_s)
         self._n_shown = 0
@@ -179,6 +181,8 @@ class TaskRun:
             play.decoder = frame.decoder
             if seconds > 0:
                 play.steer(frame.velocity, seconds, now)
+        if play.block.mode == "observation":
+            return
         if not self._is_trusted():
             self.cursor.stop()
             play.still_s += self._metronome.tick_s
@@ -231,6 +235,7 @@ class TaskRun:
         self._on_trial(trial)
 
     def _show(self, play: BlockPlay | None) -> None:
+        self._on_tick(self)
         if self._window is None:
             return
         for wish in self._window.asked():

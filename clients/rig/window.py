@@ -38,6 +38,7 @@ class Window:
 
     def __init__(self, *, side: int = SIDE) -> None:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # they are streaming.signals'
         try:
             import pygame
         except ImportError as error:
