@@ -639,13 +639,17 @@ def score(
     from clients.rig.command import report_scores
     from clients.rig.score import score_trials
     from clients.rig.trial import read_trials
+    from decoder.errors import SessionError
 
     trials = [trial for path in log for trial in read_trials(path)]
+    scores = score_trials(trials)
+    if not scores:
+        raise SessionError(f"{', '.join(map(str, log))}: no trial that a score counts")
     if report is not None:
         from clients.rig.score_report import write_report
 
         write_report(trials, report)
-    report_scores(_console(), score_trials(trials), as_json=as_json)
+    report_scores(_console(), scores, as_json=as_json)
 
 
 bench_app = typer.Typer(help="Measure speed, beside torch_brain in the same run.")

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -91,6 +92,15 @@ def play_lines(
                 _play_wanted(run, block, orders.blocks.pop(0))
 
 
+class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of standard input. block: fields of a `Block` to play next."""
+
+    block: dict[str, Any] | None = None
+    pause: bool | None = None
+    end: bool = False
+    stop: bool = False
+
+
 class Orders:
     """Lines of standard input, read between two ticks without waiting.
 
@@ -111,19 +121,18 @@ class Orders:
             *lines, self._rest = (self._rest + read).split(b"\n")
             for line in lines:
                 try:
-                    self._do(run, msgspec.json.decode(line, type=Message))
+                    self._do(run, msgspec.json.decode(line, type=Order))
                 except msgspec.MsgspecError as error:
                     say_problem(SettingsError(f"{line!r}: not an order ({error})"))
 
-    def _do(self, run: TaskRun, order: Message) -> None:
-        if "block" in order:
-            self.blocks.append(order["block"])
-        if "pause" in order:
-            run.pause() if order["pause"] else run.resume()
-        if "end" in order:
+    def _do(self, run: TaskRun, order: Order) -> None:
+        if order.block is not None:
+            self.blocks.append(order.block)
+        if order.pause is not None:
+            run.pause() if order.pause else run.resume()
+        if order.end:
             run.end_block()
-        if "stop" in order:
-            run.should_stop = True
+        run.should_stop |= order.stop
 
 
 def _play_wanted(run: TaskRun, block: Block, given: Message) -> None:
@@ -184,7 +193,7 @@ def server_paused_too(
             try:
                 client.pause("task paused") if paused else client.resume()
             except VolitionError as error:
-                console.print(f"[bold red]error:[/] {error}", markup=True)
+                console.print(f"error: {error}", markup=False)
 
         def submit(paused: bool) -> None:
             calls.submit(ask, paused)

@@ -11,7 +11,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clients.rig.score import METRICS, BlockScore, Spread, acquisition_s, by_block, score_trials
+from clients.rig.score import (
+    METRICS,
+    BlockScore,
+    Spread,
+    acquisition_s,
+    bit_rate_bits_s,
+    by_block,
+    score_trials,
+)
 from clients.rig.trial import Trial
 
 if TYPE_CHECKING:
@@ -34,7 +42,7 @@ FAILED = "#c2702c"
 def print_scores(console: Console, scores: Sequence[BlockScore]) -> None:
     """Blocks beside each other: a column each, mean ± standard deviation over trials."""
     table = Table(title="score, mean ± SD over trials", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for score in scores:
         table.add_column(score.block, justify="right")
     for name, *cells in _rows(scores):
@@ -88,12 +96,16 @@ def render(trials: Sequence[Trial]) -> str:
     from training.page import PAGE
 
     scores, blocks = score_trials(trials), by_block(trials)
+    widest = max(
+        abs(c) for block in blocks.values() for trial in block for p in trial.path for c in p
+    )
     n = sum(score.trials for score in scores)
     body = _table(scores)
     body += "<h2>Success and acquisition time over trials</h2>" + _learning_curves(blocks)
     body += "<h2>Paths of the cursor</h2>" + "".join(
-        f'<div class="half"><h2>{html.escape(", ".join(name))}</h2>{_paths(block)}</div>'
-        for name, block in blocks.items()
+        f'<div class="half"><h2>{html.escape(f"{name}, {task}")}</h2>'
+        f"{_paths(block, 100 * widest)}</div>"
+        for (name, task), block in blocks.items()
     )
     body += "<h2>What the numbers mean</h2>" + _definitions()
     return PAGE.format(
@@ -116,10 +128,11 @@ def _table(scores: Sequence[BlockScore]) -> str:
 
 def _definitions() -> str:
     """The metrics' docstrings."""
+    described = {COLUMNS[name][0]: metric.__doc__ for name, metric in METRICS.items()}
     items = []
-    for name, metric in METRICS.items():
-        said = " ".join((metric.__doc__ or "").split())
-        items.append(f"<dt>{html.escape(COLUMNS[name][0])}</dt><dd>{html.escape(said)}</dd>")
+    for heading, text in {**described, BIT_RATE: bit_rate_bits_s.__doc__}.items():
+        said = " ".join((text or "").split())
+        items.append(f"<dt>{html.escape(heading)}</dt><dd>{html.escape(said)}</dd>")
     return f"<dl>{''.join(items)}</dl>"
 
 
@@ -154,7 +167,7 @@ def _learning_curves(blocks: dict[tuple[str, str], list[Trial]]) -> str:
     return svg(figure)
 
 
-def _paths(trials: Sequence[Trial]) -> str:
+def _paths(trials: Sequence[Trial], widest_cm: float) -> str:
     from matplotlib.figure import Figure
 
     from training.page import svg
@@ -167,6 +180,7 @@ def _paths(trials: Sequence[Trial]) -> str:
         axes.plot(x, y, color=COLOURS[0] if trial.success else FAILED, lw=0.8, alpha=0.7)
         _draw_target(axes, trial)
     axes.set_aspect("equal")
+    axes.set(xlim=(-1.05 * widest_cm, 1.05 * widest_cm), ylim=(-1.05 * widest_cm, 1.05 * widest_cm))
     axes.set_xlabel("cm; green: acquired, orange: not")
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)

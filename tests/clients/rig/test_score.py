@@ -179,5 +179,6 @@ def test_the_page_needs_nothing_else_and_defines_every_metric() -> None:
     assert "&lt;later&gt;" in page
     assert "<later>" not in page
     assert "MacKenzie" in page
+    assert "Nuyujukian" in page
     assert "src=" not in page
     assert 'href="http' not in page

@@ -380,6 +380,8 @@ def test_another_process_asks_for_blocks_by_lines(tmp_path: Path) -> None:
 
     try:
         until("ready")
+        ask(dance=True)
+        assert "not an order" in until("problem")["detail"]
         ask(block={"colour": "red"})
         assert "no field colour" in until("problem")["detail"]
         ask(block={"mode": "observation", "trials": 1, "name": "calibration"})
