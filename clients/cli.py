@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
+    from clients.rig.workspace import Mode, TaskName
     from streaming.lsl import StreamKind
     from streaming.sessions import Split
     from training.adapt import Method
@@ -588,6 +589,85 @@ def demo(
 
     console = _console(stderr=as_json)
     sys.exit(run(console, seconds=seconds, as_json=as_json, family=family, picture=picture))
+
+
+@app.command(epilog="Example: volition task center-out --trials 64 --window --log trials.jsonl")
+def task(
+    name: Annotated[str, typer.Argument(metavar="TASK", help="center-out, random or grid.")],
+    trials: Annotated[int, typer.Option(min=1, help="Returns to the centre not counted.")] = 64,
+    seconds: Annotated[
+        float | None, typer.Option(help="In --trials' place: no new trial after so many.")
+    ] = None,
+    mode: Annotated[str, typer.Option("--block", help="closed, assisted or observation.")] = (
+        "closed"
+    ),
+    block_name: Annotated[str, typer.Option("--name", help="Of the block [its kind].")] = "",
+    hold: Annotated[float, typer.Option(help="Seconds on a target that select it.")] = 0.3,
+    limit: Annotated[float, typer.Option(help="Seconds for one trial.")] = 4.0,
+    radius: Annotated[float, typer.Option(help="Of a round target, m.")] = 0.01,
+    grid: Annotated[int, typer.Option(help="Squares a side of the grid.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Order of the targets.")] = 0,
+    address: Address = DEFAULT_ADDRESS,
+    prefix: Annotated[str, typer.Option(help="Of the LSL streams' names.")] = "volition-task",
+    stale_ms: Annotated[float, typer.Option(help="An older frame moves nothing.")] = 100.0,
+    window: Annotated[bool, typer.Option("--window", help="Show it; space pauses.")] = False,
+    log: Annotated[Path | None, typer.Option(help="Append a JSON line a trial.")] = None,
+    url: Annotated[str | None, typer.Option(help="A server to pause along with.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
+    ] = None,
+    lead: Annotated[float, typer.Option(min=0.0, help="Seconds before the first target.")] = 1.5,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until somebody listens.")] = False,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Play blocks that JSON lines on stdin ask for.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Play a task with the decoded cursor, and say over LSL where cursor and target are."""
+    from clients.rig.command import play_block, play_lines, report_scores, server_paused_too
+    from clients.rig.task import TaskSettings
+    from clients.rig.workspace import Block
+
+    block = Block(
+        task=cast("TaskName", name), mode=cast("Mode", mode), name=block_name,
+        trials=trials if seconds is None else None, seconds=seconds, hold_s=hold, limit_s=limit,
+        radius_m=radius, grid=grid, seed=seed,
+    )  # fmt: skip
+    settings = TaskSettings(address=address, prefix=prefix, stale_s=stale_ms / 1e3, log=log)
+    console = _console(stderr=True)
+    with server_paused_too(console, url, token) as on_pause:
+        if lines:
+            play_lines(settings, block, window=window, on_pause=on_pause)
+            return
+        scores = play_block(
+            console, settings, block, window=window, lead_s=lead, wait=wait, on_pause=on_pause
+        )
+    report_scores(_console(), scores, as_json=as_json)
+
+
+@app.command(epilog="Example: volition score trials.jsonl --report page.html")
+def score(
+    log: Annotated[list[Path], typer.Argument(help="Logs of `volition task`.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML page with paths and learning curves.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score the trials of a task, block by block."""
+    from clients.rig.command import report_scores
+    from clients.rig.score import score_trials
+    from clients.rig.trial import read_trials
+    from decoder.errors import SessionError
+
+    trials = [trial for path in log for trial in read_trials(path)]
+    scores = score_trials(trials)
+    if not scores:
+        raise SessionError(f"{', '.join(map(str, log))}: no trial that a score counts")
+    if report is not None:
+        from clients.rig.score_report import write_report
+
+        write_report(trials, report)
+    report_scores(_console(), scores, as_json=as_json)
 
 
 bench_app = typer.Typer(help="Measure speed, beside torch_brain in the same run.")

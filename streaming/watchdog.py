@@ -4,9 +4,9 @@
 
 Cursor frames and the status are passed on. When no frame has come for `after_s` (longer than the
 daemon's tick), as when the daemon died or hangs, it publishes frames of its own: velocity zero,
-`valid` false, state `fault`, one a tick, until the daemon's come again. A process of its own, so that
-what stops the daemon doesn't stop it. It listens while somebody listens to it: a daemon is armed
-only where frames are wanted.
+`valid` false, state `fault`, one a tick, until the daemon's come again. A process of its own, so
+that what stops the daemon doesn't stop it. It listens while somebody listens to it: a daemon is
+armed only where frames are wanted.
 
 A frame that was sent long before it arrives is no sign of life, and is passed on as invalid.
 """

@@ -61,7 +61,9 @@ def test_decoder_and_streaming_never_name_torch() -> None:
             assert not [n for n, _ in imports_of(path) if n.split(".")[0] == "torch"], path
 
 
-@pytest.mark.parametrize("module", ["streaming.loop", "streaming.replay", "clients.watch"])
+@pytest.mark.parametrize(
+    "module", ["streaming.loop", "streaming.replay", "clients.watch", "clients.rig.command"]
+)
 def test_what_serves_a_rig_loads_without_torch(module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules, 'torch was loaded'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

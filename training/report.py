@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import html
-import io
-import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from streaming.sessions import Floats
 from training.evaluate import Evaluation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from training.page import PAGE, svg, write_page
 
 SHOWN_S = 12.0
 SCATTERED = 2000  # points a scatter shows
 TRUE, OURS, OTHER = "#222222", "#1b7f5c", "#c2702c"
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; margin-bottom: 0; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-p.sub {{ color: #666; margin-top: .2rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #ddd; }}
-th:first-child, td:first-child {{ text-align: left; }}
-tr.best td {{ font-weight: 600; background: #eef7f3; }}
-svg {{ width: 100%; height: auto; }} .half {{ display: inline-block; width: 49%; }}
-</style></head><body>
-<h1>{title}</h1><p class="sub">{subtitle}</p>
-{body}
-</body></html>
-"""
-
 
 def write_report(evaluation: Evaluation, path: Path) -> None:
     """Write the report, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(render(evaluation), encoding="utf-8")
-    os.replace(partial, path)
+    write_page(render(evaluation), path)
 
 
 def render(evaluation: Evaluation) -> str:
@@ -117,7 +90,7 @@ def _traces(evaluation: Evaluation) -> str:
         plot.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     axes[1].set_xlabel("seconds")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _busiest(times: Floats, true: Floats) -> float:
@@ -143,7 +116,7 @@ def _scatter(evaluation: Evaluation) -> str:
         axes[axis].set_xlabel(f"true {name} velocity, m/s")
         axes[axis].set_ylabel(f"decoded {name} velocity, m/s")
         axes[axis].spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _unit_counts(evaluation: Evaluation) -> str:
@@ -170,13 +143,4 @@ def _curve(x: Any, y: Any, x_label: str, y_label: str) -> str:
     plot.set_xlabel(x_label)
     plot.set_ylabel(y_label)
     plot.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    """A figure as SVG text, without matplotlib's header and with ids of its own."""
-    figure.tight_layout()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return svg(figure)

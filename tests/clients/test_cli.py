@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "onnxruntime", "pylsl", "zmq", "h5py", "numpy", "rich.progress")
+HEAVY = ("torch", "onnxruntime", "pygame", "pylsl", "zmq", "h5py", "numpy", "rich.progress")
 
 
 def volition(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -22,7 +22,7 @@ def volition(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
 def test_help_lists_every_verb_and_loads_nothing_heavy() -> None:
     text = volition("--help").stdout
     verbs = ("import", "info", "simulate", "pretrain", "export", "bundle", "decode", "replay",
-             "watch", "demo", "bench")  # fmt: skip
+             "watch", "demo", "task", "score", "bench")  # fmt: skip
     assert all(verb in text for verb in verbs)
     assert "Not a medical device" in text
     code = f"import sys, clients.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
@@ -41,6 +41,8 @@ def test_help_lists_every_verb_and_loads_nothing_heavy() -> None:
     ("simulate", "--task", "swimming"),
     ("replay", "missing.h5", "--from", "tomorrow"),
     ("pretrain", "missing", "-o", "run"),
+    ("task", "swimming"),
+    ("score", "missing.jsonl"),
 ])  # fmt: skip
 def test_a_mistake_gives_one_clear_error_and_exit_code_1(
     arguments: tuple[str, ...], tmp_path: Path

@@ -1,0 +1,42 @@
+"""What a task sends over LSL: kinematics and markers, described as docs/STREAMS.md says."""
+
+from __future__ import annotations
+
+import math
+
+import pylsl
+
+from clients.rig.cursor import Cursor
+from clients.rig.workspace import Target
+from streaming.labels import COLUMNS, KINEMATICS, MARKERS
+
+NOWHERE = (math.nan, math.nan)  # the target's place while there is none
+UNITS = ["m", "m", "m/s", "m/s", "m", "m"]
+
+
+class TaskOutlets:
+    """`{prefix}-kinematics` at `rate_hz` and `{prefix}-markers`; both keep their source_id."""
+
+    def __init__(self, prefix: str, rate_hz: float) -> None:
+        name, source = f"{prefix}-kinematics", f"volition-task-{prefix}-kinematics"
+        info = pylsl.StreamInfo(name, KINEMATICS, 6, rate_hz, pylsl.cf_double64, source)
+        info.set_channel_labels(list(COLUMNS))
+        info.set_channel_units(UNITS)
+        self._kinematics = pylsl.StreamOutlet(info)
+        name, source = f"{prefix}-markers", f"volition-task-{prefix}-markers"
+        self._markers = pylsl.StreamOutlet(
+            pylsl.StreamInfo(name, MARKERS, 1, 0.0, pylsl.cf_string, source)
+        )
+
+    def heard(self) -> bool:
+        """Whether somebody listens to the kinematics."""
+        return bool(self._kinematics.have_consumers())
+
+    def send(self, now: float, cursor: Cursor, target: Target | None) -> None:
+        """One sample, stamped `now` (LSL clock, s); no target is NaN."""
+        where = NOWHERE if target is None else target.position
+        self._kinematics.push_sample([*cursor.position, *cursor.velocity, *where], now)
+
+    def mark(self, at: float, text: str) -> None:
+        """One marker."""
+        self._markers.push_sample([text], at)

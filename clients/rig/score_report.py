@@ -1,0 +1,197 @@
+"""Scores for people: a table in the terminal, and one HTML page with paths and learning curves."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from clients.rig.score import (
+    METRICS,
+    BlockScore,
+    Spread,
+    acquisition_s,
+    bit_rate_bits_s,
+    by_block,
+    score_trials,
+)
+from clients.rig.trial import Trial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = {  # of a metric: its heading, its digits
+    "acquisition_s": ("acquisition, s", 2),
+    "dial_in_s": ("dial-in, s", 2),
+    "path_efficiency": ("path efficiency", 2),
+    "direction_changes": ("direction changes", 1),
+    "angular_error_deg": ("angular error, °", 0),
+    "throughput_bits_s": ("throughput, bits/s", 2),
+}
+BIT_RATE = "bit rate, bits/s"
+RUNNING = 8  # trials that a point of the success curve is the mean of
+PATHS_SHOWN = 128  # of a block, the last ones
+FAILED = "#c2702c"
+
+
+def print_scores(console: Console, scores: Sequence[BlockScore]) -> None:
+    """Blocks beside each other: a column each, mean ± standard deviation over trials."""
+    table = Table(title="score, mean ± SD over trials", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for score in scores:
+        table.add_column(score.block, justify="right")
+    for name, *cells in _rows(scores):
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def _rows(scores: Sequence[BlockScore]) -> list[list[str]]:
+    """Name and one cell a block, of every metric."""
+    rows = [
+        ["task", *(f"{score.task}, {score.mode}" for score in scores)],
+        ["success", *map(_success, scores)],
+        ["failures", *map(_failures, scores)],
+    ]
+    for name, (heading, digits) in COLUMNS.items():
+        rows.append([heading, *(_cell(score.metrics[name], digits) for score in scores)])
+    if any(score.bit_rate_bits_s is not None for score in scores):
+        rates = (score.bit_rate_bits_s for score in scores)
+        rows.append([BIT_RATE, *("–" if rate is None else f"{rate:.2f}" for rate in rates)])
+    rows.append(["without frames, s", *(f"{score.still_s:.1f}" for score in scores)])
+    return rows
+
+
+def _success(score: BlockScore) -> str:
+    least, most = score.success_interval
+    return (
+        f"{score.success_rate:.0%} of {score.trials} ({100 * least:.0f}–{100 * most:.0f} %)"
+    )  # fmt: skip
+
+
+def _failures(score: BlockScore) -> str:
+    return ", ".join(f"{n} {why}" for why, n in score.why.items()) or "none"
+
+
+def _cell(spread: Spread | None, digits: int) -> str:
+    if spread is None:
+        return "–"
+    sd = "" if spread.sd is None else f" ± {spread.sd:.{digits}f}"
+    return f"{spread.mean:.{digits}f}{sd}"
+
+
+def write_report(trials: Sequence[Trial], path: Path) -> None:
+    """Write the page, whole or not at all. Needs matplotlib."""
+    from training.page import write_page
+
+    write_page(render(trials), path)
+
+
+def render(trials: Sequence[Trial]) -> str:
+    """The page as text: table, learning curves, every block's paths, definitions."""
+    from training.page import PAGE
+
+    scores, blocks = score_trials(trials), by_block(trials)
+    widest = max(
+        abs(c) for block in blocks.values() for trial in block for p in trial.path for c in p
+    )
+    n = sum(score.trials for score in scores)
+    body = _table(scores)
+    body += "<h2>Success and acquisition time over trials</h2>" + _learning_curves(blocks)
+    body += "<h2>Paths of the cursor</h2>" + "".join(
+        f'<div class="half"><h2>{html.escape(f"{name}, {task}")}</h2>'
+        f"{_paths(block, 100 * widest)}</div>"
+        for (name, task), block in blocks.items()
+    )
+    body += "<h2>What the numbers mean</h2>" + _definitions()
+    return PAGE.format(
+        title="How well the cursor was steered",
+        subtitle=f"{n} trials in {len(scores)} blocks; void trials and returns are left out.",
+        body=body,
+    )
+
+
+def _table(scores: Sequence[BlockScore]) -> str:
+    head = "".join(f"<th>{html.escape(score.block)}</th>" for score in scores)
+    rows = [
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+        for cells in _rows(scores)
+    ]
+    return "\n".join(
+        ["<table>", f"<tr><th>mean ± SD over trials</th>{head}</tr>", *rows, "</table>"]
+    )
+
+
+def _definitions() -> str:
+    """The metrics' docstrings."""
+    described = {COLUMNS[name][0]: metric.__doc__ for name, metric in METRICS.items()}
+    items = []
+    for heading, text in {**described, BIT_RATE: bit_rate_bits_s.__doc__}.items():
+        said = " ".join((text or "").split())
+        items.append(f"<dt>{html.escape(heading)}</dt><dd>{html.escape(said)}</dd>")
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _learning_curves(blocks: dict[tuple[str, str], list[Trial]]) -> str:
+    from matplotlib.figure import Figure
+
+    from training.page import svg
+    from training.plots import COLOURS
+
+    figure = Figure(figsize=(10, 5))
+    success, time_s = figure.subplots(2, 1, sharex=True)
+    first = 1
+    for index, ((name, _), trials) in enumerate(blocks.items()):
+        x = first + np.arange(len(trials))
+        colour = COLOURS[index % len(COLOURS)]
+        won = [float(trial.success) for trial in trials]
+        running = [np.mean(won[max(0, i + 1 - RUNNING) : i + 1]) for i in range(len(won))]
+        success.plot(x, running, color=colour, label=name, marker="o", ms=2)
+        times = [acquisition_s(trial) for trial in trials]
+        time_s.plot(x, [np.nan if t is None else t for t in times], ".", color=colour)
+        first += len(trials)
+    success.set_ylim(-0.05, 1.05)
+    success.set_ylabel(f"success, last {RUNNING}")
+    success.legend(
+        frameon=False, fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0, 1)
+    )
+    time_s.set_ylim(bottom=0.0)
+    time_s.set_ylabel("acquisition time, s")
+    time_s.set_xlabel("trial")
+    for axes in (success, time_s):
+        axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure)
+
+
+def _paths(trials: Sequence[Trial], widest_cm: float) -> str:
+    from matplotlib.figure import Figure
+
+    from training.page import svg
+    from training.plots import COLOURS
+
+    figure = Figure(figsize=(4.6, 4.6))
+    axes = figure.subplots()
+    for trial in trials[-PATHS_SHOWN:]:
+        x, y = 100 * np.array(trial.path).T
+        axes.plot(x, y, color=COLOURS[0] if trial.success else FAILED, lw=0.8, alpha=0.7)
+        _draw_target(axes, trial)
+    axes.set_aspect("equal")
+    axes.set(xlim=(-1.05 * widest_cm, 1.05 * widest_cm), ylim=(-1.05 * widest_cm, 1.05 * widest_cm))
+    axes.set_xlabel("cm; green: acquired, orange: not")
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure)
+
+
+def _draw_target(axes: Axes, trial: Trial) -> None:
+    from matplotlib.patches import Circle, Rectangle
+
+    (x, y), half = (100 * trial.target[0], 100 * trial.target[1]), 100 * trial.radius
+    look: dict[str, Any] = {"fill": False, "edgecolor": "#bbbbbb", "linewidth": 0.8}
+    if trial.task == "grid":
+        axes.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, **look))
+    else:
+        axes.add_patch(Circle((x, y), half, **look))

@@ -1,0 +1,169 @@
+"""Where the cursor moves and what it is to reach: a block's settings, its targets, their order.
+
+The workspace is a square around (0, 0), metres. Pure: no clock, no socket.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from decoder.errors import SettingsError
+
+Point = tuple[float, float]
+TaskName = Literal["center-out", "random", "grid"]
+Mode = Literal["closed", "assisted", "observation"]
+Role = Literal["target", "return"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+MODES: tuple[Mode, ...] = get_args(Mode)
+N_DIRECTIONS = 8
+CENTRE: Point = (0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A stretch of trials of one task, steered in one way.
+
+    mode: `closed` moves the cursor by decoded velocity alone; `assisted` mixes it with velocity
+        toward the target, whose share decays over the block from `assist` to 0; in `observation`
+        the cursor moves by itself, along minimum-jerk reaches.
+    name: of the block in markers, log and score; the mode where left out.
+    trials: how many (returns to the centre not counted); None: as `seconds` allow.
+    seconds: after so many no new trial begins.
+    distance_m: of centre-out targets from the centre; half the side of the square that random
+        targets are drawn from.
+    radius_m: of a round target. hold_s: time on it that selects it; of the grid, the dwell.
+    limit_s: time for one trial. half_side_m: of the workspace. grid: squares a side.
+    Raises SettingsError where one is out of range.
+    """
+
+    task: TaskName = "center-out"
+    mode: Mode = "closed"
+    name: str = ""
+    trials: int | None = 64
+    seconds: float | None = None
+    distance_m: float = 0.08
+    radius_m: float = 0.01
+    hold_s: float = 0.3
+    limit_s: float = 4.0
+    half_side_m: float = 0.12
+    grid: int = 6
+    assist: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problem = None
+        if self.task not in TASKS:
+            problem = f"task {self.task!r}; expected {', '.join(TASKS)}"
+        elif self.mode not in MODES:
+            problem = f"block {self.mode!r}; expected {', '.join(MODES)}"
+        elif self.trials is None and self.seconds is None:
+            problem = "neither trials nor seconds; expected one of them, or the block never ends"
+        elif self.trials is not None and self.trials < 1:
+            problem = f"trials {self.trials}; expected 1 or more"
+        elif not 2 <= self.grid <= 40:
+            problem = f"grid {self.grid}; expected 2 to 40 squares a side"
+        elif not 0.0 <= self.assist <= 1.0:
+            problem = f"assist {self.assist}; expected 0 to 1"
+        elif not 0.0 <= self.hold_s < self.limit_s:
+            problem = f"hold {self.hold_s:g} s; expected 0 or more, below limit {self.limit_s:g} s"
+        elif not 0.0 < self.radius_m < self.distance_m:
+            problem = f"radius {self.radius_m:g} m; expected less than {self.distance_m:g} m"
+        elif not self.distance_m + self.radius_m <= self.half_side_m:
+            problem = (
+                f"targets reach {self.distance_m + self.radius_m:g} m from the centre, the "
+                f"workspace only {self.half_side_m:g} m"
+            )
+        if problem:
+            raise SettingsError(problem)
+
+    @property
+    def label(self) -> str:
+        """The block's name."""
+        return self.name or self.mode
+
+    @property
+    def square_m(self) -> float:
+        """Side of one square of the grid."""
+        return 2 * self.half_side_m / self.grid
+
+    @property
+    def n_targets(self) -> int:
+        """How many can be selected: squares of the grid, else directions or 1."""
+        return {"grid": self.grid**2, "center-out": N_DIRECTIONS, "random": 1}[self.task]
+
+    def cell_of(self, position: Point) -> int:
+        """The grid's square (row by row from the lower left) that a position lies in."""
+        column, row = (
+            min(self.grid - 1, max(0, int((x + self.half_side_m) / self.square_m)))
+            for x in position
+        )
+        return row * self.grid + column
+
+    def centre_of(self, cell: int) -> Point:
+        """The middle of one of the grid's squares."""
+        row, column = divmod(cell, self.grid)
+        x, y = ((i + 0.5) * self.square_m - self.half_side_m for i in (column, row))
+        return x, y
+
+    def clamped(self, position: Point) -> Point:
+        """The nearest position inside the workspace."""
+        x, y = (min(self.half_side_m, max(-self.half_side_m, c)) for c in position)
+        return x, y
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is to be selected. half_m: its radius, or half the side of a square.
+
+    cell: the grid's square that it is; None where it is round.
+    """
+
+    position: Point
+    half_m: float
+    role: Role = "target"
+    cell: int | None = None
+
+
+class Targets:
+    """The block's targets in order; the same seed gives the same order.
+
+    Centre-out: directions in shuffled rounds of eight. Random: uniform, at least three radii
+    from the cursor. Grid: any square but the one the cursor is in.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self._rng = np.random.default_rng([block.seed, TASKS.index(block.task)])
+        self._round: list[int] = []
+
+    def draw(self, cursor: Point) -> Target:
+        """The next one, for a cursor that stands there."""
+        block = self._block
+        if block.task == "grid":
+            cell = int(self._rng.integers(block.grid**2 - 1))
+            cell += cell >= block.cell_of(cursor)
+            return Target(
+                position=block.centre_of(cell), half_m=block.square_m / 2, cell=cell
+            )  # fmt: skip
+        if block.task == "random":
+            return Target(position=self._far_from(cursor), half_m=block.radius_m)
+        if not self._round:
+            self._round = self._rng.permutation(N_DIRECTIONS).tolist()
+        angle = self._round.pop() * 2 * math.pi / N_DIRECTIONS
+        position = block.distance_m * math.cos(angle), block.distance_m * math.sin(angle)
+        return Target(position=position, half_m=block.radius_m)
+
+    def centre(self) -> Target:
+        """The centre, to return to."""
+        return Target(position=CENTRE, half_m=self._block.radius_m, role="return")
+
+    def _far_from(self, cursor: Point) -> Point:
+        reach = self._block.distance_m
+        while True:
+            x, y = self._rng.uniform(-reach, reach, 2).tolist()
+            if math.dist((x, y), cursor) >= min(3 * self._block.radius_m, reach / 2):
+                return x, y

@@ -1,0 +1,43 @@
+"""A task's pause reaches the server, and never waits for it."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from clients.control import ControlClient
+from clients.demo import free_port
+from clients.recalibration import Server
+from clients.rig.command import server_paused_too
+from tests.rig import wait_for
+from tests.server.conftest import POSSM
+
+
+def test_the_servers_decoder_is_paused_along_and_goes_on(tmp_path: Path) -> None:
+    with (
+        Server(POSSM, tmp_path / "home", "nobody-streams-this") as server,
+        ControlClient(server.url) as volition,
+        server_paused_too(Console(stderr=True), server.url, None) as on_pause,
+    ):
+        on_pause(True)
+        wait_for("the pause", lambda: volition.status().daemon.paused == "task paused")
+        on_pause(False)
+        wait_for("the end of it", lambda: volition.status().daemon.paused is None)
+        assert {change.who for change in volition.journal() if change.what == "pause"} == {
+            "volition task"
+        }
+
+
+def test_a_server_that_is_not_there_is_told_of_and_nothing_more() -> None:
+    said = io.StringIO()
+    url = f"http://127.0.0.1:{free_port()}"
+    with server_paused_too(Console(file=said, width=200), url, None) as on_pause:
+        began = time.monotonic()
+        on_pause(True)
+        assert time.monotonic() - began < 0.5  # the loop would miss ticks
+    assert "no server on" in said.getvalue()
+    with server_paused_too(Console(file=said), None, None) as on_pause:
+        on_pause(True)

@@ -1,0 +1,48 @@
+"""A page that needs nothing else: its frame, figures as inline SVG, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; margin-bottom: 0; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
+p.sub {{ color: #666; margin-top: .2rem; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; }}
+tr.best td {{ font-weight: 600; background: #eef7f3; }}
+svg {{ width: 100%; height: auto; }} .half {{ display: inline-block; width: 49%; }}
+</style></head><body>
+<h1>{title}</h1><p class="sub">{subtitle}</p>
+{body}
+</body></html>
+"""
+
+
+def write_page(text: str, path: Path) -> None:
+    """Write a page, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def svg(figure: Figure) -> str:
+    """A figure as SVG text, without matplotlib's header and with ids of its own."""
+    figure.tight_layout()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
