@@ -1,0 +1,1 @@
+"""A closed loop on this machine: task, participant, score."""
