@@ -670,6 +670,30 @@ def score(
     report_scores(_console(), scores, as_json=as_json)
 
 
+@app.command(epilog="Example: volition participant --prefix rig --units 96 --subject 9 --seed 1")
+def participant(
+    prefix: Annotated[str, typer.Option(help="Of the task's streams, and of the spikes sent.")],
+    units: Annotated[int, typer.Option(min=1, help="Number of units.")] = 96,
+    subject: Annotated[int, typer.Option(min=0, help="Whose habits.")] = 9,
+    seed: Annotated[int, typer.Option(min=0, help="Which day: its units and noise.")] = 1,
+    delay_ms: Annotated[
+        float, typer.Option(min=0.0, max=1000.0, help="How late the screen is seen.")
+    ] = 150.0,
+) -> None:
+    """Take part in a task as a simulated participant; drifts are told on standard input.
+
+    Until Ctrl-C, SIGTERM or the end of standard input.
+    """
+    from clients.rig.participant import participate
+    from clients.rig.simulated import ParticipantSettings
+
+    participate(
+        ParticipantSettings(
+            prefix=prefix, n_units=units, subject=subject, seed=seed, delay_s=delay_ms / 1e3
+        )
+    )
+
+
 bench_app = typer.Typer(help="Measure speed, beside torch_brain in the same run.")
 app.add_typer(bench_app, name="bench")
 

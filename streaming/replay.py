@@ -12,18 +12,18 @@ It does not know who listens.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pylsl
 
 from decoder.errors import SessionError, SettingsError
+from streaming import outlets
+from streaming.outlets import chunks, sleep_until
 from streaming.sessions import Floats, Session, Split, intersect
 
 CHUNK_S = 0.002  # how long events are gathered before they leave
-MAX_CHUNK_S = 0.005  # a chunk spans no more than this, also after a stall
 CONSUMER_TIMEOUT_S = 60.0
 LINGER_S = 0.3  # outlets stay so long after the last event, which is still on its way
 KINEMATICS_LABELS = ("pos_x", "pos_y", "vel_x", "vel_y")
@@ -121,7 +121,7 @@ class Replay:
             if not self.settings.loop:
                 break
             begin += (self.end - self.start) / self.settings.speed
-        _sleep_until(pylsl.local_clock() + LINGER_S)
+        sleep_until(pylsl.local_clock() + LINGER_S)
         return n_spikes
 
     def _wait_for_consumer(self) -> None:
@@ -139,11 +139,11 @@ class Replay:
         end = float(mapping.to_lsl(np.array([self.end]))[0])
         due = mapping.lsl_start
         while not self.should_stop:
-            _sleep_until(due)
+            sleep_until(due)
             now = pylsl.local_clock()
             for index, track in enumerate(self._tracks):
                 stop = int(np.searchsorted(lsl_times[index], now, side="right"))
-                for part in _chunks(lsl_times[index], sent[index], stop):
+                for part in chunks(lsl_times[index], sent[index], stop):
                     track.send(part, lsl_times[index][part])
                 sent[index] = stop
             if now >= end:
@@ -193,34 +193,10 @@ def _trial_markers(session: Session, start: float, end: float) -> tuple[Floats, 
     return np.array([time for time, _ in events]), [label for _, label in events]
 
 
-def _chunks(times: Floats, first: int, last: int) -> Iterator[slice]:
-    """Slices of [first, last) that each span at most `MAX_CHUNK_S`."""
-    while first < last:
-        stop = int(np.searchsorted(times[:last], times[first] + MAX_CHUNK_S, side="left"))
-        stop = max(stop, first + 1)
-        yield slice(first, stop)
-        first = stop
-
-
-def _sleep_until(due: float) -> None:
-    """Sleep until `due` on the LSL clock, in naps short enough to notice a signal."""
-    while (left := due - pylsl.local_clock()) > 0:
-        time.sleep(min(left, 0.1))
-
-
 def spikes_info(session: Session, prefix: str) -> pylsl.StreamInfo:
     """Description of the spike stream; unit `i` of the session is channel `i`, unit 0."""
-    info = pylsl.StreamInfo(
-        f"{prefix}-spikes", "Spikes", 2, 0.0, pylsl.cf_int32, f"volition-replay-{prefix}-spikes"
-    )
-    info.set_channel_labels(["channel", "unit"])
-    units = info.desc().append_child("units")
-    for index, unit_id in enumerate(session.unit_ids):
-        unit = units.append_child("unit")
-        unit.append_child_value("id", unit_id)
-        unit.append_child_value("channel", str(index))
-        unit.append_child_value("unit", "0")
-    return info
+    name = f"{prefix}-spikes"
+    return outlets.spikes_info(name, f"volition-replay-{name}", session.unit_ids)
 
 
 def kinematics_info(session: Session, prefix: str) -> pylsl.StreamInfo:

@@ -1,1 +1,1 @@
-"""The closed loop without a rig: a task, its score, and who steers it."""
+"""A closed loop on this machine: task, participant, score."""

@@ -12,8 +12,8 @@ import pylsl
 import pytest
 
 from decoder.errors import SessionError, SettingsError
+from streaming.outlets import MAX_CHUNK_S
 from streaming.replay import (
-    MAX_CHUNK_S,
     Mapping,
     Replay,
     ReplaySettings,
