@@ -133,7 +133,9 @@ def write(
     try:
         shutil.copyfile(graph, partial / GRAPH)
         save_file(tables.as_dict(), partial / TABLES)
-        save_file(dict(weights), partial / WEIGHTS, metadata=None if run is None else {RUN: run})
+        # safetensors writes an array of another order as its memory lies
+        rows = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+        save_file(rows, partial / WEIGHTS, metadata=None if run is None else {RUN: run})
         for name in (TABLES, WEIGHTS):  # safetensors lets only the owner read
             shutil.copymode(partial / GRAPH, partial / name)
         checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}

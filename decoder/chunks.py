@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-EDGE_S = 1e-6  # a time so close to a chunk's edge stands on it; spikes there belong to the next
+EDGE_S = 1e-6  # a time so close to a chunk's edge stands on it
 
 
 class _Closed(NamedTuple):
@@ -75,7 +75,7 @@ class Chunks:
 
     def reopen(self, oldest: float) -> None:
         """A spike at `oldest` came: open its chunk and those after it again."""
-        while len(self._closed) > 1 and self.end - EDGE_S > oldest:
+        while len(self._closed) > 1 and self.end > oldest:
             self._closed.pop()
 
     def forget(self) -> None:

@@ -104,7 +104,7 @@ class KalmanRuntime(LinearRuntime):
         chunks = self._chunks
         chunks.arrive(window_end)
         while (end := chunks.next_end) <= window_end - self._lead_s + EDGE_S:
-            rows, _ = self._ring.window(chunks.end - EDGE_S, end - EDGE_S)
+            rows, _ = self._ring.window(chunks.end, end)
             chunks.close(self._step(rows, chunks.state))
         since = window_end - self.window_s
         self._ring.forget_before(min(since, chunks.oldest_edge))

@@ -76,7 +76,7 @@ class PossmRuntime(AttentionRuntime):
 
     def _step(self, until: float, share: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Output and next state over the open chunk, up to `until`."""
-        start = self._chunks.end
+        start = self._chunks.end  # spikes within EDGE_S of a chunk's end belong to the next
         rows, _ = self._ring.window(start - EDGE_S, until)
         return self._run(rows, start, state=self._chunks.state, share=share)
 

@@ -152,10 +152,18 @@ class Job:
         self._decide()
 
     def _base(self) -> Entry:
-        """The decoder that learning begins from: what was pretrained, no recalibration of it."""
+        """The decoder that learning begins from."""
         asked = self.calibration.request.base
-        if asked is not None:
-            return self._registry.get(asked)
+        entry = self._pretrained() if asked is None else self._registry.get(asked)
+        if entry.manifest.family not in ALLOWED_S:
+            raise ConflictError(
+                f"{entry.manifest.decoder_id} is a {entry.manifest.family} decoder, which nothing "
+                f"can be learned from; name a base of family {' or '.join(ALLOWED_S)}"
+            )
+        return entry
+
+    def _pretrained(self) -> Entry:
+        """What was pretrained and the active decoder came from, no recalibration of it."""
         status = self._supervisor.status
         decoder = status.decoder if status else self._journal.recall("active")
         if decoder is None:
