@@ -480,7 +480,9 @@ def serve(
 @app.command(epilog="Example: volition calibrate --seconds 40 --labels intention")
 def calibrate(
     seconds: Annotated[float, typer.Option(min=5.0, help="Labelled data to collect.")] = 40.0,
-    method: Annotated[str, typer.Option(help="auto, units, units+head, full or scratch.")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="auto, units, units+head, full, scratch, kalman or ridge.")
+    ] = "auto",
     labels: Annotated[
         str, typer.Option(help="kinematics, intention or retrospective: what velocity means.")
     ] = "kinematics",

@@ -1,10 +1,11 @@
-"""Every method of recalibration on a recorded session, through the REST interface, beside ridge.
+"""Every method of recalibration on a recorded session, through the REST interface.
 
     python -m clients.methods BUNDLE SESSION --seconds 40 --seconds 120 -o docs/methods.json
 
 For each length and method a server, its daemon and a replay of the session's training domain run in
 processes of their own; the calibration collects from the start of it. What it makes is scored on
-the session's test domain, offline, at every tick of 10 ms; so is ridge on the same seconds.
+the session's test domain, offline, at every tick of 10 ms. Ridge on the same seconds, read from the
+file, stands beside them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main(
     recorded = sessions.load(session)
     rows: list[Row] = []
     for length in seconds:
-        rows.append({"method": "ridge", "seconds": length, "r2": ridge(recorded, length)})
+        rows.append({"method": "ridge, offline", "seconds": length, "r2": ridge(recorded, length)})
         for name in method or get_args(Method):
             rows.append(calibrated(bundle, recorded, length, name, allow))
             console.print(rows[-1])

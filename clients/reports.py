@@ -25,7 +25,6 @@ from decoder.bundle import (
     TABLES,
     WEIGHTS,
     Bundle,
-    PossmSizes,
     open_bundle,
 )
 from decoder.errors import TrainingError
@@ -111,11 +110,7 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
     table = _facts(f"[bold]{manifest.decoder_id}[/]  {bundle.path}")
     table.add_row("model", f"{manifest.family}, preset {manifest.preset}")
     table.add_row("units", f"{len(manifest.unit_ids)} of session {manifest.session_id}")
-    sizes = manifest.sizes
-    reads = f"window of {sizes.window_s:g} s"
-    if isinstance(sizes, PossmSizes):
-        reads = f"chunks of {sizes.chunk_s:g} s and a state, trusted after {sizes.warm_up_s:g} s"
-    table.add_row("reads", f"{reads}, {sizes.n_latents} latents")
+    table.add_row("reads", manifest.sizes.reads)
     table.add_row("outputs", ", ".join(f"{o.name} ({o.unit})" for o in manifest.outputs))
     for name in (GRAPH, TABLES, WEIGHTS):
         size = (bundle.path / name).stat().st_size

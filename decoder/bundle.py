@@ -2,12 +2,12 @@
 
     NAME.bundle/
       manifest.json         schema version, sizes, outputs, unit ids, provenance, metrics, checksums
-      graph.onnx            the streaming graph of one preset; knows no unit
+      graph.onnx            the streaming graph of one preset or kind; knows no unit
       tables.safetensors    what depends on today's units: inputs of the graph
       weights.safetensors   all weights of the model, so that the bundle alone can be adapted
 
 A bundle is written to a temporary name and renamed. This module knows the files and their
-checksums; what the tables mean to the graph stands in `decoder.runtime`.
+checksums; sizes and tables of each family stand in `decoder.families`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from decoder.errors import BundleError
+from decoder.families import FAMILIES, FLOAT64, AnySizes, Strict, Tables
 
 SCHEMA_VERSION = 1
 GRAPH, TABLES, WEIGHTS, MANIFEST = (
@@ -37,74 +38,9 @@ GRAPH, TABLES, WEIGHTS, MANIFEST = (
     "manifest.json",
 )
 RUN = "run"  # key of the metadata in the weights' file
-Array = NDArray[np.float32]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Sizes(_Strict):
-    """Sizes of a POYO that the runtime needs; names as in torch_brain."""
-
-    sequence_length: float = Field(gt=0, description="seconds of spikes that a decode reads")
-    latent_step: float = Field(gt=0)
-    num_latents_per_step: int = Field(gt=0)
-    dim: int = Field(gt=0)
-    depth: int = Field(ge=0)
-    dim_head: int = Field(gt=0)
-    cross_heads: int = Field(gt=0)
-    self_heads: int = Field(gt=0)
-    t_min: float = Field(gt=0)
-    t_max: float = Field(gt=0)
-    dim_out: int = Field(gt=0)
-
-    @property
-    def window_s(self) -> float:
-        """Seconds of unbroken spikes before a decode is trusted: all that it reads."""
-        return self.sequence_length
-
-    @property
-    def n_latents(self) -> int:
-        return round(self.sequence_length / self.latent_step) * self.num_latents_per_step
-
-    @property
-    def n_rotary(self) -> int:
-        return self.dim_head // 4
-
-
-class PossmSizes(_Strict):
-    """Sizes of a streaming model that the runtime needs; meanings in `training.possm`."""
-
-    chunk_s: float = Field(gt=0, description="seconds of spikes that one step of the state reads")
-    warm_up_s: float = Field(gt=0, description="seconds after a reset until the state is trusted")
-    num_latents: int = Field(gt=0)
-    dim: int = Field(gt=0)
-    dim_head: int = Field(gt=0)
-    cross_heads: int = Field(gt=0)
-    hidden: int = Field(gt=0)
-    t_min: float = Field(gt=0)
-    t_max: float = Field(gt=0)
-    dim_out: int = Field(gt=0)
-
-    @property
-    def window_s(self) -> float:
-        """Seconds of unbroken spikes before a decode is trusted."""
-        return self.warm_up_s
-
-    @property
-    def n_latents(self) -> int:
-        return self.num_latents
-
-    @property
-    def n_rotary(self) -> int:
-        return self.dim_head // 4
-
-
-SIZES: dict[str, type[Sizes] | type[PossmSizes]] = {"poyo": Sizes, "possm": PossmSizes}
-
-
-class Output(_Strict):
+class Output(Strict):
     """One decoded quantity; `value = model output * scale + offset`, in `unit`."""
 
     name: str
@@ -113,7 +49,7 @@ class Output(_Strict):
     offset: float
 
 
-class HistoryPoint(_Strict):
+class HistoryPoint(Strict):
     """One validation of the training: step, seconds since its start, loss if known, causal R²."""
 
     step: int
@@ -122,14 +58,14 @@ class HistoryPoint(_Strict):
     r2: float
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """What `manifest.json` holds."""
 
     schema_version: int = SCHEMA_VERSION
     decoder_id: str
     family: str = "poyo"
     preset: str
-    sizes: Sizes | PossmSizes
+    sizes: AnySizes
     outputs: tuple[Output, ...]
     session_id: str
     unit_ids: tuple[str, ...]
@@ -142,38 +78,14 @@ class Manifest(_Strict):
     def _agrees_with_itself(self) -> Manifest:
         if len(set(self.unit_ids)) != len(self.unit_ids) or not self.unit_ids:
             raise ValueError("unit_ids must be distinct, and at least one")
-        expected = SIZES.get(self.family)
-        if expected is None:
-            raise ValueError(f"family {self.family!r}; this Volition decodes {', '.join(SIZES)}")
-        if not isinstance(self.sizes, expected):
+        family = FAMILIES.get(self.family)
+        if family is None:
+            raise ValueError(f"family {self.family!r}; this Volition decodes {', '.join(FAMILIES)}")
+        if not isinstance(self.sizes, family.sizes):
             raise ValueError(f"the sizes are not those of family {self.family!r}")
         if len(self.outputs) != self.sizes.dim_out:
             raise ValueError(f"{len(self.outputs)} outputs for dim_out {self.sizes.dim_out}")
         return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitTables:
-    """What depends on today's units. Folded once a calibration, inputs of the graph or the ring.
-
-    Heads are laid out `[real | imaginary | unrotated]` (see `decoder.tokens`).
-    tokens: (n_units, 2 * cross_heads, dim_head) float32, keys of all heads, then values.
-    boundary_lse: (cross_heads, n_latents) float32, log-sum-exp of each latent's scores over all
-        start and end tokens (of a streaming model: start tokens, at every chunk's start).
-    boundary_value: (cross_heads, n_latents, dim_head) float32, their attended value in the
-        window's (the chunk's) frame.
-    session: (dim,) float32, the session embedding.
-    omega: (n_rotary,) float64, rotary frequencies in rad/s.
-    """
-
-    tokens: Array
-    boundary_lse: Array
-    boundary_value: Array
-    session: Array
-    omega: NDArray[np.float64]
-
-    def as_dict(self) -> dict[str, NDArray[np.generic]]:
-        return {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +94,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    tables: UnitTables
+    tables: Tables
 
     @property
     def graph_path(self) -> Path:
@@ -203,7 +115,7 @@ def write(
     *,
     manifest: Manifest,
     graph: Path,
-    tables: UnitTables,
+    tables: Tables,
     weights: Mapping[str, NDArray[np.generic]],
     run: str | None = None,
 ) -> Bundle:
@@ -221,7 +133,9 @@ def write(
     try:
         shutil.copyfile(graph, partial / GRAPH)
         save_file(tables.as_dict(), partial / TABLES)
-        save_file(dict(weights), partial / WEIGHTS, metadata=None if run is None else {RUN: run})
+        # safetensors writes an array of another order as its memory lies
+        rows = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+        save_file(rows, partial / WEIGHTS, metadata=None if run is None else {RUN: run})
         for name in (TABLES, WEIGHTS):  # safetensors lets only the owner read
             shutil.copymode(partial / GRAPH, partial / name)
         checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}
@@ -282,28 +196,21 @@ def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
         )
 
 
-def _read_tables(file: Path, manifest: Manifest) -> UnitTables:
+def _read_tables(file: Path, manifest: Manifest) -> Tables:
     try:
         tables = load_file(file)
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{file}: can't be read ({error})") from error
-    sizes, n_units = manifest.sizes, len(manifest.unit_ids)
-    heads, latents, width = sizes.cross_heads, sizes.n_latents, sizes.dim_head
-    expected = {
-        "tokens": ((n_units, 2 * heads, width), "float32"),
-        "boundary_lse": ((heads, latents), "float32"),
-        "boundary_value": ((heads, latents, width), "float32"),
-        "session": ((sizes.dim,), "float32"),
-        "omega": ((sizes.n_rotary,), "float64"),
-    }
-    for name, (shape, dtype) in expected.items():
+    expected = manifest.sizes.table_shapes(len(manifest.unit_ids))
+    for name, shape in expected.items():
+        dtype = "float64" if name in FLOAT64 else "float32"
         seen = tables.get(name)
         if seen is None or seen.shape != shape or seen.dtype != dtype:
             what = "nothing" if seen is None else f"{seen.dtype} {seen.shape}"
             raise BundleError(f"{file}: {name} is {what}, expected {dtype} {shape}")
         if not np.isfinite(seen).all():
             raise BundleError(f"{file}: {name} has NaN or infinity; export the run again")
-    return UnitTables(**{name: tables[name] for name in expected})
+    return FAMILIES[manifest.family].tables(**{name: tables[name] for name in expected})
 
 
 def _sha256(file: Path) -> str:

@@ -1,10 +1,13 @@
 """One decoder in memory: append spikes, decode at a time, reset.
 
-Every spike becomes a rotated key and value when it arrives (`decoder.tokens`) and waits in a
-ring. What a decode does with them depends on the family of the model:
+Every spike becomes a token row when it arrives and waits in a ring; a row is a rotated key and
+value (`decoder.tokens`), or what a spike of its unit adds. What a decode does with them depends on
+the family of the decoder:
 
 - `PoyoRuntime` hands the window's slice to ONNX Runtime, which runs the latents over it.
 - `decoder.possm.PossmRuntime` hands over the open chunk's slice and a state.
+- `decoder.linear.RidgeRuntime` hands over the window's slice and the lag of each spike.
+- `decoder.linear.KalmanRuntime` hands over the slices of bins that have ended, and a state.
 
 `open_runtime` picks it; the daemon and the evaluation know no difference. Nothing here knows
 LSL, sockets or the clock: times come in as float64 seconds.
@@ -23,8 +26,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.bundle import GRAPH, Bundle, UnitTables
+from decoder.bundle import GRAPH, Bundle
 from decoder.errors import BundleError, ProviderError
+from decoder.families import UnitTables
 from decoder.ring import TokenRing
 from decoder.tokens import embed, phases
 
@@ -79,21 +83,15 @@ class Runtime(abc.ABC):
         self.window_s = sizes.window_s
         self.n_spikes = 0
         self._epoch = epoch
-        self._tables = bundle.tables
         shared = like is not None and like.same_graph(bundle) and like.settings == self.settings
         self._session: ort.InferenceSession = (
             like._session if like and shared else _open_graph(bundle, self.settings)
         )
-        self._constant = {
-            name: getattr(self._tables, name)
-            for name in ("boundary_lse", "boundary_value", "session")
-        }
-        self._silence = _silence(self._tables)
         outputs = bundle.manifest.outputs
         self._scale = np.array([output.scale for output in outputs])
         self._offset = np.array([output.offset for output in outputs])
         capacity = int(MAX_RATE_HZ * (self._kept_s() + FUTURE_S))
-        self._ring = TokenRing(capacity, self._tables.tokens.shape[1:])
+        self._ring = TokenRing(capacity, bundle.tables.tokens.shape[1:])
 
     @property
     def provider(self) -> str:
@@ -107,7 +105,7 @@ class Runtime(abc.ABC):
 
     def warm_up(self) -> float:
         """Run the graph on made-up spikes until it is warm; returns the last run's seconds."""
-        shape = self._tables.tokens.shape[1:]
+        shape = self.bundle.tables.tokens.shape[1:]
         took = 0.0
         for n_spikes in WARMUP_SPIKES:
             rows = np.zeros((n_spikes, *shape), dtype=np.float32)
@@ -123,9 +121,7 @@ class Runtime(abc.ABC):
         times: (n_spikes,) float64 seconds on the clock, any order.
         unit_index: (n_spikes,) int64, positions in the manifest's `unit_ids`.
         """
-        tables = self._tables
-        rows = embed(tables.tokens, unit_index, times - self._epoch, tables.omega)
-        self._ring.append(times, unit_index, rows)
+        self._ring.append(times, unit_index, self._rows(times, unit_index))
 
     def same_graph(self, bundle: Bundle) -> bool:
         """Whether a bundle differs from this runtime's in its tables alone."""
@@ -148,12 +144,44 @@ class Runtime(abc.ABC):
         """Take over what another decoder of the same graph remembers besides spikes."""
 
     @abc.abstractmethod
+    def _rows(self, times: Floats, unit_index: Ints) -> NDArray[np.float32]:
+        """Token rows of spikes, arguments as of `append`."""
+
+    @abc.abstractmethod
     def _try(self, rows: NDArray[np.float32]) -> None:
         """Run the graph once on made-up token rows."""
 
     @abc.abstractmethod
     def _kept_s(self) -> float:
         """Seconds of spikes that the ring has to hold."""
+
+    def _velocity(self, output: NDArray[np.float32]) -> Floats:
+        return np.asarray(output.astype(np.float64) * self._scale + self._offset)
+
+
+class AttentionRuntime(Runtime):
+    """A model whose latents attend to spikes; rows are keys and values, rotated to the clock."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        epoch: float,
+        settings: RuntimeSettings | None = None,
+        like: Runtime | None = None,
+    ) -> None:
+        assert isinstance(bundle.tables, UnitTables), "families and tables agree in a Bundle"
+        self._tables = bundle.tables
+        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
+        self._constant = {
+            name: getattr(self._tables, name)
+            for name in ("boundary_lse", "boundary_value", "session")
+        }
+        self._silence = _silence(self._tables)
+
+    def _rows(self, times: Floats, unit_index: Ints) -> NDArray[np.float32]:
+        tables = self._tables
+        return embed(tables.tokens, unit_index, times - self._epoch, tables.omega)
 
     def _run(
         self, rows: NDArray[np.float32], start: float, **more: NDArray[np.float32]
@@ -166,11 +194,8 @@ class Runtime(abc.ABC):
         outputs: list[NDArray[np.float32]] = self._session.run(None, feeds | more)
         return outputs
 
-    def _velocity(self, output: NDArray[np.float32]) -> Floats:
-        return np.asarray(output.astype(np.float64) * self._scale + self._offset)
 
-
-class PoyoRuntime(Runtime):
+class PoyoRuntime(AttentionRuntime):
     """The window model: every decode reads the last `window_s` seconds again."""
 
     def decode(self, window_end: float) -> Floats:
@@ -198,11 +223,17 @@ def open_runtime(
     like: Runtime | None = None,
 ) -> Runtime:
     """The runtime for a bundle's family. Raises BundleError or ProviderError."""
-    if bundle.manifest.family == "possm":
-        from decoder.possm import PossmRuntime
+    from decoder.linear import KalmanRuntime, RidgeRuntime
+    from decoder.possm import PossmRuntime
 
-        return PossmRuntime(bundle, epoch=epoch, settings=settings, like=like)
-    return PoyoRuntime(bundle, epoch=epoch, settings=settings, like=like)
+    kinds: dict[str, type[Runtime]] = {
+        "poyo": PoyoRuntime,
+        "possm": PossmRuntime,
+        "ridge": RidgeRuntime,
+        "kalman": KalmanRuntime,
+    }
+    kind = kinds[bundle.manifest.family]
+    return kind(bundle, epoch=epoch, settings=settings, like=like)
 
 
 def _silence(tables: UnitTables) -> dict[str, NDArray[np.float32]]:

@@ -156,16 +156,27 @@ class Job:
         self._decide()
 
     def _base(self) -> Entry:
-        """The decoder that learning begins from: what was pretrained, no recalibration of it.
+        """The decoder that learning begins from."""
+        asked = self.calibration.request.base
+        entry = self._pretrained() if asked is None else self._registry.get(asked)
+        if entry.manifest.family not in ALLOWED_S:
+            raise ConflictError(
+                f"{entry.manifest.decoder_id} is a {entry.manifest.family} decoder, which nothing "
+                f"can be learned from; name a base of family {' or '.join(ALLOWED_S)}"
+            )
+        return entry
+
+    def _pretrained(self) -> Entry:
+        """What was pretrained and the active decoder came from, no recalibration of it.
 
         Where that is not in the registry, the recalibration: it has all weights too.
         """
-        asked = self.calibration.request.base or self._active()
-        if asked is None:
+        active = self._active()
+        if active is None:
             raise ConflictError("there is no decoder to begin from; register one, or name a base")
-        entry = self._registry.get(asked)
+        entry = self._registry.get(active)
         base = entry.manifest.provenance.get("base")
-        if base is None or self.calibration.request.base is not None:
+        if base is None:
             return entry
         try:
             return self._registry.get(str(base))

@@ -16,7 +16,7 @@ from decoder.filters import LIMITS, Filters
 from streaming import wire
 from streaming.lsl import StreamKind
 
-Method = Literal["auto", "units", "units+head", "full", "scratch"]
+Method = Literal["auto", "units", "units+head", "full", "scratch", "kalman", "ridge"]
 Labels = Literal["kinematics", "intention", "retrospective"]
 Promote = Literal["auto", "manual", "never"]
 Name = Annotated[  # of an LSL stream, or a decoder: it becomes part of a query or a path
@@ -200,7 +200,8 @@ class CalibrationRequest(Body):
     method: Method = Field(
         default="auto",
         description="units: today's units alone; units+head: and the readout; full: then "
-        "everything; scratch: a new model; auto: units, then full while the time lasts",
+        "everything; scratch: a new model; auto: units, then full while the time lasts; kalman, "
+        "ridge: a velocity Kalman filter, a ridge regression, on nothing but these data",
     )
     labels: Labels = Field(default="kinematics", description="what the velocity means")
     promote: Promote = Field(

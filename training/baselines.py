@@ -119,14 +119,25 @@ class Ridge:
         gram, moment = fit.T @ fit, fit.T @ (target - self._bias)
         fits = {a: np.linalg.solve(gram + a * np.eye(len(gram)), moment) for a in ALPHAS}
         valid, true = self._normalized(valid_times), session.velocity_at(valid_times)
-        self.alpha, self._weights = max(
-            fits.items(), key=lambda item: r2(true, valid @ item[1] + self._bias).r2_mean
-        )
+        scores = {a: r2(true, valid @ w + self._bias).r2_mean for a, w in fits.items()}
+        self.alpha = max(scores, key=scores.__getitem__)
+        self.valid_r2, self._weights = scores[self.alpha], fits[self.alpha]
         self.chosen = f"penalty {self.alpha:g}"
 
     def decode(self, times: Floats) -> Floats:
         """Velocity (n, 2) m/s at `times`, any."""
         return np.asarray(self._normalized(times) @ self._weights + self._bias)
+
+    @property
+    def weights(self) -> Floats:
+        """(n_units, n_lags, 2) m/s that a spike adds to the velocity, the oldest lag first."""
+        scaled = self._weights / self._spread[:, None]
+        return np.asarray(scaled.reshape(self._session.n_units, N_LAGS, 2))
+
+    @property
+    def offset(self) -> Floats:
+        """Velocity (2,) m/s where there is no spike."""
+        return np.asarray(self._bias - (self._center / self._spread) @ self._weights)
 
     def _counts(self, times: Floats) -> Floats:
         return counts_before(self._session, times, N_LAGS).reshape(len(times), -1)

@@ -15,8 +15,8 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch_brain.models.poyo import POYO
 
-from decoder import bundle
 from decoder.errors import TrainingError
+from decoder.families import PossmSizes, Sizes
 from training import model as poyo
 from training import possm
 from training.model import ModelConfig
@@ -92,7 +92,7 @@ def n_parameters(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(skip))
 
 
-def sizes(config: Config) -> bundle.Sizes | bundle.PossmSizes:
+def sizes(config: Config) -> Sizes | PossmSizes:
     """What a bundle's manifest says of a model's sizes."""
-    kind = bundle.PossmSizes if isinstance(config, PossmConfig) else bundle.Sizes
+    kind = PossmSizes if isinstance(config, PossmConfig) else Sizes
     return kind(**{name: getattr(config, name) for name in kind.model_fields})

@@ -25,7 +25,9 @@ RICCATI_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Filter:
+class Filter:
+    """The fitted filter: `x' = A x + gain (y - C A x)`, y the counts of `lag` bins ago."""
+
     lag: int
     transition: Floats  # A (2, 2)
     observation: Floats  # C (n_units, 2)
@@ -44,37 +46,37 @@ class Kalman:
         true = session.velocity_at(times)
         self._bins: dict[Split, list[tuple[Floats, Floats]]] = {}
         train = self._counts("train")
-        self._mean_count = np.concatenate([counts for _, counts in train]).mean(axis=0)
-        best = -np.inf
+        self.mean_count = np.concatenate([counts for _, counts in train]).mean(axis=0)
+        self.valid_r2 = -np.inf
         for lag in LAGS:
             for noise in NOISES:
                 fitted = self._fit(train, lag, noise)
                 score = r2(true, self._run(fitted, "valid", times)).r2_mean
-                if score > best:
-                    best, self._filter = score, fitted
+                if score > self.valid_r2:
+                    self.valid_r2, self.filter = score, fitted
                     self.chosen = f"lag {1e3 * lag * BIN_S:.0f} ms, noise {noise:g}"
 
     def decode(self, times: Floats, split: Split = "test") -> Floats:
         """Velocity (n, 2) m/s at `times` of a split: of the last whole bin before each."""
-        return self._run(self._filter, split, times)
+        return self._run(self.filter, split, times)
 
     def _counts(self, split: Split) -> list[tuple[Floats, Floats]]:
         """Bin ends (n,) and counts (n, n_units) of every interval of a split."""
         if split not in self._bins:
             grids = [np.arange(a + BIN_S, b, BIN_S) for a, b in self._session.intervals(split)]
-            self._bins[split] = [
-                (ends, counts_before(self._session, ends, 1)[:, :, 0]) for ends in grids
-            ]
+            counts = counts_before(self._session, np.concatenate([*grids, np.empty(0)]), 1)[:, :, 0]
+            parts = np.split(counts, np.cumsum([len(ends) for ends in grids])[:-1])
+            self._bins[split] = list(zip(grids, parts, strict=False))  # no interval, one empty part
         return self._bins[split]
 
-    def _fit(self, train: list[tuple[Floats, Floats]], lag: int, noise: float) -> _Filter:
+    def _fit(self, train: list[tuple[Floats, Floats]], lag: int, noise: float) -> Filter:
         moves = [self._session.velocity_at(ends) for ends, _ in train]
         before = np.concatenate([v[:-1] for v in moves])
         after = np.concatenate([v[1:] for v in moves])
         transition = np.linalg.lstsq(before, after, rcond=None)[0].T
         process = np.cov((after - before @ transition.T).T)
         state = np.concatenate([v[lag:] for v in moves])
-        counts = np.concatenate([c[: max(0, len(c) - lag)] for _, c in train]) - self._mean_count
+        counts = np.concatenate([c[: max(0, len(c) - lag)] for _, c in train]) - self.mean_count
         observation = np.linalg.lstsq(state, counts, rcond=None)[0].T
         residual = np.cov((counts - state @ observation.T).T)
         least = max(noise, 1e-6)  # a unit without a spike has no variance
@@ -85,11 +87,11 @@ class Kalman:
         for _ in range(RICCATI_STEPS):
             predicted = transition @ covariance @ transition.T + process
             covariance = np.linalg.inv(np.linalg.inv(predicted) + information)
-        return _Filter(
+        return Filter(
             lag=lag, transition=transition, observation=observation, gain=covariance @ weighted
         )
 
-    def _run(self, fitted: _Filter, split: Split, times: Floats) -> Floats:
+    def _run(self, fitted: Filter, split: Split, times: Floats) -> Floats:
         estimate = np.zeros((len(times), 2))
         for (start, end), (ends, counts) in zip(
             self._session.intervals(split), self._counts(split), strict=True
@@ -100,7 +102,7 @@ class Kalman:
             state, decoded = np.zeros(2), np.zeros((len(ends), 2))
             for k in range(fitted.lag, len(ends)):
                 state = fitted.transition @ state
-                seen = counts[k - fitted.lag] - self._mean_count
+                seen = counts[k - fitted.lag] - self.mean_count
                 state = state + fitted.gain @ (seen - fitted.observation @ state)
                 decoded[k] = state
             last = np.searchsorted(ends, times[inside] + 1e-9, side="right") - 1

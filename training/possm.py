@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch_brain.models.poyo import FeedForward
 from torch_brain.nn import InfiniteVocabEmbedding, RotaryCrossAttention, RotaryTimeEmbedding
 
-from decoder.possm import EDGE_S
+from decoder.chunks import EDGE_S
 from streaming.sessions import Floats
 from training.attention import attend_chunks
 from training.model import (

@@ -150,7 +150,10 @@ def portable(record: RunRecord) -> str:
 
 
 def load_model(path: Path | str) -> tuple[Model, RunRecord]:
-    """The model of a run (its best) or of a bundle, in evaluation mode, and its record."""
+    """The model of a run (its best) or of a bundle, in evaluation mode, and its record.
+
+    Raises TrainingError where a bundle has no model: a linear decoder can't be adapted.
+    """
     path = Path(path)
     is_bundle = (path / bundle.MANIFEST).is_file()
     record = _record_of(bundle.open_bundle(path)) if is_bundle else load_record(path)
@@ -160,6 +163,11 @@ def load_model(path: Path | str) -> tuple[Model, RunRecord]:
 
 
 def _record_of(opened: bundle.Bundle) -> RunRecord:
+    if opened.manifest.family not in CONFIGS:
+        raise TrainingError(
+            f"{opened.path} is a linear decoder ({opened.manifest.family}), which is fitted anew "
+            f"and can't be adapted; begin from a bundle of family {' or '.join(CONFIGS)}"
+        )
     with safe_open(opened.weights_path, framework="pt") as file:
         record = (file.metadata() or {}).get(bundle.RUN)
     if record is None:

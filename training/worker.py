@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -27,10 +27,11 @@ from streaming import sessions
 from streaming.lines import Message, say, say_problem, told_while_working
 from streaming.sessions import Floats, Session, duration_s
 from training import runs
-from training.adapt import Adapted, AdaptSettings, Method, calibrate, first_seconds
+from training.adapt import AdaptSettings, Method, calibrate, first_seconds
 from training.baselines import r2
 from training.families import Model
 from training.labels import Labels, relabelled
+from training.linear import Kind, fit_linear
 from training.memory import keep_freed_memory
 from training.offline import decode_split
 from training.reweigh import write_adapted
@@ -56,7 +57,7 @@ class Order(msgspec.Struct, kw_only=True):
     session: str
     active: str | None
     output: str
-    method: Method
+    method: Literal[Method, Kind]
     labels: Labels
     allowed_s: float
     seed: int
@@ -83,29 +84,24 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     """Learn, write the bundle, score it and the active one."""
     began = time.monotonic()
     session = whole(relabelled(sessions.load(order.session), order.labels))
-    adapted = calibrate(
-        ready.model,
-        ready.record,
-        session,
-        AdaptSettings(
-            method=order.method, seconds=None, allowed_s=order.allowed_s, seed=order.seed
-        ),
-        on_step=Report(),
-    )
-    learned_s = time.monotonic() - began
-    adapted.record.settings["base"] = ready.bundle.manifest.decoder_id
-    say(phase="writing the bundle", share=1.0)
-    made = _write(ready, adapted, session, Path(order.output))
-    say(phase="scoring", share=1.0)
     held_out = first_seconds(session, None)
+    match order.method:
+        case "kalman" | "ridge" as kind:
+            say(phase=kind, share=0.0)
+            base = ready.bundle.manifest.decoder_id
+            made, chosen = fit_linear(held_out, kind, order.output, base=base), str(kind)
+        case method:
+            made, chosen = _adapt(ready, session, order, method)
+    learned_s = time.monotonic() - began
+    say(phase="scoring", share=1.0)
     scores = {
         "candidate": score(made, held_out),
         "active": score(open_bundle(order.active), held_out) if order.active else None,
         "seconds": duration_s(held_out.valid_domain),
     }
-    log.info("%s in %.1f s, all in %.1f s: %s", adapted.method, learned_s,
+    log.info("%s in %.1f s, all in %.1f s: %s", chosen, learned_s,
              time.monotonic() - began, scores)  # fmt: skip
-    return {"method": adapted.method, "scores": scores, "learned_s": learned_s}
+    return {"method": chosen, "scores": scores, "learned_s": learned_s}
 
 
 def whole(session: Session) -> Session:
@@ -113,11 +109,19 @@ def whole(session: Session) -> Session:
     return replace(session, train_domain=session.domain)
 
 
-def _write(ready: Ready, adapted: Adapted, session: Session, path: Path) -> Bundle:
-    metrics = {"validation_r2": adapted.record.best_r2}
-    return write_adapted(
-        ready.bundle, adapted.model, adapted.record, session.session_id, path, metrics
+def _adapt(ready: Ready, session: Session, order: Order, method: Method) -> tuple[Bundle, str]:
+    """What was learned from the base, as a bundle, and the method whose result was kept."""
+    settings = AdaptSettings(
+        method=method, seconds=None, allowed_s=order.allowed_s, seed=order.seed
     )
+    adapted = calibrate(ready.model, ready.record, session, settings, on_step=Report())
+    adapted.record.settings["base"] = ready.bundle.manifest.decoder_id
+    say(phase="writing the bundle", share=1.0)
+    metrics = {"validation_r2": adapted.record.best_r2}
+    made = write_adapted(
+        ready.bundle, adapted.model, adapted.record, session.session_id, order.output, metrics
+    )
+    return made, adapted.method
 
 
 def score(bundle: Bundle, session: Session) -> float | None:

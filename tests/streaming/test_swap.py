@@ -24,6 +24,7 @@ from streaming.recent import RecentSpikes
 from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import daemon, frames_until, running, wait_for
 from tests.streaming.test_live import assert_safe, is_decoding, replay, stream_of
+from training.linear import fit_linear
 
 
 def changed(tiny, folder: Path, *, drop: int = 0, scale: float = 1.0) -> Bundle:
@@ -103,6 +104,33 @@ def test_a_swap_and_a_rollback_miss_no_tick_and_stay_valid(tiny, rig, tmp_path: 
     steps = np.abs(np.diff(path, axis=0)).max(axis=1)
     swaps = np.array([a.decoder != b.decoder for a, b in pairwise(frames[first_valid:])])
     assert steps[swaps].max() <= 2 * steps[~swaps].max(), "the same movement, doubled and back"
+
+
+def test_linear_decoders_swap_in_and_roll_back_like_any_other(tiny, rig, tmp_path: Path) -> None:
+    """From a model to ridge, to the Kalman filter, back to ridge, and to the model again."""
+    cursor, client = rig
+    ridge = fit_linear(tiny.session, "ridge", tmp_path / "ridge.bundle")
+    kalman = fit_linear(tiny.session, "kalman", tmp_path / "kalman.bundle")
+    frames = frames_until(cursor, is_decoding)
+    wanted = [tiny.bundle]
+    for step in (ridge, kalman, None, tiny.bundle):
+        if step is None:
+            told(client, control.Rollback())
+        else:
+            load(client, step)
+            told(client, control.Activate(decoder=step.manifest.decoder_id))
+        wanted.append(ridge if step is None else step)
+        decoder = wanted[-1].manifest.decoder_id
+        frames += frames_until(cursor, lambda f, decoder=decoder: f.decoder == decoder)
+        since = frames[-1].seq
+        frames += frames_until(cursor, lambda f, since=since: f.seq > since + 20)
+    assert_safe(frames)
+    first_valid = next(i for i, frame in enumerate(frames) if frame.valid)
+    assert all(frame.valid for frame in frames[first_valid:]), "no window of warming up"
+    seen = [frame.decoder for frame in frames]
+    assert [seen[0], *(b for a, b in pairwise(seen) if a != b)] == [
+        bundle.manifest.decoder_id for bundle in wanted
+    ]
 
 
 def test_a_decoder_of_other_units_sees_the_spikes_that_were_there(tiny, tmp_path: Path) -> None:

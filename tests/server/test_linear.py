@@ -1,0 +1,46 @@
+"""Ridge and the Kalman filter by the same calls as any other calibration."""
+
+from __future__ import annotations
+
+from clients.recalibration import Server
+from clients.subscriber import CursorSubscriber
+from decoder.bundle import open_bundle
+from server.schemas import Calibration
+from streaming.sessions import Session
+from tests.rig import frames_until
+from tests.server.conftest import POSSM, Play
+from tests.server.test_survival import request_for
+from tests.streaming.test_live import is_decoding
+
+
+def calibrated(server: Server, session: Session, **given: object) -> Calibration:
+    with server.client() as client:
+        return list(client.calibrate(request_for(session, **given)))[-1]
+
+
+def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one(
+    server: Server, unseen: Session, play: Play
+) -> None:
+    pretrained = open_bundle(POSSM).manifest.decoder_id
+    with play(unseen), CursorSubscriber(server.address) as cursor, server.client() as client:
+        frames_until(cursor, is_decoding)
+        ridge = calibrated(server, unseen, method="ridge", seconds=20.0)
+        assert ridge.state == "promoted", ridge
+        assert (ridge.method, ridge.base, ridge.before) == ("ridge", pretrained, pretrained)
+        frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
+
+        kalman = calibrated(server, unseen, method="kalman", promote="never")
+        assert kalman.candidate is not None, kalman
+        assert (kalman.method, kalman.base, kalman.before) == (
+            "kalman", pretrained, ridge.candidate,
+        )  # fmt: skip
+        client.activate(kalman.candidate)
+        frames_until(cursor, lambda frame: frame.decoder == kalman.candidate and frame.valid)
+        client.rollback()
+        frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
+
+        refused = calibrated(server, unseen, method="units", base=ridge.candidate)
+        assert refused.state == "failed"
+        assert refused.problem is not None
+        assert "nothing can be learned from" in refused.problem.detail
+        assert refused.collected_s == 0.0
