@@ -696,6 +696,50 @@ def participant(
     )
 
 
+@app.command(epilog="Example: volition rig --seed 1 --trials 32 --report rig.html")
+def rig(
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Of the participant's day; may be given again.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="stream or rt: the shipped decoder.")] = "stream",
+    method: Annotated[
+        str, typer.Option(help="auto, units, units+head, full, scratch, kalman or ridge.")
+    ] = "auto",
+    name: Annotated[str, typer.Option("--task", help="center-out, random or grid.")] = "center-out",
+    trials: Annotated[int, typer.Option(min=1, help="Of each block in closed loop.")] = 64,
+    seconds: Annotated[float, typer.Option(min=5.0, help="Of each calibration.")] = 40.0,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Of the recalibration: kinematics (observation), or intention or "
+            "retrospective, from closed loop."
+        ),
+    ] = "kinematics",
+    replaced: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Drift: share of units that become others.")
+    ] = 0.5,
+    turned: Annotated[float, typer.Option(help="Drift: degrees that the others turn by.")] = 60.0,
+    tick_ms: Annotated[float, typer.Option(help="Time between decodes.")] = 10.0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Keep trials and logs here.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page of all trials.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Close the loop with a simulated participant: calibrate, steer, drift, recalibrate, steer."""
+    _needs_training()
+    from clients.rig.command import run_loops
+    from clients.rig.drift import Drift
+
+    given = {
+        "preset": preset, "method": method, "task": name, "trials": trials, "seconds": seconds,
+        "labels": labels, "tick_ms": tick_ms, "drift": Drift(replaced=replaced, turned_deg=turned),
+    }  # fmt: skip
+    run_loops(
+        _console(stderr=as_json), seed or [1], given, output=output, report=report, as_json=as_json
+    )
+
+
 bench_app = typer.Typer(help="Measure speed, beside torch_brain in the same run.")
 app.add_typer(bench_app, name="bench")
 

@@ -16,6 +16,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,17 @@ class ChildEndedError(VolitionError):
 
 
 class Child:
-    """`python -m MODULE` in a process of its own.
+    """`python -m MODULE ARGUMENTS` in a process of its own.
 
     log: file that its standard error goes to.
     """
 
-    def __init__(self, module: str, *, log: Path) -> None:
+    def __init__(self, module: str, *arguments: str, log: Path) -> None:
         self.module, self._log = module, log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
@@ -75,8 +76,24 @@ class Child:
             if "done" in message:
                 return
 
-    def _read_one(self) -> Message:
-        message = self._said.get()
+    def wait_for(self, name: str, timeout_s: float) -> Message:
+        """The next message that has this key; others before it are forgotten.
+
+        Raises the error that it reports, ChildEndedError where it ends before, or is silent.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                message = self._read_one(max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise ChildEndedError(
+                    f"{self.module} did not say {name!r} within {timeout_s:g} s; see {self._log}"
+                ) from None
+            if name in message:
+                return message
+
+    def _read_one(self, timeout_s: float | None = None) -> Message:
+        message = self._said.get(timeout=timeout_s)
         if message is None:
             self._said.put(None)
             raise ChildEndedError(

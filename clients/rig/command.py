@@ -12,18 +12,21 @@ A block's fields that are left out are the command line's. What happens is said 
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 
-from clients.rig.score import BlockScore, score_trials
+from clients.rig.score import BlockScore, across, score_trials
 from clients.rig.score_report import print_scores
 from clients.rig.task import TaskRun, TaskSettings
 from clients.rig.trial import Trial
@@ -209,3 +212,34 @@ def report_scores(console: Console, scores: list[BlockScore], *, as_json: bool) 
         print_scores(console, scores)
     else:
         console.print("no trial that counts")
+
+
+def run_loops(
+    console: Console,
+    seeds: list[int],
+    given: dict[str, Any],
+    *,
+    output: Path | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """`volition rig`: a run a seed, each phase's score, and mean and spread over seeds."""
+    from clients.rig.closed_loop import PHASES, LoopResult, LoopSettings, run_loop
+    from clients.rig.score_report import print_across, write_report
+
+    results: list[LoopResult] = []
+    with tempfile.TemporaryDirectory() as temporary, console.status("starting…") as status:
+        for seed in seeds:
+            folder = (output or Path(temporary)) / f"seed-{seed}"
+            settings = LoopSettings(folder=folder, seed=seed, **given)
+            results.append(run_loop(settings, say=lambda what: status.update(f"{what}…")))
+            console.print(f"[bold]seed {seed}[/]")
+            print_scores(console, list(results[-1].scores.values()))
+    if report is not None:
+        write_report([trial for result in results for trial in result.trials], report)
+    over_seeds = {phase: across([r.scores[phase] for r in results]) for phase in PHASES}
+    if as_json:
+        runs = [result.as_dict() for result in results]
+        print(json.dumps({"runs": runs, "over_seeds": msgspec.to_builtins(over_seeds)}, indent=2))
+    elif len(results) > 1:
+        print_across(console, over_seeds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,18 @@ def print_scores(console: Console, scores: Sequence[BlockScore]) -> None:
         table.add_column(score.block, justify="right")
     for name, *cells in _rows(scores):
         table.add_row(name, *cells)
+    console.print(table)
+
+
+def print_across(console: Console, phases: Mapping[str, Mapping[str, Spread | None]]) -> None:
+    """Phases beside each other: mean ± standard deviation over runs (`score.across`)."""
+    table = Table(title="mean ± SD over seeds", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for phase in phases:
+        table.add_column(phase, justify="right")
+    names = {"success_rate": ("success", 2), "bit_rate_bits_s": ("bit rate, bits/s", 2), **COLUMNS}
+    for key, (name, digits) in names.items():
+        table.add_row(name, *(_cell(spreads[key], digits) for spreads in phases.values()))
     console.print(table)
 
 

@@ -1,0 +1,186 @@
+"""`volition rig`: the whole closed loop on this machine, in processes of their own.
+
+    participant --LSL--> daemon --ZeroMQ--> task --LSL--> participant
+                           ^ REST: calibrate, from the task's kinematics
+
+From the shipped decoder: calibrate (observation), closed loop, drift, closed loop, recalibrate,
+closed loop; the score of each. The participant is simulated, everything between is real.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from clients.demo import BUNDLES
+from clients.recalibration import SHIPPED, Server
+from clients.rig.drift import Drift
+from clients.rig.score import BlockScore, score_trials
+from clients.rig.trial import Trial, read_trials
+from decoder.errors import SettingsError, TrainingError
+from server.children import Child
+from server.schemas import Calibration, CalibrationRequest, Labels, Method
+
+READY_S = 30.0
+MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
+LONGEST_TRIAL_S = 12.0  # with the way back to the centre
+DRIFT = Drift(replaced=0.5, turned_deg=60.0)
+PHASES = ("calibrated", "drifted", "recalibrated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """One run. seed: of the participant's day and the targets' order.
+
+    method: of both calibrations. trials: of each closed-loop block. seconds: of each calibration.
+    labels: of the recalibration; `kinematics` collects an observation block, the others learn from
+    closed loop with the decoder that drift has spoilt.
+    """
+
+    folder: Path
+    seed: int = 1
+    preset: str = "stream"
+    method: Method = "auto"
+    task: str = "center-out"
+    trials: int = 64
+    seconds: float = 40.0
+    labels: Labels = "kinematics"
+    drift: Drift = DRIFT
+    tick_ms: float = 10.0
+    delay_ms: float = 150.0
+    units: int = 96
+
+    def __post_init__(self) -> None:
+        if self.preset not in SHIPPED:
+            raise SettingsError(f"preset {self.preset!r}; expected {' or '.join(SHIPPED)}")
+        self.drift.check(self.units)
+
+
+@dataclass
+class LoopResult:
+    """What a run came to. scores: by phase, of `PHASES`."""
+
+    settings: LoopSettings
+    scores: dict[str, BlockScore] = field(default_factory=dict)
+    calibrations: list[Calibration] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "seed": self.settings.seed,
+            "preset": self.settings.preset,
+            "method": self.settings.method,
+            "labels": self.settings.labels,
+            "phases": {phase: score.as_dict() for phase, score in self.scores.items()},
+            "calibrations": [c.model_dump(mode="json") for c in self.calibrations],
+        }
+
+
+class Loop:
+    """Participant, server with its daemon, and task, running."""
+
+    def __init__(
+        self, settings: LoopSettings, participant: Child, server: Server, task: Child, prefix: str
+    ) -> None:
+        self.settings, self.prefix, self.server = settings, prefix, server
+        self._participant, self._task = participant, task
+
+    def calibrate(self, labels: Labels = "kinematics") -> Calibration:
+        """Collect while a block is played, learn, and swap. Raises TrainingError if it fails."""
+        mode = "observation" if labels == "kinematics" else "closed"
+        seconds = self.settings.seconds
+        self._play(mode, f"calibrate-{mode}", seconds=seconds + MORE_S)
+        request = CalibrationRequest(
+            seconds=seconds, method=self.settings.method, labels=labels,
+            kinematics=f"{self.prefix}-kinematics", markers=f"{self.prefix}-markers",
+        )  # fmt: skip
+        with self.server.client() as client:
+            *_, calibration = client.calibrate(request)
+        self._task.tell(end=True)
+        self._task.wait_for("ended", READY_S)
+        if calibration.state != "promoted":
+            why = calibration.problem.detail if calibration.problem else calibration.verdict
+            raise TrainingError(f"calibration {calibration.state}: {why}")
+        return calibration
+
+    def steer(self, name: str) -> None:
+        """A block in closed loop."""
+        self._play("closed", name, trials=self.settings.trials)
+        self._task.wait_for("ended", LONGEST_TRIAL_S * self.settings.trials)
+
+    def drift(self) -> None:
+        """Another day's units."""
+        self._participant.tell(drift=msgspec.to_builtins(self.settings.drift))
+        self._participant.wait_for("drifted", READY_S + self.settings.drift.ramp_s)
+
+    def _play(
+        self, mode: str, name: str, *, trials: int | None = None, seconds: float | None = None
+    ) -> None:
+        self._task.tell(
+            block={
+                "task": self.settings.task, "mode": mode, "name": name, "trials": trials,
+                "seconds": seconds, "seed": self.settings.seed,
+            }
+        )  # fmt: skip
+        self._task.wait_for("begun", READY_S)
+
+
+@contextmanager
+def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
+    """Everything, started in an order that lets each find the others; gone at the end."""
+    prefix = f"volition-rig-{os.getpid()}-{threading.get_ident()}-{settings.seed}"
+    logs, folder = settings.folder / "logs", settings.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as ends:
+        participant = Child(
+            "clients.cli", "participant", "--prefix", prefix, "--seed", str(settings.seed),
+            "--units", str(settings.units), "--delay-ms", str(settings.delay_ms),
+            log=logs / "participant.log",
+        )  # fmt: skip
+        ends.callback(participant.stop)
+        participant.wait_for("ready", READY_S)
+        bundle = BUNDLES / f"{SHIPPED[settings.preset]}.bundle"
+        server = Server(
+            bundle, folder / "home", f"{prefix}-spikes",
+            VOLITION_TICK_MS=str(settings.tick_ms), **variables,
+        )  # fmt: skip
+        ends.enter_context(server)
+        task = Child(
+            "clients.cli", "task", settings.task, "--lines", "--prefix", prefix,
+            "--address", server.address, "--log", str(folder / "trials.jsonl"),
+            log=logs / "task.log",
+        )  # fmt: skip
+        ends.callback(task.stop)
+        task.wait_for("ready", READY_S)
+        participant.wait_for("sees", READY_S)
+        yield Loop(settings, participant, server, task, prefix)
+
+
+def run_loop(
+    settings: LoopSettings, say: Callable[[str], None] = lambda what: None, **variables: str
+) -> LoopResult:
+    """Calibrate, steer, drift, steer, recalibrate, steer. say: told what is being done."""
+    result = LoopResult(settings=settings)
+    with running_loop(settings, **variables) as loop:
+        say(f"seed {settings.seed}: calibrating on {settings.seconds:g} s of observation")
+        result.calibrations.append(loop.calibrate())
+        for phase in PHASES:
+            if phase == "drifted":
+                loop.drift()
+            if phase == "recalibrated":
+                say(f"seed {settings.seed}: recalibrating")
+                result.calibrations.append(loop.calibrate(settings.labels))
+            say(f"seed {settings.seed}: {phase}, {settings.trials} trials in closed loop")
+            loop.steer(phase)
+    result.trials = read_trials(settings.folder / "trials.jsonl")
+    result.scores = {score.block: score for score in score_trials(result.trials)}
+    result.scores = {phase: result.scores[phase] for phase in PHASES}
+    return result
