@@ -61,7 +61,7 @@ def test_live_velocities_are_those_of_the_fitted_matrices(kind: Kind, tmp_path: 
         CursorSubscriber(address) as cursor,
     ):
         frames = frames_until(cursor, lambda f: f.state in ("ready", "warming"))
-        with running(tmp_path / "replay.log", "replay", str(path), "--lead", "3"):
+        with running(tmp_path / "replay.log", "replay", str(path), "--lead", "5"):
             inlet = record(stream)
             frames += frames_until(cursor, is_decoding)
             start = frames[-1].window_end
