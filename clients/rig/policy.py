@@ -98,7 +98,7 @@ class Policy:
     def intend(self, now: float, seen: Glimpse) -> Intention:
         """The intention at `now`; call once a tick, in order."""
         at = now + LEAD_S
-        in_control = seen.block != OBSERVATION
+        in_control = OBSERVATION not in seen.block
         self._control += (in_control - self._control) * TICK_S / CONTEXT_S
         self._effort += (_strain(now, seen, in_control) - self._effort) * TICK_S / CONTEXT_S
         ahead = at + 2 * PLAN_S  # imagery knows what comes, so it makes up for its own plan's lag
