@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from clients.rig.imagery import Imagery
 from clients.rig.screen import Glimpse
 
-TICK_S = 0.004  # between two intentions
+TICK_S = 0.005  # between two intentions
 LEAD_S = 0.15  # the movement that an intention is of lies so far ahead
 PLAN_S = 0.03  # time constant of each of two low-pass filters between want and plan
 SPARE_S = 0.2  # commands older than what is seen that are remembered
@@ -130,8 +130,8 @@ class Policy:
     def _tremble(self) -> complex:
         """A factor near 1: noise in proportion to the signal (Harris & Wolpert 1998)."""
         keep = math.exp(-TICK_S / self._habits.noise_s)
-        step = self._rng.normal(0.0, math.sqrt(1.0 - keep**2), 2)
-        self._noise = keep * self._noise + complex(step[0], step[1])
+        x, y = self._rng.standard_normal(2).tolist()
+        self._noise = keep * self._noise + math.sqrt(1.0 - keep**2) * complex(x, y)
         size = max(0.0, 1.0 + self._habits.size_noise * self._noise.real)
         turn = self._habits.turn_noise * self._noise.imag
         return size * complex(math.cos(turn), math.sin(turn))

@@ -19,7 +19,7 @@ import pytest
 
 from clients.rig.drift import Drift, Drifting
 from clients.rig.neurons import Neurons, draw_population
-from clients.rig.policy import ForwardModel, Intention
+from clients.rig.policy import TICK_S, ForwardModel, Intention
 from clients.rig.screen import Glimpse, Screen, Seen
 from clients.rig.simulated import Participant, ParticipantSettings
 from decoder.errors import SettingsError
@@ -91,8 +91,8 @@ def test_in_an_observation_block_the_movement_seen_is_imagined() -> None:
 
 def test_the_forward_model_makes_up_for_late_eyes() -> None:
     model = ForwardModel(lag_s=0.05, delay_s=0.15)
-    for tick in range(1, 75):
-        model.remember(tick * 0.004, 0.1 + 0j)
+    for tick in range(1, 60):
+        model.remember(tick * TICK_S, 0.1 + 0j)
     glimpse = Glimpse(
         time=0.0, pos=0.01j, vel=0.1 + 0j, target=None, target_since=0.0, block="closed"
     )
@@ -141,9 +141,9 @@ def test_units_that_burst_fire_soon_again_more_than_those_that_do_not() -> None:
     neurons = Neurons(population, rng)
     rest = Intention(time=0.0, pos=0j, vel=0j, acc=0j, effort=0.0, control=0.0)
     times, units = [], []
-    for tick in range(5000):
+    for tick in range(4000):
         offsets, hit = neurons.fire(rest)
-        times.append(0.004 * tick + offsets)
+        times.append(TICK_S * tick + offsets)
         units.append(hit)
     at, of = np.concatenate(times), np.concatenate(units)
 
