@@ -101,14 +101,13 @@ class Policy:
         in_control = OBSERVATION not in seen.block
         self._control += (in_control - self._control) * TICK_S / CONTEXT_S
         self._effort += (_strain(now, seen, in_control) - self._effort) * TICK_S / CONTEXT_S
-        ahead = at + 2 * PLAN_S  # imagery knows what comes, so it makes up for its own plan's lag
-        imagined = self._imagery.expect(ahead, seen)
         if in_control:
             self._forward.learn(seen)
             pos = self._forward.position(at, seen)
             want = self._toward(seen.target, pos)
-        else:
-            pos, want = imagined
+        else:  # what comes is known, so the plan's own lag is made up for
+            pos, _ = self._imagery.expect(at, seen)
+            _, want = self._imagery.expect(at + 2 * PLAN_S, seen)
         plan, acceleration = self._plan.step(want * self._tremble())
         self._forward.remember(at, plan)
         return Intention(
