@@ -112,15 +112,17 @@ class Neurons:
         self._movements = np.zeros((MEMORY, 7))  # newest first from `_newest` on
         self._newest = 0
         self._arousal, self._control = 0.0, -1.0
-        self._burst, self._adaptation = np.zeros(n), np.zeros(n)
-        self._silent_until = np.zeros(n, dtype=np.int64)
         self._step = 0
+        self._last = [-10_000] * n  # step of each unit's last spike
+        self._recent = [0.0] * n  # its spikes within about `ADAPTATION_S`, as it fired that
         self.become(population)
 
     def become(self, population: Population) -> None:
         """Other units, from now on, at the same places."""
         self.population = population
         tuning = population.tuning
+        self._bursts, self._adapts = population.burst.tolist(), population.adaptation.tolist()
+        self._highest = np.exp(np.maximum(population.burst, 0.0))
         self._behind = np.round((LEAD_S - tuning.latency_s) / TICK_S).astype(np.int64)
         self._watching = _weights(tuning, tuning.depth, 0.0)
         self._in_control = _weights(
@@ -138,46 +140,52 @@ class Neurons:
             self._weights = (1 - share) * self._watching + share * self._in_control
         keep = math.exp(-TICK_S / AROUSAL_S)
         self._arousal *= keep
-        self._arousal += self._rng.normal(0.0, math.sqrt(1 - keep**2))
+        self._arousal += math.sqrt(1 - keep**2) * self._rng.standard_normal()
         behind = self._movements[(self._newest + self._behind) % MEMORY]
         drive = (behind * self._weights).sum(axis=1)
         here = self._movements[self._newest]
         posture = self.population.posture
-        gain = np.clip(1 + posture[:, 0] * here[3] + posture[:, 1] * here[4], *POSTURE_RANGE)
-        drive *= gain * (1 + EFFORT_GAIN * intention.effort)
+        gain = 1 + posture[:, 0] * here[3] + posture[:, 1] * here[4]
+        drive *= np.minimum(np.maximum(gain, POSTURE_RANGE[0]), POSTURE_RANGE[1])
+        drive *= 1 + EFFORT_GAIN * intention.effort
         tuning = self.population.tuning
         drive += tuning.slow_gain * self._arousal
         return np.asarray(np.minimum(tuning.baseline_hz * np.exp(drive), MAX_RATE_HZ))
 
     def fire(self, intention: Intention) -> tuple[Floats, Ints]:
-        """A tick's spikes in the order of time: seconds (n,) since its start, units (n,)."""
+        """A tick's spikes in the order of time: seconds (n,) since its start, units (n,).
+
+        Spikes are drawn from the highest hazard that history allows, and thinned by the hazard
+        that it leaves (Ogata 1981): only what might be a spike costs anything.
+        """
         expected = self.rates_hz(intention) * STEP_S
         draws = self._rng.random((STEPS, len(expected)))
-        population = self.population
-        times, units = [], []
-        for step in range(STEPS):
-            self._burst *= _BURST_KEEP
-            self._adaptation *= _ADAPTATION_KEEP
-            history = population.burst * self._burst - population.adaptation * self._adaptation
-            hazard = np.minimum(expected * np.exp(history), MAX_HAZARD)
-            hit = np.flatnonzero((draws[step] < hazard) & (self._silent_until <= self._step))
-            self._step += 1
-            if len(hit) == 0:
-                continue
-            self._silent_until[hit] = self._step + REFRACTORY_STEPS
-            self._burst[hit] = 1.0
-            self._adaptation[hit] += 1.0
-            place = draws[step, hit] / hazard[hit]  # uniform, where there is a spike
-            order = np.argsort(place)
-            times.append((step + place[order]) * STEP_S)
-            units.append(hit[order])
-        if not times:
-            return np.empty(0), np.empty(0, dtype=np.int64)
-        return np.concatenate(times), np.concatenate(units)
+        maybe = np.nonzero(draws < np.minimum(expected * self._highest, MAX_HAZARD))
+        steps, units = maybe[0].tolist(), maybe[1].tolist()
+        times, fired = [], []
+        for step, unit, draw in zip(steps, units, draws[maybe].tolist(), strict=True):
+            hazard = min(MAX_HAZARD, float(expected[unit]) * self._history(unit, step))
+            if draw < hazard:
+                self._spike(unit, step)
+                times.append((step + draw / hazard) * STEP_S)  # uniform, where there is a spike
+                fired.append(unit)
+        self._step += STEPS
+        order = np.argsort(times)
+        return np.array(times)[order], np.array(fired, dtype=np.int64)[order]
 
+    def _history(self, unit: int, step: int) -> float:
+        """Factor of a unit's hazard in a step of this tick, for its own spikes before."""
+        since = self._step + step - self._last[unit]
+        if since <= REFRACTORY_STEPS:
+            return 0.0
+        burst = self._bursts[unit] * math.exp(-since * STEP_S / BURST_S)
+        recent = self._recent[unit] * math.exp(-since * STEP_S / ADAPTATION_S)
+        return math.exp(burst - self._adapts[unit] * recent)
 
-_BURST_KEEP = math.exp(-STEP_S / BURST_S)
-_ADAPTATION_KEEP = math.exp(-STEP_S / ADAPTATION_S)
+    def _spike(self, unit: int, step: int) -> None:
+        since = self._step + step - self._last[unit]
+        self._recent[unit] = 1.0 + self._recent[unit] * math.exp(-since * STEP_S / ADAPTATION_S)
+        self._last[unit] = self._step + step
 
 
 def _movement(intention: Intention) -> tuple[float, ...]:

@@ -160,7 +160,8 @@ class Process:
         return seen
 
     def _send(self, times: Floats, units: Ints) -> None:
-        events = np.stack([units, np.zeros_like(units)], axis=1).astype(np.int32)
+        events = np.zeros((len(units), 2), dtype=np.int32)
+        events[:, 0] = units
         for part in chunks(times, 0, len(times)):
             self._outlet.push_chunk(events[part], times[part].tolist())
 

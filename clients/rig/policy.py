@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from clients.rig.imagery import Imagery
 from clients.rig.screen import Glimpse
 
-TICK_S = 0.004  # between two intentions
+TICK_S = 0.005  # between two intentions
 LEAD_S = 0.15  # the movement that an intention is of lies so far ahead
 PLAN_S = 0.03  # time constant of each of two low-pass filters between want and plan
 SPARE_S = 0.2  # commands older than what is seen that are remembered
@@ -98,17 +98,16 @@ class Policy:
     def intend(self, now: float, seen: Glimpse) -> Intention:
         """The intention at `now`; call once a tick, in order."""
         at = now + LEAD_S
-        in_control = seen.block != OBSERVATION
+        in_control = OBSERVATION not in seen.block
         self._control += (in_control - self._control) * TICK_S / CONTEXT_S
         self._effort += (_strain(now, seen, in_control) - self._effort) * TICK_S / CONTEXT_S
-        ahead = at + 2 * PLAN_S  # imagery knows what comes, so it makes up for its own plan's lag
-        imagined = self._imagery.expect(ahead, seen)
         if in_control:
             self._forward.learn(seen)
             pos = self._forward.position(at, seen)
             want = self._toward(seen.target, pos)
-        else:
-            pos, want = imagined
+        else:  # what comes is known, so the plan's own lag is made up for
+            pos, _ = self._imagery.expect(at, seen)
+            _, want = self._imagery.expect(at + 2 * PLAN_S, seen)
         plan, acceleration = self._plan.step(want * self._tremble())
         self._forward.remember(at, plan)
         return Intention(
@@ -130,8 +129,8 @@ class Policy:
     def _tremble(self) -> complex:
         """A factor near 1: noise in proportion to the signal (Harris & Wolpert 1998)."""
         keep = math.exp(-TICK_S / self._habits.noise_s)
-        step = self._rng.normal(0.0, math.sqrt(1.0 - keep**2), 2)
-        self._noise = keep * self._noise + complex(step[0], step[1])
+        x, y = self._rng.standard_normal(2).tolist()
+        self._noise = keep * self._noise + math.sqrt(1.0 - keep**2) * complex(x, y)
         size = max(0.0, 1.0 + self._habits.size_noise * self._noise.real)
         turn = self._habits.turn_noise * self._noise.imag
         return size * complex(math.cos(turn), math.sin(turn))

@@ -42,6 +42,7 @@ class Glimpse:
     """The screen as it is present to somebody: complex numbers, x + iy, in m and m/s.
 
     time: of the cursor (LSL clock, s). target_since: when the target came onto the screen.
+    block: its label; the cursor moves by itself where "observation" is in it.
     """
 
     time: float
@@ -76,7 +77,7 @@ class Screen:
         for time, text in seen.markers:
             kind, _, which = text.partition(" ")
             if kind == "block" and which:
-                self._blocks.append((time, which.split()[0]))
+                self._blocks.append((time, which))
 
     def glimpse(self, *, until: float, target_until: float) -> Glimpse:
         """The cursor and block of `until`, the target of `target_until`; both must not fall."""

@@ -19,13 +19,12 @@ import pytest
 
 from clients.rig.drift import Drift, Drifting
 from clients.rig.neurons import Neurons, draw_population
-from clients.rig.policy import ForwardModel, Intention
+from clients.rig.policy import TICK_S, ForwardModel, Intention
 from clients.rig.screen import Glimpse, Screen, Seen
 from clients.rig.simulated import Participant, ParticipantSettings
 from decoder.errors import SettingsError
 from streaming.labels import COLUMNS
 from streaming.lsl import SpikeInlet
-from streaming.outlets import MAX_CHUNK_S
 from tests.clients.rig.offline import (
     DRIFT,
     RADIUS_M,
@@ -92,8 +91,8 @@ def test_in_an_observation_block_the_movement_seen_is_imagined() -> None:
 
 def test_the_forward_model_makes_up_for_late_eyes() -> None:
     model = ForwardModel(lag_s=0.05, delay_s=0.15)
-    for tick in range(1, 75):
-        model.remember(tick * 0.004, 0.1 + 0j)
+    for tick in range(1, 60):
+        model.remember(tick * TICK_S, 0.1 + 0j)
     glimpse = Glimpse(
         time=0.0, pos=0.01j, vel=0.1 + 0j, target=None, target_since=0.0, block="closed"
     )
@@ -136,15 +135,15 @@ def test_rates_and_intervals_are_those_of_units(watched: Loop) -> None:
         assert (np.diff(times[units == unit]) > 0.002).all()
 
 
-def test_spikes_cluster_more_than_chance_in_units_that_burst() -> None:
+def test_units_that_burst_fire_soon_again_more_than_those_that_do_not() -> None:
     rng = np.random.default_rng(0)
     population = draw_population(200, rng)
     neurons = Neurons(population, rng)
     rest = Intention(time=0.0, pos=0j, vel=0j, acc=0j, effort=0.0, control=0.0)
     times, units = [], []
-    for tick in range(5000):
+    for tick in range(4000):
         offsets, hit = neurons.fire(rest)
-        times.append(0.004 * tick + offsets)
+        times.append(TICK_S * tick + offsets)
         units.append(hit)
     at, of = np.concatenate(times), np.concatenate(units)
 
@@ -157,8 +156,7 @@ def test_spikes_cluster_more_than_chance_in_units_that_burst() -> None:
             expected += len(gaps) * (1 - np.exp(-0.006 * len(gaps) / 20.0))
         return found / expected
 
-    assert soon(population.burst > 0.5) > 1.3
-    assert soon(population.burst < -0.5) < 0.9
+    assert soon(population.burst > 0.5) > 1.4 * soon(population.burst < -0.5)
 
 
 def test_context_effort_and_posture_change_what_a_unit_does() -> None:
@@ -264,20 +262,24 @@ class Live:
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.output = folder / "participant.log"
-        with self.output.open("w") as output:
+        with self.output.open("w") as output, (folder / "errors.log").open("w") as errors:
             self.popen = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "clients.cli", "participant",
                  "--prefix", prefix, "--units", "96", "--seed", "1"],
-                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE, stdout=output, stderr=errors,
             )  # fmt: skip
 
     def tell(self, line: str) -> None:
         self.popen.stdin.write(line.encode() + b"\n")
         self.popen.stdin.flush()
 
+    def lines(self) -> list[str]:
+        """Whole lines so far."""
+        return self.output.read_text().rpartition("\n")[0].splitlines()
+
     def said(self, key: str) -> object:
         def look() -> dict | None:
-            lines = [json.loads(line) for line in self.output.read_text().splitlines()]
+            lines = [json.loads(line) for line in self.lines()]
             return next((line for line in lines if key in line), None)
 
         try:
@@ -294,6 +296,7 @@ def live(folder: Path, prefix: str) -> Iterator[Live]:
     finally:
         process.popen.kill()
         process.popen.wait()
+        process.popen.stdin.close()
 
 
 def kinematics(prefix: str) -> pylsl.StreamOutlet:
@@ -313,7 +316,6 @@ def test_live_it_sees_the_task_and_fires_in_chunks_at_its_time(tmp_path: Path) -
     with live(tmp_path, prefix) as process:
         ready = process.said("ready")
         assert ready["stream"] == f"{prefix}-spikes"
-        assert "sees" in process.output.read_text() or process.said("sees")
         inlet = SpikeInlet(pylsl.resolve_byprop("name", ready["stream"], timeout=10.0)[0])
         assert (inlet.kind, inlet.source_id) == ("Spikes", ready["source_id"])
         assert inlet.unit_ids == [f"elec{unit}/unit0" for unit in range(96)]
@@ -363,7 +365,3 @@ def test_live_it_waits_for_a_task_and_for_the_next_one(tmp_path: Path) -> None:
         del again
         os.kill(process.popen.pid, signal.SIGTERM)
         assert process.popen.wait(10) == 0
-
-
-def test_chunks_are_short() -> None:
-    assert MAX_CHUNK_S <= 0.005
