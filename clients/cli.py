@@ -145,7 +145,10 @@ def simulate(
     subject: Annotated[int, typer.Option(min=0, help="Which subject moves.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Which day: its units and reaches.")] = 0,
     task: Annotated[
-        str | None, typer.Option(help="center_out or random_target; the seed's choice if left out.")
+        str | None,
+        typer.Option(
+            help="center_out, random_target or steering; the seed's choice of reaches if left out."
+        ),
     ] = None,
     count: Annotated[
         int, typer.Option("--sessions", min=1, help="How many days; seeds count up from --seed.")
@@ -162,14 +165,16 @@ def simulate(
     from clients.reports import print_session, simulate_corpus
     from decoder.errors import SettingsError
     from streaming import sessions
+    from training.simulate import TASKS
     from training.simulate import simulate as make
 
-    if task not in (None, "center_out", "random_target"):
-        raise SettingsError(f"task {task!r}; expected center_out or random_target")
+    if task not in (None, *TASKS):
+        raise SettingsError(f"task {task!r}; expected {', '.join(TASKS)}")
     if count > 1:
         simulate_corpus(
             _console(stderr=True), output, count, subjects=range(subject, subject + subjects),
             n_units=total_units or units * count, minutes=minutes, seed=seed,
+            task=cast("Task | None", task),
         )  # fmt: skip
         return
     session = make(
@@ -704,10 +709,11 @@ def rig(
     preset: Annotated[str, typer.Option(help="stream or rt: the shipped decoder.")] = "stream",
     method: Annotated[
         str, typer.Option(help="auto, units, units+head, full, scratch, kalman or ridge.")
-    ] = "auto",
+    ] = "units",
     name: Annotated[str, typer.Option("--task", help="center-out, random or grid.")] = "center-out",
     trials: Annotated[int, typer.Option(min=1, help="Of each block in closed loop.")] = 64,
     seconds: Annotated[float, typer.Option(min=5.0, help="Of each calibration.")] = 40.0,
+    gain: Annotated[float, typer.Option(min=0.0, help="Factor on the decoded velocity.")] = 0.5,
     labels: Annotated[
         str,
         typer.Option(
@@ -733,7 +739,8 @@ def rig(
 
     given = {
         "preset": preset, "method": method, "task": name, "trials": trials, "seconds": seconds,
-        "labels": labels, "tick_ms": tick_ms, "drift": Drift(replaced=replaced, turned_deg=turned),
+        "labels": labels, "gain": gain, "tick_ms": tick_ms,
+        "drift": Drift(replaced=replaced, turned_deg=turned),
     }  # fmt: skip
     run_loops(
         _console(stderr=as_json), seed or [1], given, output=output, report=report, as_json=as_json

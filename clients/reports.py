@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from training.adapt import AdaptSettings
     from training.evaluate import Evaluation
     from training.pretrain import PretrainSettings
+    from training.simulate import Task
 
 
 def _facts(title: str) -> Table:
@@ -185,6 +186,7 @@ def simulate_corpus(
     n_units: int,
     minutes: float,
     seed: int,
+    task: Task | None = None,
 ) -> None:
     """Write `count` simulated sessions, `n_units` in all, in a folder a subject."""
     from training.simulate import simulate
@@ -196,6 +198,7 @@ def simulate_corpus(
                 minutes=minutes,
                 subject=subjects[day % len(subjects)],
                 seed=seed + day,
+                task=task,
             )
             sessions.save(session, folder / session.subject_id)
     console.print(

@@ -1,6 +1,7 @@
 """A simulated motor cortex: tuned units, and the reaches that they accompany.
 
-Movement is a sequence of minimum-jerk reaches (Flash & Hogan 1985) with holds. Each unit fires
+Movement is a sequence of minimum-jerk reaches (Flash & Hogan 1985) with holds, or these in turns
+with steering (`draw_movement`). Each unit fires
 as a Poisson process with a refractory period; its rate follows cosine tuning to velocity
 (Georgopoulos et al. 1982) and speed (Moran & Schwartz 1999), with terms of position and
 acceleration, some time before the movement:
@@ -16,7 +17,7 @@ It does not know about correlated noise between units, waveforms or sorting erro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 from streaming.sessions import Session, Trials, chronological_domains, sorted_spikes
 
 Floats = NDArray[np.float64]
-Task = Literal["center_out", "random_target"]
+Task = Literal["center_out", "random_target", "steering"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 STEP_S = 0.001  # rates are held for a millisecond
 KINEMATICS_RATE_HZ = 100.0
@@ -34,6 +36,10 @@ SPEED_SCALE = 0.2  # m/s; about the typical peak speed of an 8 cm reach in 0.7 s
 POSITION_SCALE = 0.08  # m
 ACCELERATION_SCALE = 1.5  # m/s^2
 WORKSPACE_M = 0.065  # targets stay within this distance of the centre, on each axis
+STEERED_S = (2.0, 8.0)  # of a stretch at one pace; all of these are drawn evenly in the logarithm
+STEERED_M_S = (0.015, 0.15)  # root mean square of its velocity, on each axis
+STEERED_TURN_S = (0.06, 0.25)  # time constant of its direction
+RETURN_HZ = 2.0  # how quickly it drifts back to the place that it keeps to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +84,23 @@ class Movement:
 
 
 def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: float) -> Movement:
-    """Minimum-jerk reaches with holds; `pace` scales this subject's reach durations."""
+    """Minimum-jerk reaches with holds; `pace` scales this subject's reach durations.
+
+    `steering` has two such reaches to random targets between stretches in which the cursor is
+    steered at any speed, as by somebody who corrects what a decoder does: who has only learned
+    reaches and rests decodes nothing else, and takes slow corrections for rest.
+    """
     pos = np.zeros((n_steps, 2))
     here = np.zeros(2)
     starts, ends, targets = [], [], []
     step = 0
     outward = True
     while step < n_steps:
+        if task == "steering" and len(targets) % 2 == 0:
+            stretch = _steered(here, rng)
+            room = max(0, min(len(stretch), n_steps - step))
+            pos[step : step + room] = stretch[:room]
+            step, here = step + len(stretch), stretch[-1]
         hold = int(rng.uniform(0.2, 0.6) / STEP_S)
         pos[step : step + hold] = here
         begin = step
@@ -114,8 +130,29 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
     return Movement(pos=pos, vel=vel, acc=acc, trials=trials)
 
 
+def _steered(here: Floats, rng: np.random.Generator) -> Floats:
+    """Positions (n, 2) of one stretch: noise that was low-passed twice is its velocity, which
+    begins and ends at rest, and it keeps to some place."""
+    seconds, speed, turn_s = (
+        float(np.exp(rng.uniform(*np.log(between))))
+        for between in (STEERED_S, STEERED_M_S, STEERED_TURN_S)
+    )
+    n, place = int(seconds / STEP_S), rng.uniform(-WORKSPACE_M, WORKSPACE_M, 2)
+    keep = np.exp(-STEP_S / turn_s)
+    noise = 2 * speed * np.sqrt(turn_s / STEP_S) * rng.standard_normal((n, 2))
+    rests = np.minimum(1.0, np.minimum(np.arange(n), np.arange(n)[::-1]) * STEP_S / 0.2)
+    pos, first, vel = here.copy(), np.zeros(2), np.zeros(2)
+    path = np.empty((n, 2))
+    for i in range(n):
+        first += (1 - keep) * (noise[i] + RETURN_HZ * (place - pos) - first)
+        vel += (1 - keep) * (first - vel)
+        pos += STEP_S * rests[i] * vel
+        path[i] = pos
+    return path
+
+
 def _next_target(task: Task, outward: bool, rng: np.random.Generator) -> Floats:
-    if task == "random_target":
+    if task != "center_out":
         return rng.uniform(-WORKSPACE_M, WORKSPACE_M, 2)
     if not outward:
         return np.zeros(2)

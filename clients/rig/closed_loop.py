@@ -26,7 +26,7 @@ from clients.rig.score import BlockScore, score_trials
 from clients.rig.trial import Trial, read_trials
 from decoder.errors import SettingsError, TrainingError
 from server.children import Child
-from server.schemas import Calibration, CalibrationRequest, Labels, Method
+from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels, Method
 
 READY_S = 30.0
 MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
@@ -42,16 +42,19 @@ class LoopSettings:
     method: of both calibrations. trials: of each closed-loop block. seconds: of each calibration.
     labels: of the recalibration; `kinematics` collects an observation block, the others learn from
     closed loop with the decoder that drift has spoilt.
+    gain: of the daemon's output filters. Half of what was meant is easier to steer than all of it
+    (docs/RIG.md): noise counts half, and whoever steers makes up for it by wanting more.
     """
 
     folder: Path
     seed: int = 1
     preset: str = "stream"
-    method: Method = "auto"
+    method: Method = "units"  # others learn from 40 s of reaches that all else is rest
     task: str = "center-out"
     trials: int = 64
     seconds: float = 40.0
     labels: Labels = "kinematics"
+    gain: float = 0.5
     drift: Drift = DRIFT
     tick_ms: float = 10.0
     delay_ms: float = 150.0
@@ -79,6 +82,7 @@ class LoopResult:
             "preset": self.settings.preset,
             "method": self.settings.method,
             "labels": self.settings.labels,
+            "gain": self.settings.gain,
             "phases": {phase: score.as_dict() for phase, score in self.scores.items()},
             "calibrations": [c.model_dump(mode="json") for c in self.calibrations],
         }
@@ -153,6 +157,8 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
             VOLITION_TICK_MS=str(settings.tick_ms), **variables,
         )  # fmt: skip
         ends.enter_context(server)
+        with server.client() as client:
+            client.set_filters(FiltersPatch(gain=settings.gain))
         task = Child(
             "clients.cli", "task", settings.task, "--lines", "--prefix", prefix,
             "--address", server.address, "--log", str(folder / "trials.jsonl"),

@@ -11,7 +11,7 @@ import pytest
 
 from streaming.sessions import Session, check
 from training.baselines import ridge_score
-from training.simulate import REFRACTORY_S, WORKSPACE_M, simulate
+from training.simulate import REFRACTORY_S, TASKS, WORKSPACE_M, simulate
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,12 +63,28 @@ def test_no_unit_fires_within_its_refractory_period(session: Session) -> None:
         assert intervals.min() > REFRACTORY_S
 
 
-@pytest.mark.parametrize("task", ["center_out", "random_target"])
+@pytest.mark.parametrize("task", TASKS)
 def test_the_cursor_reaches_each_target_by_its_trials_end(task: str) -> None:
     moved = simulate(n_units=2, minutes=1.0, subject=1, seed=5, task=task)
     last = np.searchsorted(moved.cursor_times, moved.trials.intervals[:, 1] - 1e-9) - 1
     np.testing.assert_allclose(moved.cursor_pos[last], moved.trials.target_pos, atol=2e-3)
     assert np.abs(moved.trials.target_pos).max() <= max(WORKSPACE_M, 0.08)
+
+
+def test_steering_has_slow_movement_that_reaches_lack() -> None:
+    """Away from rest: what corrects is slower than the middle of a reach, and goes anywhere."""
+    slow_share = {}
+    for task in ("center_out", "steering"):
+        moved = simulate(n_units=2, minutes=4.0, subject=1, seed=5, task=task)
+        speed = np.linalg.norm(moved.cursor_vel, axis=1)
+        slow_share[task] = ((speed > 0.02) & (speed < 0.08)).mean()
+    assert slow_share["steering"] > 2 * slow_share["center_out"]
+
+
+def test_a_steered_cursor_does_not_jump_and_stays_near() -> None:
+    moved = simulate(n_units=2, minutes=4.0, subject=1, seed=5, task="steering")
+    assert np.abs(moved.cursor_pos).max() < 0.2
+    assert np.abs(np.diff(moved.cursor_vel, axis=0)).max() < 0.1
 
 
 def test_activity_comes_before_movement(session: Session) -> None:
