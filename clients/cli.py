@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from streaming.sessions import Split
     from training.adapt import Method
     from training.labels import Labels
-    from training.simulate import Task
 
 S = TypeVar("S", bound="BaseSettings")
 
@@ -174,12 +173,12 @@ def simulate(
         simulate_corpus(
             _console(stderr=True), output, count, subjects=range(subject, subject + subjects),
             n_units=total_units or units * count, minutes=minutes, seed=seed,
-            task=cast("Task | None", task),
+            task=task,
         )  # fmt: skip
         return
     session = make(
         n_units=total_units or units, minutes=minutes, subject=subject, seed=seed,
-        task=cast("Task | None", task),
+        task=task,
     )  # fmt: skip
     path = sessions.save(session, output)
     print_session(_console(), session, path)

@@ -36,7 +36,7 @@ SPEED_SCALE = 0.2  # m/s; about the typical peak speed of an 8 cm reach in 0.7 s
 POSITION_SCALE = 0.08  # m
 ACCELERATION_SCALE = 1.5  # m/s^2
 WORKSPACE_M = 0.065  # targets stay within this distance of the centre, on each axis
-STEERED_S = (2.0, 8.0)  # of a stretch at one pace; all of these are drawn evenly in the logarithm
+STEERED_S = (4.0, 16.0)  # of a stretch at one pace; all of these are drawn evenly in the logarithm
 STEERED_M_S = (0.015, 0.15)  # root mean square of its velocity, on each axis
 STEERED_TURN_S = (0.06, 0.25)  # time constant of its direction
 RETURN_HZ = 2.0  # how quickly it drifts back to the place that it keeps to
@@ -92,7 +92,9 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
     """
     pos = np.zeros((n_steps, 2))
     here = np.zeros(2)
-    starts, ends, targets = [], [], []
+    starts: list[float] = []
+    ends: list[float] = []
+    targets: list[Floats] = []
     step = 0
     outward = True
     while step < n_steps:

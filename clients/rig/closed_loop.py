@@ -49,7 +49,7 @@ class LoopSettings:
     folder: Path
     seed: int = 1
     preset: str = "stream"
-    method: Method = "units"  # others learn from 40 s of reaches that all else is rest
+    method: Method = "units"  # `full` learns from reaches alone: offline it scores more
     task: str = "center-out"
     trials: int = 64
     seconds: float = 40.0
