@@ -78,7 +78,9 @@ def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
 ) -> None:
     name = tiny.session.session_id
     settings = RecordSettings(
-        spikes=StreamQuery(name=stream_of(tiny)), kinematics=f"{name}-kinematics"
+        spikes=StreamQuery(name=stream_of(tiny)),
+        kinematics=f"{name}-kinematics",
+        markers=f"{name}-markers",
     )
     first = Recorder(tmp_path, "today", settings)
     first.start()
