@@ -121,7 +121,8 @@ class Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with contextlib.suppress(json.JSONDecodeError):
-                self._said.put(json.loads(line))
+        with self._process.stdout as lines:
+            for line in lines:
+                with contextlib.suppress(json.JSONDecodeError):
+                    self._said.put(json.loads(line))
         self._said.put(None)

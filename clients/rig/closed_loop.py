@@ -166,7 +166,8 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
         )  # fmt: skip
         ends.callback(task.stop)
         task.wait_for("ready", READY_S)
-        participant.wait_for("sees", READY_S)
+        for _ in ("kinematics", "markers"):
+            participant.wait_for("sees", READY_S)
         yield Loop(settings, participant, server, task, prefix)
 
 

@@ -164,7 +164,8 @@ def test_a_full_disk_ends_a_calibration_with_what_to_do(
     order = {
         "folder": str(tmp_path / "data"), "session": "full", "seconds": 60.0, "subject": "x",
         "spikes_kind": "Spikes", "spikes": f"{unseen.session_id}-spikes",
-        "kinematics": f"{unseen.session_id}-kinematics", "markers": None, "wait_s": 10.0,
+        "kinematics": f"{unseen.session_id}-kinematics", "markers": f"{unseen.session_id}-markers",
+        "wait_s": 10.0,
         "resume": False,
     }  # fmt: skip
     (tmp_path / "data").mkdir()

@@ -16,7 +16,7 @@ from clients.control import ProblemError
 from clients.demo import BUNDLES
 from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
-from server.calibration import doubts
+from server.job import doubts
 from server.schemas import CalibrationRequest, FiltersPatch, Scores
 from streaming.sessions import Session
 from streaming.settings import RESTARTED

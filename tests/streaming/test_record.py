@@ -78,7 +78,9 @@ def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
 ) -> None:
     name = tiny.session.session_id
     settings = RecordSettings(
-        spikes=StreamQuery(name=stream_of(tiny)), kinematics=f"{name}-kinematics"
+        spikes=StreamQuery(name=stream_of(tiny)),
+        kinematics=f"{name}-kinematics",
+        markers=f"{name}-markers",
     )
     first = Recorder(tmp_path, "today", settings)
     first.start()
@@ -95,7 +97,7 @@ def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
     session = sessions.check(read_recording(tmp_path / "today.recording"))
     assert session.unit_ids == tiny.session.unit_ids
     assert len(session.domain) == 2  # what was between was not recorded
-    assert sessions.duration_s(session.domain) == pytest.approx(again.labelled_s, abs=0.1)
+    assert sessions.duration_s(session.domain) == pytest.approx(again.labelled_s, abs=0.5)
     assert again.labelled_s >= 4.0
 
 

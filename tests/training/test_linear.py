@@ -106,7 +106,7 @@ def test_a_calibration_by_it_remembers_the_base(tiny, bundle, tmp_path: Path, ca
     kind = bundle.manifest.family
     today = replace(simulate(n_units=30, minutes=1.0, subject=4, seed=9), session_id="today")
     order = worker.Order(
-        session=str(sessions.save(today, tmp_path)), base=str(tiny.bundle.path), active=None,
+        session=str(sessions.save(today, tmp_path)), active=None,
         output=str(tmp_path / "candidate.bundle"), method=kind, labels="kinematics",
         allowed_s=10.0, seed=0,
     )  # fmt: skip

@@ -1,0 +1,306 @@
+"""One calibration at work: collect labelled data, learn today's units, score, swap.
+
+    collecting -> training -> [shadowing] -> promoting -> promoted | rejected | ready
+                                             (or failed, cancelled, interrupted, at any point)
+
+The daemon decodes on, undisturbed: collecting, learning and shadowing are processes of their own
+(`server.children`). Its folder has its data.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+
+from decoder.errors import SessionError, StreamError, VolitionError
+from server.children import Child
+from server.daemon import Supervisor
+from server.journal import Journal, JournalError, now
+from server.problems import ConflictError, NotFoundError, problem_of
+from server.registry import Entry, Registry
+from server.schemas import RUNNING, Calibration, Scores, State
+from server.settings import ServerSettings
+
+log = logging.getLogger("volition.server")
+
+WAIT_FOR_STREAMS_S = 3.0
+SAVE_EVERY_S = 1.0
+LEAST_R2 = 0.1  # below it a decoder is lost: shuffled labels give about 0
+# Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
+# within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
+ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
+
+
+class Job:
+    """A calibration that runs, in a thread of its own."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        key: str | None,
+        *,
+        settings: ServerSettings,
+        journal: Journal,
+        supervisor: Supervisor,
+        registry: Registry,
+        who: str,
+        resume: bool = False,
+    ) -> None:
+        self.calibration = calibration
+        self._key, self._who, self._resume = key, who, resume
+        self._settings, self._journal = settings, journal
+        self._supervisor, self._registry = supervisor, registry
+        self.folder = settings.calibrations / calibration.id
+        self._cancelled = threading.Event()
+        self._children: list[Child] = []
+        self._starting = threading.Lock()
+        self._collector: Child | None = None
+        self._saved_at = 0.0
+        self._collected_at = 0.0
+        self._thread = threading.Thread(target=self._run, name=calibration.id, daemon=True)
+
+    @property
+    def runs(self) -> bool:
+        return self.calibration.state in RUNNING
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def finish(self, *, who: str) -> None:
+        """Collect no more; go on with what is there."""
+        if self.calibration.state != "collecting" or self._collector is None:
+            raise ConflictError(
+                f"{self.calibration.id} is {self.calibration.state}; only a calibration that "
+                "collects can be finished"
+            )
+        self._journal.note(who, "calibration", id=self.calibration.id, state="finish")
+        self._collector.tell(finish=True)
+
+    def cancel(self, *, who: str) -> None:
+        """End it, whatever it does but a swap that has begun, and wait until it has."""
+        self._who = who
+        self._cancelled.set()
+        with self._starting:
+            for child in self._children:
+                child.kill()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def save(self) -> None:
+        """Into the journal, as it stands."""
+        self._saved_at = time.monotonic()
+        self._journal.save_calibration(
+            self.calibration.id, self._key, self.calibration.model_dump_json()
+        )
+
+    def _run(self) -> None:
+        try:
+            self._calibrate()
+        except VolitionError as error:
+            self._failed(error)
+        except OSError as error:
+            self._failed(SessionError(f"{self.folder}: can't be written ({error}); make room"))
+        except Exception as error:
+            log.exception("calibration %s", self.calibration.id)
+            self._failed(VolitionError(f"a fault of ours: {error!r}"))
+        finally:
+            for child in self._children:
+                child.stop()
+
+    def _failed(self, error: VolitionError) -> None:
+        if self._cancelled.is_set():
+            self._enter("cancelled")
+            return
+        self.calibration.problem = problem_of(error)
+        lost = self.calibration.state == "collecting" and isinstance(error, StreamError)
+        self._enter("interrupted" if lost and self.calibration.collected_s > 0 else "failed")
+
+    def _enter(self, state: State) -> None:
+        if state not in RUNNING:
+            self.calibration.ended = now()
+        self.calibration.state = state
+        try:
+            self.save()
+            self._journal.note(self._who, "calibration", id=self.calibration.id, state=state)
+        except JournalError as error:  # what was collected and learned counts, not the record
+            log.error("%s", error)
+
+    def _child(self, module: str) -> Child:
+        with self._starting:
+            if self._cancelled.is_set():
+                raise ConflictError("cancelled")
+            child = Child(module, log=self._settings.logs / f"{module}.log")
+            self._children.append(child)
+        return child
+
+    def _calibrate(self) -> None:
+        base = self._base()
+        self.calibration.base = base.manifest.decoder_id
+        self.calibration.before = self._active()
+        trainer = self._child("training.worker")
+        trainer.tell(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
+        session = self._collect(trainer)
+        self._enter("training")
+        self._learn(trainer, session, ALLOWED_S[base.manifest.family])
+        if self.calibration.request.shadow:
+            self._enter("shadowing")
+            self._shadow()
+        self._enter("promoting")
+        self._decide()
+
+    def _base(self) -> Entry:
+        """The decoder that learning begins from."""
+        asked = self.calibration.request.base
+        entry = self._pretrained() if asked is None else self._registry.get(asked)
+        if entry.manifest.family not in ALLOWED_S:
+            raise ConflictError(
+                f"{entry.manifest.decoder_id} is a {entry.manifest.family} decoder, which nothing "
+                f"can be learned from; name a base of family {' or '.join(ALLOWED_S)}"
+            )
+        return entry
+
+    def _pretrained(self) -> Entry:
+        """What was pretrained and the active decoder came from, no recalibration of it.
+
+        Where that is not in the registry, the recalibration: it has all weights too.
+        """
+        active = self._active()
+        if active is None:
+            raise ConflictError("there is no decoder to begin from; register one, or name a base")
+        entry = self._registry.get(active)
+        base = entry.manifest.provenance.get("base")
+        if base is None:
+            return entry
+        try:
+            return self._registry.get(str(base))
+        except NotFoundError:
+            return entry
+
+    def _active(self) -> str | None:
+        """The decoder in use, or that will be when a daemon runs again."""
+        status = self._supervisor.status
+        return status.decoder if status else self._supervisor.wanted.active
+
+    def _collect(self, trainer: Child) -> str:
+        """Returns the session's file. A trainer that can't work ends it at once."""
+        request = self.calibration.request
+        if (whole := list(self.folder.glob("*.h5"))) and self._resume:
+            return str(whole[0])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        query, status = self._supervisor.wanted.input, self._supervisor.status
+        decoded = status.stream if status is not None else None
+        collector = self._child("server.collect")
+        collector.tell(
+            folder=str(self.folder.absolute()),
+            session=self.calibration.id,
+            seconds=request.seconds,
+            subject=request.subject,
+            spikes_kind=query.kind,
+            spikes=request.spikes or decoded or query.name,
+            kinematics=request.kinematics,
+            markers=request.markers,
+            wait_s=WAIT_FOR_STREAMS_S,
+            resume=self._resume,
+        )
+        self._collector = collector
+        for message in collector.messages():
+            if "done" in message:
+                return str(message["done"])
+            self.calibration.collected_s = float(message["collected"])
+            self.calibration.spikes = int(message["spikes"])
+            self._collected_at = time.monotonic()
+            trainer.check()
+            if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                self.save()
+        raise AssertionError("messages end with `done`, or raise")
+
+    def _learn(self, trainer: Child, session: str, allowed_s: float) -> None:
+        request = self.calibration.request
+        decoder = self._active()
+        active = self._registry.get(decoder).path if decoder else None
+        self.calibration.before = decoder
+        candidate = self.folder / "candidate.bundle"
+        trainer.tell(
+            session=session,
+            active=str(active.absolute()) if active else None,
+            output=str(candidate.absolute()),
+            method=request.method,
+            labels=request.labels,
+            allowed_s=request.allowed_s or allowed_s,
+            seed=request.seed,
+        )
+        for message in trainer.messages():
+            if "phase" in message:
+                self.calibration.phase = str(message["phase"])
+                self.calibration.share = float(message["share"])
+            elif "done" in message:
+                made = message["done"]
+                self.calibration.held_out = Scores(**made["scores"])
+                self.calibration.method = made["method"]
+        entry = self._registry.add(candidate)
+        shutil.rmtree(candidate, ignore_errors=True)
+        self.calibration.candidate = entry.manifest.decoder_id
+
+    def _shadow(self) -> None:
+        status = self._supervisor.status
+        if status is None or status.stream is None:
+            raise ConflictError("no daemon decodes a stream; nothing to decode beside")
+        request = self.calibration.request
+        assert self.calibration.candidate is not None
+        shadow = self._child("server.shadow")
+        shadow.tell(
+            active=str(self._registry.get(status.decoder).path.absolute()),
+            candidate=str(self._registry.get(self.calibration.candidate).path.absolute()),
+            seconds=request.shadow_s,
+            spikes=status.stream,
+            kinematics=request.kinematics,
+        )
+        for message in shadow.messages():
+            scores = message.get("scores") or message["done"]
+            self.calibration.live = Scores(**scores)
+
+    def _decide(self) -> None:
+        """Promote the candidate if it is better, and if it is for us to do so."""
+        calibration, promote = self.calibration, self.calibration.request.promote
+        assert calibration.candidate is not None
+        against = doubts(calibration.held_out, calibration.live)
+        state: State = "rejected" if against else "ready"
+        calibration.verdict = "; ".join(against)
+        if not against and promote == "auto":
+            if self._active() != calibration.before:  # it was never compared with this one
+                calibration.verdict = f"{self._active()} was activated meanwhile; compare with it"
+            elif self._cancelled.is_set():
+                raise ConflictError("cancelled")
+            else:
+                who = f"{self._who}, {calibration.id}"
+                self._supervisor.activate(calibration.candidate, who=who)
+                state = "promoted"
+        if self._collected_at:
+            calibration.took_s = time.monotonic() - self._collected_at
+        self._enter(state)
+
+
+def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
+    """What speaks against a candidate. Better than a decoder that is lost isn't good enough."""
+    against = []
+    for where, scores in (("the held-out fifth", held_out), ("the live stream", live)):
+        if scores is None:
+            continue
+        if scores.candidate is None or not scores.candidate >= LEAST_R2:  # NaN isn't either
+            against.append(
+                f"R² {_text(scores.candidate)} on {where}, expected {LEAST_R2:g} or more: spikes "
+                "and labels have little to do with each other: check both streams, collect longer"
+            )
+        elif scores.active is not None and not scores.candidate > scores.active:
+            against.append(
+                f"R² {_text(scores.candidate)} on {where}, the active decoder has "
+                f"{_text(scores.active)}"
+            )
+    return against
+
+
+def _text(score: float | None) -> str:
+    return "unknown" if score is None else f"{score:.3f}"

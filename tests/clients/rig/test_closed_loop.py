@@ -1,0 +1,31 @@
+"""The whole loop, in processes of its own: calibrated, steered, drifted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from clients.rig.closed_loop import LoopSettings, running_loop
+from clients.rig.score import score_trials
+from clients.rig.trial import read_trials
+
+
+def test_a_participant_steers_with_a_decoder_of_its_own_units_until_they_drift(
+    tmp_path: Path,
+) -> None:
+    settings = LoopSettings(folder=tmp_path, seed=1, trials=3, seconds=25.0, method="units")
+    with running_loop(settings) as loop:
+        calibration = loop.calibrate()
+        loop.steer("calibrated")
+        loop.drift()
+        loop.steer("drifted")
+        with loop.server.client() as client:
+            assert client.status().daemon.state == "decoding"
+    trials = read_trials(tmp_path / "trials.jsonl")
+    closed = [trial for trial in trials if trial.mode == "closed"]
+    assert {trial.decoder for trial in closed} == {calibration.candidate}
+    scores = {score.block: score for score in score_trials(closed)}
+    assert (scores["calibrated"].trials, scores["drifted"].trials) == (3, 3)
+    moved = [np.ptp(trial.path, axis=0).max() for trial in closed if trial.counts]
+    assert max(moved) > 0.03
