@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
 from decoder.bundle import open_bundle
@@ -18,6 +20,7 @@ def calibrated(server: Server, session: Session, **given: object) -> Calibration
         return list(client.calibrate(request_for(session, **given)))[-1]
 
 
+@pytest.mark.slow
 def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one(
     server: Server, unseen: Session, play: Play
 ) -> None:
