@@ -178,7 +178,7 @@ def score(live: LiveFrames, session: Session) -> LiveScore:
     arrival = (np.array(live.arrived) - [f.window_end for f in live.frames]) * 1e3
     arrival = arrival[-len(during) :]
     p50, p95, p99, p999 = np.percentile(arrival, (50, 95, 99, 99.9))
-    late, ticks = _late_ticks(live, during)
+    late, ticks = late_ticks(during)
     return LiveScore(
         r2_x=fit.r2_x,
         r2_y=fit.r2_y,
@@ -214,7 +214,7 @@ def decoded_velocity(live: LiveFrames, session: Session, window_s: float) -> tup
     return times[counts], velocity[counts]
 
 
-def _late_ticks(live: LiveFrames, during: list[wire.CursorFrame]) -> tuple[int, int]:
+def late_ticks(during: list[wire.CursorFrame]) -> tuple[int, int]:
     """Deadlines that passed without a frame, and all deadlines, from the grid of window ends."""
     ends = np.array([frame.window_end for frame in during])
     steps = np.diff(ends)

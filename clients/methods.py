@@ -11,10 +11,7 @@ file, stands beside them.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-import threading
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -24,13 +21,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clients import live
-from clients.recalibration import LEAD_S, LONGEST_LEARNING_S, EnoughError, Server
+from clients.recalibration import recalibrate
 from decoder.bundle import open_bundle
 from decoder.errors import StreamError
-from server.schemas import Calibration, CalibrationRequest, Method
-from streaming import sessions, wire
-from streaming.replay import ReplaySettings
+from server.schemas import CalibrationRequest, Method
+from streaming import sessions
 from streaming.sessions import Session
 
 TICK_S = 0.01
@@ -69,47 +64,27 @@ def main(
 
 def calibrated(bundle: Path, session: Session, seconds: float, method: str, allow: float) -> Row:
     """One calibration through the interface, and the score of what it made."""
-    prefix = f"volition-methods-{os.getpid()}"
     request = CalibrationRequest(
         seconds=seconds, method=method, promote="never", allowed_s=allow,  # type: ignore[arg-type]
-        kinematics=f"{prefix}-kinematics", markers=f"{prefix}-markers",
     )  # fmt: skip
-    settings = ReplaySettings(
-        split="train", seconds=seconds + LONGEST_LEARNING_S, wait_for_consumer=True, lead_s=LEAD_S,
-        name_prefix=prefix,
-    )  # fmt: skip
-    ended: list[Calibration] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = sessions.save(session, folder)
-        with Server(bundle, folder / "home", f"{prefix}-spikes") as server:
-
-            def ask() -> None:
-                with server.client() as client:
-                    ended.extend(list(client.calibrate(request))[-1:])
-
-            asking = threading.Thread(target=ask, daemon=True)
-
-            def see(frame: wire.CursorFrame, frames: live.LiveFrames) -> None:
-                if not asking.ident:
-                    asking.start()
-                if asking.ident and not asking.is_alive():
-                    raise EnoughError
-
-            with suppress(EnoughError):
-                live.collect(path, settings, server.address, see)
-            if not ended or ended[0].candidate is None:
-                raise StreamError(f"{method} on {seconds:g} s: {ended[0].problem if ended else ''}")
-            made = folder / "home" / "decoders" / f"{ended[0].candidate}.bundle"
-            score = domain_r2(made, session)
-    held_out = ended[0].held_out
+        flow = recalibrate(
+            bundle, session, request, folder, before_s=0.0, after_s=0.0, split="train"
+        )
+        ended = flow.calibration
+        if ended is None or ended.candidate is None:
+            raise StreamError(f"{method} on {seconds:g} s: {ended.problem if ended else ''}")
+        made = folder / "home" / "decoders" / f"{ended.candidate}.bundle"
+        score = domain_r2(made, session)
+    held_out = ended.held_out
     return {
         "method": method,
         "seconds": seconds,
         "r2": round(score, 3),
-        "chosen": ended[0].method,
+        "chosen": ended.method,
         "held_out": round(held_out.candidate or np.nan, 3) if held_out else None,
-        "took_s": round(ended[0].took_s or np.nan, 1),
+        "took_s": round(ended.took_s or np.nan, 1),
     }
 
 

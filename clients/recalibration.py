@@ -33,7 +33,7 @@ from decoder.errors import StreamError, VolitionError
 from server.schemas import Calibration, CalibrationRequest
 from streaming import sessions, wire
 from streaming.replay import ReplaySettings
-from streaming.sessions import Session
+from streaming.sessions import Session, Split
 
 UNSEEN = 9  # a simulated subject; the shipped decoders know 0 to 3
 SHIPPED = {"stream": "possm", "rt": "poyo"}
@@ -150,13 +150,12 @@ class Flow:
     def ticks(self, start: float, end: float) -> dict[str, float]:
         """Ticks between two times, those missed, and those that came a tick late or later."""
         frames = [frame for frame in self.frames.frames if start <= frame.window_end < end]
-        ends = np.array([frame.window_end for frame in frames])
-        tick_s = float(np.median(np.diff(ends)))
-        n_ticks = round(float(ends[-1] - ends[0]) / tick_s) + 1
+        missed, n_ticks = live.late_ticks(frames)
+        tick_s = float(np.median(np.diff([frame.window_end for frame in frames])))
         latency = np.array([frame.latency_ms for frame in frames])
         return {
             "ticks": n_ticks,
-            "missed": n_ticks - len(frames),
+            "missed": missed,
             "late": int((latency > 1e3 * tick_s).sum()),
             "latency_p50_ms": float(np.percentile(latency, 50)),
             "latency_p999_ms": float(np.percentile(latency, 99.9)),
@@ -185,7 +184,7 @@ class Flow:
         }
 
 
-class EnoughError(Exception):
+class _EnoughError(Exception):
     """What was to be seen was seen."""
 
 
@@ -197,11 +196,12 @@ def recalibrate(
     *,
     before_s: float = BEFORE_S,
     after_s: float = AFTER_S,
+    split: Split = "all",
     **variables: str,
 ) -> Flow:
     """Decode a session live with a bundle, recalibrate by request, decode on.
 
-    before_s, after_s: valid seconds before the request, and after its end.
+    before_s, after_s: valid seconds before the request, and after its end. split: what is played.
     Raises what the calibration's client raises, StreamError where nothing streams.
     """
     prefix = f"volition-flow-{os.getpid()}"
@@ -210,6 +210,7 @@ def recalibrate(
         update={"kinematics": f"{prefix}-kinematics", "markers": f"{prefix}-markers"}
     )
     settings = ReplaySettings(
+        split=split,
         seconds=before_s + request.seconds + LONGEST_LEARNING_S + after_s,
         wait_for_consumer=True,
         lead_s=LEAD_S,
@@ -225,9 +226,9 @@ def recalibrate(
                 asking.start()
             ended = max(flow.times.values(), default=np.inf) if not asking.is_alive() else np.inf
             if asking.ident and frame.window_end > ended + after_s:
-                raise EnoughError
+                raise _EnoughError
 
-        with suppress(EnoughError):
+        with suppress(_EnoughError):
             live.collect(path, settings, server.address, see)
         if flow.problem is not None:
             raise flow.problem

@@ -1,4 +1,4 @@
-"""Spikes out over LSL: what describes them, and the chunks that they leave in (docs/STREAMS.md)."""
+"""Streams out over LSL: what describes them, and spikes' chunks (docs/STREAMS.md)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pylsl
 from numpy.typing import NDArray
+
+from streaming.labels import KINEMATICS, MARKERS
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +27,21 @@ def spikes_info(name: str, source_id: str, unit_ids: Sequence[str]) -> pylsl.Str
         unit.append_child_value("channel", str(index))
         unit.append_child_value("unit", "0")
     return info
+
+
+def kinematics_info(
+    name: str, source_id: str, labels: Sequence[str], rate_hz: float
+) -> pylsl.StreamInfo:
+    """Description of a stream of kinematics in metres and m/s. labels: of `labels.COLUMNS`."""
+    info = pylsl.StreamInfo(name, KINEMATICS, len(labels), rate_hz, pylsl.cf_double64, source_id)
+    info.set_channel_labels(list(labels))
+    info.set_channel_units(["m/s" if label.startswith("vel") else "m" for label in labels])
+    return info
+
+
+def markers_info(name: str, source_id: str) -> pylsl.StreamInfo:
+    """Description of a stream of markers."""
+    return pylsl.StreamInfo(name, MARKERS, 1, 0.0, pylsl.cf_string, source_id)
 
 
 def chunks(times: Floats, first: int, last: int) -> Iterator[slice]:

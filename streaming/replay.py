@@ -202,26 +202,11 @@ def spikes_info(session: Session, prefix: str) -> pylsl.StreamInfo:
 def kinematics_info(session: Session, prefix: str) -> pylsl.StreamInfo:
     """Description of the kinematics stream."""
     rate_hz = 1.0 / float(np.median(np.diff(session.cursor_times)))
-    info = pylsl.StreamInfo(
-        f"{prefix}-kinematics",
-        "Kinematics",
-        len(KINEMATICS_LABELS),
-        rate_hz,
-        pylsl.cf_double64,
-        f"volition-replay-{prefix}-kinematics",
-    )
-    info.set_channel_labels(list(KINEMATICS_LABELS))
-    info.set_channel_units(["m", "m", "m/s", "m/s"])
-    return info
+    name = f"{prefix}-kinematics"
+    return outlets.kinematics_info(name, f"volition-replay-{name}", KINEMATICS_LABELS, rate_hz)
 
 
 def markers_info(session: Session, prefix: str) -> pylsl.StreamInfo:
     """Description of the marker stream."""
-    return pylsl.StreamInfo(
-        f"{prefix}-markers",
-        "Markers",
-        1,
-        0.0,
-        pylsl.cf_string,
-        f"volition-replay-{prefix}-markers",
-    )
+    name = f"{prefix}-markers"
+    return outlets.markers_info(name, f"volition-replay-{name}")

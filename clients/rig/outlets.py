@@ -8,25 +8,22 @@ import pylsl
 
 from clients.rig.cursor import Cursor
 from clients.rig.workspace import Target
-from streaming.labels import COLUMNS, KINEMATICS, MARKERS
+from streaming import outlets
+from streaming.labels import COLUMNS
 
 NOWHERE = (math.nan, math.nan)  # the target's place while there is none
-UNITS = ["m", "m", "m/s", "m/s", "m", "m"]
 
 
 class TaskOutlets:
     """`{prefix}-kinematics` at `rate_hz` and `{prefix}-markers`; both keep their source_id."""
 
     def __init__(self, prefix: str, rate_hz: float) -> None:
-        name, source = f"{prefix}-kinematics", f"volition-task-{prefix}-kinematics"
-        info = pylsl.StreamInfo(name, KINEMATICS, 6, rate_hz, pylsl.cf_double64, source)
-        info.set_channel_labels(list(COLUMNS))
-        info.set_channel_units(UNITS)
-        self._kinematics = pylsl.StreamOutlet(info)
-        name, source = f"{prefix}-markers", f"volition-task-{prefix}-markers"
-        self._markers = pylsl.StreamOutlet(
-            pylsl.StreamInfo(name, MARKERS, 1, 0.0, pylsl.cf_string, source)
+        name = f"{prefix}-kinematics"
+        self._kinematics = pylsl.StreamOutlet(
+            outlets.kinematics_info(name, f"volition-task-{name}", COLUMNS, rate_hz)
         )
+        name = f"{prefix}-markers"
+        self._markers = pylsl.StreamOutlet(outlets.markers_info(name, f"volition-task-{name}"))
 
     def heard(self) -> bool:
         """Whether somebody listens to the kinematics."""
