@@ -82,7 +82,7 @@ class Collector:
         if self.abandoned and not self.finish:
             return None
         say(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
-        session = read_recording(self._recorder.path)
+        session = read_recording(self._recorder.path, cut=False)
         check_calibration(session)
         return sessions.save(session, Path(self.order.folder))
 

@@ -249,8 +249,10 @@ def _records(kind: np.dtype[np.void], times: Floats, values: Floats | Ints) -> b
     return records.tobytes()
 
 
-def read_recording(path: Path | str) -> Session:
-    """A recording as a session, its domains cut 70/10/20; SessionError where too little is there.
+def read_recording(path: Path | str, *, cut: bool = True) -> Session:
+    """A recording as a session; SessionError where too little is there.
+
+    cut: its domains 70/10/20; else each of them is the whole, as of a calibration.
 
     A last record that was cut short is left out. Units without a spike stay.
     """
@@ -269,24 +271,23 @@ def read_recording(path: Path | str) -> Session:
     spike_times, spike_units, _ = sorted_spikes(spikes["time"], spikes["unit"])
     inside = (spike_times >= times[0]) & (spike_times < times[-1])
     domain = without_gaps(continuous_domain(times), times)
-    return with_domains(
-        Session(
-            session_id=about["session_id"],
-            subject_id=about["subject_id"],
-            unit_ids=tuple(about["unit_ids"]),
-            spike_times=spike_times[inside],
-            spike_units=spike_units[inside],
-            cursor_times=times,
-            cursor_pos=pos,
-            cursor_vel=vel,
-            domain=domain,
-            train_domain=domain,
-            valid_domain=domain,
-            test_domain=domain,
-            trials=_trials(path / MARKERS_FILE, times, values[:, TARGET]),
-            source=f"recorded from {about['spikes']} and {about['kinematics']}",
-        )
+    whole = Session(
+        session_id=about["session_id"],
+        subject_id=about["subject_id"],
+        unit_ids=tuple(about["unit_ids"]),
+        spike_times=spike_times[inside],
+        spike_units=spike_units[inside],
+        cursor_times=times,
+        cursor_pos=pos,
+        cursor_vel=vel,
+        domain=domain,
+        train_domain=domain,
+        valid_domain=domain,
+        test_domain=domain,
+        trials=_trials(path / MARKERS_FILE, times, values[:, TARGET]),
+        source=f"recorded from {about['spikes']} and {about['kinematics']}",
     )
+    return with_domains(whole) if cut else whole
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -99,6 +99,8 @@ def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
     assert len(session.domain) == 2  # what was between was not recorded
     assert sessions.duration_s(session.domain) == pytest.approx(again.labelled_s, abs=0.5)
     assert again.labelled_s >= 4.0
+    whole = read_recording(tmp_path / "today.recording", cut=False)
+    np.testing.assert_array_equal(whole.train_domain, whole.domain)
 
 
 def _seconds_in(folder: Path) -> float:
