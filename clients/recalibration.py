@@ -204,18 +204,12 @@ def recalibrate(
     before_s, after_s: valid seconds before the request, and after its end. split: what is played.
     Raises what the calibration's client raises, StreamError where nothing streams.
     """
-    prefix = f"volition-flow-{os.getpid()}"
+    prefix = _prefix()
     flow = Flow(session=session)
     asked = request.model_copy(
         update={"kinematics": f"{prefix}-kinematics", "markers": f"{prefix}-markers"}
     )
-    settings = ReplaySettings(
-        split=split,
-        seconds=before_s + request.seconds + LONGEST_LEARNING_S + after_s,
-        wait_for_consumer=True,
-        lead_s=LEAD_S,
-        name_prefix=prefix,
-    )
+    settings = _played(before_s + request.seconds + LONGEST_LEARNING_S + after_s, split)
     path = sessions.save(session, folder)
     with Server(bundle, folder / "home", f"{prefix}-spikes", **variables) as server:
         asking = threading.Thread(target=_ask, args=(server, flow, asked), daemon=True)
@@ -239,6 +233,33 @@ def recalibrate(
     return flow
 
 
+def undisturbed(bundle: Path, session: Session, folder: Path, *, seconds: float) -> Flow:
+    """The same processes for so many valid seconds, with nothing asked of them: a control."""
+    flow = Flow(session=session)
+    path = sessions.save(session, folder)
+    with Server(bundle, folder / "home", f"{_prefix()}-spikes") as server:
+
+        def see(frame: wire.CursorFrame, frames: live.LiveFrames) -> None:
+            flow.frames = frames
+            if _valid_s(frames) >= seconds:
+                raise _EnoughError
+
+        with suppress(_EnoughError):
+            live.collect(path, _played(seconds + LEAD_S, "all"), server.address, see)
+    return flow
+
+
+def _prefix() -> str:
+    """Of the names of this process's streams."""
+    return f"volition-flow-{os.getpid()}"
+
+
+def _played(seconds: float, split: Split) -> ReplaySettings:
+    return ReplaySettings(
+        split=split, seconds=seconds, wait_for_consumer=True, lead_s=LEAD_S, name_prefix=_prefix()
+    )
+
+
 def _ask(server: Server, flow: Flow, request: CalibrationRequest) -> None:
     from pylsl import local_clock
 
@@ -257,7 +278,10 @@ def _valid_s(frames: live.LiveFrames) -> float:
 
 
 def bench(console: Console, *, preset: str, runs: int, seconds: float) -> dict[str, Any]:
-    """Recalibrate the shipped decoder for another day of an unseen subject, `runs` times."""
+    """Recalibrate the shipped decoder for another day of an unseen subject, `runs` times.
+
+    A control follows each: the same replay for as long, without a calibration.
+    """
     from training.simulate import simulate
 
     results = []
@@ -268,8 +292,15 @@ def bench(console: Console, *, preset: str, runs: int, seconds: float) -> dict[s
                 BUNDLES / f"{SHIPPED[preset]}.bundle", session,
                 CalibrationRequest(seconds=seconds), Path(folder),
             )  # fmt: skip
-            results.append(flow.as_dict())
-        console.print(summary(results[-1]))
+            result = flow.as_dict()
+            valid_s = _valid_s(flow.frames)
+            control = undisturbed(
+                BUNDLES / f"{SHIPPED[preset]}.bundle", session, Path(folder, "control"),
+                seconds=valid_s,
+            )  # fmt: skip
+            result["ticks_of_control"] = control.ticks(-np.inf, np.inf)
+            results.append(result)
+        console.print(summary(result))
     took = [result["took_s"] for result in results if result["took_s"] is not None]
     return {
         "preset": preset,
@@ -281,13 +312,13 @@ def bench(console: Console, *, preset: str, runs: int, seconds: float) -> dict[s
 
 def summary(result: dict[str, Any]) -> str:
     """One run in a line."""
-    before, during = result["ticks_before"], result["ticks_during_and_after"]
+    control, during = result["ticks_of_control"], result["ticks_during_and_after"]
     took = "" if result["took_s"] is None else f" after {result['took_s']:.1f} s"
     return (
         f"{result['state']} ({result['method']}){took}: live R² {result['live_r2_before']:.3f} -> "
-        f"{result['live_r2_after']:.3f}; missed {before['missed']} of {before['ticks']} ticks "
-        f"before, {during['missed']} of {during['ticks']} during and after; late "
-        f"{before['late']}, {during['late']}; p99.9 {before['latency_p999_ms']:.2f}, "
-        f"{during['latency_p999_ms']:.2f} ms; {result['sequence_gaps']} gaps, "
-        f"{result['changes_of_decoder']} change of decoder"
+        f"{result['live_r2_after']:.3f}; missed {during['missed']} of "
+        f"{during['ticks']} ticks during and after, {control['missed']} of {control['ticks']} of "
+        f"the same without a calibration; late {during['late']}, {control['late']}; p99.9 "
+        f"{during['latency_p999_ms']:.2f}, {control['latency_p999_ms']:.2f} ms; "
+        f"{result['sequence_gaps']} gaps, {result['changes_of_decoder']} change of decoder"
     )

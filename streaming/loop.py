@@ -31,6 +31,7 @@ from streaming.clock import Metronome
 from streaming.control import Command, ControlSocket, Reply
 from streaming.health import TickHealth
 from streaming.lsl import Connector, SpikeInlet, StreamQuery
+from streaming.priority import real_time
 from streaming.publish import Publisher
 from streaming.recent import KEEP_S, RecentSpikes
 from streaming.settings import DaemonSettings
@@ -110,7 +111,9 @@ class Daemon:
         with stop_on_signal(self), _no_garbage_collection():
             self.startup()
             try:
-                self.main_loop()
+                with real_time(self.settings.realtime) as granted:
+                    log.info("ticking at %s priority", "real-time" if granted else "ordinary")
+                    self.main_loop()
             finally:
                 self.shutdown()
 

@@ -42,6 +42,7 @@ class DaemonSettings(BaseSettings):
         description="share of the bundle's units that the stream must have",
     )
     threads: int = Field(default=1, ge=1, le=64, description="threads of ONNX Runtime")
+    realtime: bool = Field(default=True, description="real-time priority where it is allowed")
     paused: str | None = Field(default=None, description="begin paused, for this reason")
     filters: Filters = Field(default=Filters(), description="output filters, as JSON")
 

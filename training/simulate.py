@@ -40,6 +40,7 @@ STEERED_S = (4.0, 16.0)  # of a stretch at one pace; all of these are drawn even
 STEERED_M_S = (0.015, 0.15)  # root mean square of its velocity, on each axis
 STEERED_TURN_S = (0.06, 0.25)  # time constant of its direction
 RETURN_HZ = 2.0  # how quickly it drifts back to the place that it keeps to
+STEERED_WITHIN_M = 0.12  # of the centre, on each axis: toward this edge it slows down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
 
 def _steered(here: Floats, rng: np.random.Generator) -> Floats:
     """Positions (n, 2) of one stretch: noise that was low-passed twice is its velocity, which
-    begins and ends at rest, and it keeps to some place."""
+    begins and ends at rest; it keeps to some place, and never reaches `STEERED_WITHIN_M`."""
     seconds, speed, turn_s = (
         float(np.exp(rng.uniform(*np.log(between))))
         for between in (STEERED_S, STEERED_M_S, STEERED_TURN_S)
@@ -143,14 +144,14 @@ def _steered(here: Floats, rng: np.random.Generator) -> Floats:
     keep = np.exp(-STEP_S / turn_s)
     noise = 2 * speed * np.sqrt(turn_s / STEP_S) * rng.standard_normal((n, 2))
     rests = np.minimum(1.0, np.minimum(np.arange(n), np.arange(n)[::-1]) * STEP_S / 0.2)
-    pos, first, vel = here.copy(), np.zeros(2), np.zeros(2)
+    free, first, vel = STEERED_WITHIN_M * np.arctanh(here / STEERED_WITHIN_M), *np.zeros((2, 2))
     path = np.empty((n, 2))
     for i in range(n):
-        first += (1 - keep) * (noise[i] + RETURN_HZ * (place - pos) - first)
+        first += (1 - keep) * (noise[i] + RETURN_HZ * (place - free) - first)
         vel += (1 - keep) * (first - vel)
-        pos += STEP_S * rests[i] * vel
-        path[i] = pos
-    return path
+        free += STEP_S * rests[i] * vel
+        path[i] = free
+    return STEERED_WITHIN_M * np.tanh(path / STEERED_WITHIN_M)
 
 
 def _next_target(task: Task, outward: bool, rng: np.random.Generator) -> Floats:

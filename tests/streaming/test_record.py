@@ -156,7 +156,10 @@ def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:
             markers.push_sample([f"trial_end {i}"], begin + b)
         wait_for(
             "all of it",
-            lambda: recorder.poll() or (recorder.n_markers == 4 and recorder.n_samples == 1000),
+            lambda: (
+                recorder.poll()
+                or (recorder.n_markers, recorder.n_samples, recorder.n_spikes) == (4, 1000, 800)
+            ),
         )
     session = sessions.check(read_recording(recorder.path))
     assert session.unit_ids == ("3/0", "4/1")
