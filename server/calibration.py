@@ -12,7 +12,7 @@ import uuid
 
 from decoder.errors import SessionError
 from server.daemon import Supervisor
-from server.job import Job
+from server.job import Job, session_file
 from server.journal import Journal, now
 from server.problems import ConflictError, NotFoundError
 from server.registry import Registry
@@ -75,7 +75,7 @@ class Calibrations:
         """Begin a calibration, or return the one that the same key began.
 
         Raises ConflictError where another one runs, or the key was used for another request;
-        NotFoundError where the base isn't registered.
+        NotFoundError where the base isn't registered, or the data to learn from aren't there.
         """
         with self._lock:
             if key is not None and key in self._keys:
@@ -98,6 +98,10 @@ class Calibrations:
                 request=request,
                 created=made_at,
             )
+            if request.data is not None:
+                source = self.get(request.data)
+                session_file(self._settings, source.id)
+                calibration.collected_s, calibration.spikes = source.collected_s, source.spikes
             self._run(calibration, key, who=who)
             return calibration
 
@@ -115,7 +119,10 @@ class Calibrations:
         """Go on with one that was cut short: collect what is missing, then learn."""
         with self._lock:
             calibration = self.get(identity)
-            has_data = (self._settings.calibrations / identity).is_dir()
+            has_data = (
+                calibration.request.data is not None
+                or (self._settings.calibrations / identity).is_dir()
+            )
             if calibration.state not in CUT_SHORT or not has_data:
                 raise ConflictError(
                     f"{identity} is {calibration.state}; only one that was cut short after data "

@@ -3,16 +3,20 @@
     collecting -> training -> [shadowing] -> promoting -> promoted | rejected | ready
                                              (or failed, cancelled, interrupted, at any point)
 
+A request that names the data of an earlier calibration begins with the training.
+
 The daemon decodes on, undisturbed: collecting, learning and shadowing are processes of their own
 (`server.children`). Its folder has its data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
 import time
+from pathlib import Path
 
 from decoder.errors import SessionError, StreamError, VolitionError
 from server.children import Child
@@ -187,9 +191,13 @@ class Job:
     def _collect(self, trainer: Child) -> str:
         """Returns the session's file. A trainer that can't work ends it at once."""
         request = self.calibration.request
-        if (whole := list(self.folder.glob("*.h5"))) and self._resume:
-            return str(whole[0])
         self.folder.mkdir(parents=True, exist_ok=True)
+        if request.data is not None:
+            self._collected_at = time.monotonic()
+            return str(session_file(self._settings, request.data))
+        if self._resume:
+            with contextlib.suppress(NotFoundError):
+                return str(session_file(self._settings, self.calibration.id))
         query, status = self._supervisor.wanted.input, self._supervisor.status
         decoded = status.stream if status is not None else None
         collector = self._child("server.collect")
@@ -281,6 +289,15 @@ class Job:
         if self._collected_at:
             calibration.took_s = time.monotonic() - self._collected_at
         self._enter(state)
+
+
+def session_file(settings: ServerSettings, identity: str) -> Path:
+    """What a calibration collected. Raises NotFoundError where it is no whole session yet."""
+    for path in (settings.calibrations / identity).glob("*.h5"):
+        return path
+    raise NotFoundError(
+        f"{identity} has no whole session to learn from; resume it, or collect anew"
+    )
 
 
 def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:

@@ -215,6 +215,10 @@ class CalibrationRequest(Body):
     base: Name | None = Field(
         default=None, description="decoder to start from; null: the one that the active came from"
     )
+    data: Name | None = Field(
+        default=None,
+        description="an earlier calibration; learn from its data again, and collect nothing",
+    )
     spikes: Name | None = Field(default=None, description="LSL stream; null: what is decoded")
     kinematics: Name | None = Field(default=None, description="LSL stream; null: the only one")
     markers: Name | None = Field(default=None, description="LSL stream; null: the only one")

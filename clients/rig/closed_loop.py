@@ -24,9 +24,10 @@ from clients.recalibration import SHIPPED, Server
 from clients.rig.drift import Drift
 from clients.rig.score import BlockScore, score_trials
 from clients.rig.trial import Trial, read_trials
+from clients.rig.workspace import Mode
 from decoder.errors import SettingsError, TrainingError
 from server.children import Child
-from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels, Method
+from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels, Method, Promote
 
 READY_S = 30.0
 MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
@@ -41,7 +42,8 @@ class LoopSettings:
 
     method: of both calibrations. trials: of each closed-loop block. seconds: of each calibration.
     labels: of the recalibration; `kinematics` collects an observation block, the others learn from
-    closed loop with the decoder that drift has spoilt.
+    closed loop with the decoder that drift has spoilt. tick_ms: between decodes. delay_ms: how
+    late the participant sees the screen.
     gain: of the daemon's output filters. Half of what was meant is easier to steer than all of it
     (docs/RIG.md): noise counts half, and whoever steers makes up for it by wanting more.
     """
@@ -97,27 +99,54 @@ class Loop:
         self.settings, self.prefix, self.server = settings, prefix, server
         self._participant, self._task = participant, task
 
-    def calibrate(self, labels: Labels = "kinematics") -> Calibration:
+    def calibrate(
+        self,
+        labels: Labels = "kinematics",
+        *,
+        mode: Mode = "observation",
+        promote: Promote = "auto",
+    ) -> Calibration:
         """Collect while a block is played, learn, and swap. Raises TrainingError if it fails."""
-        mode = "observation" if labels == "kinematics" else "closed"
-        seconds = self.settings.seconds
-        self._play(mode, f"calibrate-{mode}", seconds=seconds + MORE_S)
+        self._play(mode, f"calibrate-{mode}", trials=None, seconds=self.settings.seconds + MORE_S)
+        calibration = self.learn(labels=labels, method=self.settings.method, promote=promote)
+        self._task.tell(end=True)
+        self._task.wait_for("ended", READY_S)
+        return calibration
+
+    def learn(
+        self, *, labels: Labels = "kinematics", method: Method, promote: Promote,
+        data: str | None = None,
+    ) -> Calibration:  # fmt: skip
+        """One calibration by REST, of what is played, or again of an earlier one's data.
+
+        Raises TrainingError where it makes no decoder, or one that isn't promoted and should be.
+        """
         request = CalibrationRequest(
-            seconds=seconds, method=self.settings.method, labels=labels,
+            seconds=self.settings.seconds, method=method, labels=labels, promote=promote, data=data,
             kinematics=f"{self.prefix}-kinematics", markers=f"{self.prefix}-markers",
         )  # fmt: skip
         with self.server.client() as client:
             *_, calibration = client.calibrate(request)
-        self._task.tell(end=True)
-        self._task.wait_for("ended", READY_S)
-        if calibration.state != "promoted":
+        if calibration.candidate is None or (promote == "auto" and calibration.state != "promoted"):
             why = calibration.problem.detail if calibration.problem else calibration.verdict
             raise TrainingError(f"calibration {calibration.state}: {why}")
         return calibration
 
-    def steer(self, name: str) -> None:
-        """A block in closed loop."""
-        self._play("closed", name, trials=self.settings.trials)
+    def use(self, calibration: Calibration) -> None:
+        """Decode with what a calibration made."""
+        assert calibration.candidate is not None
+        with self.server.client() as client:
+            client.activate(calibration.candidate)
+
+    def set_gain(self, gain: float) -> None:
+        """Of the daemon's output filters."""
+        with self.server.client() as client:
+            client.set_filters(FiltersPatch(gain=gain))
+
+    def steer(self, name: str, **block: object) -> None:
+        """A block in closed loop; `block` has fields of `Block` that differ from the settings'."""
+        given = {"trials": self.settings.trials, **block}
+        self._play("closed", name, **given)
         self._task.wait_for("ended", LONGEST_TRIAL_S * self.settings.trials)
 
     def drift(self) -> None:
@@ -125,15 +154,9 @@ class Loop:
         self._participant.tell(drift=msgspec.to_builtins(self.settings.drift))
         self._participant.wait_for("drifted", READY_S + self.settings.drift.ramp_s)
 
-    def _play(
-        self, mode: str, name: str, *, trials: int | None = None, seconds: float | None = None
-    ) -> None:
-        self._task.tell(
-            block={
-                "task": self.settings.task, "mode": mode, "name": name, "trials": trials,
-                "seconds": seconds, "seed": self.settings.seed,
-            }
-        )  # fmt: skip
+    def _play(self, mode: Mode, name: str, **block: object) -> None:
+        given = {"task": self.settings.task, "seed": self.settings.seed, **block}
+        self._task.tell(block={"mode": mode, "name": name, **given})
         self._task.wait_for("begun", READY_S)
 
 
@@ -157,8 +180,6 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
             VOLITION_TICK_MS=str(settings.tick_ms), **variables,
         )  # fmt: skip
         ends.enter_context(server)
-        with server.client() as client:
-            client.set_filters(FiltersPatch(gain=settings.gain))
         task = Child(
             "clients.cli", "task", settings.task, "--lines", "--prefix", prefix,
             "--address", server.address, "--log", str(folder / "trials.jsonl"),
@@ -168,7 +189,9 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
         task.wait_for("ready", READY_S)
         for _ in ("kinematics", "markers"):
             participant.wait_for("sees", READY_S)
-        yield Loop(settings, participant, server, task, prefix)
+        loop = Loop(settings, participant, server, task, prefix)
+        loop.set_gain(settings.gain)
+        yield loop
 
 
 def run_loop(
@@ -184,7 +207,8 @@ def run_loop(
                 loop.drift()
             if phase == "recalibrated":
                 say(f"seed {settings.seed}: recalibrating")
-                result.calibrations.append(loop.calibrate(settings.labels))
+                mode: Mode = "observation" if settings.labels == "kinematics" else "closed"
+                result.calibrations.append(loop.calibrate(settings.labels, mode=mode))
             say(f"seed {settings.seed}: {phase}, {settings.trials} trials in closed loop")
             loop.steer(phase)
     result.trials = read_trials(settings.folder / "trials.jsonl")

@@ -13,6 +13,7 @@ It does not know where the frames' velocity comes from, nor who reads what it se
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ class TaskRun:
         self._on_pause, self._on_tick = on_pause, on_tick
         self._asked_to_pause = self._asked_to_end = False
         self._frames = FrameClock(settings.stale_s)
+        self._held: deque[tuple[float, CursorFrame, float]] = deque()  # arrival, frame, age then
+        self._latency_s = 0.0
         self._n_shown = 0
 
     def __enter__(self) -> Self:
@@ -151,6 +154,7 @@ class TaskRun:
     def play(self, block: Block) -> list[Trial]:
         """Play a block to its end; returns its trials, void ones and returns among them."""
         play = BlockPlay(block, self.cursor, number=self.n_trials)
+        self._latency_s = block.latency_s
         self._asked_to_end = False
         play.begin(self._metronome.wait())
         n_told = 0
@@ -189,18 +193,21 @@ class TaskRun:
         self.cursor.rest_when_due(now)
 
     def _arrived(self) -> Iterator[tuple[CursorFrame, float]]:
-        """The frames that wait, and for how many seconds each of them counts."""
+        """The frames that are due, and for how many seconds each of them counts."""
         while (frame := self._subscriber.receive(timeout_s=0.0)) is not None:
-            self.frame = frame
-            yield frame, self._frames.seconds(frame, self._age_s(frame))
+            self._held.append((pylsl.local_clock(), frame, self._age_s(frame)))
+        while self._held and self._held[0][0] + self._latency_s <= pylsl.local_clock():
+            _, self.frame, age_s = self._held.popleft()
+            yield self.frame, self._frames.seconds(self.frame, age_s)
 
     def _age_s(self, frame: CursorFrame) -> float:
-        """Age of the newest frame: by the quickest frame's way, and on one host by the clock."""
+        """Age of the newest frame, latency that was asked for aside: by the quickest frame's way,
+        and on one host by the clock."""
         now = pylsl.local_clock()
         assert self._subscriber.arrived is not None
         age_s = now - self._subscriber.arrived + self._subscriber.backlog_s
         if self.settings.address.startswith(LOCAL):
-            age_s = max(age_s, now - frame.published)
+            age_s = max(age_s, now - frame.published - self._latency_s)
         return float(age_s)
 
     def _is_trusted(self) -> bool:

@@ -37,6 +37,7 @@ class Block:
         targets are drawn from.
     radius_m: of a round target. hold_s: time on it that selects it; of the grid, the dwell.
     limit_s: time for one trial. half_side_m: of the workspace. grid: squares a side.
+    latency_s: every frame moves the cursor so much later, to see what delay costs.
     Raises SettingsError where one is out of range.
     """
 
@@ -52,6 +53,7 @@ class Block:
     half_side_m: float = 0.12
     grid: int = 6
     assist: float = 1.0
+    latency_s: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Block:
             problem = f"assist {self.assist}; expected 0 to 1"
         elif not 0.0 <= self.hold_s < self.limit_s:
             problem = f"hold {self.hold_s:g} s; expected 0 or more, below limit {self.limit_s:g} s"
+        elif not 0.0 <= self.latency_s <= 1.0:
+            problem = f"latency {self.latency_s:g} s; expected 0 to 1"
         elif not 0.0 < self.radius_m < self.distance_m:
             problem = f"radius {self.radius_m:g} m; expected less than {self.distance_m:g} m"
         elif not self.distance_m + self.radius_m <= self.half_side_m:

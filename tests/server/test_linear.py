@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clients.control import ProblemError
 from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
 from decoder.bundle import open_bundle
@@ -32,8 +33,10 @@ def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one
         assert (ridge.method, ridge.base, ridge.before) == ("ridge", pretrained, pretrained)
         frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
 
-        kalman = calibrated(server, unseen, method="kalman", promote="never")
+        kalman = calibrated(server, unseen, method="kalman", promote="never", data=ridge.id)
         assert kalman.candidate is not None, kalman
+        assert (kalman.collected_s, kalman.spikes) == (ridge.collected_s, ridge.spikes)
+        assert not list((server.home / "calibrations" / kalman.id).glob("*.h5"))
         assert (kalman.method, kalman.base, kalman.before) == (
             "kalman", pretrained, ridge.candidate,
         )  # fmt: skip
@@ -41,6 +44,9 @@ def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one
         frames_until(cursor, lambda frame: frame.decoder == kalman.candidate and frame.valid)
         client.rollback()
         frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
+
+        with pytest.raises(ProblemError, match="no whole session"):
+            calibrated(server, unseen, method="ridge", data=kalman.id)  # it has none of its own
 
         refused = calibrated(server, unseen, method="units", base=ridge.candidate)
         assert refused.state == "failed"
