@@ -97,7 +97,7 @@ class Loop:
         self, settings: LoopSettings, participant: Child, server: Server, task: Child, prefix: str
     ) -> None:
         self.settings, self.prefix, self.server = settings, prefix, server
-        self._participant, self._task = participant, task
+        self.participant, self.task = participant, task
 
     def calibrate(
         self,
@@ -107,10 +107,9 @@ class Loop:
         promote: Promote = "auto",
     ) -> Calibration:
         """Collect while a block is played, learn, and swap. Raises TrainingError if it fails."""
-        self._play(mode, f"calibrate-{mode}", trials=None, seconds=self.settings.seconds + MORE_S)
+        self.begin(mode, f"calibrate-{mode}", trials=None, seconds=self.settings.seconds + MORE_S)
         calibration = self.learn(labels=labels, method=self.settings.method, promote=promote)
-        self._task.tell(end=True)
-        self._task.wait_for("ended", READY_S)
+        self.end()
         return calibration
 
     def learn(
@@ -146,18 +145,24 @@ class Loop:
     def steer(self, name: str, **block: object) -> None:
         """A block in closed loop; `block` has fields of `Block` that differ from the settings'."""
         given = {"trials": self.settings.trials, **block}
-        self._play("closed", name, **given)
-        self._task.wait_for("ended", LONGEST_TRIAL_S * self.settings.trials)
+        self.begin("closed", name, **given)
+        self.task.wait_for("ended", LONGEST_TRIAL_S * self.settings.trials)
 
     def drift(self) -> None:
         """Another day's units."""
-        self._participant.tell(drift=msgspec.to_builtins(self.settings.drift))
-        self._participant.wait_for("drifted", READY_S + self.settings.drift.ramp_s)
+        self.participant.tell(drift=msgspec.to_builtins(self.settings.drift))
+        self.participant.wait_for("drifted", READY_S + self.settings.drift.ramp_s)
 
-    def _play(self, mode: Mode, name: str, **block: object) -> None:
+    def begin(self, mode: Mode, name: str, **block: object) -> None:
+        """Begin a block; see `steer`."""
         given = {"task": self.settings.task, "seed": self.settings.seed, **block}
-        self._task.tell(block={"mode": mode, "name": name, **given})
-        self._task.wait_for("begun", READY_S)
+        self.task.tell(block={"mode": mode, "name": name, **given})
+        self.task.wait_for("begun", READY_S)
+
+    def end(self) -> None:
+        """End the block that runs."""
+        self.task.tell(end=True)
+        self.task.wait_for("ended", READY_S)
 
 
 @contextmanager
@@ -167,13 +172,8 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
     logs, folder = settings.folder / "logs", settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as ends:
-        participant = Child(
-            "clients.cli", "participant", "--prefix", prefix, "--seed", str(settings.seed),
-            "--units", str(settings.units), "--delay-ms", str(settings.delay_ms),
-            log=logs / "participant.log",
-        )  # fmt: skip
+        participant = start_participant(settings, prefix)
         ends.callback(participant.stop)
-        participant.wait_for("ready", READY_S)
         bundle = BUNDLES / f"{SHIPPED[settings.preset]}.bundle"
         server = Server(
             bundle, folder / "home", f"{prefix}-spikes",
@@ -192,6 +192,17 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
         loop = Loop(settings, participant, server, task, prefix)
         loop.set_gain(settings.gain)
         yield loop
+
+
+def start_participant(settings: LoopSettings, prefix: str) -> Child:
+    """A participant whose spikes are there."""
+    participant = Child(
+        "clients.cli", "participant", "--prefix", prefix, "--seed", str(settings.seed),
+        "--units", str(settings.units), "--delay-ms", str(settings.delay_ms),
+        log=settings.folder / "logs" / "participant.log",
+    )  # fmt: skip
+    participant.wait_for("ready", READY_S)
+    return participant
 
 
 def run_loop(

@@ -181,6 +181,26 @@ def test_the_path_is_the_velocity_times_the_time_between_frames(
     assert trial.still_s < 0.3
 
 
+def test_latency_that_is_asked_for_holds_every_frame_back(
+    daemon: Daemon, settings: TaskSettings
+) -> None:
+    sent: list[float] = []
+
+    def go() -> dict[str, Any]:
+        sent.append(pylsl.local_clock())
+        return {"velocity": (0.05, 0.0), "published": sent[-1]}
+
+    with TaskRun(settings) as run:
+        wait_for("frames", lambda: run.rest(0.05) or run.frame)
+        daemon.say = go
+        (trial,) = run.play(Block(trials=1, hold_s=0.1, limit_s=1.0, seed=1, latency_s=0.3))
+    moved = next(t for t, (x, _) in zip(trial.times, trial.path, strict=True) if x != 0.0)
+    assert moved - sent[0] >= 0.3
+    assert trial.path[-1][0] > 0.02
+    with pytest.raises(SettingsError, match="latency 2 s"):
+        Block(latency_s=2.0)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
