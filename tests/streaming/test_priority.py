@@ -1,0 +1,68 @@
+"""The thread that ticks runs in real time where the system lets it, and it alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from streaming.priority import PRIORITY, real_time
+from tests.rig import daemon, wait_for
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_setscheduler"), reason="this system has no real-time scheduling"
+)
+
+
+def policy(thread: int = 0) -> int:
+    return os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK
+
+
+def is_allowed() -> bool:
+    with real_time() as granted:
+        return granted
+
+
+def test_a_block_is_in_real_time_and_threads_begun_in_it_are_ordinary() -> None:
+    if not is_allowed():
+        pytest.skip("real-time priority is forbidden here")
+    interval = sys.getswitchinterval()
+    policies: list[int] = []
+    with real_time():
+        assert policy() == os.SCHED_FIFO
+        assert os.sched_getparam(0).sched_priority == PRIORITY
+        assert sys.getswitchinterval() < interval
+        thread = threading.Thread(target=lambda: policies.append(policy()))
+        thread.start()
+        thread.join()
+    assert policies == [os.SCHED_OTHER]
+    assert policy() == os.SCHED_OTHER
+    assert sys.getswitchinterval() == interval
+
+
+def test_one_that_is_not_wanted_or_forbidden_leaves_the_thread_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with real_time(wanted=False) as granted:
+        assert (granted, policy()) == (False, os.SCHED_OTHER)
+    monkeypatch.setattr("streaming.priority.PRIORITY", 1000)  # more than there is: refused
+    with real_time() as granted:
+        assert (granted, policy()) == (False, os.SCHED_OTHER)
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_the_daemon_ticks_so_unless_told_otherwise(
+    wanted: str, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOLITION_REALTIME", wanted)
+    expected = "real-time" if wanted == "true" and is_allowed() else "ordinary"
+    with daemon(tmp_path, tiny.bundle.path, "nobody-streams-this") as (process, _):
+        wait_for("ticks", lambda: f"ticking at {expected} priority" in process.output())
+        others = [int(tid) for tid in os.listdir(f"/proc/{process.popen.pid}/task")]
+        others.remove(process.popen.pid)
+        fifo = policy(process.popen.pid) == os.SCHED_FIFO
+        assert fifo == (expected == "real-time")
+        assert {policy(tid) for tid in others} == {os.SCHED_OTHER}
