@@ -36,10 +36,14 @@ SPEED_SCALE = 0.2  # m/s; about the typical peak speed of an 8 cm reach in 0.7 s
 POSITION_SCALE = 0.08  # m
 ACCELERATION_SCALE = 1.5  # m/s^2
 WORKSPACE_M = 0.065  # targets stay within this distance of the centre, on each axis
-STEERED_S = (4.0, 16.0)  # of a stretch at one pace; all of these are drawn evenly in the logarithm
-STEERED_M_S = (0.015, 0.15)  # root mean square of its velocity, on each axis
+STEERED_S = (
+    4.0,
+    16.0,
+)  # of a stretch in one manner; all of these are drawn evenly in the logarithm
+STEERED_NOISE_M_S = (0.015, 0.15)  # root mean square of velocity that goes astray, on each axis
 STEERED_TURN_S = (0.06, 0.25)  # time constant of its direction
-RETURN_HZ = 2.0  # how quickly it drifts back to the place that it keeps to
+STEERED_PULL_HZ = (1.5, 5.0)  # velocity toward the target over the distance to it
+STEERED_STAY_S = (0.7, 2.5)  # before there is another target
 STEERED_WITHIN_M = 0.12  # of the centre, on each axis: toward this edge it slows down
 
 
@@ -134,20 +138,23 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
 
 
 def _steered(here: Floats, rng: np.random.Generator) -> Floats:
-    """Positions (n, 2) of one stretch: noise that was low-passed twice is its velocity, which
-    begins and ends at rest; it keeps to some place, and never reaches `STEERED_WITHIN_M`."""
-    seconds, speed, turn_s = (
+    """Positions (n, 2) of one stretch: velocity toward one target after the other, and noise,
+    low-passed twice. It begins and ends at rest, and never reaches `STEERED_WITHIN_M`."""
+    seconds, speed, turn_s, pull_hz = (
         float(np.exp(rng.uniform(*np.log(between))))
-        for between in (STEERED_S, STEERED_M_S, STEERED_TURN_S)
+        for between in (STEERED_S, STEERED_NOISE_M_S, STEERED_TURN_S, STEERED_PULL_HZ)
     )
-    n, place = int(seconds / STEP_S), rng.uniform(-WORKSPACE_M, WORKSPACE_M, 2)
+    n = int(seconds / STEP_S)
+    stays = np.exp(rng.uniform(*np.log(STEERED_STAY_S), int(seconds / STEERED_STAY_S[0]) + 1))
+    targets = rng.uniform(-WORKSPACE_M, WORKSPACE_M, (len(stays), 2))
+    place = np.repeat(targets, (stays / STEP_S).astype(int), axis=0)
     keep = np.exp(-STEP_S / turn_s)
     noise = 2 * speed * np.sqrt(turn_s / STEP_S) * rng.standard_normal((n, 2))
     rests = np.minimum(1.0, np.minimum(np.arange(n), np.arange(n)[::-1]) * STEP_S / 0.2)
     free, first, vel = STEERED_WITHIN_M * np.arctanh(here / STEERED_WITHIN_M), *np.zeros((2, 2))
     path = np.empty((n, 2))
     for i in range(n):
-        first += (1 - keep) * (noise[i] + RETURN_HZ * (place - free) - first)
+        first += (1 - keep) * (noise[i] + pull_hz * (place[i] - free) - first)
         vel += (1 - keep) * (first - vel)
         free += STEP_S * rests[i] * vel
         path[i] = free
