@@ -575,6 +575,21 @@ def watchdog(
     Watchdog(address, publish, after_s=after_ms / 1e3).serve()
 
 
+@app.command(epilog="Example: volition relay --name rig-velocity --rate 50")
+def relay(
+    name: Annotated[str, typer.Option(help="Of the LSL stream.")],
+    address: Address = DEFAULT_ADDRESS,
+    rate: Annotated[float, typer.Option(help="Samples a second.")] = 50.0,
+    stale_ms: Annotated[float, typer.Option(help="An older frame moves nothing.")] = 100.0,
+) -> None:
+    """Send a daemon's velocity over LSL (vel_x, vel_y, m/s), at a regular rate."""
+    from clients.relay import Relay, RelaySettings
+
+    settings = RelaySettings(name=name, address=address, rate_hz=rate, stale_s=stale_ms / 1e3)
+    with Relay(settings) as running:
+        running.serve()
+
+
 @app.command(epilog="Example: volition demo --seconds 30 --json")
 def demo(
     seconds: Annotated[float, typer.Option(min=5.0, help="How long to decode.")] = 30.0,
