@@ -499,6 +499,10 @@ def calibrate(
     allow: Annotated[
         float | None, typer.Option(help="Seconds of learning; left out: as the model needs.")
     ] = None,
+    kinematics: Annotated[
+        str | None, typer.Option(help="LSL stream by name; left out: the only one of its type.")
+    ] = None,
+    markers: Annotated[str | None, typer.Option(help="The same.")] = None,
     url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
     token: Annotated[
         str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
@@ -511,7 +515,7 @@ def calibrate(
 
     given = {
         "seconds": seconds, "method": method, "labels": labels, "promote": promote,
-        "shadow": shadow, "allowed_s": allow,
+        "shadow": shadow, "allowed_s": allow, "kinematics": kinematics, "markers": markers,
     }  # fmt: skip
     with ControlClient(url, token=token) as client:
         sys.exit(run(_console(stderr=as_json), client, given, as_json=as_json))
