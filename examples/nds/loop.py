@@ -92,7 +92,6 @@ class Nds:
                 f"{stem}.task_window_output.lsl.stream_name": f"{self.prefix}-window",
                 f"{stem}.task_window_output.lsl.source_id": f"{self.prefix}-window",
                 f"{stem}.window.ppi": "127",
-                f"{stem}.task.number_of_targets": "8",
             },
         )  # fmt: skip
 
@@ -254,7 +253,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(SHIPPED), default="stream")
     parser.add_argument("--method", choices=get_args(Method), default="auto")
     parser.add_argument("--gain", type=float, default=1.0)
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
