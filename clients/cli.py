@@ -502,6 +502,10 @@ def calibrate(
     data: Annotated[
         str | None, typer.Option(help="Learn from an earlier calibration's data, by its id.")
     ] = None,
+    kinematics: Annotated[
+        str | None, typer.Option(help="LSL stream by name; left out: the only one of its type.")
+    ] = None,
+    markers: Annotated[str | None, typer.Option(help="The same.")] = None,
     url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
     token: Annotated[
         str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
@@ -514,7 +518,8 @@ def calibrate(
 
     given = {
         "seconds": seconds, "method": method, "labels": labels, "promote": promote,
-        "shadow": shadow, "allowed_s": allow, "data": data,
+        "shadow": shadow, "allowed_s": allow, "data": data, "kinematics": kinematics,
+        "markers": markers,
     }  # fmt: skip
     with ControlClient(url, token=token) as client:
         sys.exit(run(_console(stderr=as_json), client, given, as_json=as_json))
@@ -576,6 +581,21 @@ def watchdog(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     Watchdog(address, publish, after_s=after_ms / 1e3).serve()
+
+
+@app.command(epilog="Example: volition relay --name rig-velocity --rate 50")
+def relay(
+    name: Annotated[str, typer.Option(help="Of the LSL stream.")],
+    address: Address = DEFAULT_ADDRESS,
+    rate: Annotated[float, typer.Option(help="Samples a second.")] = 50.0,
+    stale_ms: Annotated[float, typer.Option(help="An older frame moves nothing.")] = 100.0,
+) -> None:
+    """Send a daemon's velocity over LSL (vel_x, vel_y, m/s), at a regular rate."""
+    from clients.relay import Relay, RelaySettings
+
+    settings = RelaySettings(name=name, address=address, rate_hz=rate, stale_s=stale_ms / 1e3)
+    with Relay(settings) as running:
+        running.serve()
 
 
 @app.command(epilog="Example: volition demo --seconds 30 --json")

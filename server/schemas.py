@@ -227,7 +227,7 @@ class CalibrationRequest(Body):
 
 
 class Scores(Answer):
-    """Causal velocity R² of both decoders on the same data."""
+    """Causal velocity R², axes taken together, of both decoders on the same data."""
 
     candidate: float | None = Field(description="null where it can't be said")
     active: float | None = Field(description="null where it knows none of today's units")

@@ -101,10 +101,9 @@ def scores(active: Shadow, candidate: Shadow, times: Floats, velocity: Floats) -
 
 
 def r2(true: Floats, decoded: Floats) -> float:
-    """Mean over axes of the coefficient of determination of (n, 2) velocities."""
-    residual = ((true - decoded) ** 2).sum(axis=0)
-    total = ((true - true.mean(axis=0)) ** 2).sum(axis=0)
-    return float((1.0 - residual / np.maximum(total, 1e-12)).mean())
+    """Coefficient of determination of (n, 2) velocities, both axes taken together."""
+    total = float(np.square(true - true.mean(axis=0)).sum())
+    return 1.0 - float(np.square(true - decoded).sum()) / max(total, 1e-12)
 
 
 def run(order: Order) -> dict[str, Any]:

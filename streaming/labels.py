@@ -62,9 +62,9 @@ class _Inlet:
 
 
 class KinematicsInlet(_Inlet):
-    """A stream of positions, and velocities and targets where it has them, by its labels.
+    """A stream of positions or velocities, and targets where it has them, by its labels.
 
-    labels: those of `COLUMNS` that it has. Raises StreamError where it has no position.
+    labels: those of `COLUMNS` that it has. Raises StreamError where it has neither.
     """
 
     def __init__(self, found: pylsl.StreamInfo) -> None:
@@ -72,9 +72,10 @@ class KinematicsInlet(_Inlet):
         labels = [str(label) for label in self._info.get_channel_labels() or ()]
         units = [str(unit or "").strip().lower() for unit in self._info.get_channel_units() or ()]
         self.labels = tuple(label for label in COLUMNS if label in labels)
-        if not {"pos_x", "pos_y"} <= set(labels):
+        if not any(set(COLUMNS[part]) <= set(labels) for part in (POSITION, VELOCITY)):
             raise StreamError(
-                f"stream {self.name!r} has channels {labels}; expected pos_x and pos_y among them"
+                f"stream {self.name!r} has channels {labels}; expected pos_x and pos_y, or vel_x "
+                "and vel_y, among them"
             )
         self._columns = [labels.index(label) for label in self.labels]
         given = [units[column] if column < len(units) else "" for column in self._columns]

@@ -36,6 +36,7 @@ from streaming.sessions import (
     Session,
     Trials,
     continuous_domain,
+    position_of,
     sorted_spikes,
     velocity_of,
     with_domains,
@@ -254,19 +255,25 @@ def read_recording(path: Path | str, *, cut: bool = True) -> Session:
 
     cut: its domains 70/10/20; else each of them is the whole, as of a calibration.
 
-    A last record that was cut short is left out. Units without a spike stay.
+    A last record that was cut short is left out. Units without a spike stay. Where only velocity
+    was sent, position is its integral from (0, 0), so that no target can be placed beside it.
     """
     path = Path(path)
     about = _about(path)
     spikes, samples = _read(path / SPIKES_FILE, SPIKE), _read(path / KINEMATICS_FILE, SAMPLE)
     times, first = np.unique(samples["time"], return_index=True)
     values = samples["values"][first]
-    finite = np.isfinite(times) & np.isfinite(values[:, POSITION]).all(axis=1)
+    has_position = bool(np.isfinite(values[:, POSITION]).any())
+    given = values[:, POSITION if has_position else VELOCITY]
+    finite = np.isfinite(times) & np.isfinite(given).all(axis=1)
     times, values = times[finite], values[finite]
     if len(times) < 2:
         raise SessionError(f"{path}: {len(times)} samples of kinematics; expected many more")
     pos, vel = values[:, POSITION], values[:, VELOCITY]
-    if not np.isfinite(vel).all():
+    targets = values[:, TARGET]
+    if not has_position:
+        pos, targets = position_of(vel, times), np.full_like(targets, np.nan)
+    elif not np.isfinite(vel).all():
         vel = velocity_of(pos, times)
     spike_times, spike_units, _ = sorted_spikes(spikes["time"], spikes["unit"])
     inside = (spike_times >= times[0]) & (spike_times < times[-1])
@@ -284,7 +291,7 @@ def read_recording(path: Path | str, *, cut: bool = True) -> Session:
         train_domain=domain,
         valid_domain=domain,
         test_domain=domain,
-        trials=_trials(path / MARKERS_FILE, times, values[:, TARGET]),
+        trials=_trials(path / MARKERS_FILE, times, targets),
         source=f"recorded from {about['spikes']} and {about['kinematics']}",
     )
     return with_domains(whole) if cut else whole

@@ -155,6 +155,18 @@ def velocity_of(pos: Floats, timestamps: Floats) -> Floats:
     return vel
 
 
+def position_of(vel: Floats, timestamps: Floats) -> Floats:
+    """Position (n_samples, 2) as the integral of velocity from (0, 0); over a gap it stands."""
+    pos = np.zeros_like(vel)
+    at = np.zeros(2)
+    for start, end in continuous_domain(timestamps):
+        part = slice(*np.searchsorted(timestamps, (start, end)))
+        steps = np.diff(timestamps[part])[:, None] * (vel[part][1:] + vel[part][:-1]) / 2
+        pos[part] = at + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+        at = pos[part][-1]
+    return pos
+
+
 def chronological_domains(
     domain: Floats, trials: Trials | None, shares: tuple[float, float] = (0.7, 0.1)
 ) -> tuple[Floats, Floats, Floats]:

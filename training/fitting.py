@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.baselines import r2
+from training.baselines import pooled_r2
 from training.families import Config, Model, forward
 from training.optimizer import Optimizers
 from training.pretrain import decode_windows
@@ -114,7 +114,7 @@ class Lesson:
         true, decoded = decode_windows(
             self.model, self.config, self.source, 0, "valid", step_s=CHECK_STEP_S
         )
-        return HeldOut(r2=r2(true, decoded).r2_mean, error=float(np.square(true - decoded).mean()))
+        return HeldOut(r2=pooled_r2(true, decoded), error=float(np.square(true - decoded).mean()))
 
     def loss(self, step: int, recipe: Recipe) -> Tensor:
         """Of the windows of one step."""

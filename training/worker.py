@@ -28,7 +28,7 @@ from streaming.lines import Message, say, say_problem, told_while_working
 from streaming.sessions import Floats, Session, duration_s
 from training import runs
 from training.adapt import AdaptSettings, Method, calibrate, first_seconds
-from training.baselines import r2
+from training.baselines import pooled_r2
 from training.families import Model
 from training.labels import Labels, relabelled
 from training.linear import Kind, fit_linear
@@ -132,7 +132,7 @@ def score(bundle: Bundle, session: Session) -> float | None:
         log.info("%s can't be scored: %s", bundle.path.name, error)
         return None
     true: Floats = session.velocity_at(decoded.times)
-    return r2(true, decoded.velocity).r2_mean
+    return pooled_r2(true, decoded.velocity)
 
 
 class Report:

@@ -44,7 +44,8 @@ def test_channels_are_found_by_label_and_turned_into_metres() -> None:
 @pytest.mark.parametrize(
     ("labels", "units", "says"),
     [
-        (["vel_x", "vel_y"], ["m/s", "m/s"], "expected pos_x and pos_y"),
+        (["0", "1"], ["m/s", "m/s"], "expected pos_x and pos_y, or vel_x and vel_y"),
+        (["pos_x", "vel_y"], ["m", "m/s"], "expected pos_x and pos_y, or vel_x and vel_y"),
         (["pos_x", "pos_y"], ["furlong", "m"], "is in furlong"),
     ],
 )

@@ -171,6 +171,36 @@ def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:
     relabelled(saved, "intention")
 
 
+def test_velocity_alone_is_enough(tmp_path: Path) -> None:
+    name = f"hand-{time.time_ns()}"
+    spikes = pylsl.StreamOutlet(
+        pylsl.StreamInfo(f"{name}-s", "SpikeEvents", 2, 0.0, pylsl.cf_int16, f"{name}-s")
+    )
+    info = pylsl.StreamInfo(f"{name}-k", "CursorVelocity", 2, 50.0, pylsl.cf_float32, f"{name}-k")
+    info.set_channel_labels(["vel_x", "vel_y"])
+    velocity = pylsl.StreamOutlet(info)
+    settings = RecordSettings(
+        spikes=StreamQuery(name=f"{name}-s"), kinematics=f"{name}-k", markers=f"{name}-m"
+    )
+    recorder = Recorder(tmp_path, "today", settings)
+    recorder.start()
+    with recorder:
+        for outlet in (spikes, velocity):
+            assert outlet.wait_for_consumers(5.0)
+        times = pylsl.local_clock() - 10.0 + 0.02 * np.arange(500)
+        times[250:] += 2.0  # a gap, over which nothing moved
+        velocity.push_chunk([[0.1, -0.05]] * 500, times.tolist())
+        spikes.push_chunk([[3, 0]] * 500, times.tolist())
+        wait_for(
+            "all of it",
+            lambda: recorder.poll() or (recorder.n_samples, recorder.n_spikes) == (500, 500),
+        )
+    session = sessions.check(read_recording(recorder.path))
+    np.testing.assert_allclose(session.cursor_vel, [[0.1, -0.05]] * 500, atol=1e-7)
+    np.testing.assert_allclose(session.cursor_pos[0], [0.0, 0.0])
+    np.testing.assert_allclose(session.cursor_pos[-1], 498 * 0.02 * np.array([0.1, -0.05]), 1e-3)
+
+
 def test_what_is_no_recording_says_so(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="not a recording"):
         read_recording(tmp_path)

@@ -11,7 +11,14 @@ from sklearn.metrics import r2_score
 from decoder.errors import TrainingError
 from streaming.sessions import Session
 from training import gru
-from training.baselines import BIN_S, Ridge, counts_before, evaluation_times, r2
+from training.baselines import (
+    BIN_S,
+    Ridge,
+    counts_before,
+    evaluation_times,
+    pooled_r2,
+    r2,
+)
 from training.kalman import Kalman
 from training.simulate import simulate
 
@@ -34,6 +41,17 @@ def test_r2_is_scikit_learns() -> None:
         (score.r2_x, score.r2_y), r2_score(true, decoded, multioutput="raw_values")
     )
     assert score.correlation_x == pytest.approx(np.corrcoef(true[:, 0], decoded[:, 0])[0, 1])
+
+
+def test_an_axis_along_which_nothing_moves_does_not_spoil_the_judgement() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(1000, 2)) * (1.0, 0.05)
+    decoded = true + 0.2 * rng.normal(size=(1000, 2))
+    assert r2(true, decoded).r2_mean < 0
+    assert pooled_r2(true, decoded) > 0.9
+    both = rng.normal(size=(1000, 2))
+    decoded = both + 0.5 * rng.normal(size=(1000, 2))
+    assert pooled_r2(both, decoded) == pytest.approx(r2(both, decoded).r2_mean, abs=0.01)
 
 
 def test_counts_are_of_spikes_before_each_time(session: Session) -> None:

@@ -1,0 +1,91 @@
+"""Cursor frames as an LSL stream of velocities, for a rig that reads LSL.
+
+    volition relay --name rig-velocity --rate 50
+
+Samples leave at a regular rate. Each is the mean velocity of the frames that came since the one
+before, the newest frame's where none did, and zero where the newest isn't `valid` or is older than
+`stale_s`. It does not know who reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import pylsl
+
+from clients.subscriber import CursorSubscriber
+from decoder.errors import SettingsError
+from streaming.clock import Metronome
+from streaming.signals import stop_on_signal
+from streaming.wire import DEFAULT_ADDRESS
+
+TYPE = "CursorVelocity"  # not `Kinematics`: nobody should calibrate a decoder on itself
+LABELS = ("vel_x", "vel_y")
+STILL = (0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaySettings:
+    """address: of the daemon's frames. name: of the LSL stream, of float32 in m/s.
+
+    rate_hz: of its samples. stale_s: a frame older than that moves nothing.
+    """
+
+    name: str
+    address: str = DEFAULT_ADDRESS
+    rate_hz: float = 50.0
+    stale_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("rate_hz", "stale_s"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name} {getattr(self, name)}; expected more than 0")
+
+
+class Relay:
+    """Relays from `with` on, while `serve` runs."""
+
+    def __init__(self, settings: RelaySettings) -> None:
+        self.settings = settings
+        self.should_stop = False
+        self._velocity = STILL
+
+    def __enter__(self) -> Self:
+        self._cursor = CursorSubscriber(self.settings.address)
+        self._outlet = pylsl.StreamOutlet(_info(self.settings))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._cursor.close()
+        del self._outlet
+
+    def serve(self) -> None:
+        """Until SIGINT or SIGTERM."""
+        metronome = Metronome(1.0 / self.settings.rate_hz)
+        with stop_on_signal(self):
+            while not self.should_stop:
+                now = metronome.wait()
+                self._outlet.push_sample(self.velocity(), now)
+
+    def velocity(self) -> tuple[float, float]:
+        """Of the sample that is due, m/s."""
+        came = []
+        while (frame := self._cursor.receive(timeout_s=0.0)) is not None:
+            came.append(frame)
+        if came:
+            x, y = (sum(frame.velocity[axis] for frame in came) / len(came) for axis in (0, 1))
+            self._velocity = (x, y) if came[-1].valid else STILL
+        return STILL if self._cursor.is_stale(self.settings.stale_s) else self._velocity
+
+
+def _info(settings: RelaySettings) -> pylsl.StreamInfo:
+    source_id = f"volition-relay-{settings.name}"
+    info = pylsl.StreamInfo(settings.name, TYPE, 2, settings.rate_hz, pylsl.cf_float32, source_id)
+    info.set_channel_labels(list(LABELS))
+    info.set_channel_units(["m/s"] * 2)
+    return info

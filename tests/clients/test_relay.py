@@ -1,0 +1,85 @@
+"""Cursor frames as LSL: over real ZeroMQ in, over real LSL out."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clients.relay import Relay, RelaySettings
+from decoder.errors import SettingsError
+from streaming.labels import VELOCITY, find_kinematics
+from streaming.publish import Publisher
+from tests.clients.test_subscriber import frame
+from tests.rig import running, wait_for
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    made = Publisher("tcp://127.0.0.1:*")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def relay(publisher: Publisher) -> Iterator[Relay]:
+    name = f"relay-{time.time_ns()}"
+    with Relay(RelaySettings(name=name, address=publisher.bound_to)) as made:
+        wait_for("the subscription", lambda: publisher.see_subscribers() or heard(publisher))
+        yield made
+
+
+def heard(publisher: Publisher) -> bool:
+    return publisher._wanted("cursor")
+
+
+def moving(seq: int, x: float, y: float) -> object:
+    import msgspec
+
+    return msgspec.structs.replace(frame(seq), velocity=(x, y))
+
+
+def test_a_sample_is_the_mean_of_the_frames_since_the_one_before(
+    publisher: Publisher, relay: Relay
+) -> None:
+    for seq, x in enumerate((0.1, 0.3)):
+        publisher.send(moving(seq, x, -0.2))
+    time.sleep(0.02)  # both are on their way
+    assert relay.velocity() == pytest.approx((0.2, -0.2))
+    assert relay.velocity() == pytest.approx((0.2, -0.2)), "the newest, while it is young"
+
+
+def test_what_is_stale_or_invalid_moves_nothing(publisher: Publisher, relay: Relay) -> None:
+    assert relay.velocity() == (0.0, 0.0), "before the first frame"
+    publisher.send(moving(0, 0.1, 0.1))
+    wait_for("the frame", lambda: relay.velocity() != (0.0, 0.0))
+    wait_for("its end", lambda: relay.velocity() == (0.0, 0.0), 1.0)
+
+
+def test_it_relays_over_lsl_until_it_is_told_to_stop(publisher: Publisher, tmp_path: Path) -> None:
+    name = f"relay-{time.time_ns()}"
+    arguments = ("relay", "--name", name, "--rate", "100", "--address", publisher.bound_to)
+    with running(tmp_path / "relay.log", *arguments) as process:
+        inlet = wait_for("the stream", lambda: find_kinematics(name, 0.3))
+        assert inlet.labels == ("vel_x", "vel_y")
+        sent = iter(range(10_000))
+
+        def arrived() -> bool:
+            publisher.see_subscribers()
+            publisher.send(moving(next(sent), 0.25, -0.5))
+            _, values = inlet.drain()
+            return len(values) > 0 and values[-1, VELOCITY].tolist() == [0.25, -0.5]
+
+        wait_for("a velocity", arrived)
+        inlet.close()
+        assert process.stop(signal.SIGTERM) == 0, process.output()
+
+
+@pytest.mark.parametrize("rate_hz", [0.0, -1.0, math.nan])
+def test_a_rate_that_is_none_is_refused(rate_hz: float) -> None:
+    with pytest.raises(SettingsError, match="expected more than 0"):
+        RelaySettings(name="x", rate_hz=rate_hz)
