@@ -631,7 +631,9 @@ def task(
         "closed"
     ),
     block_name: Annotated[str, typer.Option("--name", help="Of the block [its kind].")] = "",
-    hold: Annotated[float, typer.Option(help="Seconds on a target that select it.")] = 0.3,
+    hold: Annotated[
+        float | None, typer.Option(help="Seconds on a target that select it [0.3; grid 1].")
+    ] = None,
     limit: Annotated[float, typer.Option(help="Seconds for one trial.")] = 4.0,
     radius: Annotated[float, typer.Option(help="Of a round target, m.")] = 0.01,
     grid: Annotated[int, typer.Option(help="Squares a side of the grid.")] = 6,
@@ -657,10 +659,11 @@ def task(
     from clients.rig.task import TaskSettings
     from clients.rig.workspace import Block
 
+    holds = {} if hold is None else {"hold_s": hold, "dwell_s": hold}
     block = Block(
         task=cast("TaskName", name), mode=cast("Mode", mode), name=block_name,
-        trials=trials if seconds is None else None, seconds=seconds, hold_s=hold, limit_s=limit,
-        radius_m=radius, grid=grid, seed=seed,
+        trials=trials if seconds is None else None, seconds=seconds, limit_s=limit,
+        radius_m=radius, grid=grid, seed=seed, **holds,
     )  # fmt: skip
     settings = TaskSettings(address=address, prefix=prefix, stale_s=stale_ms / 1e3, log=log)
     console = _console(stderr=True)

@@ -145,7 +145,8 @@ def _steered(here: Floats, rng: np.random.Generator) -> Floats:
         for between in (STEERED_S, STEERED_NOISE_M_S, STEERED_TURN_S, STEERED_PULL_HZ)
     )
     n = int(seconds / STEP_S)
-    stays = np.exp(rng.uniform(*np.log(STEERED_STAY_S), int(seconds / STEERED_STAY_S[0]) + 1))
+    shortest, longest = STEERED_STAY_S
+    stays = shortest * (longest / shortest) ** rng.random(int(seconds / shortest) + 1)
     targets = rng.uniform(-WORKSPACE_M, WORKSPACE_M, (len(stays), 2))
     place = np.repeat(targets, (stays / STEP_S).astype(int), axis=0)
     keep = np.exp(-STEP_S / turn_s)

@@ -162,7 +162,7 @@ class BlockPlay:
         trial = Trial(
             number=self.number, block=self.block.label, task=self.block.task, mode=self.block.mode,
             role=target.role, target=target.position, radius=target.half_m,
-            n_targets=self.block.n_targets, hold_s=self.block.hold_s, limit_s=self.block.limit_s,
+            n_targets=self.block.n_targets, hold_s=self.block.needed_s, limit_s=self.block.limit_s,
             start=self._on, on=self._on, entered=judge.entered, held=None if why else judge.since,
             end=now, success=not why, why=why, decoder=self.decoder, assist=self.share,
             still_s=round(self.still_s, DIGITS), times=self._times, path=self._path,

@@ -52,7 +52,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 class Judge:
     """The rules of one trial, told the cursor's position every tick.
 
-    Staying on the target for `hold_s` selects it. On the grid, staying on any other square
+    Staying on the target for `needed_s` selects it. On the grid, staying on any other square
     selects that one and is wrong; the square that the cursor stood on when the trial began
     counts only once it was left.
     """
@@ -78,7 +78,7 @@ class Judge:
             self._here, self.since, self._unleft = here, now, None
         self._note(now)
         stays = here is not None and self._unleft is None
-        if stays and now - self.since >= self._block.hold_s - SLACK_S:
+        if stays and now - self.since >= self._block.needed_s - SLACK_S:
             return "success" if self.on_target else "wrong"
         return "timeout" if now - self._began >= self._block.limit_s - SLACK_S else None
 

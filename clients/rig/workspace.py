@@ -35,7 +35,8 @@ class Block:
     seconds: after so many no new trial begins.
     distance_m: of centre-out targets from the centre; half the side of the square that random
         targets are drawn from.
-    radius_m: of a round target. hold_s: time on it that selects it; of the grid, the dwell.
+    radius_m: of a round target. hold_s: time on it that selects it.
+    dwell_s: time on any square of the grid that selects it: longer than it takes to cross one.
     limit_s: time for one trial. half_side_m: of the workspace. grid: squares a side.
     latency_s: every frame moves the cursor so much later, to see what delay costs.
     Raises SettingsError where one is out of range.
@@ -49,6 +50,7 @@ class Block:
     distance_m: float = 0.08
     radius_m: float = 0.01
     hold_s: float = 0.3
+    dwell_s: float = 1.0
     limit_s: float = 4.0
     half_side_m: float = 0.12
     grid: int = 6
@@ -70,8 +72,10 @@ class Block:
             problem = f"grid {self.grid}; expected 2 to 40 squares a side"
         elif not 0.0 <= self.assist <= 1.0:
             problem = f"assist {self.assist}; expected 0 to 1"
-        elif not 0.0 <= self.hold_s < self.limit_s:
-            problem = f"hold {self.hold_s:g} s; expected 0 or more, below limit {self.limit_s:g} s"
+        elif not 0.0 <= self.needed_s < self.limit_s:
+            problem = (
+                f"hold {self.needed_s:g} s; expected 0 or more, below limit {self.limit_s:g} s"
+            )
         elif not 0.0 <= self.latency_s <= 1.0:
             problem = f"latency {self.latency_s:g} s; expected 0 to 1"
         elif not 0.0 < self.radius_m < self.distance_m:
@@ -88,6 +92,11 @@ class Block:
     def label(self) -> str:
         """The block's name."""
         return self.name or self.mode
+
+    @property
+    def needed_s(self) -> float:
+        """Seconds on a target that select it."""
+        return self.dwell_s if self.task == "grid" else self.hold_s
 
     @property
     def square_m(self) -> float:
