@@ -205,6 +205,10 @@ def pretrain(
     ] = 1.0,
     threads: Annotated[int | None, typer.Option(min=1, help="torch's threads.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read windows ahead.")] = 0,
+    base: Annotated[
+        Path | None,
+        typer.Option("--from", help="A run or bundle of the same preset to begin with."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in -o, with its settings.")
     ] = False,
@@ -225,7 +229,7 @@ def pretrain(
             preset=preset, minutes=10.0 if minutes is None and steps is None else minutes,
             steps=steps, seed=seed, batch_size=batch_size, learning_rate=learning_rate,
             accumulate=accumulate, precision=precision, sampling_power=sampling_power,
-            threads=threads, workers=workers,
+            threads=threads, workers=workers, base=str(base) if base else None,
         )  # fmt: skip
     summary = run_training(_console(stderr=True), folder, output, settings, resume=resume)
     if summary is None:  # another process of torchrun's prints it

@@ -41,7 +41,7 @@ from training.fabric import launch
 from training.families import Config, Model, build, family, forward, preset
 from training.memory import keep_freed_memory
 from training.optimizer import build_optimizers, restore_state, set_learning_rate, state_tensors
-from training.tuning import tuning
+from training.tuning import nearest_mean, tuning
 from training.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
 
 VALIDATE_EVERY_S = 60.0
@@ -59,6 +59,7 @@ class PretrainSettings:
     accumulate: micro-batches a process computes one after the other in a step.
     sampling_power: see `training.windows.WindowSource`.
     workers: processes that read windows ahead; 0 reads in the training process.
+    base: a run or bundle of the same preset whose weights it begins with; None: drawn anew.
     """
 
     preset: str = "rt"
@@ -76,6 +77,7 @@ class PretrainSettings:
     precision: str = "32-true"
     workers: int = 0
     checkpoint_every_s: float = 60.0
+    base: str | None = None
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.steps is None:
@@ -94,9 +96,9 @@ def settings_of(
     """The settings of a run, to go on with it; another end where one is given."""
     recorded = runs.load_record(Path(run)).settings
     names = {field.name for field in fields(PretrainSettings)}
-    if not names <= set(recorded):
+    if not names <= {*recorded, "base"}:  # which runs of old don't have
         raise TrainingError(f"{run} was adapted or imported, not pretrained here; start a new run")
-    recorded = {name: recorded[name] for name in names}
+    recorded = {name: recorded[name] for name in names & set(recorded)}
     if minutes is not None or steps is not None:
         recorded |= {"minutes": minutes, "steps": steps}
     return PretrainSettings(**recorded)  # type: ignore[arg-type]
@@ -298,6 +300,8 @@ class Trainer:
         )
         run.mkdir(parents=True, exist_ok=True)
         trainer = cls(sessions, run, settings, fabric, record)
+        if settings.base is not None:
+            trainer.begin_with(Path(settings.base))
         if fabric.is_global_zero:
             runs.save_record(run, record)  # so that a run killed from now on can go on
         return trainer
@@ -320,12 +324,48 @@ class Trainer:
         in_order = [given[name] for name in record.session_words]
         trainer = cls(in_order, run, settings, fabric, record)
         if state is None:
+            if settings.base is not None:
+                trainer.begin_with(Path(settings.base))
             return trainer
         runs.set_weights(trainer.model, _part(state, "weights."))
         for name, tensor in _part(state, "average.").items():
             trainer.average[name].copy_(tensor)
         restore_state(trainer.optimizers, trainer.model, state)
         return trainer
+
+    def begin_with(self, base: Path) -> None:
+        """Another run's weights. Units that it doesn't know begin as those do that they are like.
+
+        Raises TrainingError where that run is of another preset, or says nothing of its units.
+        """
+        model, record = runs.load_model(base)
+        if record.config() != self.config:
+            raise TrainingError(
+                f"{base} is of preset {record.preset!r} or another version of it; expected "
+                f"{self.record.preset!r}"
+            )
+        if not record.unit_tuning:
+            raise TrainingError(f"{base} doesn't say what its units are tuned to; train it again")
+        features = np.concatenate([tuning(session) for session in self.source.sessions])
+        known = model.unit_emb.weight[1:].detach().double().numpy()
+        units = nearest_mean(features, np.array(record.unit_tuning), known)
+        place = {word: row for row, word in enumerate(record.unit_words)}
+        for row, word in enumerate(self.record.unit_words):
+            if word in place:
+                units[row] = known[place[word]]
+        own, days = runs.weights(self.model), model.session_emb.weight[1:].detach()
+        with torch.no_grad():
+            for name, tensor in runs.weights(model).items():
+                if not name.startswith(("unit_emb", "session_emb")):
+                    own[name].copy_(tensor)
+            self.model.unit_emb.weight[1:] = torch.from_numpy(units).to(own["unit_emb.weight"])
+            for row, word in enumerate(self.record.session_words, start=1):
+                is_known = word in record.session_words
+                self.model.session_emb.weight[row] = (
+                    days[record.session_words.index(word)] if is_known else days.mean(dim=0)
+                )
+            for name, tensor in own.items():
+                self.average[name].copy_(tensor)
 
     def train(self, on_step: Callable[[Progress], None]) -> None:
         """Take steps until the time or the steps are used up."""

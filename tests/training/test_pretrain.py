@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,6 +25,7 @@ from training import runs
 from training.families import preset
 from training.pretrain import PretrainSettings, pretrain, settings_of
 from training.simulate import simulate
+from training.tuning import nearest_mean, tuning
 from training.windows import OutputScale, WindowSource, unit_words
 
 
@@ -61,6 +63,30 @@ def test_a_run_goes_on_where_it_stood(session, tmp_path: Path) -> None:
     )  # fmt: skip
     assert steps == [11, 12, 13, 14, 15]
     assert record.step == 15
+
+
+def test_a_run_begins_with_another_runs_weights(session, tmp_path: Path) -> None:
+    """Units that are known keep their rows; others begin as those that they are tuned like."""
+    pretrain([session], tmp_path / "first", settings())
+    other = simulate(n_units=30, minutes=1.5, subject=1, seed=4)
+    begun = settings(steps=1, learning_rate=1e-12, base=str(tmp_path / "first"))
+    pretrain([other, session], tmp_path / "second", begun)
+    (first, known), (second, record) = (
+        runs.load_model(tmp_path / name) for name in ("first", "second")
+    )
+    weights, after = runs.weights(first), runs.weights(second)
+    for name, tensor in weights.items():
+        if not name.startswith(("unit_emb", "session_emb")):
+            torch.testing.assert_close(after[name], tensor, msg=name)
+    torch.testing.assert_close(second.unit_emb.weight[-20:], first.unit_emb.weight[-20:])
+    torch.testing.assert_close(second.session_emb.weight[-1], first.session_emb.weight[-1])
+    like = nearest_mean(
+        tuning(other), np.array(known.unit_tuning), first.unit_emb.weight[1:].detach().numpy()
+    )
+    np.testing.assert_allclose(second.unit_emb.weight[1:31].detach(), like, atol=1e-5)
+    assert record.settings["base"] == str(tmp_path / "first")
+    with pytest.raises(TrainingError, match="expected 'stream'"):
+        pretrain([session], tmp_path / "third", settings(preset="stream", base=begun.base))
 
 
 def test_ctrl_c_keeps_the_best_so_far(session, tmp_path: Path) -> None:
