@@ -37,7 +37,7 @@ def get(server: Server, path: str, **headers: str) -> httpx.Response:
 
 def test_every_documented_request_is_answered_as_documented(idle: Server, tmp_path: Path) -> None:
     config = tmp_path / "schemathesis.toml"
-    config.write_text("[generation]\nmax-examples = 12\n")
+    config.write_text("[generation]\nmax-examples = 8\n")
     run = subprocess.run(
         [
             str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config),

@@ -130,7 +130,7 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in names)
 
 
-@pytest.mark.parametrize("preset", ["poyo-1.3m", "stream"])
+@pytest.mark.parametrize("preset", [pytest.param("poyo-1.3m", marks=pytest.mark.slow), "stream"])
 def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) -> None:
     """Dropout included: masks belong to the micro-batch, not to the process."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")

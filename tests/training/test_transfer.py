@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from training.pretrain import PretrainSettings, pretrain
@@ -13,6 +14,7 @@ from training.simulate import simulate
 from training.transfer import plot, transfer
 
 
+@pytest.mark.slow
 def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     tmp_path: Path, monkeypatch
 ) -> None:
