@@ -84,6 +84,7 @@ def steered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Loop, On
         yield loop, onlooker
         onlooker.close()
         loop.end()
+        loop.participant.stop()  # it may be another than the loop began with
 
 
 def cut_the_stream(loop: Loop) -> Callable[[], object]:
