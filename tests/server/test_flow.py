@@ -19,7 +19,7 @@ from training.offline import decode_split
 from training.reweigh import write_adapted
 from training.simulate import simulate
 
-SECONDS, BEFORE_S, AFTER_S = 40.0, 10.0, 30.0
+SECONDS, BEFORE_S, AFTER_S = 40.0, 5.0, 20.0
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) ->
     assert largest_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
 
 
-@pytest.mark.parametrize("preset", ["rt", "stream"])
+@pytest.mark.parametrize("preset", [pytest.param("rt", marks=pytest.mark.slow), "stream"])
 def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path, preset: str) -> None:
     run = tmp_path / "killed"
     arguments = ("--preset", preset, "--steps", "100", "-o")

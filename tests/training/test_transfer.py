@@ -42,6 +42,7 @@ def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     assert (tmp_path / "curve.svg").read_text().count("<path") > 3
 
 
+@pytest.mark.slow
 def test_a_few_seconds_beside_scratch_and_ridge(tmp_path: Path, monkeypatch) -> None:
     from training import fewshot as module
     from training.adapt import AdaptSettings
