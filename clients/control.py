@@ -249,6 +249,8 @@ class ControlClient:
                     self._http, "GET", f"/v1/calibrations/{_part(identity)}/events"
                 ) as source:
                     for event in source.iter_sse():
+                        if not event.data:  # the server has nothing new, and lives
+                            continue
                         calibration = Calibration.model_validate_json(event.data)
                         yield calibration
             except (UnreachableError, httpx.TransportError):
@@ -410,6 +412,8 @@ class AsyncControlClient:
                     self._http, "GET", f"/v1/calibrations/{_part(identity)}/events"
                 ) as source:
                     async for event in source.aiter_sse():
+                        if not event.data:
+                            continue
                         calibration = Calibration.model_validate_json(event.data)
                         yield calibration
             except (UnreachableError, httpx.TransportError):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from clients.control import AsyncControlClient, ControlClient, ProblemError, UnreachableError
 from clients.demo import free_port
 from clients.recalibration import Server
-from server.schemas import CalibrationRequest, FiltersPatch, Input
-from tests.rig import Process
+from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Input
+from tests.rig import Process, wait_for
 from tests.server.conftest import POSSM
 
 
@@ -50,6 +55,46 @@ def test_an_asyncio_client_follows_a_calibration(server: Server) -> None:
     seen = asyncio.run(states())
     assert seen[0] == "collecting"
     assert seen[-1] == "failed"  # nobody streams
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of a server whose calibration says nothing new for half a second, between its pings."""
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
+    app = FastAPI()
+    learning = Calibration(
+        id="slow", state="training", request=CalibrationRequest(), created=datetime.now(UTC)
+    )
+
+    @app.get("/v1/calibrations/slow")
+    def calibration() -> Calibration:
+        return learning
+
+    @app.get("/v1/calibrations/slow/events", response_class=EventSourceResponse)
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        yield ServerSentEvent(raw_data=learning.model_dump_json(), id="1")
+        await asyncio.sleep(0.5)
+        ended = learning.model_copy(update={"state": "promoted"})
+        yield ServerSentEvent(raw_data=ended.model_dump_json(), id="2")
+
+    port = free_port()
+    uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=uvicorn_server.run)
+    thread.start()
+    wait_for("the server", lambda: uvicorn_server.started)
+    yield f"http://127.0.0.1:{port}"
+    uvicorn_server.should_exit = True
+    thread.join()
+
+
+def test_a_server_that_has_nothing_new_for_long_is_followed_on(slow: str) -> None:
+    async def states() -> list[str]:
+        async with AsyncControlClient(slow) as volition:
+            return [calibration.state async for calibration in volition.follow("slow")]
+
+    with ControlClient(slow) as volition:
+        seen = [calibration.state for calibration in volition.follow("slow")]
+    assert seen == asyncio.run(states()) == ["training", "training", "promoted"]
 
 
 def test_what_the_server_refuses_is_raised_with_its_document(server: Server) -> None:
