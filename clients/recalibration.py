@@ -284,20 +284,15 @@ def bench(console: Console, *, preset: str, runs: int, seconds: float) -> dict[s
     """
     from training.simulate import simulate
 
-    results = []
+    bundle, results = BUNDLES / f"{SHIPPED[preset]}.bundle", []
     for run in range(runs):
         with tempfile.TemporaryDirectory() as folder, console.status(f"run {run + 1} of {runs}…"):
             session = simulate(n_units=96, minutes=4.0, subject=UNSEEN, seed=5000 + run)
-            flow = recalibrate(
-                BUNDLES / f"{SHIPPED[preset]}.bundle", session,
-                CalibrationRequest(seconds=seconds), Path(folder),
-            )  # fmt: skip
+            flow = recalibrate(bundle, session, CalibrationRequest(seconds=seconds), Path(folder))
             result = flow.as_dict()
-            valid_s = _valid_s(flow.frames)
             control = undisturbed(
-                BUNDLES / f"{SHIPPED[preset]}.bundle", session, Path(folder, "control"),
-                seconds=valid_s,
-            )  # fmt: skip
+                bundle, session, Path(folder, "control"), seconds=_valid_s(flow.frames)
+            )
             result["ticks_of_control"] = control.ticks(-np.inf, np.inf)
             results.append(result)
         console.print(summary(result))

@@ -270,6 +270,8 @@ class Trainer:
         self.batches = MicroBatches(
             self.source, settings, rank=fabric.global_rank, world=fabric.world_size
         )
+        if settings.base is not None and record.step == 0:
+            self.begin_with(Path(settings.base))
         self.interrupted = False
         self._last_loss = math.nan  # none in a run that goes on when its time is up already
         self._validated_at = self._saved_at = record.seconds
@@ -300,8 +302,6 @@ class Trainer:
         )
         run.mkdir(parents=True, exist_ok=True)
         trainer = cls(sessions, run, settings, fabric, record)
-        if settings.base is not None:
-            trainer.begin_with(Path(settings.base))
         if fabric.is_global_zero:
             runs.save_record(run, record)  # so that a run killed from now on can go on
         return trainer
@@ -324,8 +324,6 @@ class Trainer:
         in_order = [given[name] for name in record.session_words]
         trainer = cls(in_order, run, settings, fabric, record)
         if state is None:
-            if settings.base is not None:
-                trainer.begin_with(Path(settings.base))
             return trainer
         runs.set_weights(trainer.model, _part(state, "weights."))
         for name, tensor in _part(state, "average.").items():

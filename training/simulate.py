@@ -1,10 +1,9 @@
 """A simulated motor cortex: tuned units, and the reaches that they accompany.
 
 Movement is a sequence of minimum-jerk reaches (Flash & Hogan 1985) with holds, or these in turns
-with steering (`draw_movement`). Each unit fires
-as a Poisson process with a refractory period; its rate follows cosine tuning to velocity
-(Georgopoulos et al. 1982) and speed (Moran & Schwartz 1999), with terms of position and
-acceleration, some time before the movement:
+with steering (`draw_movement`). Each unit fires as a Poisson process with a refractory period; its
+rate follows cosine tuning to velocity (Georgopoulos et al. 1982) and speed (Moran & Schwartz 1999),
+with terms of position and acceleration, some time before the movement:
 
     rate = baseline * exp(depth * (d·v + s|v| + p·x + a·acc + drift)),   v, x, acc scaled to ~1
 
@@ -36,10 +35,8 @@ SPEED_SCALE = 0.2  # m/s; about the typical peak speed of an 8 cm reach in 0.7 s
 POSITION_SCALE = 0.08  # m
 ACCELERATION_SCALE = 1.5  # m/s^2
 WORKSPACE_M = 0.065  # targets stay within this distance of the centre, on each axis
-STEERED_S = (
-    4.0,
-    16.0,
-)  # of a stretch in one manner; all of these are drawn evenly in the logarithm
+# Of each stretch of steering, all drawn evenly in the logarithm.
+STEERED_S = (4.0, 16.0)  # how long
 STEERED_NOISE_M_S = (0.015, 0.15)  # root mean square of velocity that goes astray, on each axis
 STEERED_TURN_S = (0.06, 0.25)  # time constant of its direction
 STEERED_PULL_HZ = (1.5, 5.0)  # velocity toward the target over the distance to it
@@ -140,7 +137,7 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
 def _steered(here: Floats, rng: np.random.Generator) -> Floats:
     """Positions (n, 2) of one stretch: velocity toward one target after the other, and noise,
     low-passed twice. It begins and ends at rest, and never reaches `STEERED_WITHIN_M`."""
-    seconds, speed, turn_s, pull_hz = (
+    seconds, astray_m_s, turn_s, pull_hz = (
         float(np.exp(rng.uniform(*np.log(between))))
         for between in (STEERED_S, STEERED_NOISE_M_S, STEERED_TURN_S, STEERED_PULL_HZ)
     )
@@ -150,7 +147,7 @@ def _steered(here: Floats, rng: np.random.Generator) -> Floats:
     targets = rng.uniform(-WORKSPACE_M, WORKSPACE_M, (len(stays), 2))
     place = np.repeat(targets, (stays / STEP_S).astype(int), axis=0)
     keep = np.exp(-STEP_S / turn_s)
-    noise = 2 * speed * np.sqrt(turn_s / STEP_S) * rng.standard_normal((n, 2))
+    noise = 2 * astray_m_s * np.sqrt(turn_s / STEP_S) * rng.standard_normal((n, 2))
     rests = np.minimum(1.0, np.minimum(np.arange(n), np.arange(n)[::-1]) * STEP_S / 0.2)
     free, first, vel = STEERED_WITHIN_M * np.arctanh(here / STEERED_WITHIN_M), *np.zeros((2, 2))
     path = np.empty((n, 2))
