@@ -21,6 +21,7 @@ from pylsl import local_clock
 from decoder.bundle import open_bundle
 from decoder.errors import StreamError, VolitionError
 from decoder.runtime import RuntimeSettings, open_runtime
+from decoder.score import pooled_r2
 from streaming.admission import Admission
 from streaming.clock import Metronome
 from streaming.labels import POSITION, VELOCITY, find_kinematics
@@ -96,14 +97,8 @@ def scores(active: Shadow, candidate: Shadow, times: Floats, velocity: Floats) -
         ("active", "candidate"), (active, candidate), both, strict=True
     ):
         if shadow.knows_units:
-            result[name] = r2(true, decoded[np.isin(decoded[:, 0], ticks), 1:])
+            result[name] = pooled_r2(true, decoded[np.isin(decoded[:, 0], ticks), 1:])
     return result
-
-
-def r2(true: Floats, decoded: Floats) -> float:
-    """Coefficient of determination of (n, 2) velocities, both axes taken together."""
-    total = float(np.square(true - true.mean(axis=0)).sum())
-    return 1.0 - float(np.square(true - decoded).sum()) / max(total, 1e-12)
 
 
 def run(order: Order) -> dict[str, Any]:

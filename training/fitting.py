@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.baselines import pooled_r2
+from decoder.score import pooled_r2
 from training.families import Config, Model, forward
 from training.optimizer import Optimizers
 from training.pretrain import decode_windows

@@ -23,12 +23,12 @@ import torch
 
 from decoder.bundle import Bundle, open_bundle
 from decoder.errors import TrainingError, VolitionError
+from decoder.score import pooled_r2
 from streaming import sessions
 from streaming.lines import Message, say, say_problem, told_while_working
 from streaming.sessions import Floats, Session, duration_s
 from training import runs
 from training.adapt import AdaptSettings, Method, calibrate, first_seconds
-from training.baselines import pooled_r2
 from training.families import Model
 from training.labels import Labels, relabelled
 from training.linear import Kind, fit_linear

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import r2_score
 
 from decoder.errors import TrainingError
+from decoder.score import pooled_r2
 from streaming.sessions import Session
 from training import gru
 from training.baselines import (
@@ -16,7 +17,6 @@ from training.baselines import (
     Ridge,
     counts_before,
     evaluation_times,
-    pooled_r2,
     r2,
 )
 from training.kalman import Kalman
