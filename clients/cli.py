@@ -742,7 +742,7 @@ def rig(
     name: Annotated[str, typer.Option("--task", help="center-out, random or grid.")] = "center-out",
     trials: Annotated[int, typer.Option(min=1, help="Of each block in closed loop.")] = 64,
     seconds: Annotated[float, typer.Option(min=5.0, help="Of each calibration.")] = 40.0,
-    gain: Annotated[float, typer.Option(min=0.0, help="Factor on the decoded velocity.")] = 0.5,
+    gain: Annotated[float, typer.Option(min=0.0, help="Factor on the decoded velocity.")] = 0.4,
     labels: Annotated[
         str,
         typer.Option(
@@ -755,6 +755,7 @@ def rig(
     ] = 0.5,
     turned: Annotated[float, typer.Option(help="Drift: degrees that the others turn by.")] = 60.0,
     tick_ms: Annotated[float, typer.Option(help="Time between decodes.")] = 10.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds at once.")] = 1,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Keep trials and logs here.")
     ] = None,
@@ -772,8 +773,9 @@ def rig(
         "drift": Drift(replaced=replaced, turned_deg=turned),
     }  # fmt: skip
     run_loops(
-        _console(stderr=as_json), seed or [1], given, output=output, report=report, as_json=as_json
-    )
+        _console(stderr=as_json), seed or [1], given,
+        jobs=jobs, output=output, report=report, as_json=as_json,
+    )  # fmt: skip
 
 
 bench_app = typer.Typer(help="Measure speed, beside torch_brain in the same run.")

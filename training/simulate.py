@@ -41,6 +41,7 @@ STEERED_NOISE_M_S = (0.015, 0.15)  # root mean square of velocity that goes astr
 STEERED_TURN_S = (0.06, 0.25)  # time constant of its direction
 STEERED_PULL_HZ = (1.5, 5.0)  # velocity toward the target over the distance to it
 STEERED_STAY_S = (0.7, 2.5)  # before there is another target
+STEERED_GAIN = (0.35, 1.0)  # the cursor's velocity over the one that is meant
 STEERED_WITHIN_M = 0.12  # of the centre, on each axis: toward this edge it slows down
 
 
@@ -77,7 +78,11 @@ def draw_tuning(n_units: int, rng: np.random.Generator) -> Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """A cursor's path on a regular grid of `STEP_S`: arrays (n_steps, 2) in m, m/s, m/s^2."""
+    """A cursor's path, and the velocity that is meant, on a regular grid of `STEP_S`.
+
+    Arrays (n_steps, 2) in m, m/s, m/s^2. What is meant is the path's own velocity but where a
+    cursor of low gain is steered: then it is more (`STEERED_GAIN`).
+    """
 
     pos: Floats
     vel: Floats
@@ -93,6 +98,7 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
     reaches and rests decodes nothing else, and takes slow corrections for rest.
     """
     pos = np.zeros((n_steps, 2))
+    meant = np.ones((n_steps, 1))  # velocity over that of the path
     here = np.zeros(2)
     starts: list[float] = []
     ends: list[float] = []
@@ -104,6 +110,7 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
             stretch = _steered(here, rng)
             room = max(0, min(len(stretch), n_steps - step))
             pos[step : step + room] = stretch[:room]
+            meant[step : step + room] = 1.0 / _evenly(STEERED_GAIN, rng)
             step, here = step + len(stretch), stretch[-1]
         hold = int(rng.uniform(0.2, 0.6) / STEP_S)
         pos[step : step + hold] = here
@@ -127,7 +134,7 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
             starts.append(begin * STEP_S)
             ends.append(step * STEP_S)
             targets.append(target)
-    vel = np.asarray(np.gradient(pos, STEP_S, axis=0))
+    vel = np.asarray(meant * np.gradient(pos, STEP_S, axis=0))
     acc = np.asarray(np.gradient(vel, STEP_S, axis=0))
     intervals = np.array([starts, ends]).T.reshape(-1, 2)
     trials = Trials(intervals=intervals, target_pos=np.array(targets).reshape(-1, 2))
@@ -138,7 +145,7 @@ def _steered(here: Floats, rng: np.random.Generator) -> Floats:
     """Positions (n, 2) of one stretch: velocity toward one target after the other, and noise,
     low-passed twice. It begins and ends at rest, and never reaches `STEERED_WITHIN_M`."""
     seconds, astray_m_s, turn_s, pull_hz = (
-        float(np.exp(rng.uniform(*np.log(between))))
+        _evenly(between, rng)
         for between in (STEERED_S, STEERED_NOISE_M_S, STEERED_TURN_S, STEERED_PULL_HZ)
     )
     n = int(seconds / STEP_S)
@@ -157,6 +164,11 @@ def _steered(here: Floats, rng: np.random.Generator) -> Floats:
         free += STEP_S * rests[i] * vel
         path[i] = free
     return STEERED_WITHIN_M * np.tanh(path / STEERED_WITHIN_M)
+
+
+def _evenly(between: tuple[float, float], rng: np.random.Generator) -> float:
+    """Drawn evenly in the logarithm."""
+    return float(np.exp(rng.uniform(*np.log(between))))
 
 
 def _next_target(task: Task, outward: bool, rng: np.random.Generator) -> Floats:

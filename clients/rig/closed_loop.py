@@ -56,7 +56,7 @@ class LoopSettings:
     trials: int = 64
     seconds: float = 40.0
     labels: Labels = "kinematics"
-    gain: float = 0.5
+    gain: float = 0.4
     drift: Drift = DRIFT
     tick_ms: float = 10.0
     delay_ms: float = 150.0

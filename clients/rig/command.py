@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,27 +219,38 @@ def run_loops(
     seeds: list[int],
     given: dict[str, Any],
     *,
+    jobs: int,
     output: Path | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """`volition rig`: a run a seed, each phase's score, and mean and spread over seeds."""
+    """`volition rig`: a run a seed, `jobs` at once, each phase's score, and mean and spread."""
     from clients.rig.closed_loop import PHASES, LoopResult, LoopSettings, run_loop
     from clients.rig.score_report import print_across, write_report
 
-    results: list[LoopResult] = []
-    with tempfile.TemporaryDirectory() as temporary, console.status("starting…") as status:
-        for seed in seeds:
-            folder = (output or Path(temporary)) / f"seed-{seed}"
-            settings = LoopSettings(folder=folder, seed=seed, **given)
-            results.append(run_loop(settings, say=lambda what: status.update(f"{what}…")))
+    with ExitStack() as ends:
+        kept = output or Path(ends.enter_context(tempfile.TemporaryDirectory()))
+        status = ends.enter_context(console.status("starting…"))
+
+        def run(seed: int) -> LoopResult:
+            settings = LoopSettings(folder=kept / f"seed-{seed}", seed=seed, **given)
+            return run_loop(settings, say=lambda what: status.update(f"{what}…"))
+
+        runs: Iterator[LoopResult] = map(run, seeds)  # one after the other: Ctrl-C ends it at once
+        if jobs > 1:
+            pool = ThreadPoolExecutor(max_workers=jobs)
+            ends.callback(pool.shutdown, cancel_futures=True)
+            runs = pool.map(run, seeds)
+        results: list[LoopResult] = []
+        for seed, result in zip(seeds, runs, strict=True):
+            results.append(result)
             console.print(f"[bold]seed {seed}[/]")
-            print_scores(console, list(results[-1].scores.values()))
+            print_scores(console, list(result.scores.values()))
     if report is not None:
         write_report([trial for result in results for trial in result.trials], report)
     over_seeds = {phase: across([r.scores[phase] for r in results]) for phase in PHASES}
     if as_json:
-        runs = [result.as_dict() for result in results]
-        print(json.dumps({"runs": runs, "over_seeds": msgspec.to_builtins(over_seeds)}, indent=2))
+        done = [result.as_dict() for result in results]
+        print(json.dumps({"runs": done, "over_seeds": msgspec.to_builtins(over_seeds)}, indent=2))
     elif len(results) > 1:
         print_across(console, over_seeds)

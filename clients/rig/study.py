@@ -52,7 +52,7 @@ Jobs = Annotated[int, typer.Option(min=1, help="Loops at once.")]
 def decoders(
     output: Output,
     seed: Seeds = [1, 2, 3, 4, 5],  # noqa: B006
-    gain: Annotated[list[float], typer.Option()] = [0.5],  # noqa: B006
+    gain: Annotated[list[float], typer.Option()] = [LoopSettings.gain],  # noqa: B006
     jobs: Jobs = 1,
 ) -> None:
     """POYO, ridge and the Kalman filter of the same 40 s: reaches, and the grid."""
