@@ -11,7 +11,14 @@ import pytest
 
 from streaming.sessions import Session, check
 from training.baselines import ridge_score
-from training.simulate import REFRACTORY_S, STEERED_WITHIN_M, TASKS, WORKSPACE_M, simulate
+from training.simulate import (
+    REFRACTORY_S,
+    STEERED_GAIN,
+    STEERED_WITHIN_M,
+    TASKS,
+    WORKSPACE_M,
+    simulate,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,6 +93,18 @@ def test_a_steered_cursor_does_not_jump_and_stays_in_reach(seed: int) -> None:
     moved = simulate(n_units=2, minutes=4.0, subject=1, seed=seed, task="steering")
     assert np.abs(moved.cursor_pos).max() < STEERED_WITHIN_M
     assert np.abs(np.diff(moved.cursor_vel, axis=0)).max() < 0.1
+
+
+def test_more_is_meant_than_a_steered_cursor_moves() -> None:
+    """Its gain is below 1; a reach is what was meant."""
+    moved = simulate(n_units=2, minutes=4.0, subject=1, seed=5, task="steering")
+    step_s = np.diff(moved.cursor_times).mean()
+    own = np.linalg.norm(np.gradient(moved.cursor_pos, step_s, axis=0), axis=1)
+    meant = np.linalg.norm(moved.cursor_vel, axis=1)
+    moving = own > 0.05
+    ratio = meant[moving] / own[moving]
+    assert 0.9 < np.quantile(ratio, 0.02) < 1.1
+    assert 1.5 < np.quantile(ratio, 0.98) < 1.1 / STEERED_GAIN[0]
 
 
 def test_activity_comes_before_movement(session: Session) -> None:
