@@ -760,6 +760,7 @@ def rig(
         Path | None, typer.Option("-o", "--output", help="Keep trials and logs here.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page of all trials.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the paths steered as SVG.")] = None,
     as_json: Json = False,
 ) -> None:
     """Close the loop with a simulated participant: calibrate, steer, drift, recalibrate, steer."""
@@ -774,7 +775,7 @@ def rig(
     }  # fmt: skip
     run_loops(
         _console(stderr=as_json), seed or [1], given,
-        jobs=jobs, output=output, report=report, as_json=as_json,
+        jobs=jobs, output=output, report=report, picture=picture, as_json=as_json,
     )  # fmt: skip
 
 

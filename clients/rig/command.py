@@ -222,11 +222,12 @@ def run_loops(
     jobs: int,
     output: Path | None,
     report: Path | None,
+    picture: Path | None,
     as_json: bool,
 ) -> None:
     """`volition rig`: a run a seed, `jobs` at once, each phase's score, and mean and spread."""
     from clients.rig.closed_loop import PHASES, LoopResult, LoopSettings, run_loop
-    from clients.rig.score_report import print_across, write_report
+    from clients.rig.score_report import print_across, save_paths, write_report
 
     with ExitStack() as ends:
         kept = output or Path(ends.enter_context(tempfile.TemporaryDirectory()))
@@ -246,8 +247,11 @@ def run_loops(
             results.append(result)
             console.print(f"[bold]seed {seed}[/]")
             print_scores(console, list(result.scores.values()))
+    trials = [trial for result in results for trial in result.trials]
     if report is not None:
-        write_report([trial for result in results for trial in result.trials], report)
+        write_report(trials, report)
+    if picture is not None:
+        save_paths(trials, picture)
     over_seeds = {phase: across([r.scores[phase] for r in results]) for phase in PHASES}
     if as_json:
         done = [result.as_dict() for result in results]

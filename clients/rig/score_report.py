@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,20 +104,35 @@ def write_report(trials: Sequence[Trial], path: Path) -> None:
     write_page(render(trials), path)
 
 
+def save_paths(trials: Sequence[Trial], path: Path) -> None:
+    """The cursor's paths as SVG, a panel a block in closed loop. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    blocks = by_block([trial for trial in trials if trial.mode == "closed"])
+    scores = {(score.block, score.task): score for score in score_trials(trials)}
+    figure = Figure(figsize=(3.2 * len(blocks), 3.5))
+    panels = figure.subplots(1, len(blocks), sharey=True, squeeze=False)[0]
+    for axes, (key, block) in zip(panels, blocks.items(), strict=True):
+        _draw_paths(axes, block, _widest_cm(blocks.values()))
+        axes.set_title(f"{key[0]}: {100 * scores[key].success_rate:.0f} %", fontsize=10)
+    figure.tight_layout()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    figure.savefig(partial, format="svg", metadata={"Date": None})
+    os.replace(partial, path)
+
+
 def render(trials: Sequence[Trial]) -> str:
     """The page as text: table, learning curves, every block's paths, definitions."""
     from training.page import PAGE
 
     scores, blocks = score_trials(trials), by_block(trials)
-    widest = max(
-        abs(c) for block in blocks.values() for trial in block for p in trial.path for c in p
-    )
+    widest_cm = _widest_cm(blocks.values())
     n = sum(score.trials for score in scores)
     body = _table(scores)
     body += "<h2>Success and acquisition time over trials</h2>" + _learning_curves(blocks)
     body += "<h2>Paths of the cursor</h2>" + "".join(
         f'<div class="half"><h2>{html.escape(f"{name}, {task}")}</h2>'
-        f"{_paths(block, 100 * widest)}</div>"
+        f"{_paths(block, widest_cm)}</div>"
         for (name, task), block in blocks.items()
     )
     body += "<h2>What the numbers mean</h2>" + _definitions()
@@ -183,10 +199,20 @@ def _paths(trials: Sequence[Trial], widest_cm: float) -> str:
     from matplotlib.figure import Figure
 
     from training.page import svg
-    from training.plots import COLOURS
 
     figure = Figure(figsize=(4.6, 4.6))
-    axes = figure.subplots()
+    _draw_paths(figure.subplots(), trials, widest_cm)
+    return svg(figure)
+
+
+def _widest_cm(blocks: Iterable[Sequence[Trial]]) -> float:
+    """How far from the middle the cursor came, on either axis."""
+    return 100 * max(abs(c) for block in blocks for trial in block for p in trial.path for c in p)
+
+
+def _draw_paths(axes: Axes, trials: Sequence[Trial], widest_cm: float) -> None:
+    from training.plots import COLOURS
+
     for trial in trials[-PATHS_SHOWN:]:
         x, y = 100 * np.array(trial.path).T
         axes.plot(x, y, color=COLOURS[0] if trial.success else FAILED, lw=0.8, alpha=0.7)
@@ -195,7 +221,6 @@ def _paths(trials: Sequence[Trial], widest_cm: float) -> str:
     axes.set(xlim=(-1.05 * widest_cm, 1.05 * widest_cm), ylim=(-1.05 * widest_cm, 1.05 * widest_cm))
     axes.set_xlabel("cm; green: acquired, orange: not")
     axes.spines[["top", "right"]].set_visible(False)
-    return svg(figure)
 
 
 def _draw_target(axes: Axes, trial: Trial) -> None:

@@ -51,7 +51,7 @@ def test_with_a_perfect_decoder_every_target_is_reached_and_held() -> None:
         assert abs(rig.pos - rig.target) < RADIUS_M
 
 
-@pytest.mark.parametrize("disturbance", [lambda v: 0.6 * v, lambda v: v + 0.02])
+@pytest.mark.parametrize("disturbance", [lambda v: 0.6 * v, lambda v: 0.3 * v, lambda v: v + 0.02])
 def test_a_weak_or_drifting_cursor_is_mastered(disturbance) -> None:
     rig = loop(seed=3)
     rng = np.random.default_rng(0)

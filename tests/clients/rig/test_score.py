@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clients.rig import score
-from clients.rig.score_report import render
+from clients.rig.score_report import render, save_paths
 from clients.rig.trial import Trial, encode, read_trials
 from decoder.errors import SessionError
 from tests.clients.test_cli import volition
@@ -182,3 +182,11 @@ def test_the_page_needs_nothing_else_and_defines_every_metric() -> None:
     assert "Nuyujukian" in page
     assert "src=" not in page
     assert 'href="http' not in page
+
+
+def test_the_picture_has_a_panel_a_block_in_closed_loop(tmp_path: Path) -> None:
+    watched = msgspec.structs.replace(STRAIGHT, block="watched", mode="observation")
+    picture = tmp_path / "paths.svg"
+    save_paths([watched, STRAIGHT, msgspec.structs.replace(CORNER, block="later")], picture)
+    assert picture.read_text().count('id="axes_') == 2
+    assert list(tmp_path.iterdir()) == [picture]
