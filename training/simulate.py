@@ -243,7 +243,7 @@ def simulate(
     """Simulate one session; the same arguments give the same session, to the last spike.
 
     `subject` fixes how the subject moves; `seed` fixes the day: its units and its reaches.
-    `task` is chosen by the seed where not given.
+    `task` is chosen by the seed where not given. `cursor_vel` is what was meant (`Movement`).
     """
     habits = np.random.default_rng([104_729, subject])
     pace = float(habits.uniform(0.85, 1.1))
