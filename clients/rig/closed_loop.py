@@ -32,6 +32,7 @@ from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels
 READY_S = 30.0
 MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
 LONGEST_TRIAL_S = 12.0  # with the way back to the centre
+FROM_CLOSED_LOOP_GAIN = 1.0  # of a decoder that learned from a cursor that the gain moved
 DRIFT = Drift(replaced=0.5, turned_deg=60.0)
 PHASES = ("calibrated", "drifted", "recalibrated")
 
@@ -220,6 +221,8 @@ def run_loop(
                 say(f"seed {settings.seed}: recalibrating")
                 mode: Mode = "observation" if settings.labels == "kinematics" else "closed"
                 result.calibrations.append(loop.calibrate(settings.labels, mode=mode))
+                if mode == "closed":
+                    loop.set_gain(FROM_CLOSED_LOOP_GAIN)
             say(f"seed {settings.seed}: {phase}, {settings.trials} trials in closed loop")
             loop.steer(phase)
     result.trials = read_trials(settings.folder / "trials.jsonl")
