@@ -217,8 +217,9 @@ def plot_delays(rows: list[Row], path: Path) -> None:
         means = [y[x == value].mean() for value in values]
         axes.plot(values, means, color=COLOURS[1], label="mean")
         axes.set_xlabel(label)
-        axes.set_ylim(bottom=0.0)
         axes.spines[["top", "right"]].set_visible(False)
+    highest = max(row["score"].bit_rate_bits_s for row in rows)
+    panels[0].set_ylim(0.0, 1.1 * max(highest, 1e-9))  # of both: they share it
     panels[0].set_ylabel("achieved bit rate, bit/s")
     panels[0].legend(frameon=False, fontsize="small")
     figure.tight_layout()
