@@ -32,6 +32,7 @@ log = logging.getLogger("volition.server")
 WAIT_FOR_STREAMS_S = 3.0
 SAVE_EVERY_S = 1.0
 LEAST_R2 = 0.1  # below it a decoder is lost: shuffled labels give about 0
+CHANCE_S = 1.2  # and so much over the seconds scored by chance: a few reaches look like any others
 # Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
 # within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
 ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
@@ -306,9 +307,10 @@ def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
     for where, scores in (("the held-out fifth", held_out), ("the live stream", live)):
         if scores is None:
             continue
-        if scores.candidate is None or not scores.candidate >= LEAST_R2:  # NaN isn't either
+        least = max(LEAST_R2, CHANCE_S / scores.seconds)
+        if scores.candidate is None or not scores.candidate >= least:  # NaN isn't either
             against.append(
-                f"R² {_text(scores.candidate)} on {where}, expected {LEAST_R2:g} or more: spikes "
+                f"R² {_text(scores.candidate)} on {where}, expected {least:.2g} or more: spikes "
                 "and labels have little to do with each other: check both streams, collect longer"
             )
         elif scores.active is not None and not scores.candidate > scores.active:
