@@ -307,7 +307,7 @@ def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
     for where, scores in (("the held-out fifth", held_out), ("the live stream", live)):
         if scores is None:
             continue
-        least = max(LEAST_R2, CHANCE_S / scores.seconds)
+        least = max(LEAST_R2, CHANCE_S / max(scores.seconds, 0.1))
         if scores.candidate is None or not scores.candidate >= least:  # NaN isn't either
             against.append(
                 f"R² {_text(scores.candidate)} on {where}, expected {least:.2g} or more: spikes "

@@ -211,6 +211,7 @@ def test_a_decoder_is_not_left_for_one_that_it_was_never_compared_with() -> None
     assert doubts(scores, None)
     assert doubts(Scores(candidate=float("nan"), active=None, seconds=8.0), None)
     assert doubts(Scores(candidate=0.5, active=0.5, seconds=8.0), None)
+    assert doubts(Scores(candidate=0.3, active=None, seconds=3.0), None)  # as shuffled labels may
     assert not doubts(Scores(candidate=0.5, active=None, seconds=8.0), None)
     assert not doubts(Scores(candidate=0.5, active=0.4, seconds=8.0), None)
 
