@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,17 +107,17 @@ def save_paths(trials: Sequence[Trial], path: Path) -> None:
     """The cursor's paths as SVG, a panel a block in closed loop. Needs matplotlib."""
     from matplotlib.figure import Figure
 
+    from training.page import svg, write_page
+
     blocks = by_block([trial for trial in trials if trial.mode == "closed"])
+    widest_cm = _widest_cm(blocks.values())
     scores = {(score.block, score.task): score for score in score_trials(trials)}
     figure = Figure(figsize=(3.2 * len(blocks), 3.5))
     panels = figure.subplots(1, len(blocks), sharey=True, squeeze=False)[0]
     for axes, (key, block) in zip(panels, blocks.items(), strict=True):
-        _draw_paths(axes, block, _widest_cm(blocks.values()))
+        _draw_paths(axes, block, widest_cm)
         axes.set_title(f"{key[0]}: {100 * scores[key].success_rate:.0f} %", fontsize=10)
-    figure.tight_layout()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    figure.savefig(partial, format="svg", metadata={"Date": None})
-    os.replace(partial, path)
+    write_page(svg(figure), path)
 
 
 def render(trials: Sequence[Trial]) -> str:

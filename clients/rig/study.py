@@ -1,8 +1,8 @@
 """What the loop's parts cost and bring: decoders, delays and labels, compared in closed loop.
 
-    python -m clients.rig.study decoders --seed 1 --seed 2 -o docs/steering-decoders.json
-    python -m clients.rig.study delays --seed 1 -o docs/steering-delays.json
-    python -m clients.rig.study labels --seed 1 -o docs/steering-labels.json
+    python -m clients.rig.study decoders --seed 1 --seed 2 -o decoders.json
+    python -m clients.rig.study delays --seed 1 -o delays.json
+    python -m clients.rig.study labels --seed 1 -o labels.json
 
 Each seed is a loop of its own in real time, as `volition rig` runs it. What is compared is learned
 from the same data, by `data` of the REST interface, and steered in turns; the order of turns moves
@@ -108,9 +108,9 @@ def labels(output: Output, seed: Seeds = [1, 2, 3, 4, 5], jobs: Jobs = 1) -> Non
                 made[kind] = loop.learn(
                     labels=kind, method=settings.method, promote="never", data=first.id
                 )
+            loop.set_gain(FROM_CLOSED_LOOP_GAIN)
             for kind in turns(LABELS, settings.seed):
                 loop.use(made[kind])
-                loop.set_gain(FROM_CLOSED_LOOP_GAIN)
                 yield steered(loop, {"labels": kind}, task="grid", trials=None, seconds=GRID_S)
 
     study(run, [LoopSettings(folder=Path(), seed=s, drift=MILD) for s in seed], output, jobs)
