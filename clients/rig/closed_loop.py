@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -34,6 +35,7 @@ MORE_S = 120.0  # of an observation block, beyond what is collected: learning go
 LONGEST_TRIAL_S = 12.0  # with the way back to the centre
 FROM_CLOSED_LOOP_GAIN = 1.0  # of a decoder that learned from a cursor that the gain moved
 DRIFT = Drift(replaced=0.5, turned_deg=60.0)
+Made = TypeVar("Made")
 PHASES = ("calibrated", "drifted", "recalibrated")
 
 
@@ -204,6 +206,23 @@ def start_participant(settings: LoopSettings, prefix: str) -> Child:
     )  # fmt: skip
     participant.wait_for("ready", READY_S)
     return participant
+
+
+def side_by_side(
+    run: Callable[[LoopSettings], Made], loops: Sequence[LoopSettings], jobs: int
+) -> Iterator[Made]:
+    """What `run` makes of each, in order, `jobs` at once; after an error no other one begins.
+
+    One at a time runs in the caller's thread, so that Ctrl-C ends it at once.
+    """
+    if jobs == 1:
+        yield from map(run, loops)
+        return
+    pool = ThreadPoolExecutor(max_workers=jobs)
+    try:
+        yield from pool.map(run, loops)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def run_loop(

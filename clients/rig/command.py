@@ -226,26 +226,27 @@ def run_loops(
     as_json: bool,
 ) -> None:
     """`volition rig`: a run a seed, `jobs` at once, each phase's score, and mean and spread."""
-    from clients.rig.closed_loop import PHASES, LoopResult, LoopSettings, run_loop
+    from clients.rig.closed_loop import (
+        PHASES,
+        LoopResult,
+        LoopSettings,
+        run_loop,
+        side_by_side,
+    )
     from clients.rig.score_report import print_across, save_paths, write_report
 
     with ExitStack() as ends:
         kept = output or Path(ends.enter_context(tempfile.TemporaryDirectory()))
         status = ends.enter_context(console.status("starting…"))
 
-        def run(seed: int) -> LoopResult:
-            settings = LoopSettings(folder=kept / f"seed-{seed}", seed=seed, **given)
+        def run(settings: LoopSettings) -> LoopResult:
             return run_loop(settings, say=lambda what: status.update(f"{what}…"))
 
-        runs: Iterator[LoopResult] = map(run, seeds)  # one after the other: Ctrl-C ends it at once
-        if jobs > 1:
-            pool = ThreadPoolExecutor(max_workers=jobs)
-            ends.callback(pool.shutdown, cancel_futures=True)
-            runs = pool.map(run, seeds)
+        loops = [LoopSettings(folder=kept / f"seed-{s}", seed=s, **given) for s in seeds]
         results: list[LoopResult] = []
-        for seed, result in zip(seeds, runs, strict=True):
+        for result in side_by_side(run, loops, jobs):
             results.append(result)
-            console.print(f"[bold]seed {seed}[/]")
+            console.print(f"[bold]seed {result.settings.seed}[/]")
             print_scores(console, list(result.scores.values()))
     trials = [trial for result in results for trial in result.trials]
     if report is not None:
@@ -254,7 +255,7 @@ def run_loops(
         save_paths(trials, picture)
     over_seeds = {phase: across([r.scores[phase] for r in results]) for phase in PHASES}
     if as_json:
-        done = [result.as_dict() for result in results]
-        print(json.dumps({"runs": done, "over_seeds": msgspec.to_builtins(over_seeds)}, indent=2))
+        runs = [result.as_dict() for result in results]
+        print(json.dumps({"runs": runs, "over_seeds": msgspec.to_builtins(over_seeds)}, indent=2))
     elif len(results) > 1:
         print_across(console, over_seeds)

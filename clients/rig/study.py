@@ -17,7 +17,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clients.rig.closed_loop import FROM_CLOSED_LOOP_GAIN, Loop, LoopSettings, running_loop
+from clients.rig.closed_loop import (
+    FROM_CLOSED_LOOP_GAIN,
+    Loop,
+    LoopSettings,
+    running_loop,
+    side_by_side,
+)
 from clients.rig.drift import Drift
 from clients.rig.score import BlockScore, Spread, across, score_trials
 from clients.rig.trial import read_trials
@@ -144,8 +149,8 @@ def study(run: Run, loops: list[LoopSettings], output: Path, jobs: int) -> list[
                     write(rows, output)
                     console.print(line(row), markup=False)
 
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        list(pool.map(one, loops))
+    for _ in side_by_side(one, loops, jobs):
+        pass
     console.print(summary(rows))
     return rows
 
