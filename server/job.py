@@ -32,7 +32,7 @@ log = logging.getLogger("volition.server")
 WAIT_FOR_STREAMS_S = 3.0
 SAVE_EVERY_S = 1.0
 LEAST_R2 = 0.1  # below it a decoder is lost: shuffled labels give about 0
-CHANCE_S = 1.2  # and so much over the seconds scored by chance: a few reaches look like any others
+CHANCE_S = 1.2  # and so much over the seconds scored by chance: measured in docs/RECALIBRATION.md
 # Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
 # within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
 ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
@@ -307,7 +307,10 @@ def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
     for where, scores in (("the held-out fifth", held_out), ("the live stream", live)):
         if scores is None:
             continue
-        least = max(LEAST_R2, CHANCE_S / max(scores.seconds, 0.1))
+        if scores.seconds <= CHANCE_S:
+            against.append(f"{scores.seconds:.1f} s of {where} are too few to judge by")
+            continue
+        least = max(LEAST_R2, CHANCE_S / scores.seconds)
         if scores.candidate is None or not scores.candidate >= least:  # NaN isn't either
             against.append(
                 f"R² {_text(scores.candidate)} on {where}, expected {least:.2g} or more: spikes "

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.errors import TrainingError
-from streaming.sessions import Floats, Session, intersect, with_domains
+from streaming.sessions import Floats, Session, intersect
 
 Bools = NDArray[np.bool_]
 Labels = Literal["kinematics", "intention", "retrospective"]
@@ -29,7 +29,7 @@ MIN_KEPT_S = 0.1
 
 
 def relabelled(session: Session, labels: Labels, *, hold_radius: float = HOLD_RADIUS_M) -> Session:
-    """The session with another velocity, and domains cut anew over what can be labelled.
+    """The session with another velocity; of each domain only what can be labelled is left.
 
     hold_radius: metres from the target within which the cursor is held.
     Raises TrainingError where the session has no trials with targets.
@@ -50,12 +50,18 @@ def relabelled(session: Session, labels: Labels, *, hold_radius: float = HOLD_RA
         approach = (session.cursor_vel * toward).sum(axis=1)
         velocity = np.where(holding[:, None], 0.0, np.maximum(approach, 0.0)[:, None] * toward)
         usable = in_trial & (holding | (approach > 0))
-    domain = _runs_of(session.cursor_times, usable, session.domain)
-    if len(domain) == 0:
+    domain, train, valid, test = (
+        _runs_of(session.cursor_times, usable, session.intervals(split))
+        for split in ("all", "train", "valid", "test")
+    )
+    if len(train) == 0:
         raise TrainingError(
             f"{session.session_id}: no stretch of {MIN_KEPT_S:g} s can be labelled by its targets"
         )
-    return with_domains(replace(session, cursor_vel=velocity, domain=domain))
+    return replace(
+        session, cursor_vel=velocity, domain=domain,
+        train_domain=train, valid_domain=valid, test_domain=test,
+    )  # fmt: skip
 
 
 def _targets(session: Session) -> tuple[Floats, Bools]:

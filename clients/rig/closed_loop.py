@@ -33,7 +33,7 @@ from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels
 READY_S = 30.0
 MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
 LONGEST_TRIAL_S = 12.0  # with the way back to the centre
-FROM_CLOSED_LOOP_GAIN = 1.0  # of a decoder that learned from a cursor that the gain moved
+FROM_CLOSED_LOOP_GAIN = 2.0  # of a decoder that learned from what the usual gain left of its speed
 DRIFT = Drift(replaced=0.5, turned_deg=60.0)
 Made = TypeVar("Made")
 PHASES = ("calibrated", "drifted", "recalibrated")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from decoder.errors import TrainingError
-from streaming.sessions import Session, Trials, check, within
+from streaming.sessions import Session, Trials, check, duration_s, within
 from training.labels import HOLD_RADIUS_M, REACTION_S, relabelled
 from training.simulate import simulate
 
@@ -59,6 +59,26 @@ def test_retrospective_leaves_out_what_led_away(session: Session) -> None:
         for name, one in {"there": session, "back": back}.items()
     }
     assert total["back"] < 0.7 * total["there"]
+
+
+def test_what_was_held_out_stays_held_out(session: Session) -> None:
+    meant = relabelled(session, "intention")
+    for split in ("train", "valid", "test"):
+        kept = within(session.cursor_times, meant.intervals(split))
+        assert 0.5 < kept.sum() / within(session.cursor_times, session.intervals(split)).sum() < 1.0
+        assert within(session.cursor_times[kept], session.intervals(split)).all()
+
+
+def test_few_long_trials_are_labelled_too(session: Session) -> None:
+    """As they are where a drift has spoilt the decoder that somebody learns from."""
+    start = session.domain[0, 0]
+    few = Trials(
+        intervals=start + np.array([[0.0, 18.0], [18.5, 39.0]]),
+        target_pos=np.array([[0.08, 0.0]] * 2),
+    )
+    domain = np.array([[start, start + 40.0]])
+    whole = replace(session, trials=few, domain=domain, train_domain=domain)
+    assert duration_s(relabelled(whole, "intention").train_domain) == pytest.approx(38.1, abs=0.1)
 
 
 def test_labels_by_kinematics_change_nothing(session: Session) -> None:

@@ -14,7 +14,7 @@ from clients.rig.trial import read_trials
 def test_a_participant_steers_with_a_decoder_of_its_own_units_until_they_drift(
     tmp_path: Path,
 ) -> None:
-    settings = LoopSettings(folder=tmp_path, seed=1, trials=2, seconds=12.0, method="units")
+    settings = LoopSettings(folder=tmp_path, seed=1, trials=2, seconds=20.0, method="units")
     with running_loop(settings) as loop:
         calibration = loop.calibrate()
         loop.steer("calibrated")
