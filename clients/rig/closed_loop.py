@@ -10,6 +10,7 @@ closed loop; the score of each. The participant is simulated, everything between
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import msgspec
 
@@ -37,6 +39,7 @@ FROM_CLOSED_LOOP_GAIN = 2.0  # of a decoder that learned from what the usual gai
 DRIFT = Drift(replaced=0.5, turned_deg=60.0)
 Made = TypeVar("Made")
 PHASES = ("calibrated", "drifted", "recalibrated")
+_children: WeakSet[Child] = WeakSet()  # of the loops that run: without them a loop ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +186,8 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
             VOLITION_TICK_MS=str(settings.tick_ms), **variables,
         )  # fmt: skip
         ends.enter_context(server)
-        task = Child(
-            "clients.cli", "task", settings.task, "--lines", "--prefix", prefix,
+        task = _child(
+            "task", settings.task, "--lines", "--prefix", prefix,
             "--address", server.address, "--log", str(folder / "trials.jsonl"),
             log=logs / "task.log",
         )  # fmt: skip
@@ -199,8 +202,8 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
 
 def start_participant(settings: LoopSettings, prefix: str) -> Child:
     """A participant whose spikes are there."""
-    participant = Child(
-        "clients.cli", "participant", "--prefix", prefix, "--seed", str(settings.seed),
+    participant = _child(
+        "participant", "--prefix", prefix, "--seed", str(settings.seed),
         "--units", str(settings.units), "--delay-ms", str(settings.delay_ms),
         log=settings.folder / "logs" / "participant.log",
     )  # fmt: skip
@@ -208,21 +211,31 @@ def start_participant(settings: LoopSettings, prefix: str) -> Child:
     return participant
 
 
+def _child(*arguments: str, log: Path) -> Child:
+    child = Child("clients.cli", *arguments, log=log)
+    _children.add(child)
+    return child
+
+
 def side_by_side(
     run: Callable[[LoopSettings], Made], loops: Sequence[LoopSettings], jobs: int
 ) -> Iterator[Made]:
     """What `run` makes of each, in order, `jobs` at once; after an error no other one begins.
 
-    One at a time runs in the caller's thread, so that Ctrl-C ends it at once.
+    Ctrl-C, and SIGTERM like it, ends all that run. For the main thread.
     """
-    if jobs == 1:
-        yield from map(run, loops)
-        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     pool = ThreadPoolExecutor(max_workers=jobs)
     try:
         yield from pool.map(run, loops)
+    except (KeyboardInterrupt, GeneratorExit):
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in list(_children):
+            child.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_loop(

@@ -215,6 +215,7 @@ def _draw_paths(axes: Axes, trials: Sequence[Trial], widest_cm: float) -> None:
     for trial in trials[-PATHS_SHOWN:]:
         x, y = 100 * np.array(trial.path).T
         axes.plot(x, y, color=COLOURS[0] if trial.success else FAILED, lw=0.8, alpha=0.7)
+    for trial in {(trial.target, trial.radius): trial for trial in trials}.values():
         _draw_target(axes, trial)
     axes.set_aspect("equal")
     axes.set(xlim=(-1.05 * widest_cm, 1.05 * widest_cm), ylim=(-1.05 * widest_cm, 1.05 * widest_cm))
