@@ -35,7 +35,7 @@ from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels
 READY_S = 30.0
 MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
 LONGEST_TRIAL_S = 12.0  # with the way back to the centre
-FROM_CLOSED_LOOP_GAIN = 2.0  # of a decoder that learned from what the usual gain left of its speed
+MADE_UP = 0.8  # over the gain that a cursor had: for a decoder that learned from it (docs/RIG.md)
 DRIFT = Drift(replaced=0.5, turned_deg=60.0)
 Made = TypeVar("Made")
 PHASES = ("calibrated", "drifted", "recalibrated")
@@ -148,6 +148,10 @@ class Loop:
         with self.server.client() as client:
             client.set_filters(FiltersPatch(gain=gain))
 
+    def make_up_for_gain(self) -> None:
+        """For a decoder that learned from closed loop: the gain is in what it learned from."""
+        self.set_gain(MADE_UP / self.settings.gain)
+
     def steer(self, name: str, **block: object) -> None:
         """A block in closed loop; `block` has fields of `Block` that differ from the settings'."""
         given = {"trials": self.settings.trials, **block}
@@ -254,7 +258,7 @@ def run_loop(
                 mode: Mode = "observation" if settings.labels == "kinematics" else "closed"
                 result.calibrations.append(loop.calibrate(settings.labels, mode=mode))
                 if mode == "closed":
-                    loop.set_gain(FROM_CLOSED_LOOP_GAIN)
+                    loop.make_up_for_gain()
             say(f"seed {settings.seed}: {phase}, {settings.trials} trials in closed loop")
             loop.steer(phase)
     result.trials = read_trials(settings.folder / "trials.jsonl")

@@ -26,13 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clients.rig.closed_loop import (
-    FROM_CLOSED_LOOP_GAIN,
-    Loop,
-    LoopSettings,
-    running_loop,
-    side_by_side,
-)
+from clients.rig.closed_loop import Loop, LoopSettings, running_loop, side_by_side
 from clients.rig.drift import Drift
 from clients.rig.score import BlockScore, Spread, across, score_trials
 from clients.rig.trial import read_trials
@@ -113,7 +107,7 @@ def labels(output: Output, seed: Seeds = [1, 2, 3, 4, 5], jobs: Jobs = 1) -> Non
                 made[kind] = loop.learn(
                     labels=kind, method=settings.method, promote="never", data=first.id
                 )
-            loop.set_gain(FROM_CLOSED_LOOP_GAIN)
+            loop.make_up_for_gain()
             for kind in turns(LABELS, settings.seed):
                 loop.use(made[kind])
                 yield steered(loop, {"labels": kind}, task="grid", trials=None, seconds=GRID_S)
@@ -204,6 +198,7 @@ def plot_delays(rows: list[Row], path: Path) -> None:
     """Bit rate over tick length and over added latency: a point a seed, a line of means."""
     from matplotlib.figure import Figure
 
+    from training.page import svg, write_page
     from training.plots import COLOURS
 
     figure = Figure(figsize=(8, 3.4))
@@ -227,8 +222,7 @@ def plot_delays(rows: list[Row], path: Path) -> None:
     panels[0].set_ylim(0.0, 1.1 * max(highest, 1e-9))  # of both: they share it
     panels[0].set_ylabel("achieved bit rate, bit/s")
     panels[0].legend(frameon=False, fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    write_page(svg(figure), path)
 
 
 if __name__ == "__main__":
