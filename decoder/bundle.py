@@ -6,7 +6,7 @@
       tables.safetensors    what depends on today's units: inputs of the graph
       weights.safetensors   all weights of the model, so that the bundle alone can be adapted
 
-A bundle is written to a temporary name and renamed. This module knows the files and their
+A bundle is written whole or not at all (`decoder.files`). This module knows the files and their
 checksums; sizes and tables of each family stand in `decoder.families`.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 
 from decoder.errors import BundleError
 from decoder.families import FAMILIES, FLOAT64, AnySizes, Strict, Tables
+from decoder.files import replacing
 
 SCHEMA_VERSION = 1
 GRAPH, TABLES, WEIGHTS, MANIFEST = (
@@ -122,15 +122,14 @@ def write(
     """Write a bundle folder, whole or not at all; checksums are filled in.
 
     run: what `training.runs` has to know of the weights to go on with them, as JSON.
-    Raises BundleError where `path` exists and is not a bundle, so that nothing else is replaced.
+    Raises BundleError if `path` exists and is not a bundle, so that nothing else is replaced, and
+    if it can't be written.
     """
     path = Path(path)
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(f"{path} exists and is not a bundle; choose another name")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing(path, BundleError) as partial:
+        partial.mkdir()
         shutil.copyfile(graph, partial / GRAPH)
         save_file(tables.as_dict(), partial / TABLES)
         # safetensors writes an array of another order as its memory lies
@@ -141,21 +140,7 @@ def write(
         checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}
         complete = manifest.model_copy(update={"checksums": checksums})
         (partial / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
-        _replace_folder(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return open_bundle(path)
-
-
-def _replace_folder(new: Path, path: Path) -> None:
-    """Put `new` where `path` is; folders can't be replaced in one call, so the old steps aside."""
-    if not path.exists():
-        os.rename(new, path)
-        return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    os.rename(path, old)
-    os.rename(new, path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def open_bundle(path: Path | str) -> Bundle:

@@ -1,9 +1,11 @@
-"""What tests share: where real recordings lie, and a tiny real decoder, exported once a run."""
+"""What tests share: real recordings, a disk that fills up, a tiny real decoder exported once."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -51,6 +53,22 @@ def recordings() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real recordings in {folder}; set VOLITION_RECORDINGS")
     return folder
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 1 MB. Skips if this user can't mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("can't mount a small disk here (root only)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @dataclass(frozen=True)

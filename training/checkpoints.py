@@ -9,7 +9,7 @@ and plain containers and refuses everything else, so that no code of a stranger 
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from decoder.errors import TrainingError
+from decoder.files import replacing
 from training import runs
 from training.families import build
 from training.model import ModelConfig
@@ -87,10 +88,10 @@ def export_checkpoint(run: Path | str, path: Path | str) -> None:
         "state_dict": OrderedDict((PREFIX + k, v) for k, v in model.state_dict().items()),
         "hyper_parameters": {"model": sizes},
     }
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    buffer = io.BytesIO()  # torch's own writer says RuntimeError when the disk is full
+    torch.save(content, buffer)
+    with replacing(Path(path), TrainingError) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def _read(path: Path) -> Mapping[str, Any]:

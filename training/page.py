@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from decoder.errors import TrainingError
+from decoder.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,11 +34,8 @@ svg {{ width: 100%; height: auto; }} .half {{ display: inline-block; width: 49%;
 
 
 def write_page(text: str, path: Path) -> None:
-    """Write a page, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Write a page, whole or not at all. Raises TrainingError if it can't be written."""
+    write_text(path, text, TrainingError)
 
 
 def svg(figure: Figure) -> str:

@@ -6,13 +6,12 @@
       last.safetensors      weights, their running mean, optimizer state and progress, to go on from
       tensorboard/          loss, learning rate, tokens/s and validation R² for TensorBoard
 
-Files are written to a temporary name and renamed. This module does not know how to train.
+Files are written whole or not at all (`decoder.files`). This module does not know how to train.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from decoder import bundle
 from decoder.errors import TrainingError
+from decoder.files import replacing, write_text
 from training.families import CONFIGS, Config, Model, build
 from training.windows import OutputScale
 
@@ -70,10 +70,9 @@ class RunRecord(BaseModel):
 
 
 def save_record(run: Path, record: RunRecord) -> None:
-    """Write `run.json`."""
-    partial = run / "run.json.partial"
-    partial.write_text(json.dumps(record.model_dump(), indent=2, allow_nan=True) + "\n")
-    os.replace(partial, run / "run.json")
+    """Write `run.json`. Raises TrainingError if it can't be written."""
+    text = json.dumps(record.model_dump(), indent=2, allow_nan=True) + "\n"
+    write_text(run / "run.json", text, TrainingError)
 
 
 def load_record(run: Path) -> RunRecord:
@@ -107,10 +106,9 @@ def go_back_to(record: RunRecord, state: dict[str, Tensor]) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to a safetensors file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, partial)
-    os.replace(partial, path)
+    """Write tensors, whole or not at all. Raises TrainingError if they can't be written."""
+    with replacing(path, TrainingError) as partial:
+        save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, partial)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

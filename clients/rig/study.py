@@ -13,7 +13,6 @@ run at once.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from clients.rig.closed_loop import Loop, LoopSettings, running_loop, side_by_si
 from clients.rig.drift import Drift
 from clients.rig.score import BlockScore, Spread, across, score_trials
 from clients.rig.trial import read_trials
+from decoder.files import write_text
 from server.schemas import Labels, Method
 
 GRID_S = 90.0
@@ -150,11 +150,9 @@ def study(run: Run, loops: list[LoopSettings], output: Path, jobs: int) -> list[
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """All rows, to a temporary name and renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """All rows, whole or not at all."""
     done = [row | {"score": row["score"].as_dict()} for row in rows]
-    partial.write_text(json.dumps(done, indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(done, indent=1) + "\n")
 
 
 def line(row: Row) -> str:
