@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint test-slow soak bench clean
+.PHONY: demo test lint test-slow soak fuzz bench clean
 
 demo: $(READY)
 	$(BIN)/volition demo
@@ -22,6 +22,11 @@ test-slow: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
+
+FUZZ ?= bundles
+COUNT ?= 1000
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(FUZZ) --count $(COUNT)
 
 bench: $(READY)
 	$(BIN)/volition bench
