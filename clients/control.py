@@ -237,6 +237,7 @@ class ControlClient:
 
         A connection that breaks, or a server that is started again, is waited for for `RENEW_S`.
         """
+        calibration: Calibration | None = None
         lost_at = float("inf")
         while True:
             try:
@@ -257,7 +258,7 @@ class ControlClient:
                 lost_at = min(lost_at, time.monotonic())
                 if time.monotonic() - lost_at > RENEW_S:
                     raise
-            if calibration.state not in RUNNING:
+            if calibration is not None and calibration.state not in RUNNING:
                 return
             time.sleep(RENEW_EVERY_S)
 
@@ -400,6 +401,7 @@ class AsyncControlClient:
 
         A connection that breaks, or a server that is started again, is waited for for `RENEW_S`.
         """
+        calibration: Calibration | None = None
         lost_at = float("inf")
         while True:
             try:
@@ -420,7 +422,7 @@ class AsyncControlClient:
                 lost_at = min(lost_at, time.monotonic())
                 if time.monotonic() - lost_at > RENEW_S:
                     raise
-            if calibration.state not in RUNNING:
+            if calibration is not None and calibration.state not in RUNNING:
                 return
             await asyncio.sleep(RENEW_EVERY_S)
 

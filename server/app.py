@@ -102,6 +102,9 @@ def bound(settings: ServerSettings) -> Iterator[socket.socket]:
             "host or port"
         ) from error
     with listener:
+        # Inherited by every connection. asyncio leaves Nagle's algorithm on for such a socket, and
+        # an answer of two writes then waits 40 ms for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener
 
 

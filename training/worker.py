@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,9 @@ def prepare(path: Path) -> Ready:
     """Load a model and learn a little, so that all that is slow once is behind."""
     model, record = runs.load_model(path)
     settings = AdaptSettings(method="full", seconds=None, steps=2)
-    calibrate(model, record, simulate(**WARM_UP), settings)  # type: ignore[arg-type]
+    warm_up = simulate(**WARM_UP)  # type: ignore[arg-type]
+    nobody = replace(warm_up, session_id=f"warm-up-{uuid.uuid4().hex}")  # the model may know it
+    calibrate(model, record, nobody, settings)
     return Ready(bundle=open_bundle(path), model=model, record=record)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,10 +58,8 @@ def test_an_asyncio_client_follows_a_calibration(server: Server) -> None:
     assert seen[-1] == "failed"  # nobody streams
 
 
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of a server whose calibration says nothing new for half a second, between its pings."""
-    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
+def slow_app() -> FastAPI:
+    """A server whose calibration says nothing new for half a second."""
     app = FastAPI()
     learning = Calibration(
         id="slow", state="training", request=CalibrationRequest(), created=datetime.now(UTC)
@@ -77,14 +76,38 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ended = learning.model_copy(update={"state": "promoted"})
         yield ServerSentEvent(raw_data=ended.model_dump_json(), id="2")
 
-    port = free_port()
-    uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=uvicorn_server.run)
+    return app
+
+
+@contextmanager
+def serving(app: FastAPI, port: int, after_s: float = 0.0) -> Iterator[str]:
+    """URL of the app, served in a thread that begins after some time."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Timer(after_s, server.run)
     thread.start()
-    wait_for("the server", lambda: uvicorn_server.started)
-    yield f"http://127.0.0.1:{port}"
-    uvicorn_server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{port}"
+        wait_for("the server", lambda: server.started)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of a server whose calibration says nothing new for half a second, between its pings."""
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
+    with serving(slow_app(), free_port()) as url:
+        with ControlClient(url) as volition:
+            wait_for("the server", lambda: _answers(volition))
+        yield url
+
+
+def _answers(volition: ControlClient) -> bool:
+    try:
+        return volition.calibration("slow").id == "slow"
+    except UnreachableError:
+        return False
 
 
 def test_a_server_that_has_nothing_new_for_long_is_followed_on(slow: str) -> None:
@@ -95,6 +118,23 @@ def test_a_server_that_has_nothing_new_for_long_is_followed_on(slow: str) -> Non
     with ControlClient(slow) as volition:
         seen = [calibration.state for calibration in volition.follow("slow")]
     assert seen == asyncio.run(states()) == ["training", "training", "promoted"]
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
+    with (
+        serving(slow_app(), free_port(), after_s=0.5) as url,
+        ControlClient(url) as volition,
+    ):
+        assert [calibration.state for calibration in volition.follow("slow")][-1] == "promoted"
+
+
+def test_an_asyncio_client_waits_for_a_server_that_is_not_there_yet() -> None:
+    async def states(url: str) -> list[str]:
+        async with AsyncControlClient(url) as volition:
+            return [calibration.state async for calibration in volition.follow("slow")]
+
+    with serving(slow_app(), free_port(), after_s=0.5) as url:
+        assert asyncio.run(states(url))[-1] == "promoted"
 
 
 def test_what_the_server_refuses_is_raised_with_its_document(server: Server) -> None:

@@ -6,9 +6,11 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import httpx
 import numpy as np
@@ -74,6 +76,18 @@ def test_who_may_not_call_is_told_why(idle: Server) -> None:
     assert get(idle, "/v1/status", Origin="http://evil.example", **ours).status_code == 403
     own = httpx.URL(idle.url)
     assert get(idle, "/v1/status", Origin=str(own).rstrip("/"), **ours).status_code == 200
+
+
+def test_a_kept_connection_is_no_slower_than_a_new_one(idle: Server) -> None:
+    def took_s(ask: Callable[[str], httpx.Response]) -> float:
+        began = time.monotonic()
+        assert ask(f"{idle.url}/health/live").status_code == 200
+        return time.monotonic() - began
+
+    with httpx.Client(trust_env=False) as kept:
+        took_s(kept.get)
+        pairs = [(took_s(kept.get), took_s(httpx.get)) for _ in range(15)]
+    assert median(kept for kept, _ in pairs) < median(new for _, new in pairs)
 
 
 def test_an_address_that_others_reach_needs_a_token() -> None:

@@ -1,0 +1,20 @@
+"""What the process that learns for the server does before its data come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clients.demo import BUNDLES
+from training import runs
+from training.adapt import with_session
+from training.export import export_model
+from training.simulate import simulate
+from training.worker import WARM_UP, prepare
+
+
+def test_a_base_that_knows_the_session_of_the_warm_up_is_prepared_too(tmp_path: Path) -> None:
+    known = simulate(**WARM_UP)  # type: ignore[arg-type]
+    model, record = with_session(*runs.load_model(BUNDLES / "possm.bundle"), known)
+    bundle = export_model(model, record, known.session_id, tmp_path / "base.bundle")
+    ready = prepare(bundle.path)
+    assert known.session_id in ready.record.session_words
