@@ -42,6 +42,7 @@ CORRECTION_EVERY_S = 0.5
 MAX_UNIT_RATE_HZ = 1000.0  # a count above it is no count of one unit's spikes
 MAX_NUMBERED = (4096, 256)  # channels and units of a stream that describes none
 MAX_CHANNEL = 2**20  # channel times unit numbers; a description beyond it is an error
+RETRY_S = 1.0  # after a stream that could not be opened
 RESOLVE_S = 0.3  # how long all who match are waited for
 OFFSET_JUMP_S = 0.005  # spikes on both sides of a larger step don't belong in one window
 
@@ -344,8 +345,9 @@ def _count_parser(info: pylsl.StreamInfo) -> _CountParser:
 class Connector:
     """Finds and opens a stream in a thread that ends when it has one.
 
-    Only while there is no stream: a busy thread beside the loop would make ticks late. `query` may
-    be changed at any time; what was found by another before is closed.
+    Only while there is no stream: a busy thread beside the loop would make ticks late. `query` and
+    `bundle_units` may be changed at any time; what was found with others is closed. Nothing that a
+    stream or liblsl does is raised here: `problem` says it, and the search goes on.
     """
 
     def __init__(
@@ -355,28 +357,30 @@ class Connector:
         self._min_known_share = min_known_share
         self.problem: str | None = None
         self.bundle_units = bundle_units
-        self._found: tuple[StreamQuery, SpikeInlet] | None = None
-        self._broke: Exception | None = None
+        self._found: tuple[StreamQuery, Sequence[str], SpikeInlet] | None = None
+        self._searching = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to look."""
         self._stop.clear()
+        self._searching = True
         self._thread = threading.Thread(target=self._search, name="lsl-connector", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no thread is to be had now; `take` tries again
+            self._searching = False
+            self.problem = f"can't look for the stream: {error}"
 
     def take(self) -> SpikeInlet | None:
-        """The opened stream, once; None while there is none yet.
-
-        Raises what ended the search, where that was no StreamError.
-        """
-        if self._broke is not None:
-            raise self._broke
+        """The opened stream, once; None while there is none yet."""
         if self._found is None:
+            if not self._searching:
+                self.start()
             return None
-        (query, inlet), self._found = self._found, None
-        if query is self.query:
+        (query, bundle_units, inlet), self._found = self._found, None
+        if query is self.query and bundle_units is self.bundle_units:
             return inlet
         inlet.close()
         self.start()
@@ -389,24 +393,23 @@ class Connector:
             self._thread.join(timeout=2 * OPEN_TIMEOUT_S)
 
     def _search(self) -> None:
-        try:
-            self._search_until_found()
-        except Exception as error:  # raised again in the loop, which must not wait for ever
-            self._broke = error
-
-    def _search_until_found(self) -> None:
         while not self._stop.is_set():
             try:
-                query = self.query
-                found = query.resolve(RESOLVE_S)
-                if found is None:
-                    self.problem = None
-                    continue
-                inlet = SpikeInlet(found, self.bundle_units, min_known_share=self._min_known_share)
-                self._found = query, inlet
-            except StreamError as error:
-                self.problem = str(error)
-                self._stop.wait(1.0)
+                found = self._look()
+            except Exception as error:  # whatever it was: it is said, and tried again
+                known = isinstance(error, StreamError)
+                self.problem = str(error) if known else f"can't open {self.query}: {error!r}"
+                self._stop.wait(RETRY_S)
                 continue
             self.problem = None
-            return
+            if found is not None:
+                self._found = found
+                return
+
+    def _look(self) -> tuple[StreamQuery, Sequence[str], SpikeInlet] | None:
+        query, bundle_units = self.query, self.bundle_units
+        found = query.resolve(RESOLVE_S)
+        if found is None:
+            return None
+        inlet = SpikeInlet(found, bundle_units, min_known_share=self._min_known_share)
+        return query, bundle_units, inlet

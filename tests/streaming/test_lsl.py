@@ -12,7 +12,7 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.lsl import SpikeInlet, StreamQuery
+from streaming.lsl import Connector, SpikeInlet, StreamQuery
 from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import wait_for
 
@@ -217,3 +217,42 @@ def test_a_sender_that_went_away_is_an_error() -> None:
         return False
 
     wait_for("the loss", lost)
+
+
+def test_whatever_a_stream_does_the_search_says_it_and_goes_on() -> None:
+    """A stream with an infinite rate makes pylsl raise a TypeError."""
+    name = unique("broken")
+    info = pylsl.StreamInfo(name, "SpikeCounts", 1, float("inf"), pylsl.cf_int32, name)
+    info.set_channel_labels(["1/0"])
+    broken = pylsl.StreamOutlet(info)
+    connector = Connector(StreamQuery(kind="SpikeCounts", name=name), UNITS)
+    connector.start()
+
+    def problem() -> str | None:
+        assert connector.take() is None
+        return connector.problem
+
+    assert name in wait_for("the problem", problem)
+    del broken
+    mended = pylsl.StreamInfo(name, "SpikeCounts", 1, 50.0, pylsl.cf_int32, name)
+    mended.set_channel_labels(["1/0"])
+    outlet = pylsl.StreamOutlet(mended)
+    inlet = wait_for("the stream", connector.take)
+    assert inlet.unit_ids == ["1/0"]
+    assert connector.problem is None
+    inlet.close()
+    del outlet
+
+
+def test_a_stream_found_for_the_units_of_another_bundle_is_looked_at_again() -> None:
+    info = spikes_info({"1/0": (0, 0), "2/0": (1, 0)})
+    outlet = pylsl.StreamOutlet(info)
+    connector = Connector(StreamQuery(name=info.name()), UNITS, min_known_share=0.5)
+    connector.start()
+    wait_for("the stream", lambda: connector._found)
+    connector.bundle_units = ("7/0", "8/0")
+    assert connector.take() is None
+    assert "is this the right bundle" in wait_for("the refusal", lambda: connector.problem)
+    assert connector.take() is None
+    connector.stop()
+    del outlet
