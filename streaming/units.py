@@ -6,6 +6,7 @@ Decoders come and go on one stream, so spikes are kept by the stream's numbers a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,3 +36,19 @@ class UnitMatch:
     def __call__(self, stream_index: Ints) -> Ints:
         """Bundle indices of stream indices (n,); UNKNOWN stays."""
         return self._table[stream_index]
+
+
+def repeated_units(unit_ids: Sequence[str]) -> str | None:
+    """What is wrong with ids that name more than one unit; None if each names one.
+
+    Two probes that both count from 0 would be decoded, or recorded, as one: whoever reads units
+    (a live stream, a recording, a file) refuses them at first sight, with these words.
+    """
+    repeated = [unit_id for unit_id, n in Counter(unit_ids).items() if n > 1]
+    if not repeated:
+        return None
+    listed = ", ".join(map(repr, repeated[:3])) + (", …" if len(repeated) > 3 else "")
+    return (
+        f"{len(repeated)} unit ids name more than one unit ({listed}); expected each once. "
+        "Give the units of each probe ids of their own, such as `probe1/7`"
+    )

@@ -1,0 +1,13 @@
+"""Units of a stream as a decoder's."""
+
+from __future__ import annotations
+
+from streaming.units import repeated_units
+
+
+def test_ids_that_name_two_units_are_told_by_name() -> None:
+    assert repeated_units(["a/1", "b/1"]) is None
+    problem = repeated_units(["1", "2", "1", "2", "3"])
+    assert problem is not None
+    assert "2 unit ids name more than one unit ('1', '2')" in problem
+    assert "of their own" in problem
