@@ -113,6 +113,11 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
     table.add_row("units", f"{len(manifest.unit_ids)} of session {manifest.session_id}")
     table.add_row("reads", manifest.sizes.reads)
     table.add_row("outputs", ", ".join(f"{o.name} ({o.unit})" for o in manifest.outputs))
+    seal = (
+        "has a checksum of itself [green]verified[/]" if bundle.is_sealed else
+        "[yellow]no checksum of itself[/]: of an earlier version, export the run again"
+    )  # fmt: skip
+    table.add_row(MANIFEST, seal)
     for name in (GRAPH, TABLES, WEIGHTS):
         size = (bundle.path / name).stat().st_size
         table.add_row(

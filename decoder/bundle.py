@@ -2,99 +2,68 @@
 
     NAME.bundle/
       manifest.json         schema version, sizes, outputs, unit ids, provenance, metrics, checksums
+                            of the other files and of itself (`decoder.manifest`)
       graph.onnx            the streaming graph of one preset or kind; knows no unit
       tables.safetensors    what depends on today's units: inputs of the graph
       weights.safetensors   all weights of the model, so that the bundle alone can be adapted
 
 A bundle is written whole or not at all (`decoder.files`). This module knows the files and their
-checksums; sizes and tables of each family stand in `decoder.families`.
+checksums; sizes and tables of each family are in `decoder.families`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from decoder.errors import BundleError
-from decoder.families import FAMILIES, FLOAT64, AnySizes, Strict, Tables
+from decoder.errors import BundleError, brief
+from decoder.families import FAMILIES, FLOAT64, Tables
 from decoder.files import replacing
-
-SCHEMA_VERSION = 1
-GRAPH, TABLES, WEIGHTS, MANIFEST = (
-    "graph.onnx",
-    "tables.safetensors",
-    "weights.safetensors",
-    "manifest.json",
+from decoder.graphs import check_whole
+from decoder.manifest import (
+    GRAPH,
+    MANIFEST,
+    TABLES,
+    WEIGHTS,
+    HistoryPoint,
+    Manifest,
+    Output,
+    as_text,
+    read_manifest,
 )
+
+__all__ = [
+    "GRAPH", "MANIFEST", "RUN", "TABLES", "WEIGHTS", "Bundle", "HistoryPoint", "Manifest", "Output",
+    "new_decoder_id", "open_bundle", "read_manifest", "write",
+]  # fmt: skip
+
+log = logging.getLogger("volition.bundle")
+
 RUN = "run"  # key of the metadata in the weights' file
-
-
-class Output(Strict):
-    """One decoded quantity; `value = model output * scale + offset`, in `unit`."""
-
-    name: str
-    unit: str
-    scale: float = Field(gt=0)
-    offset: float
-
-
-class HistoryPoint(Strict):
-    """One validation of the training: step, seconds since its start, loss if known, causal R²."""
-
-    step: int
-    seconds: float
-    loss: float | None
-    r2: float
-
-
-class Manifest(Strict):
-    """What `manifest.json` holds."""
-
-    schema_version: int = SCHEMA_VERSION
-    decoder_id: str
-    family: str = "poyo"
-    preset: str
-    sizes: AnySizes
-    outputs: tuple[Output, ...]
-    session_id: str
-    unit_ids: tuple[str, ...]
-    provenance: dict[str, str | float | int]
-    metrics: dict[str, float]
-    history: tuple[HistoryPoint, ...] = ()
-    checksums: dict[str, str]
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Manifest:
-        if len(set(self.unit_ids)) != len(self.unit_ids) or not self.unit_ids:
-            raise ValueError("unit_ids must be distinct, and at least one")
-        family = FAMILIES.get(self.family)
-        if family is None:
-            raise ValueError(f"family {self.family!r}; this Volition decodes {', '.join(FAMILIES)}")
-        if not isinstance(self.sizes, family.sizes):
-            raise ValueError(f"the sizes are not those of family {self.family!r}")
-        if len(self.outputs) != self.sizes.dim_out:
-            raise ValueError(f"{len(self.outputs)} outputs for dim_out {self.sizes.dim_out}")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """An opened bundle: verified manifest and tables; the graph stays a file."""
+    """An opened bundle: verified manifest and tables; the graph stays a file.
+
+    is_sealed: the manifest has a checksum of itself; bundles of earlier versions have none.
+    """
 
     path: Path
     manifest: Manifest
     tables: Tables
+    is_sealed: bool
 
     @property
     def graph_path(self) -> Path:
@@ -139,34 +108,28 @@ def write(
             shutil.copymode(partial / GRAPH, partial / name)
         checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}
         complete = manifest.model_copy(update={"checksums": checksums})
-        (partial / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
+        (partial / MANIFEST).write_text(as_text(complete), encoding="utf-8")
     return open_bundle(path)
 
 
 def open_bundle(path: Path | str) -> Bundle:
-    """Open and verify a bundle: schema version, checksums, shapes. Raises BundleError."""
+    """Open and verify a bundle: schema version, ranges, checksums, shapes. Raises BundleError."""
     path = Path(path)
-    manifest = _read_manifest(path)
-    for name in (GRAPH, TABLES, WEIGHTS):
-        _verify_checksum(path, name, manifest.checksums.get(name))
-    return Bundle(path=path, manifest=manifest, tables=_read_tables(path / TABLES, manifest))
-
-
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    if not file.is_file():
-        raise BundleError(f"{path}: no {MANIFEST}; expected a folder that `volition export` made")
     try:
-        content = json.loads(file.read_text())
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"{path}: bundle schema version {version}, this Volition reads {SCHEMA_VERSION}; "
-                "export the run again"
-            )
-        return Manifest.model_validate(content)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{file}: not a valid manifest ({error})") from error
+        manifest, is_sealed = read_manifest(path)
+        for name in (GRAPH, TABLES, WEIGHTS):
+            _verify_checksum(path, name, manifest.checksums.get(name))
+        check_whole(path / GRAPH)
+        tables = _read_tables(path / TABLES, manifest)
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise BundleError(f"{str(path)!r} can't be read ({brief(error)})") from error
+    if not is_sealed:
+        log.warning(
+            "%s is of an earlier version: nothing notices if its manifest is changed, since it has "
+            "no checksum of itself; export the run again",
+            path,
+        )
+    return Bundle(path=path, manifest=manifest, tables=tables, is_sealed=is_sealed)
 
 
 def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
@@ -182,20 +145,37 @@ def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
 
 
 def _read_tables(file: Path, manifest: Manifest) -> Tables:
-    try:
-        tables = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{file}: can't be read ({error})") from error
+    """Only tables of the expected shapes are read, however much else the file holds."""
     expected = manifest.sizes.table_shapes(len(manifest.unit_ids))
-    for name, shape in expected.items():
-        dtype = "float64" if name in FLOAT64 else "float32"
-        seen = tables.get(name)
-        if seen is None or seen.shape != shape or seen.dtype != dtype:
-            what = "nothing" if seen is None else f"{seen.dtype} {seen.shape}"
-            raise BundleError(f"{file}: {name} is {what}, expected {dtype} {shape}")
-        if not np.isfinite(seen).all():
-            raise BundleError(f"{file}: {name} has NaN or infinity; export the run again")
-    return FAMILIES[manifest.family].tables(**{name: tables[name] for name in expected})
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            names = set(opened.keys())
+            tables = {
+                name: _read_table(opened, file, name, shape, name in names)
+                for name, shape in expected.items()
+            }
+    except SafetensorError as error:
+        raise BundleError(f"{file}: can't be read ({brief(error)})") from error
+    return FAMILIES[manifest.family].tables(**tables)
+
+
+def _read_table(
+    opened: Any, file: Path, name: str, shape: tuple[int, ...], is_there: bool
+) -> NDArray[Any]:
+    wanted = "F64" if name in FLOAT64 else "F32"
+    what = "nothing"
+    if is_there:
+        part = opened.get_slice(name)
+        seen = tuple(part.get_shape())
+        if (seen, part.get_dtype()) == (shape, wanted):
+            table: NDArray[Any] = opened.get_tensor(name)
+            if not np.isfinite(table).all():
+                raise BundleError(f"{file}: {name} has NaN or infinity; export the run again")
+            return table
+        what = f"{part.get_dtype()} {seen}"
+    raise BundleError(
+        f"{file}: {name} is {brief(what)}, expected {wanted} {shape}; export the run again"
+    )
 
 
 def _sha256(file: Path) -> str:

@@ -10,8 +10,19 @@ VolitionError
 └── SettingsError         a setting is out of range or contradicts another
 
 A message says what was seen, what was expected and what to do. In the tick loop a lost
-stream is a state (`stale`), never an exception.
+stream is a state (`stale`), never an exception. A message is one line: `brief` makes one of what
+a library says.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+LONGEST = 300  # characters of somebody else's message
+N_SHOWN = 3  # fields that are wrong
 
 
 class VolitionError(Exception):
@@ -44,3 +55,26 @@ class TrainingError(VolitionError):
 
 class SettingsError(VolitionError):
     """A setting is out of range or contradicts another."""
+
+
+def brief(error: Exception | str, longest: int = LONGEST) -> str:
+    """A library's message in one line, cut off at `longest` characters."""
+    text = " ".join(str(error).split())
+    if not text and isinstance(error, Exception):
+        text = type(error).__name__
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:longest])
+    return text if len(text) < longest else f"{text[:longest]}…"
+
+
+def invalid_fields(error: ValidationError) -> str:
+    """The fields that pydantic refused, in one line: where, why, what was seen."""
+    said = []
+    for problem in error.errors(include_url=False, include_context=False)[:N_SHOWN]:
+        where = brief(".".join(str(part) for part in problem["loc"]), 60)
+        what = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] != "value_error":  # those name what they saw themselves
+            what += f", got {brief(repr(problem['input']), 60)}"
+        said.append(f"{where}: {what}" if where else what)
+    if more := error.error_count() - N_SHOWN:
+        said += [f"and {more} more"] if more > 0 else []
+    return brief("; ".join(said), 3 * LONGEST)

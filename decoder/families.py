@@ -12,13 +12,22 @@ to a graph stands in the runtimes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from math import ceil, prod
+from typing import Annotated, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[np.float32]
+
+# Ranges that any decoder for a rig is in; what is outside is damage, or would take all memory.
+Seconds = Annotated[float, Field(ge=1e-3, le=10.0)]
+RotaryPeriod = Annotated[float, Field(ge=1e-6, le=1e3)]
+Width = Annotated[int, Field(ge=1, le=8192)]
+Heads = Annotated[int, Field(ge=1, le=256)]
+Count = Annotated[int, Field(ge=1, le=4096)]
+Velocity = Annotated[int, Field(ge=2, le=2, description="x and y, all that a cursor frame has")]
 Shapes = dict[str, tuple[int, ...]]
 FLOAT64 = ("omega",)  # all other tables are float32
 
@@ -26,23 +35,47 @@ FLOAT64 = ("omega",)  # all other tables are float32
 class Strict(BaseModel):
     """A part of the manifest; unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Sizes(Strict):
+class Shaped(Strict):
+    """Sizes of any family: how much one decode reads, and how much that takes."""
+
+    dim_out: Velocity
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the graph that the first decode may take, to catch up with a window."""
+        return 1
+
+    @property
+    def n_latents(self) -> int:
+        """Queries that gather spikes; a linear decoder has one sum."""
+        return 1
+
+    @property
+    def row_size(self) -> int:
+        """Numbers that a spike is to the graph."""
+        return prod(self.table_shapes(1)["tokens"])
+
+    def table_shapes(self, n_units: int) -> Shapes:
+        """Shapes of the tables for so many units."""
+        raise NotImplementedError
+
+
+class Sizes(Shaped):
     """Sizes of a POYO that the runtime needs; names as in torch_brain."""
 
-    sequence_length: float = Field(gt=0, description="seconds of spikes that a decode reads")
-    latent_step: float = Field(gt=0)
-    num_latents_per_step: int = Field(gt=0)
-    dim: int = Field(gt=0)
-    depth: int = Field(ge=0)
-    dim_head: int = Field(gt=0)
-    cross_heads: int = Field(gt=0)
-    self_heads: int = Field(gt=0)
-    t_min: float = Field(gt=0)
-    t_max: float = Field(gt=0)
-    dim_out: int = Field(gt=0)
+    sequence_length: Seconds = Field(description="of spikes that a decode reads")
+    latent_step: Seconds
+    num_latents_per_step: Count
+    dim: Width
+    depth: int = Field(ge=0, le=1000)
+    dim_head: Width
+    cross_heads: Heads
+    self_heads: Heads
+    t_min: RotaryPeriod
+    t_max: RotaryPeriod
 
     @property
     def window_s(self) -> float:
@@ -67,19 +100,18 @@ class Sizes(Strict):
         return _attention_shapes(self, n_units)
 
 
-class PossmSizes(Strict):
+class PossmSizes(Shaped):
     """Sizes of a streaming model that the runtime needs; meanings in `training.possm`."""
 
-    chunk_s: float = Field(gt=0, description="seconds of spikes that one step of the state reads")
-    warm_up_s: float = Field(gt=0, description="seconds after a reset until the state is trusted")
-    num_latents: int = Field(gt=0)
-    dim: int = Field(gt=0)
-    dim_head: int = Field(gt=0)
-    cross_heads: int = Field(gt=0)
-    hidden: int = Field(gt=0)
-    t_min: float = Field(gt=0)
-    t_max: float = Field(gt=0)
-    dim_out: int = Field(gt=0)
+    chunk_s: Seconds = Field(description="of spikes that one step of the state reads")
+    warm_up_s: Seconds = Field(description="after a reset until the state is trusted")
+    num_latents: Count
+    dim: Width
+    dim_head: Width
+    cross_heads: Heads
+    hidden: Width
+    t_min: RotaryPeriod
+    t_max: RotaryPeriod
 
     @property
     def window_s(self) -> float:
@@ -95,6 +127,10 @@ class PossmSizes(Strict):
         )
 
     @property
+    def n_steps(self) -> int:
+        return ceil(self.warm_up_s / self.chunk_s)
+
+    @property
     def n_latents(self) -> int:
         return self.num_latents
 
@@ -107,12 +143,11 @@ class PossmSizes(Strict):
         return _attention_shapes(self, n_units)
 
 
-class RidgeSizes(Strict):
+class RidgeSizes(Shaped):
     """Sizes of a ridge regression on the counts of the last bins."""
 
-    bin_s: float = Field(gt=0)
-    n_lags: int = Field(gt=0, description="bins that end at the decoded instant")
-    dim_out: int = Field(gt=0)
+    bin_s: Seconds
+    n_lags: Count = Field(description="bins that end at the decoded instant")
 
     @property
     def window_s(self) -> float:
@@ -129,13 +164,12 @@ class RidgeSizes(Strict):
         return {"tokens": (n_units, self.n_lags, self.dim_out)}
 
 
-class KalmanSizes(Strict):
+class KalmanSizes(Shaped):
     """Sizes of a steady-state Kalman filter whose state is what it decodes."""
 
-    bin_s: float = Field(gt=0)
-    lead_bins: int = Field(ge=0, description="bins that activity leads the movement by")
-    warm_up_s: float = Field(gt=0, description="seconds after a reset until the state is trusted")
-    dim_out: int = Field(gt=0)
+    bin_s: Seconds
+    lead_bins: int = Field(ge=0, le=1000, description="bins that activity leads the movement by")
+    warm_up_s: Seconds = Field(description="after a reset until the state is trusted")
 
     @property
     def window_s(self) -> float:
@@ -149,6 +183,10 @@ class KalmanSizes(Strict):
             f"counts of bins of {self.bin_s:g} s, which lead by {self.lead_bins * self.bin_s:g} s, "
             f"and a state, trusted after {self.warm_up_s:g} s"
         )
+
+    @property
+    def n_steps(self) -> int:
+        return ceil(self.warm_up_s / self.bin_s) + self.lead_bins
 
     def table_shapes(self, n_units: int) -> Shapes:
         """See `KalmanTables`."""

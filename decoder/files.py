@@ -6,17 +6,20 @@ was there before stays as it was until then.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from decoder.errors import VolitionError
+from decoder.errors import VolitionError, brief
 
+LONGEST_JSON = 2**25  # bytes; room for 100,000 unit ids
 NAME_KEPT = 40  # characters of the name in its temporary one, which may have 255 bytes
 
 
@@ -36,7 +39,7 @@ def replacing(path: Path, error: type[VolitionError] = VolitionError) -> Iterato
         sync_names(path.parent)
     except (OSError, SafetensorError) as reason:
         raise error(
-            f"{path}: can't be written ({reason}); make room or choose another folder. "
+            f"{path}: can't be written ({brief(reason)}); make room or choose another folder. "
             "What was there before is as it was"
         ) from reason
     finally:
@@ -49,6 +52,20 @@ def write_text(path: Path, text: str, error: type[VolitionError] = VolitionError
     """Write a file of UTF-8 text, as `replacing` does."""
     with replacing(path, error) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_json(
+    path: Path, error: type[VolitionError] = VolitionError, *, at_most: int = LONGEST_JSON
+) -> Any:
+    """The content of a JSON file. Raises `error` if it can't be read, is too long or no JSON."""
+    try:
+        if (size := path.stat().st_size) > at_most:
+            raise error(f"{path}: {size / 1e6:.0f} MB, expected at most {at_most / 1e6:.0f} MB")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as reason:  # ValueError: a number of 5,000 digits
+        raise error(
+            f"{path}: not readable JSON ({brief(reason)}); copy the whole folder again"
+        ) from reason
 
 
 def sync(path: Path) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.bundle import GRAPH, Bundle
-from decoder.errors import BundleError, ProviderError
+from decoder.errors import BundleError, ProviderError, brief
 from decoder.families import UnitTables
 from decoder.ring import TokenRing
 from decoder.tokens import embed, phases
@@ -269,7 +269,9 @@ def _open_graph(bundle: Bundle, settings: RuntimeSettings) -> ort.InferenceSessi
             str(bundle.graph_path), options, providers=[CUDA, CPU] if wants_cuda else [CPU]
         )
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise BundleError(f"{bundle.graph_path}: ONNX Runtime can't open it ({error})") from error
+        raise BundleError(
+            f"{bundle.graph_path}: ONNX Runtime can't open it ({brief(error)})"
+        ) from error
     runs_on = session.get_providers()[0]
     wanted = PROVIDERS.get(settings.provider)
     if settings.require_provider and wanted not in (None, runs_on):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decoder.bundle import MANIFEST, Bundle, Manifest, open_bundle
+from decoder.bundle import MANIFEST, Bundle, Manifest, open_bundle, read_manifest
 from decoder.errors import BundleError
 from server.problems import NotFoundError
 
@@ -38,10 +37,10 @@ class Registry:
         found = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             try:
-                manifest = Manifest.model_validate(json.loads((path / MANIFEST).read_text()))
-            except (OSError, ValueError):
+                manifest, _ = read_manifest(path)
+                added = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime, UTC)
+            except (OSError, BundleError):
                 continue  # being replaced, or not ours
-            added = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime, UTC)
             found.append(Entry(path=path, manifest=manifest, added=added))
         return sorted(found, key=lambda entry: entry.added, reverse=True)
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -358,6 +359,14 @@ def changed_weights(base: bundle.Bundle, model: Model) -> list[str]:
     ]
 
 
+def _point(point: dict[str, float]) -> bundle.HistoryPoint:
+    """A validation for the manifest; a run that went on for no step has no loss of its own."""
+    loss = point["loss"]
+    return bundle.HistoryPoint.model_validate(
+        point | {"loss": loss if math.isfinite(loss) else None}
+    )
+
+
 def write_bundle(
     model: Model,
     record: runs.RunRecord,
@@ -383,8 +392,8 @@ def write_bundle(
         session_id=session_id,
         unit_ids=tuple(word.removeprefix(prefix) for word in words),
         provenance=_provenance(record),
-        metrics=metrics or {},
-        history=tuple(bundle.HistoryPoint.model_validate(point) for point in record.history),
+        metrics={name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
+        history=tuple(_point(point) for point in record.history),
         checksums={},
     )
     return bundle.write(

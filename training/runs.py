@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from decoder import bundle
-from decoder.errors import TrainingError
-from decoder.files import replacing, write_text
+from decoder.errors import TrainingError, brief, invalid_fields
+from decoder.files import read_json, replacing, write_text
 from training.families import CONFIGS, Config, Model, build
 from training.windows import OutputScale
 
 SCHEMA_VERSION = 1
+LONGEST_RECORD = 2**29  # bytes; a corpus has millions of units
 BEST, LAST = "best.safetensors", "last.safetensors"
 
 
@@ -81,9 +82,11 @@ def load_record(run: Path) -> RunRecord:
     if not path.is_file():
         raise TrainingError(f"{run}: no run.json; expected a folder that `volition pretrain` made")
     try:
-        record = RunRecord.model_validate(json.loads(path.read_text()))
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise TrainingError(f"{path}: not a run of this version ({error})") from error
+        record = RunRecord.model_validate(read_json(path, TrainingError, at_most=LONGEST_RECORD))
+    except ValidationError as error:
+        raise TrainingError(
+            f"{path}: not a run of this version ({invalid_fields(error)})"
+        ) from error
     if record.schema_version != SCHEMA_VERSION:
         raise TrainingError(
             f"{path}: schema version {record.schema_version}, expected {SCHEMA_VERSION}"
@@ -116,7 +119,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{path}: can't be read ({error}); start the run again") from error
+        raise TrainingError(
+            f"{path}: can't be read ({brief(error)}); start the run again"
+        ) from error
 
 
 def weights(model: Model) -> dict[str, Tensor]:
@@ -166,8 +171,11 @@ def _record_of(opened: bundle.Bundle) -> RunRecord:
             f"{opened.path} is a linear decoder ({opened.manifest.family}), which is fitted anew "
             f"and can't be adapted; begin from a bundle of family {' or '.join(CONFIGS)}"
         )
-    with safe_open(opened.weights_path, framework="pt") as file:
-        record = (file.metadata() or {}).get(bundle.RUN)
+    try:
+        with safe_open(opened.weights_path, framework="pt") as file:
+            record = (file.metadata() or {}).get(bundle.RUN)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{opened.weights_path}: can't be read ({brief(error)})") from error
     if record is None:
         raise TrainingError(
             f"{opened.path} does not say which units its weights are of; export the run again"
@@ -175,4 +183,6 @@ def _record_of(opened: bundle.Bundle) -> RunRecord:
     try:
         return RunRecord.model_validate_json(record)
     except ValidationError as error:
-        raise TrainingError(f"{opened.path}: not a run of this version ({error})") from error
+        raise TrainingError(
+            f"{opened.path}: not a run of this version ({invalid_fields(error)})"
+        ) from error
