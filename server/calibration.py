@@ -5,19 +5,26 @@ A server that finds one unfinished in its journal lists it as `interrupted`, wit
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 import threading
 import uuid
+from typing import Any
+
+from pydantic import ValidationError
 
 from decoder.errors import SessionError
 from server.daemon import Supervisor
 from server.job import Job, session_file
-from server.journal import Journal, now
+from server.journal import Journal, JournalError, now
 from server.problems import ConflictError, NotFoundError
 from server.registry import Registry
 from server.schemas import RUNNING, Calibration, CalibrationRequest, State
 from server.settings import ServerSettings
+
+log = logging.getLogger("volition.server")
 
 CUT_SHORT: tuple[State, ...] = ("interrupted", "failed", "cancelled")
 
@@ -43,14 +50,35 @@ class Calibrations:
         self._keys: dict[str, str] = {}
         self._job: Job | None = None
         for key, document in journal.calibrations():
-            self._restore(key, Calibration.model_validate_json(document))
+            if (calibration := self._read(document)) is not None:
+                self._restore(key, calibration)
+
+    def _read(self, document: str) -> Calibration | None:
+        """A document of the journal, less what a newer version put in; one that isn't is kept."""
+        try:
+            try:
+                return Calibration.model_validate_json(document)
+            except ValidationError as error:
+                return Calibration.model_validate(_known_parts(json.loads(document), error))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            log.error("a calibration of the journal is set aside (%s): %.200s", error, document)
+            self._journal.set_aside_calibration(document, str(error))
+            return None
 
     def _restore(self, key: str | None, calibration: Calibration) -> None:
         """Of an earlier server: what ran then was interrupted."""
         if calibration.state in RUNNING:
-            calibration.state = "interrupted"
-            self._journal.save_calibration(calibration.id, key, calibration.model_dump_json())
-            self._journal.note("server", "calibration", id=calibration.id, state="interrupted")
+            active = self._journal.recall("active")
+            was_promoted = calibration.state == "promoting" and calibration.candidate == active
+            calibration.state = "promoted" if was_promoted else "interrupted"
+            calibration.ended = now() if was_promoted else None
+            try:
+                self._journal.save_calibration(calibration.id, key, calibration.model_dump_json())
+                self._journal.note(
+                    "server", "calibration", id=calibration.id, state=calibration.state
+                )
+            except JournalError as error:  # the next server finds the same
+                log.error("%s", error)
         self._known[calibration.id] = calibration
         if key is not None:
             self._keys[key] = calibration.id
@@ -191,3 +219,14 @@ class Calibrations:
                 f"{running.id} is {running.state}; wait for it, or cancel it with "
                 f"DELETE /v1/calibrations/{running.id}"
             )
+
+
+def _known_parts(document: Any, error: ValidationError) -> Any:
+    """A document without the fields that validation found too many."""
+    for wrong in error.errors():
+        if wrong["type"] == "extra_forbidden":
+            part = document
+            for name in wrong["loc"][:-1]:
+                part = part[name]
+            part.pop(wrong["loc"][-1])
+    return document

@@ -4,7 +4,10 @@ the state that a new daemon is given.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,7 +18,10 @@ from typing import Any
 
 from decoder.errors import SettingsError, VolitionError
 
+log = logging.getLogger("volition.server")
+
 SCHEMA_VERSION = 1
+CHANGES_KEPT = 100_000  # older ones go when a server starts
 TABLES = """
 CREATE TABLE IF NOT EXISTS changes (
     number INTEGER PRIMARY KEY, at TEXT NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
@@ -23,6 +29,9 @@ CREATE TABLE IF NOT EXISTS changes (
 );
 CREATE TABLE IF NOT EXISTS calibrations (
     id TEXT PRIMARY KEY, key TEXT UNIQUE, document TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS set_aside (
+    id TEXT PRIMARY KEY, key TEXT, document TEXT NOT NULL, why TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -33,22 +42,44 @@ class JournalError(VolitionError):
 
 
 class Journal:
-    """The file, open. Raises SettingsError where it can't be. May be used from any thread."""
+    """The file, open. Raises SettingsError if it can't be. May be used from any thread.
+
+    A file of another version, or a damaged one, is renamed, and what can be read of it is taken
+    over. set_aside: a sentence about that, if it happened.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock, self._path = threading.Lock(), path
+        self.set_aside: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(TABLES)
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, SCHEMA_VERSION):
-                raise SettingsError(f"{path} is of version {version}, expected {SCHEMA_VERSION}")
-            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            try:
+                self._db = _open(path)
+            except sqlite3.OperationalError:  # nothing is wrong with what is in it
+                raise
+            except sqlite3.DatabaseError as error:
+                self._db = self._begin_again(error)
         except (OSError, sqlite3.Error) as error:
             raise SettingsError(f"{path} can't be opened ({error}); choose another home") from error
+
+    def _begin_again(self, why: sqlite3.DatabaseError) -> sqlite3.Connection:
+        old = self._path.with_name(f"{self._path.name}.{now():%Y%m%d-%H%M%S}.old")
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{self._path}{suffix}", f"{old}{suffix}")
+        self.set_aside = f"the journal was set aside as {old.name} ({why})"
+        log.error("%s", self.set_aside)
+        db = _open(self._path)
+        for table in ("state", "calibrations", "changes"):
+            try:
+                with db, contextlib.closing(sqlite3.connect(old)) as source:
+                    rows = source.execute(f"SELECT * FROM {table}").fetchall()
+                    if rows:
+                        marks = ", ".join("?" * len(rows[0]))
+                        db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+            except sqlite3.Error as error:
+                log.error("its %s can't be taken over: %s", table, error)
+        return db
 
     def close(self) -> None:
         """Close the file."""
@@ -95,6 +126,16 @@ class Journal:
                 (identity, key, document),
             )
 
+    def set_aside_calibration(self, document: str, why: str) -> None:
+        """Keep a calibration's document, but not among those that are read."""
+        with self._write() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO set_aside SELECT id, key, document, ? FROM calibrations "
+                "WHERE document = ?",
+                (why, document),
+            )
+            db.execute("DELETE FROM calibrations WHERE document = ?", (document,))
+
     def delete_calibration(self, identity: str) -> None:
         """Forget a calibration."""
         with self._write() as db:
@@ -115,9 +156,44 @@ class Journal:
             )
 
     def recall(self, name: str) -> Any:
-        """A value of the state; None where it was never set."""
+        """A value of the state; None if it was never set, or can't be read."""
+        text = self._text(name)
+        try:
+            return None if text is None else json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+
+    def is_damaged(self, name: str) -> bool:
+        """Whether a value of the state was set and can't be read."""
+        return self.recall(name) is None and self._text(name) not in (None, "null")
+
+    def _text(self, name: str) -> str | None:
         rows = self._read("SELECT value FROM state WHERE name = ?", name)
-        return json.loads(rows[0][0]) if rows else None
+        return rows[0][0] if rows else None
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3.DatabaseError, and no OperationalError, for a file that isn't as expected."""
+    db = sqlite3.connect(path, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise sqlite3.DatabaseError(f"it is of version {version}, not {SCHEMA_VERSION}")
+        if (state := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged: {state}")
+        db.executescript(TABLES)
+        db.execute(
+            "DELETE FROM changes WHERE number <= (SELECT max(number) FROM changes) - ?",
+            (CHANGES_KEPT,),
+        )
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        db.commit()
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
 
 
 def now() -> datetime:

@@ -16,54 +16,82 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
 from decoder.errors import VolitionError
 from server.journal import Journal, JournalError
+from server.logs import open_log, shorten
 from server.problems import DaemonError
 from server.process import Adopted, Foreign, Own, Process
 from server.registry import Registry
 from server.settings import ServerSettings, daemon_environment
+from server.timing import Timing
 from server.wanted import Wanted
 from streaming import control, wire
 from streaming.control import Command, ControlClient, NoAnswerError
-from streaming.settings import RESTARTED
+from streaming.lsl import StreamQuery
+from streaming.settings import RESTARTED, DaemonSettings
+from streaming.states import State
 
 log = logging.getLogger("volition.server")
 
-LOOK_EVERY_S = 0.02  # whether the process lives
-BEAT_EVERY_S = 0.25  # whether it answers
-ANSWER_TIMEOUT_S = 1.5  # the longest tick is 1 s, and a command waits for its end
-FRESH_S = 2.0  # an answer older than this says nothing of now
-HUNG_AFTER_S = 5.0  # without an answer, once it has answered
-START_TIMEOUT_S = 60.0  # until the first answer: a GPU or a cold disk takes its time
-ADOPT_TIMEOUT_S = 0.5
-GOOD_AFTER_S = 5.0  # a decoder that ran so long doesn't kill its daemon
-BACK_OFF_S = (0.25, 30.0)  # first wait after a daemon that died young, and the longest
-STOP_TIMEOUT_S = 5.0
+NEVER = -float("inf")
+SAME_AGAIN_S = 30.0  # a problem that stays is logged so often
 SUPERVISOR = "supervisor"
+
+Start = Callable[[Path, DaemonSettings, BinaryIO], Process]
+
+
+def start_daemon(bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Process:
+    """`volition decode` in a process of its own."""
+    return Own(
+        subprocess.Popen(
+            [sys.executable, "-m", "clients.cli", "decode", str(bundle.absolute())],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            env=daemon_environment(settings),
+        )
+    )  # fmt: skip
 
 
 class Keeper(abc.ABC):
-    """Watches one daemon from `watch` until `stop`; `begin` finds or forgets the one before."""
+    """Watches one daemon from `watch` until `stop`; `begin` finds or forgets the one before.
 
-    def __init__(self, settings: ServerSettings, journal: Journal, registry: Registry) -> None:
+    start_daemon: starts a daemon of a bundle with settings, its output into a file.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        journal: Journal,
+        registry: Registry,
+        *,
+        timing: Timing = Timing(),  # noqa: B008
+        start_daemon: Start = start_daemon,
+    ) -> None:
         self._settings, self._journal, self._registry = settings, journal, registry
+        self._timing, self._start_daemon = timing, start_daemon
         self.wanted = Wanted(journal, settings.daemon)
         self.restarts = 0
         self._process: Process | None = None
         self._status: wire.Status | None = None
-        self._answered_at = self._began_at = -float("inf")  # monotonic, s
+        self._answered_at = self._began_at = NEVER  # of the process, monotonic, s
+        self._proving_since = NEVER  # of its decoder
+        self._decoded = self._hung = False
         self._deaths_in_a_row = 0
-        self._start_not_before = -float("inf")
-        self._beat = ControlClient(settings.control, timeout_s=ANSWER_TIMEOUT_S)
-        self._client = ControlClient(settings.control, timeout_s=2 * ANSWER_TIMEOUT_S)
-        self._asking = threading.Lock()  # one command at a time
-        self._starting = threading.Lock()  # between what a daemon is given and its pid
+        self._start_not_before = NEVER
+        # What a daemon is given, which one runs, and how often it died: changed together. Held for
+        # no longer than it takes to start a process, and never while disk or daemon are waited for.
+        self._state = threading.Lock()
+        self._beat = ControlClient(settings.control, timeout_s=timing.answer_s)
+        self._client = ControlClient(settings.control, timeout_s=timing.order_s)
+        self._urgent = ControlClient(settings.control, timeout_s=timing.order_s)
+        self._asking, self._asking_urgently = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
+        self._said: dict[str, float] = {}
         self._threads = [
             threading.Thread(target=self._keep, name="keeper", daemon=True),
             threading.Thread(target=self._listen, name="heartbeat", daemon=True),
@@ -79,20 +107,25 @@ class Keeper(abc.ABC):
             thread.start()
 
     def stop(self) -> None:
-        """End the watch, and the daemon too unless the settings keep it."""
-        self._stopping.set()
+        """End the watch, and the daemon too unless the settings keep it.
+
+        An order that is being carried out goes first; one that comes later is refused.
+        """
+        with self._state:
+            self._stopping.set()
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(timeout=2 * ANSWER_TIMEOUT_S)
-        if self._settings.supervise and not self._settings.keep_daemon:
-            self._stop_daemon()
-        self._beat.close()
-        self._client.close()
+                thread.join()
+        with self._asking, self._asking_urgently:
+            if self._settings.supervise and not self._settings.keep_daemon:
+                self._stop_daemon()
+            for client in (self._beat, self._client, self._urgent):
+                client.close()
 
     @property
     def status(self) -> wire.Status | None:
-        """What the daemon said last; None where none answers."""
-        fresh = time.monotonic() - self._answered_at < FRESH_S
+        """What the daemon said last; None if none answers."""
+        fresh = time.monotonic() - self._answered_at < self._timing.fresh_s
         return self._status if fresh else None
 
     @property
@@ -101,15 +134,29 @@ class Keeper(abc.ABC):
         return self._settings.supervise and self.wanted.active is not None and self.status is None
 
     def ask(self, command: Command) -> wire.Status:
-        """Have the daemon do something. Raises DaemonError where it refuses or none runs."""
-        if self._process is None:
+        """Have the daemon do something. Raises DaemonError if it refuses or none runs."""
+        return self._ask(self._client, self._asking, command)
+
+    def ask_at_once(self, command: Command) -> wire.Status:
+        """The same without a wait for other commands."""
+        return self._ask(self._urgent, self._asking_urgently, command)
+
+    def _ask(self, client: ControlClient, turn: threading.Lock, command: Command) -> wire.Status:
+        process = self._process
+        if process is None:
             raise DaemonError("no daemon runs; activate a decoder first (GET /v1/decoders)")
-        with self._asking:
-            reply = self._client.ask(command)
+        with turn:
+            if self._stopping.is_set():
+                raise DaemonError("the server is being stopped")
+            reply = client.ask(command, while_it_lives=process.lives)
         if reply.problem is not None:
             raise DaemonError(reply.problem)
         self._heard(reply.status)
         return reply.status
+
+    def _is_gone(self, process: Process) -> bool:
+        """Whether the daemon that a command was sent to runs no more."""
+        return self._process is not process or not process.lives()
 
     @abc.abstractmethod
     def _compare(self, status: wire.Status) -> None:
@@ -122,22 +169,32 @@ class Keeper(abc.ABC):
         except JournalError as error:
             log.error("%s", error)
 
+    def _say(self, problem: str, error: BaseException | None = None) -> bool:
+        """Log a problem, but not again and again; returns whether it was logged."""
+        now = time.monotonic()
+        if now - self._said.get(problem, NEVER) < SAME_AGAIN_S:
+            return False
+        self._said = {p: at for p, at in self._said.items() if now - at < SAME_AGAIN_S}
+        self._said[problem] = now
+        log.error("%s", problem, exc_info=error)
+        return True
+
     # Whether the process lives.
 
     def _keep(self) -> None:
-        while not self._stopping.wait(LOOK_EVERY_S):
+        while not self._stopping.wait(self._timing.look_every_s):
             try:
                 if self._process is not None and not self._process.lives():
-                    self._died()
+                    self._died(self._process)
                 if self._process is None and time.monotonic() >= self._start_not_before:
                     self._start_again()
             except Exception as error:
-                log.exception("the keeper goes on: %s", error)
+                self._say(f"the keeper goes on: {error!r}", error)
                 self._back_off()
 
     def _start_again(self) -> None:
         if not self._settings.supervise:
-            self._start_not_before = time.monotonic() + BEAT_EVERY_S
+            self._start_not_before = time.monotonic() + self._timing.beat_every_s
             self._adopt()
             return
         if self._deaths_in_a_row and self._adopt():  # it died because another one runs
@@ -147,70 +204,113 @@ class Keeper(abc.ABC):
             self._launch(decoder)
 
     def _fall_back(self) -> None:
-        """After two daemons that died young: back to the last good decoder."""
-        good, active = self.wanted.good, self.wanted.active
-        if self._deaths_in_a_row > 1 and good is not None and good != active:
-            self.wanted.set(active=good, previous=active)
-            self._note("fell back", decoder=good, before=active)
+        """After two daemons that died young: back to the last good decoder.
+
+        To the one before, if there is no good one whose files can be read.
+        """
+        active = self.wanted.active
+        if self._deaths_in_a_row < 2 or active is None:
+            return
+        other = next(
+            filter(self._registry.is_usable, (self.wanted.good, self.wanted.previous)), None
+        )
+        if other is None or other == active:
+            return
+        with self._state:
+            if self._deaths_in_a_row < 2 or self.wanted.active != active:
+                return  # another one was activated meanwhile
+            self.wanted.set(active=other, previous=active)
+        self.wanted.try_to_keep()
+        self._note("fell back", decoder=other, before=active)
 
     def _launch(self, decoder: str) -> None:
-        path = self._registry.get(decoder).path
-        self._settings.logs.mkdir(parents=True, exist_ok=True)
-        with self._starting, (self._settings.logs / "daemon.log").open("ab") as output:
-            if self._stopping.is_set():
+        try:
+            path = self._registry.get(decoder).path
+        except VolitionError as error:
+            self._could_not_start(decoder, str(error))
+            return
+        with self._log_file() as output, self._state:
+            if self._stopping.is_set() or self.wanted.active != decoder:
                 return
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "clients.cli", "decode", str(path.absolute())],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                env=daemon_environment(self.wanted.daemon(self._settings.control)),
-            )  # fmt: skip
-            self._take(Own(popen))
-        self._note("started", decoder=decoder, pid=popen.pid)
-        log.info("started daemon %d with %s", popen.pid, decoder)
+            process = self._start_daemon(path, self.wanted.daemon(self._settings.control), output)
+            self._take(process)
+        self.wanted.try_to_keep()
+        self._note("started", decoder=decoder, pid=process.pid)
+        log.info("started daemon %d with %s", process.pid, decoder)
+
+    def _log_file(self) -> contextlib.AbstractContextManager[BinaryIO]:
+        try:
+            return open_log(self._settings.logs / "daemon.log")
+        except OSError as error:  # a daemon without a log is better than none
+            self._say(f"the daemon has no log: {error}")
+            return open("/dev/null", "wb")
+
+    def _could_not_start(self, decoder: str, why: str) -> None:
+        """What keeps a daemon from being started counts as its death."""
+        with self._state:
+            if self.wanted.active != decoder:
+                return
+            self._deaths_in_a_row += 1
+            self._back_off()
+        if self._say(f"no daemon can be started with {decoder}: {why}"):
+            self._note("not started", decoder=decoder, why=why)
 
     def _take(self, process: Process) -> None:
-        self._status, self._answered_at = None, -float("inf")
-        self._began_at = time.monotonic()
+        """From now on this is the daemon; with `_state` held."""
+        self._status, self._answered_at = None, NEVER
+        self._began_at = self._proving_since = time.monotonic()
+        self._decoded = self._hung = False
         self._process = process
         self.wanted.set(pid=process.pid)
 
-    def _died(self) -> None:
-        assert self._process is not None
-        young = (
-            self._answered_at == -float("inf") or time.monotonic() - self._began_at < GOOD_AFTER_S
-        )
-        pid, self._process, self._status = self._process.pid, None, None
-        self._answered_at = -float("inf")
-        self.restarts += 1
-        self._deaths_in_a_row = self._deaths_in_a_row + 1 if young else 0
-        if young:
-            self._back_off()
-        log.error("daemon %d died", pid)
-        self._note("daemon died", pid=pid, young=young)
+    def _died(self, process: Process) -> None:
+        with self._state:
+            if self._process is not process:
+                return
+            now = time.monotonic()
+            young = (
+                self._hung
+                or self._answered_at == NEVER
+                or now - self._proving_since < self._timing.good_after_s
+            )
+            self._process = self._status = None
+            self._answered_at = NEVER
+            self.restarts += 1
+            self._deaths_in_a_row = self._deaths_in_a_row + 1 if young else 0
+            if young:
+                self._back_off()
+        log.error("daemon %d died", process.pid)
+        self._note("daemon died", pid=process.pid, young=young)
 
     def _back_off(self) -> None:
-        first, longest = BACK_OFF_S
-        wait_s = min(longest, first * 2 ** min(max(self._deaths_in_a_row - 1, 0), 20))
+        timing = self._timing
+        doublings = min(max(self._deaths_in_a_row - 1, 0), 20)
+        wait_s = min(timing.longest_back_off_s, timing.back_off_s * 2**doublings)
         self._start_not_before = time.monotonic() + wait_s
 
     def _stop_daemon(self) -> None:
-        if self._process is None:
+        process = self._process
+        if process is None:
             return
         try:
-            self._client.ask(control.Stop())
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            while self._process.lives() and time.monotonic() < deadline:
-                time.sleep(LOOK_EVERY_S)
-        except VolitionError as error:
+            self._client.ask(control.Stop(), while_it_lives=process.lives)
+            deadline = time.monotonic() + self._timing.stop_s
+            while process.lives() and time.monotonic() < deadline:
+                time.sleep(self._timing.look_every_s)
+        except (VolitionError, msgspec.DecodeError) as error:
             log.error("%s", error)
-        if self._process.lives():
-            self._process.kill()
+        if process.lives():
+            process.kill()
 
     # Whether it answers.
 
     def _listen(self) -> None:
-        while not self._stopping.wait(BEAT_EVERY_S):
+        while not self._stopping.wait(self._timing.beat_every_s):
             process = self._process
+            try:
+                self.wanted.keep()  # what a full disk refused before
+            except JournalError as error:
+                self._say(str(error))
             if process is None:
                 continue
             try:
@@ -218,80 +318,116 @@ class Keeper(abc.ABC):
             except NoAnswerError:
                 self._end_if_hung(process)
             except Exception as error:
-                log.exception("the heartbeat goes on: %s", error)
+                if not self._stopping.is_set():
+                    self._say(f"the heartbeat goes on: {error!r}", error)
 
     def _hear(self, process: Process) -> None:
-        status = self._beat.ask(control.GetStatus()).status
-        if self._settings.supervise and status.pid != process.pid:
+        status = self._beat.ask(control.GetStatus(), while_it_lives=process.lives).status
+        if self._process is not process:
+            return
+        if status.pid != process.pid:
             log.error("daemon %d answers, not %d; it is adopted", status.pid, process.pid)
             process.kill()
-            self._adopt()
+            self._adopt_as(status)
             return
         self._heard(status)
         self._compare(status)
-        if time.monotonic() - self._began_at > GOOD_AFTER_S:
+        self._trust(process, status)
+        shorten(self._settings.logs / "daemon.log")
+
+    def _trust(self, process: Process, status: wire.Status) -> None:
+        """A decoder is good once it has run for long enough, and then decoded for as long."""
+        with self._state:
+            is_proven = time.monotonic() - self._proving_since > self._timing.good_after_s
+            if self._process is not process or not is_proven:
+                return
             self._deaths_in_a_row = 0
-            if self.wanted.good != status.decoder:
-                self.wanted.set(good=status.decoder)
+            if self.wanted.good == status.decoder or self.wanted.active != status.decoder:
+                return
+            self.wanted.set(good=status.decoder)
+        self.wanted.try_to_keep()
 
     def _heard(self, status: wire.Status) -> None:
         """Keep the newest answer of the daemon that runs."""
-        now = self._status
-        if now is None or now.started != status.started or now.ticks <= status.ticks:
-            self._status = status
-        self._answered_at = time.monotonic()
+        with self._state:
+            now = self._status
+            if self._process is None or self._process.pid != status.pid:
+                return  # of one that died meanwhile
+            if now is None or now.started != status.started or now.ticks <= status.ticks:
+                begins_to_decode = status.state == State.DECODING and not self._decoded
+                if begins_to_decode or (now is not None and _which(now) != _which(status)):
+                    self._proving_since = time.monotonic()
+                    self._decoded = status.state == State.DECODING
+                self._status = status
+            self._answered_at = time.monotonic()
 
     def _end_if_hung(self, process: Process) -> None:
-        if not self._settings.supervise:
-            if time.monotonic() - max(self._answered_at, self._began_at) > HUNG_AFTER_S:
-                self._process = None  # whoever starts it will start it again
-            return
-        answered = self._answered_at != -float("inf")
         silent_s = time.monotonic() - max(self._answered_at, self._began_at)
-        if silent_s > (HUNG_AFTER_S if answered else START_TIMEOUT_S):
-            log.error("daemon %d has not answered for %.0f s and is ended", process.pid, silent_s)
+        if not self._settings.supervise:
+            if silent_s > self._timing.hung_after_s:
+                with self._state:
+                    if self._process is process:
+                        self._process = None  # whoever starts it will start it again
+            return
+        answered = self._answered_at != NEVER
+        if silent_s > (self._timing.hung_after_s if answered else self._timing.start_s):
+            log.error("daemon %d has not answered for %.1f s and is ended", process.pid, silent_s)
             self._note("hung", pid=process.pid, silent_s=round(silent_s, 1))
-            process.kill()
+            self._end(process)
+
+    def _end(self, process: Process) -> None:
+        """End a daemon that hangs: a death that counts, however old it was."""
+        with self._state:
+            if self._process is process:
+                self._hung = True
+        process.kill()
 
     # Who was here before.
 
     def _adopt(self) -> bool:
         """Take a daemon that answers already as ours."""
-        client = ControlClient(self._settings.control, timeout_s=ADOPT_TIMEOUT_S)
+        client = ControlClient(self._settings.control, timeout_s=self._timing.adopt_s)
         try:
             return self._adopt_as(client.ask(control.GetStatus()).status)
         except (NoAnswerError, ProcessLookupError):
             return False
-        except msgspec.ValidationError as error:
-            log.error("a daemon of another version runs on %s: %s", self._settings.control, error)
+        except msgspec.DecodeError as error:
+            self._say(f"a daemon of another version runs on {self._settings.control}: {error}")
             return False
         finally:
             client.close()
 
     def _adopt_as(self, status: wire.Status) -> bool:
-        with self._starting:
-            supervise = self._settings.supervise
-            self._take(Adopted(status.pid) if supervise else Foreign(status.pid))
-        is_as_it_should_be = supervise or self.wanted.active is None
-        if is_as_it_should_be:
+        """What the journal says holds for this daemon too; what it doesn't say is taken from it.
+
+        A pause is kept, whoever asked for it.
+        """
+        supervise = self._settings.supervise
+        process = Adopted(status.pid) if supervise else Foreign(status.pid)
+        if self.wanted.active is None:
             self._register(status)
-            self.wanted.set(
+        with self._state:
+            self._take(process)
+            self.wanted.set_missing(
                 active=status.decoder,
                 filters=status.filters,
                 paused=None if status.paused == RESTARTED else status.paused,
-                input={"kind": status.input_kind, "name": status.input_name},
+                input=msgspec.convert(
+                    {"kind": status.input_kind, "name": status.input_name}, StreamQuery
+                ),
             )
+        self.wanted.try_to_keep()
         self._heard(status)
         self._note("adopted", decoder=status.decoder, pid=status.pid)
         log.info("adopted daemon %d, which decodes with %s", status.pid, status.decoder)
         return True
 
     def _adopt_the_last(self) -> bool:
-        """The daemon of the server before, where it lives but was slow to answer; or its end."""
-        pid = self._journal.recall("pid")
+        """The daemon of the server before, if it lives but is slow to answer; or its end."""
+        pid = self.wanted.pid
         if not self._settings.supervise or pid is None or not _is_daemon(pid):
             return False
-        deadline = time.monotonic() + HUNG_AFTER_S
+        deadline = time.monotonic() + self._timing.hung_after_s
         while time.monotonic() < deadline:
             if self._adopt():
                 return True
@@ -305,6 +441,11 @@ class Keeper(abc.ABC):
             self._registry.add(Path(status.bundle))
         except VolitionError as error:
             log.error("the daemon's bundle can't be registered: %s", error)
+
+
+def _which(status: wire.Status) -> tuple[float, str]:
+    """The daemon's run and its decoder."""
+    return status.started, status.decoder
 
 
 def _is_daemon(pid: int) -> bool:

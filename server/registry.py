@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decoder.bundle import MANIFEST, Bundle, Manifest, open_bundle, read_manifest
-from decoder.errors import BundleError
+from decoder.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, Manifest, open_bundle, read_manifest
+from decoder.errors import BundleError, VolitionError
+from decoder.files import replacing
 from server.problems import NotFoundError
 
 SUFFIX = ".bundle"
+FILES = (GRAPH, TABLES, WEIGHTS, MANIFEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,66 +34,81 @@ class Registry:
 
     def all(self) -> list[Entry]:
         """Every bundle with a readable manifest, newest first. Checksums are not verified."""
-        found = []
-        for path in self.folder.glob(f"*{SUFFIX}"):
-            try:
-                manifest, _ = read_manifest(path)
-                added = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime, UTC)
-            except (OSError, BundleError):
-                continue  # being replaced, or not ours
-            found.append(Entry(path=path, manifest=manifest, added=added))
-        return sorted(found, key=lambda entry: entry.added, reverse=True)
+        found = [_entry(path) for path in self.folder.glob(f"*{SUFFIX}")]
+        return sorted(
+            (entry for entry in found if entry is not None),
+            key=lambda entry: entry.added,
+            reverse=True,
+        )
 
     def get(self, decoder: str) -> Entry:
         """One bundle. Raises NotFoundError."""
-        for entry in self.all():
+        if _is_name(decoder):
+            entry = _entry(self.path_for(decoder))
+            if entry is not None and entry.manifest.decoder_id == decoder:
+                return entry
+        for entry in self.all():  # its folder was named by a person
             if entry.manifest.decoder_id == decoder:
                 return entry
         raise NotFoundError(f"no decoder {decoder!r} is registered; see GET /v1/decoders")
+
+    def is_usable(self, decoder: str | None) -> bool:
+        """Whether a decoder is here, and its files are as its manifest says."""
+        try:
+            return decoder is not None and bool(open_bundle(self.get(decoder).path))
+        except VolitionError:
+            return False
 
     def path_for(self, decoder: str) -> Path:
         """Where a bundle of this id belongs."""
         return self.folder / f"{decoder}{SUFFIX}"
 
     def add(self, path: Path) -> Entry:
-        """Verify a bundle and copy it here, whole or not at all.
+        """Verify a bundle and copy its files here, whole or not at all.
 
         What is here already stays. Raises BundleError where it can't be used or written.
         """
-        bundle = self._verified(path)
-        decoder = bundle.manifest.decoder_id
-        if Path(decoder).name != decoder or decoder.startswith("."):
+        decoder = open_bundle(path).manifest.decoder_id
+        if not _is_name(decoder):
             raise BundleError(f"{path}: decoder id {decoder!r} can't be a folder's name")
         target = self.path_for(decoder)
-        if not self._is_whole(target):
+        if not _is_whole(target):
             self._copy(path, target)
         return self.get(decoder)
 
-    def _is_whole(self, target: Path) -> bool:
-        try:
-            open_bundle(target)
-        except BundleError:
-            return False
-        return True
-
     def _copy(self, path: Path, target: Path) -> None:
-        """Put a copy in place, over one that is damaged."""
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=self.folder))
-        try:
-            copied = partial / "bundle"
-            shutil.copytree(path, copied)
-            (copied / MANIFEST).touch()
-            if target.exists():
-                os.rename(target, partial / "damaged")
-            os.rename(copied, target)
-        except OSError as error:
-            if not self._is_whole(target):  # else somebody else was first
-                raise BundleError(f"{path} can't be copied to {target} ({error})") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        """Put a copy in place, over one that is damaged; on the disk before anything names it.
 
-    def _verified(self, path: Path) -> Bundle:
+        Only the files of a bundle, whatever else is in the folder; what is behind a link is copied.
+        """
         try:
-            return open_bundle(path)
-        except (OSError, ValueError) as error:  # a path that no file can have
-            raise BundleError(f"{str(path)!r} can't be read ({error})") from error
+            with replacing(target, BundleError) as partial:
+                partial.mkdir()
+                for name in FILES:
+                    shutil.copyfile(path / name, partial / name)
+                open_bundle(partial)
+        except BundleError:
+            if not _is_whole(target):  # else somebody else was first
+                raise
+
+
+def _entry(path: Path) -> Entry | None:
+    """A folder's bundle; None while it is being replaced, or if it is not one."""
+    try:
+        manifest, _ = read_manifest(path)
+        added = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime, UTC)
+    except (OSError, BundleError):
+        return None
+    return Entry(path=path, manifest=manifest, added=added)
+
+
+def _is_name(decoder: str) -> bool:
+    """Whether a folder can be called so."""
+    return Path(decoder).name == decoder and not decoder.startswith(".") and "\0" not in decoder
+
+
+def _is_whole(target: Path) -> bool:
+    try:
+        return bool(open_bundle(target))
+    except BundleError:
+        return False

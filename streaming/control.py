@@ -15,6 +15,9 @@ in a thread and the status says how far it is. Whoever asks sets a timeout of th
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import msgspec
 import zmq
 
@@ -51,7 +54,7 @@ class Pause(_Command, frozen=True):
 
 
 class Resume(_Command, frozen=True):
-    pass
+    paused_for: str | None = None  # only if it is paused for this reason; None: for any
 
 
 class Arm(_Command, frozen=True):
@@ -82,6 +85,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     status: wire.Status
 
 
+_LOOK_MS = 10  # how often a client that waits looks whether the daemon lives
 encode = msgspec.msgpack.Encoder().encode
 _decode_command = msgspec.msgpack.Decoder(Command).decode
 _decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -128,11 +132,22 @@ class ControlClient:
         self._context = zmq.Context()
         self._socket = self._connect()
 
-    def ask(self, command: Command, *, timeout_s: float | None = None) -> Reply:
-        """Send a command and wait for its answer."""
+    def ask(
+        self,
+        command: Command,
+        *,
+        timeout_s: float | None = None,
+        while_it_lives: Callable[[], bool] = lambda: True,
+    ) -> Reply:
+        """Send a command and wait for its answer, at most while `while_it_lives`."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        if self._socket.closed:  # the last one could not be replaced: no descriptor was left
+            self._socket = self._connect()
         self._socket.send(encode(command))
-        if not self._socket.poll(round(1e3 * timeout_s)):
+        while not self._socket.poll(_LOOK_MS):
+            if while_it_lives() and time.monotonic() < deadline:
+                continue
             self._socket.close(linger=0)
             self._socket = self._connect()
             raise NoAnswerError(

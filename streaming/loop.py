@@ -271,8 +271,9 @@ class Daemon:
                 self._read_from(StreamQuery(kind=kind, name=name))
             case control.Pause(why=why):
                 self._paused = why
-            case control.Resume():
-                self._paused = None
+            case control.Resume(paused_for=why):
+                if why is None or why == self._paused:
+                    self._paused = None
             case control.Arm():
                 return self._arm(window_end)
             case control.SetFilters(filters=filters):

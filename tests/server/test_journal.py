@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from decoder.errors import SettingsError
+from server.calibration import Calibrations
+from server.daemon import Supervisor
 from server.journal import Journal, JournalError
+from server.registry import Registry
+from server.schemas import Calibration, CalibrationRequest
+from server.settings import ServerSettings
+from server.wanted import Wanted
+from streaming.settings import DaemonSettings
 
 
 def test_a_journal_is_read_again_as_it_was_written(tmp_path: Path) -> None:
@@ -28,12 +37,87 @@ def test_a_journal_is_read_again_as_it_was_written(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
+def wanted(journal: Journal) -> Wanted:
+    return Wanted(journal, DaemonSettings())
+
+
+def test_a_journal_of_another_version_is_set_aside_and_what_it_says_taken_over(
+    tmp_path: Path,
+) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
+    journal.remember(active="a", filters={"gain": 0.5})
     journal._db.execute("PRAGMA user_version=99")
     journal.close()
-    with pytest.raises(SettingsError, match="version 99"):
-        Journal(tmp_path / "journal.sqlite")
+    journal = Journal(tmp_path / "journal.sqlite")
+    now = wanted(journal)
+    assert (now.active, now.filters.gain) == ("a", 0.5)
+    assert "version 99" in str(now.paused)  # nobody knows what else it says
+    now.keep()
+    journal.close()
+    again = Journal(tmp_path / "journal.sqlite")
+    assert again.set_aside is None
+    assert "version 99" in str(wanted(again).paused)
+    again.close()
+    assert [path for path in tmp_path.iterdir() if path.suffix == ".old"]
+
+
+@pytest.mark.parametrize("damage", ["no database", "a page of zeros"])
+def test_a_damaged_journal_is_set_aside_and_the_daemon_begins_paused(
+    tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path)
+    journal.remember(active="a", **{f"other-{i}": "x" * 500 for i in range(50)})
+    journal.close()
+    content = bytearray(path.read_bytes())
+    content[:100] = b"no database".ljust(100) if damage == "no database" else content[:100]
+    content[4096:8192] = bytes(4096)
+    path.write_bytes(content)
+    journal = Journal(path)
+    assert "set aside" in str(wanted(journal).paused)
+    journal.close()
+
+
+def test_values_of_another_version_are_read_as_far_as_they_can_be_and_the_daemon_begins_paused(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    for strange in (
+        {"filters": {"gain": 0.5, "notch_hz": 50}},
+        {"filters": {"gain": "loud"}},
+        {"filters": {"gain": -3.0}},
+        {"filters": [1, 2]},
+        {"input": {"kind": "LFP"}},
+        {"active": {"id": "a"}},
+        {"paused": 7},
+    ):
+        journal.remember(active="a", paused=None, filters=None, input=None)
+        assert wanted(journal).paused is None
+        journal.remember(**strange)
+        assert f"the journal's {next(iter(strange))}" in str(wanted(journal).paused), strange
+    journal.remember(active="a", paused=None, filters={"gain": 0.5, "notch_hz": 50}, input=None)
+    assert wanted(journal).filters.gain == 0.5
+    journal.close()
+
+
+def test_a_calibration_of_another_version_keeps_no_server_from_starting(tmp_path: Path) -> None:
+    settings = ServerSettings(home=tmp_path)
+    journal, registry = Journal(tmp_path / "journal.sqlite"), Registry(settings.decoders)
+    ours = Calibration(
+        id="cal-1", state="training", request=CalibrationRequest(), created=datetime.now(UTC)
+    ).model_dump(mode="json")
+    newer = ours | {"id": "cal-2", "sites": 3, "request": ours["request"] | {"sites": [1]}}
+    other = ours | {"id": "cal-3", "state": "dreaming"}
+    for document in (ours, newer, other):
+        journal.save_calibration(document["id"], None, json.dumps(document))
+    journal.save_calibration("cal-4", None, "[" * 100_000)
+    supervisor = Supervisor(settings, journal, registry)
+    calibrations = Calibrations(settings, journal, supervisor, registry)
+    assert [calibration.id for calibration in calibrations.all()] == ["cal-2", "cal-1"]
+    aside = journal._db.execute("SELECT id, document FROM set_aside ORDER BY id").fetchall()
+    assert aside == [("cal-3", json.dumps(other)), ("cal-4", "[" * 100_000)]
+    supervisor.stop()
+    journal.close()
 
 
 def test_a_journal_that_cannot_grow_says_what_to_do(tmp_path: Path) -> None:
