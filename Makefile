@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint test-slow soak fuzz bench clean
+.PHONY: demo test lint test-slow test-gpu soak fuzz bench clean
 
 demo: $(READY)
 	$(BIN)/volition demo
@@ -19,6 +19,9 @@ lint: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)
+	$(BIN)/python -m training.bench_gpu --json gpu.json
 
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s

@@ -263,7 +263,7 @@ def export_graph(model: Model, config: Config, path: Path) -> None:
     example = example_inputs(streaming)
     n_spikes = torch.export.Dim("n_spikes", min=0, max=2**24)
     # without gradients `rotate` is plain arithmetic; its autograd function would export as scatters
-    with _quiet(), torch.no_grad():
+    with quiet_export(), torch.no_grad():
         program = torch.onnx.export(
             streaming,
             example,
@@ -275,10 +275,10 @@ def export_graph(model: Model, config: Config, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    onnx.save(_without_traces(program.model_proto), str(path))
+    onnx.save(without_traces(program.model_proto), str(path))
 
 
-def _without_traces(graph: onnx.ModelProto) -> onnx.ModelProto:
+def without_traces(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Without what torch notes of every node: lines of source, with paths of this machine."""
     parts = [graph, graph.graph, *graph.functions]
     for part in (graph.graph, *graph.functions):
@@ -289,7 +289,7 @@ def _without_traces(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Without the warnings that torch.onnx and onnxscript give about their own insides."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
