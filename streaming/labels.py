@@ -5,116 +5,220 @@ Stamps are mapped to this host's clock with LSL's time correction, as spikes are
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections import deque
 
 import numpy as np
 import pylsl
 
 from decoder.errors import StreamError
-from streaming.lsl import CORRECTION_EVERY_S, MAX_SAMPLES, OPEN_TIMEOUT_S, Floats, only_stream
+from streaming.connector import (
+    LOOK_S,
+    POLL_S,
+    REOPEN_AT_MOST_S,
+    RETRY_AT_MOST_S,
+    SILENT_S,
+    open_stream,
+)
+from streaming.inlet import Floats, Inlet
+from streaming.lengths import KNOWN, is_speed, metres_in, says_nothing
+from streaming.search import Lookout, Query
 
 KINEMATICS, MARKERS = "Kinematics", "Markers"
 COLUMNS = ("pos_x", "pos_y", "vel_x", "vel_y", "target_x", "target_y")
 POSITION = slice(0, 2)
 VELOCITY = slice(2, 4)
 TARGET = slice(4, 6)
-METRES = {"": 1.0, "m": 1.0, "m/s": 1.0, "cm": 1e-2, "cm/s": 1e-2, "mm": 1e-3, "mm/s": 1e-3}
+MAX_MARKER_STREAMS = 16
+REMEMBERED = 4096  # markers, that none is told twice by two connections to its sender
 
 
-class _Inlet:
-    """An open stream and its clock offset. Opening blocks for about a second."""
-
-    def __init__(self, found: pylsl.StreamInfo) -> None:
-        self.name = found.name()
-        self._inlet = pylsl.StreamInlet(found, recover=False)
-        try:
-            self._info = self._inlet.info(timeout=OPEN_TIMEOUT_S)
-            self._inlet.open_stream(timeout=OPEN_TIMEOUT_S)
-            self._offset_s = float(self._inlet.time_correction(timeout=OPEN_TIMEOUT_S))
-        except (pylsl.util.TimeoutError, pylsl.util.LostError) as error:
-            raise StreamError(f"stream {self.name!r} went away while it was opened") from error
-        self._corrected_at = pylsl.local_clock()
-
-    def close(self) -> None:
-        """Close the stream."""
-        self._inlet.close_stream()
-
-    def _pull(self) -> tuple[list[list[Any]], Floats]:
-        """All samples that wait, and their times on this host's clock; never blocks."""
-        now = pylsl.local_clock()
-        try:
-            if now - self._corrected_at > CORRECTION_EVERY_S:
-                self._corrected_at = now
-                self._offset_s = float(self._inlet.time_correction(timeout=0.0))
-        except (pylsl.util.TimeoutError, pylsl.util.LostError):
-            pass  # going away; the pull says so
-        samples: list[list[Any]] = []
-        stamps: list[float] = []
-        while True:
-            try:
-                more, at = self._inlet.pull_chunk(timeout=0.0, max_samples=MAX_SAMPLES)
-            except pylsl.util.LostError as error:
-                raise StreamError(f"the sender of {self.name!r} went away") from error
-            samples += more
-            stamps += at
-            if len(at) < MAX_SAMPLES:
-                return samples, np.array(stamps, dtype=np.float64) + self._offset_s
-
-
-class KinematicsInlet(_Inlet):
+class KinematicsInlet(Inlet):
     """A stream of positions or velocities, and targets where it has them, by its labels.
 
     labels: those of `COLUMNS` that it has. Raises StreamError where it has neither.
     """
 
-    def __init__(self, found: pylsl.StreamInfo) -> None:
-        super().__init__(found)
-        labels = [str(label) for label in self._info.get_channel_labels() or ()]
-        units = [str(unit or "").strip().lower() for unit in self._info.get_channel_units() or ()]
+    def check(self, info: pylsl.StreamInfo) -> None:
+        """Read what the channels are."""
+        if info.channel_format() == pylsl.cf_string:
+            raise StreamError(f"stream {self.name!r} carries strings; expected numbers")
+        labels = [str(label) for label in info.get_channel_labels() or ()]
         self.labels = tuple(label for label in COLUMNS if label in labels)
         if not any(set(COLUMNS[part]) <= set(labels) for part in (POSITION, VELOCITY)):
             raise StreamError(
                 f"stream {self.name!r} has channels {labels}; expected pos_x and pos_y, or vel_x "
                 "and vel_y, among them"
             )
+        if twice := [label for label in self.labels if labels.count(label) > 1]:
+            raise StreamError(f"stream {self.name!r} has several channels {twice[0]}; expected one")
         self._columns = [labels.index(label) for label in self.labels]
-        given = [units[column] if column < len(units) else "" for column in self._columns]
-        if odd := sorted(set(given) - set(METRES)):
-            raise StreamError(
-                f"stream {self.name!r} is in {', '.join(odd)}; expected {', '.join(METRES)[2:]}"
-            )
-        self._metres = np.array([METRES[unit] for unit in given])
+        units = [str(unit or "").strip() for unit in info.get_channel_units() or ()]
+        units += [""] * (len(labels) - len(units))
+        given = {label: units[labels.index(label)] for label in self.labels}
+        self._metres = np.array(list(_metres(self.name, given).values()))
 
-    def drain(self) -> tuple[Floats, Floats]:
+    def drain(self, now: float | None = None) -> tuple[Floats, Floats]:
         """Times (n,) and values (n, 6) in the order of `COLUMNS`, m and m/s; NaN where it has none.
 
-        Never blocks. Raises StreamError where the sender went away.
+        Samples without a time are left out. Never blocks. Raises StreamError where the sender went
+        away.
         """
-        samples, times = self._pull()
+        samples, times = self._pull(pylsl.local_clock() if now is None else now)
+        timed = np.isfinite(times)
+        samples, times = samples[timed], times[timed]
         values = np.full((len(times), len(COLUMNS)), np.nan)
         if len(times):
             into = [COLUMNS.index(label) for label in self.labels]
-            rows = np.asarray(samples, dtype=np.float64)[:, self._columns]
-            values[:, into] = rows * self._metres
+            values[:, into] = samples[:, self._columns].astype(np.float64) * self._metres
         return times, values
 
 
-class MarkerInlet(_Inlet):
-    """A stream of strings."""
+def _metres(name: str, units: dict[str, str]) -> dict[str, float]:
+    """Metres (or m/s) in one of each channel's unit, by label; channels without a unit are in m.
 
-    def drain(self) -> list[tuple[float, str]]:
+    Raises StreamError if a unit is no length, or is left open by some of the channels only.
+    """
+    if not any(units.values()):
+        return dict.fromkeys(units, 1.0)
+    odd = sorted({unit for unit in units.values() if metres_in(unit) is None})
+    if any(not says_nothing(unit) for unit in odd):
+        raise StreamError(f"stream {name!r} is in {', '.join(filter(None, odd))}; expected {KNOWN}")
+    if odd:
+        listed = ", ".join(f"{label}: {unit or 'none'}" for label, unit in units.items())
+        raise StreamError(
+            f"stream {name!r} leaves units open ({listed}); expected one for every channel: {KNOWN}"
+        )
+    for label, unit in units.items():
+        if is_speed(unit) and not label.startswith("vel"):
+            raise StreamError(f"stream {name!r} has {label} in {unit}, a speed; expected a length")
+    return {label: float(metres_in(unit) or 1.0) for label, unit in units.items()}
+
+
+class MarkerInlet(Inlet):
+    """A stream of markers: strings, or numbers that become such."""
+
+    def drain(self, now: float | None = None) -> list[tuple[float, str]]:
         """Times and texts. Never blocks; raises StreamError where the sender went away."""
-        samples, times = self._pull()
-        return [(float(t), str(s[0])) for t, s in zip(times, samples, strict=True)]
+        samples, times = self._pull(pylsl.local_clock() if now is None else now)
+        return [(float(t), _text(s)) for t, s in zip(times, samples, strict=True) if np.isfinite(t)]
+
+
+def _text(sample: object) -> str:
+    first = np.asarray(sample).flat[0] if np.size(np.asarray(sample)) else ""
+    return first.decode(errors="replace") if isinstance(first, bytes) else str(first)
 
 
 def find_kinematics(name: str | None, timeout_s: float) -> KinematicsInlet | None:
     """The one stream of this name (or of type `Kinematics`), opened; None where there is none."""
-    found = only_stream(KINEMATICS, name, timeout_s)
-    return KinematicsInlet(found) if found else None
+    return open_stream(Query(kind=KINEMATICS, name=name), KinematicsInlet, timeout_s)
 
 
 def find_markers(name: str | None, timeout_s: float) -> MarkerInlet | None:
     """The one stream of this name (or of type `Markers`), opened; None where there is none."""
-    found = only_stream(MARKERS, name, timeout_s)
-    return MarkerInlet(found) if found else None
+    return open_stream(Query(kind=MARKERS, name=name), MarkerInlet, timeout_s)
+
+
+class Markers:
+    """All streams of markers of one name, or of all names: they may come late and go.
+
+    Markers are optional, and devices send some of their own: whatever one of the streams does,
+    the others are read, and nothing is raised. A sender whose link was cut is opened again.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._query = Query(kind=MARKERS, name=name)
+        self._open: dict[str, list[MarkerInlet]] = {}  # by uid; the newest connection is the last
+        self._left: list[MarkerInlet] = []
+        self._told: deque[tuple[str, float, str]] = deque(maxlen=REMEMBERED)
+        self._again_at: dict[str, float] = {}  # by uid, after one that could not be opened
+        self._reopen_s: dict[str, float] = {}  # by uid, how long it may be silent
+        self._looked = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lsl-markers", daemon=True)
+        self._thread.start()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the streams that are read."""
+        return sorted({inlets[-1].name for inlets in list(self._open.values()) if inlets})
+
+    def wait(self, timeout_s: float) -> None:
+        """Until those that are there by now are open, or `timeout_s` have passed."""
+        self._looked.wait(timeout_s)
+
+    def drain(self) -> list[tuple[float, str]]:
+        """Times and texts of what waits, of all streams. Never blocks, never raises."""
+        came = []
+        for uid, inlets in list(self._open.items()):
+            for inlet in list(inlets):
+                try:
+                    markers = inlet.drain()
+                except StreamError:
+                    inlets.remove(inlet)
+                    self._left.append(inlet)
+                    continue
+                offset_s = inlet.clock_offset_s
+                for at, text in markers:
+                    told = (uid, round(at - offset_s, 6), text)
+                    if len(inlets) == 1 or told not in self._told:
+                        came.append((at, text))
+                    self._told.append(told)
+        return sorted(came)
+
+    def close(self) -> None:
+        """Close all streams."""
+        self._stop.set()
+        self._thread.join(timeout=RETRY_AT_MOST_S)
+        for inlets in self._open.values():
+            self._left += inlets
+        self._close_left()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._watch()
+            except RuntimeError:  # liblsl couldn't look; it is tried again
+                self._stop.wait(RETRY_AT_MOST_S)
+
+    def _watch(self) -> None:
+        with Lookout(self._query) as lookout:
+            lookout.wait(LOOK_S, self._stop)
+            while not self._stop.is_set():
+                seen = self._query.best(lookout.seen())
+                for uid in {*self._reopen_s} - {info.uid() for info in seen}:
+                    del self._reopen_s[uid]  # away: opened at once when it is back
+                for info in seen:
+                    if self._is_due(info.uid()):
+                        self._try(info)
+                self._looked.set()
+                self._close_left()
+                self._stop.wait(POLL_S)
+
+    def _is_due(self, uid: str) -> bool:
+        """Whether a stream is to be opened: it is new, or silent as a cut connection is."""
+        now = pylsl.local_clock()
+        if not (inlets := self._open.get(uid)):
+            return bool(now > self._again_at.get(uid, 0.0))
+        inlet = inlets[-1]
+        if inlet.heard_at > inlet.opened_at:
+            self._reopen_s[uid] = SILENT_S
+        return bool(now - inlet.heard_at > self._reopen_s.get(uid, SILENT_S))
+
+    def _try(self, info: pylsl.StreamInfo) -> None:
+        uid, before = info.uid(), self._open.get(info.uid(), [])
+        self._again_at[uid] = pylsl.local_clock() + RETRY_AT_MOST_S
+        if before:
+            self._reopen_s[uid] = min(2 * self._reopen_s.get(uid, SILENT_S), REOPEN_AT_MOST_S)
+        elif sum(map(bool, self._open.values())) >= MAX_MARKER_STREAMS:
+            return
+        try:
+            inlet = MarkerInlet(info)
+        except StreamError:
+            return
+        self._left += before[:-1]  # the one before may still bring what was on its way
+        self._open[uid] = [*before[-1:], inlet]
+
+    def _close_left(self) -> None:
+        while self._left:
+            self._left.pop().close()

@@ -179,8 +179,7 @@ class Daemon:
 
     def _drain(self, window_end: float) -> None:
         """Move what waits on the stream into the decoder's ring."""
-        if self.inlet is None:
-            self._connect()
+        self._connect(window_end)
         if self.inlet is None:
             return
         try:
@@ -212,12 +211,17 @@ class Daemon:
             return self.admission.newest
         return min(self.inlet.newest_sample, now)
 
-    def _connect(self) -> None:
-        self.inlet = self.connector.take()
+    def _connect(self, window_end: float) -> None:
+        """Take an inlet that was opened: the first, or one in place of an inlet that is silent."""
+        opened = self.connector.tend(self.inlet, window_end)
+        if opened is None:
+            return
         if self.inlet is not None:
-            self.match = UnitMatch(self.inlet.unit_ids, self.bundle.manifest.unit_ids)
-            self.watch.forget()
-            self._detail = ""
+            self._lose_stream("")
+        self.inlet = opened
+        self.match = UnitMatch(opened.unit_ids, self.bundle.manifest.unit_ids)
+        self.watch.forget()
+        self._detail = ""
 
     def _lose_stream(self, why: str) -> None:
         """The stream's sender went away: forget it and look again.
@@ -227,13 +231,13 @@ class Daemon:
         assert self.inlet is not None
         self._n_drained_before += self.inlet.n_drained
         self._n_inlet_overflows_before += self.inlet.n_overflows
+        self.connector.leave(self.inlet)
         self.inlet = None
         self._detail = why
         self.runtime.reset()
         self.recent.clear()
         self.admission.forget()
         self.watch.forget()
-        self.connector.start()
 
     def _read_from(self, query: StreamQuery) -> None:
         """Leave the stream that is read, if any, and look for another; the same one is kept."""
@@ -241,7 +245,6 @@ class Daemon:
             return
         self.connector.query = query
         if self.inlet is not None:
-            self.inlet.close()
             self._lose_stream("")
 
     def _obey(self, window_end: float) -> None:
@@ -393,6 +396,8 @@ class Daemon:
             return f"paused: {self._paused}" if self._paused else "paused"
         if self.inlet is None:
             return self.connector.problem or self._detail or f"waiting for {self.connector.query}"
+        if self.connector.problem and self.state in (State.STALE, State.READY):
+            return self.connector.problem  # of the sender that would take the silent one's place
         return {
             State.STALE: "no spikes; waiting for the stream to come back",
             State.WARMING: "filling the window",

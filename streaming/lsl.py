@@ -16,17 +16,20 @@ dejittered: spikes are irregular.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import pylsl
 from numpy.typing import NDArray
 
 from decoder.errors import StreamError
-from streaming.units import UNKNOWN, UnitMatch
+from streaming import connector
+from streaming.connector import open_stream
+from streaming.inlet import Inlet
+from streaming.search import Lookout, Query
+from streaming.units import UNKNOWN, UnitMatch, repeated_units
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,65 +39,64 @@ KINDS: tuple[StreamKind, ...] = get_args(StreamKind)
 SPIKES, COUNTS, EVENTS = KINDS
 BUFFER_HUNDREDS = 4000  # liblsl counts hundreds of samples for irregular streams: 400,000 events
 BUFFER_S = 10  # for regular streams
-MAX_SAMPLES = 4096  # a pull; repeated until the inlet is empty
-OPEN_TIMEOUT_S = 5.0
-CORRECTION_EVERY_S = 0.5
 MAX_UNIT_RATE_HZ = 1000.0  # a count above it is no count of one unit's spikes
 MAX_NUMBERED = (4096, 256)  # channels and units of a stream that describes none
+MAX_UNITS = 4096  # of such a stream; events of more are of no known unit
 MAX_CHANNEL = 2**20  # channel times unit numbers; a description beyond it is an error
-RETRY_S = 1.0  # after a stream that could not be opened
-RESOLVE_S = 0.3  # how long all who match are waited for
-OFFSET_JUMP_S = 0.005  # spikes on both sides of a larger step don't belong in one window
+RESOLVE_S = 2.0  # how long a stream is looked for: peers are not asked at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamQuery:
-    """Which stream to take: by `name` where given, else the only one of type `kind`."""
+class StreamQuery(Query):
+    """Which stream of spikes to take: by `name` where given, else the only one of type `kind`."""
 
     kind: StreamKind = SPIKES
     name: str | None = None
+
+    how_to_choose: ClassVar[str] = "--stream-name"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise StreamError(f"stream type {self.kind!r}; expected one of {', '.join(KINDS)}")
 
-    def __str__(self) -> str:
-        return f"name {self.name!r}" if self.name else f"type {self.kind!r}"
-
     def resolve(self, timeout_s: float) -> pylsl.StreamInfo | None:
-        """The one matching stream seen within `timeout_s`, or None.
+        """The one matching stream seen within `timeout_s`, or None; not opened.
 
-        Raises StreamError where several match: which one drives the cursor is no coin's toss.
+        Raises StreamError where several match.
         """
-        return only_stream(self.kind, self.name, timeout_s, hint="--stream-name")
+        return _only(self, timeout_s)
 
 
-def only_stream(
-    kind: str, name: str | None, timeout_s: float, *, hint: str = "its name"
-) -> pylsl.StreamInfo | None:
+def only_stream(kind: str, name: str | None, timeout_s: float) -> pylsl.StreamInfo | None:
     """The one stream called `name`, or of type `kind`, seen within `timeout_s`; None if none.
 
     Raises StreamError where several match.
     """
-    prop, value = ("name", name) if name else ("type", kind)
-    found = pylsl.resolve_byprop(prop, value, minimum=2, timeout=timeout_s)
+    return _only(Query(kind=kind, name=name), timeout_s)
+
+
+def _only(query: Query, timeout_s: float) -> pylsl.StreamInfo | None:
+    with Lookout(query) as lookout:
+        found = query.best(lookout.wait(max(timeout_s, RESOLVE_S)))
     if len(found) > 1:
-        seen = sorted(f"{info.name()!r} on {info.hostname()}" for info in found)
-        raise StreamError(
-            f"{len(found)} streams have {prop} {value!r}: {', '.join(seen)}; expected one; "
-            + ("stop the others" if name else f"choose one with {hint}")
-        )
+        raise query.refuse(found)
     return found[0] if found else None
 
 
-class SpikeInlet:
+def find_spikes(query: StreamQuery, timeout_s: float) -> SpikeInlet | None:
+    """The one stream of spikes that matches, opened; None if there is none."""
+    return open_stream(query, SpikeInlet, timeout_s)
+
+
+class SpikeInlet(Inlet):
     """An open stream of spikes.
 
     unit_ids: ids of the stream's units; an event's unit index is its position there. It grows
         where a stream without description brings units that it had not before.
     bundle_units: the units that somebody wants to decode; None where all are of use.
     min_known_share: raises StreamError where the stream describes fewer of the bundle's units.
-    Opening blocks for about a second (description, first time correction): see `Connector`.
+    bin_ends: of a stream with a regular rate, (n_bins,) of what was drained last, also of bins
+        without a spike; else None.
     """
 
     def __init__(
@@ -104,26 +106,20 @@ class SpikeInlet:
         *,
         min_known_share: float = 0.0,
     ) -> None:
-        rate_hz = found.nominal_srate()
-        max_buflen = BUFFER_S if rate_hz > 0 else BUFFER_HUNDREDS
-        self._capacity = int(max_buflen * (rate_hz or 100))
-        self._inlet = pylsl.StreamInlet(found, max_buflen=max_buflen, recover=False)
-        try:
-            info = self._inlet.info(timeout=OPEN_TIMEOUT_S)
-            self.name, self.kind, self.source_id = info.name(), info.type(), info.source_id()
-            self._parse = _parser(info, bundle_units or ())
-            self._inlet.open_stream(timeout=OPEN_TIMEOUT_S)
-            self.clock_offset_s = float(self._inlet.time_correction(timeout=OPEN_TIMEOUT_S))
-        except (pylsl.util.TimeoutError, pylsl.util.LostError) as error:
-            raise StreamError(f"stream {found.name()!r} went away while it was opened") from error
-        if bundle_units is not None:
-            _check_match(self.name, self.unit_ids, bundle_units, min_known_share)
-        self.n_drained = 0
-        self.n_overflows = 0  # times that liblsl's buffer was full, so that it dropped events
+        self._bundle_units, self._min_known_share = bundle_units, min_known_share
+        regular = found.nominal_srate() > 0
+        self.max_buflen = BUFFER_S if regular else BUFFER_HUNDREDS
+        super().__init__(found)
+        self.bin_ends: Floats | None = _NO_TIMES if regular else None
         self.newest_sample: float | None = None  # s; of a regular stream, also without spikes
-        self._regular = rate_hz > 0
-        self._offset_jumped = False
-        self._corrected_at = pylsl.local_clock()
+
+    def check(self, info: pylsl.StreamInfo) -> None:
+        """Read which units there are."""
+        self._parse = _parser(info, self._bundle_units or ())
+        if problem := repeated_units(self.unit_ids):
+            raise StreamError(f"stream {self.name!r}: {problem}")
+        if self._bundle_units is not None:
+            _check_match(self.name, self.unit_ids, self._bundle_units, self._min_known_share)
 
     @property
     def unit_ids(self) -> list[str]:
@@ -132,56 +128,17 @@ class SpikeInlet:
     def drain(self, now: float) -> tuple[Floats, Ints]:
         """Everything that waits: times (n,) on this host's clock, unit indices (n,).
 
-        Never blocks. Raises StreamError where the sender went away. (liblsl's own recovery
-        would keep the old description: a sender that restarts with other units would be
-        decoded as the old ones, silently.)
+        Never blocks, and takes at most a full buffer. Raises StreamError where the sender went
+        away.
         """
-        self._update_offset(now)
-        self.n_overflows += self._inlet.samples_available() >= self._capacity
-        chunks: list[tuple[Floats, Ints]] = []
-        while True:
-            try:
-                samples, stamps = self._inlet.pull_chunk(
-                    timeout=0.0, max_samples=MAX_SAMPLES, as_numpy=True
-                )
-            except pylsl.util.LostError as error:
-                raise StreamError(f"the sender of {self.name!r} went away") from error
-            if len(stamps) == 0:
-                break
-            self.n_drained += len(stamps)
-            stamped = np.asarray(stamps, dtype=np.float64)
-            stamped = np.where(stamped > 0, stamped + self.clock_offset_s, np.nan)
-            if self._regular and np.isfinite(stamped[-1]):
-                self.newest_sample = float(stamped[-1])
-            chunks.append(self._parse(samples, stamped))
-            if len(stamps) < MAX_SAMPLES:
-                break
-        if not chunks:
+        samples, times = self._pull(now)
+        if self.bin_ends is not None:
+            self.bin_ends = times
+            if len(times) and np.isfinite(times[-1]):
+                self.newest_sample = float(times[-1])
+        if len(times) == 0:
             return _NO_TIMES, _NO_UNITS
-        if len(chunks) == 1:
-            return chunks[0]
-        return np.concatenate([c[0] for c in chunks]), np.concatenate([c[1] for c in chunks])
-
-    def _update_offset(self, now: float) -> None:
-        """Take liblsl's newest estimate; it measures in the background, this never waits."""
-        if now - self._corrected_at < CORRECTION_EVERY_S:
-            return
-        self._corrected_at = now
-        try:
-            offset = float(self._inlet.time_correction(timeout=0.0))
-        except (pylsl.util.TimeoutError, pylsl.util.LostError):
-            return  # going away; the next pull says so
-        self._offset_jumped |= abs(offset - self.clock_offset_s) > OFFSET_JUMP_S
-        self.clock_offset_s = offset
-
-    def take_offset_jump(self) -> bool:
-        """Whether the clock offset jumped since the last call."""
-        jumped, self._offset_jumped = self._offset_jumped, False
-        return jumped
-
-    def close(self) -> None:
-        """Close the stream."""
-        self._inlet.close_stream()
+        return self._parse(samples, times)
 
 
 _NO_TIMES: Floats = np.empty(0)
@@ -209,51 +166,55 @@ def _check_match(
 class _EventParser:
     """Rows of `channel, unit, …` become unit indices by one table look-up.
 
-    grows: a pair that nobody described is a unit too, from its first event on.
+    grows: a pair that nobody described is a unit too, from its first event on. The table is as
+    large then as it can get, so that a tick only writes what is new.
     """
 
     def __init__(
         self, name: str, described: Mapping[tuple[int, int], str], *, grows: bool = False
     ) -> None:
         self.unit_ids: list[str] = []
-        self._name, self._grows = name, grows
-        self._table = np.full((1, 1), UNKNOWN, dtype=np.int64)
-        self._add(described)
+        self._grows = grows
+        self._table = np.full(_table_shape(name, described, grows), UNKNOWN, dtype=np.int32)
+        for key, unit_id in described.items():
+            self._add(key, unit_id)
 
     def __call__(self, samples: NDArray[np.generic], stamps: Floats) -> tuple[Floats, Ints]:
         channel = samples[:, 0].astype(np.int64)
         unit = samples[:, 1].astype(np.int64)
-        index = self._look_up(channel, unit)
-        if self._grows and (index == UNKNOWN).any():
-            new = (index == UNKNOWN) & (channel >= 0) & (unit >= 0)
-            new &= (channel < MAX_NUMBERED[0]) & (unit < MAX_NUMBERED[1])
-            pairs = sorted(set(zip(channel[new].tolist(), unit[new].tolist(), strict=True)))
-            self._add({(c, u): f"{c}/{u}" for c, u in pairs})
-            index = self._look_up(channel, unit)
-        return stamps, index
-
-    def _look_up(self, channel: Ints, unit: Ints) -> Ints:
         n_channels, n_units = self._table.shape
         inside = (channel >= 0) & (channel < n_channels) & (unit >= 0) & (unit < n_units)
-        index = self._table[np.where(inside, channel, 0), np.where(inside, unit, 0)]
-        return np.where(inside, index, UNKNOWN)
+        cell = np.where(inside, channel * n_units + unit, 0)
+        index = self._look_up(cell, inside)
+        if self._grows and len(self.unit_ids) < MAX_UNITS:
+            new = np.unique(cell[inside & (index == UNKNOWN)])
+            for number in new[: MAX_UNITS - len(self.unit_ids)].tolist():
+                key = divmod(number, n_units)
+                self._add(key, f"{key[0]}/{key[1]}")
+            if len(new):
+                index = self._look_up(cell, inside)
+        return stamps, index
 
-    def _add(self, described: Mapping[tuple[int, int], str]) -> None:
-        if not described:
-            return
-        needed = [max(key[axis] for key in described) + 1 for axis in (0, 1)]
-        shape = tuple(np.maximum(self._table.shape, needed).tolist())
-        if shape[0] * shape[1] > MAX_CHANNEL:
-            raise StreamError(
-                f"stream {self._name!r} describes channel and unit numbers up to "
-                f"{max(described)}; expected small ones, counted from 0"
-            )
-        table = np.full(shape, UNKNOWN, dtype=np.int64)
-        table[: self._table.shape[0], : self._table.shape[1]] = self._table
-        self._table = table
-        for key, unit_id in described.items():
-            table[key] = len(self.unit_ids)
-            self.unit_ids.append(unit_id)
+    def _look_up(self, cell: Ints, inside: NDArray[np.bool_]) -> Ints:
+        return np.where(inside, self._table.ravel()[cell], UNKNOWN).astype(np.int64)
+
+    def _add(self, key: tuple[int, int], unit_id: str) -> None:
+        self._table[key] = len(self.unit_ids)
+        self.unit_ids.append(unit_id)
+
+
+def _table_shape(
+    name: str, described: Mapping[tuple[int, int], str], grows: bool
+) -> tuple[int, int]:
+    if grows:
+        return MAX_NUMBERED
+    n_channels, n_units = (max(key[axis] for key in described) + 1 for axis in (0, 1))
+    if n_channels * n_units > MAX_CHANNEL:
+        raise StreamError(
+            f"stream {name!r} describes channel and unit numbers up to {max(described)}; "
+            "expected small ones, counted from 0"
+        )
+    return n_channels, n_units
 
 
 class _CountParser:
@@ -313,10 +274,15 @@ def described_units(info: pylsl.StreamInfo) -> dict[tuple[int, int], str]:
                 f"stream {info.name()!r}: desc/units has a unit without whole-number channel "
                 f"and unit ({error})"
             ) from error
-        if min(key) >= 0:
-            described[key] = node.child_value("id")
+        unit_id = node.child_value("id")
+        if described.setdefault(key, unit_id) != unit_id:
+            raise StreamError(
+                f"stream {info.name()!r}: desc/units calls channel {key[0]}, unit {key[1]} both "
+                f"{described[key]!r} and {unit_id!r}; expected one id. Number the channels of "
+                "several probes one after the other"
+            )
         node = node.next_sibling("unit")
-    return described
+    return {key: unit_id for key, unit_id in described.items() if min(key) >= 0}
 
 
 def _numbered_units(unit_ids: Sequence[str]) -> dict[tuple[int, int], str]:
@@ -342,74 +308,28 @@ def _count_parser(info: pylsl.StreamInfo) -> _CountParser:
     return _CountParser([str(label) for label in labels], 1.0 / rate_hz)
 
 
-class Connector:
-    """Finds and opens a stream in a thread that ends when it has one.
+class Connector(connector.Connector[SpikeInlet]):
+    """Keeps a stream open whose spikes a decoder knows.
 
-    Only while there is no stream: a busy thread beside the loop would make ticks late. `query` and
-    `bundle_units` may be changed at any time; what was found with others is closed. Nothing that a
-    stream or liblsl does is raised here: `problem` says it, and the search goes on.
+    `query` and `bundle_units` may be changed at any time; what was found with others is closed.
     """
 
     def __init__(
         self, query: StreamQuery, bundle_units: Sequence[str], *, min_known_share: float = 0.0
     ) -> None:
-        self.query = query
-        self._min_known_share = min_known_share
-        self.problem: str | None = None
-        self.bundle_units = bundle_units
-        self._found: tuple[StreamQuery, Sequence[str], SpikeInlet] | None = None
-        self._searching = False
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._bundle_units = bundle_units
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._stop.clear()
-        self._searching = True
-        self._thread = threading.Thread(target=self._search, name="lsl-connector", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:  # no thread is to be had now; `take` tries again
-            self._searching = False
-            self.problem = f"can't look for the stream: {error}"
+        def open_inlet(found: pylsl.StreamInfo) -> SpikeInlet:
+            return SpikeInlet(found, self._bundle_units, min_known_share=min_known_share)
 
-    def take(self) -> SpikeInlet | None:
-        """The opened stream, once; None while there is none yet."""
-        if self._found is None:
-            if not self._searching:
-                self.start()
-            return None
-        (query, bundle_units, inlet), self._found = self._found, None
-        if query is self.query and bundle_units is self.bundle_units:
-            return inlet
-        inlet.close()
-        self.start()
-        return None
+        super().__init__(query, open_inlet)
 
-    def stop(self) -> None:
-        """End the search."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=2 * OPEN_TIMEOUT_S)
+    @property
+    def bundle_units(self) -> Sequence[str]:
+        """What the stream has to have."""
+        return self._bundle_units
 
-    def _search(self) -> None:
-        while not self._stop.is_set():
-            try:
-                found = self._look()
-            except Exception as error:  # whatever it was: it is said, and tried again
-                known = isinstance(error, StreamError)
-                self.problem = str(error) if known else f"can't open {self.query}: {error!r}"
-                self._stop.wait(RETRY_S)
-                continue
-            self.problem = None
-            if found is not None:
-                self._found = found
-                return
-
-    def _look(self) -> tuple[StreamQuery, Sequence[str], SpikeInlet] | None:
-        query, bundle_units = self.query, self.bundle_units
-        found = query.resolve(RESOLVE_S)
-        if found is None:
-            return None
-        inlet = SpikeInlet(found, bundle_units, min_known_share=self._min_known_share)
-        return query, bundle_units, inlet
+    @bundle_units.setter
+    def bundle_units(self, bundle_units: Sequence[str]) -> None:
+        self._bundle_units = bundle_units
+        self.forget_found()

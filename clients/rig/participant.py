@@ -18,10 +18,9 @@ Simulated: clients/rig/simulated.py has the participant, this file its streams a
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Generic
 
 import msgspec
 import numpy as np
@@ -33,9 +32,11 @@ from clients.rig.policy import TICK_S
 from clients.rig.screen import NOTHING_NEW, Seen
 from clients.rig.simulated import Participant, ParticipantSettings
 from decoder.errors import SettingsError, StreamError
-from streaming.labels import KinematicsInlet, MarkerInlet, find_kinematics, find_markers
+from streaming.connector import AnInlet, Source
+from streaming.labels import KINEMATICS, MARKERS, KinematicsInlet, MarkerInlet
 from streaming.lines import Message, say, say_problem, told
 from streaming.outlets import chunks, sleep_until, spikes_info
+from streaming.search import Query
 from streaming.signals import stop_on_signal
 
 Floats = NDArray[np.float64]
@@ -43,49 +44,33 @@ Ints = NDArray[np.int64]
 
 LOOK_EVERY_S = 0.02  # eyes are late anyway
 MAX_BEHIND_S = 0.25  # of a process that was held up longer, what it missed is not fired late
-FIND_S = 1.0
 
 
-Inlet = TypeVar("Inlet", KinematicsInlet, MarkerInlet)
-Find = Callable[[str | None, float], Inlet | None]
+class _Eye(Generic[AnInlet]):
+    """One stream that may come late and go, read without blocking; says when it does."""
 
+    def __init__(self, name: str, source: Source[AnInlet]) -> None:
+        self._name, self._source = name, source
+        self._sees = False
+        self._problem: str | None = None
 
-class _Eye(Generic[Inlet]):
-    """One stream that may come late and go: looked for in a thread, read without blocking."""
-
-    def __init__(self, name: str, find: Find[Inlet]) -> None:
-        self._name = name
-        self._find: Find[Inlet] = find
-        self._inlet: Inlet | None = None
-        self._found: Inlet | None = None
-        self._search()
-
-    def open(self) -> Inlet | None:
+    def open(self) -> AnInlet | None:
         """The stream, once it is there."""
-        if self._inlet is None and self._found is not None:
-            self._inlet, self._found = self._found, None
+        inlet = self._source.tend()
+        if inlet is not None and not self._sees:
+            self._sees = True
             say(sees=self._name)
-        return self._inlet
+        if inlet is None and self._source.problem != self._problem:
+            self._problem = self._source.problem
+            if self._problem:
+                say_problem(StreamError(self._problem))
+        return inlet
 
     def lost(self) -> None:
         """The sender went away: look for it again."""
         say(lost=self._name)
-        self._inlet = None
-        self._search()
-
-    def _search(self) -> None:
-        threading.Thread(target=self._look, name=f"{self._name}-eye", daemon=True).start()
-
-    def _look(self) -> None:
-        problem = ""
-        while self._found is None:
-            try:
-                self._found = self._find(self._name, FIND_S)
-            except StreamError as error:
-                if str(error) != problem:
-                    problem = str(error)
-                    say_problem(error)
-                time.sleep(FIND_S)
+        self._sees = False
+        self._source.lose("")
 
 
 class Process:
@@ -99,8 +84,9 @@ class Process:
         info = spikes_info(name, source_id, self.participant.unit_ids)
         info.desc().append_child_value("source", "simulated by volition participant")
         self._outlet = pylsl.StreamOutlet(info)
-        self._kinematics = _Eye(f"{settings.prefix}-kinematics", find_kinematics)
-        self._markers = _Eye(f"{settings.prefix}-markers", find_markers)
+        hand, events = f"{settings.prefix}-kinematics", f"{settings.prefix}-markers"
+        self._kinematics = _Eye(hand, Source(Query(kind=KINEMATICS, name=hand), KinematicsInlet))
+        self._markers = _Eye(events, Source(Query(kind=MARKERS, name=events), MarkerInlet))
         self._drifts: list[Drift] = []
         self._look_at = 0.0
         say(ready={"stream": name, "source_id": source_id, "units": settings.n_units})

@@ -12,7 +12,7 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.lsl import Connector, SpikeInlet, StreamQuery
+from streaming.lsl import MAX_UNITS, Connector, SpikeInlet, StreamQuery
 from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import wait_for
 
@@ -24,7 +24,9 @@ def unique(name: str) -> str:
 
 
 def describe(info: pylsl.StreamInfo, units: dict[str, tuple[int, int]]) -> pylsl.StreamInfo:
-    node = info.desc().append_child("units")
+    node = info.desc().child("units")
+    if node.empty():
+        node = info.desc().append_child("units")
     for unit_id, (channel, number) in units.items():
         unit = node.append_child("unit")
         unit.append_child_value("id", unit_id)
@@ -51,7 +53,7 @@ def opened(
 ) -> Iterator[tuple[pylsl.StreamOutlet, SpikeInlet]]:
     outlet = pylsl.StreamOutlet(info)
     query = StreamQuery(name=info.name())
-    found = wait_for("the stream", lambda: query.resolve(0.3))
+    found = wait_for("the stream", lambda: query.resolve(2.0))
     inlet = SpikeInlet(found, unit_ids, min_known_share=min_known_share)
     assert outlet.wait_for_consumers(5.0)
     yield outlet, inlet
@@ -142,6 +144,15 @@ def test_counts_that_are_none_give_few_spikes_or_none(value: float) -> None:
         (spikes_info({}), "no desc/units"),
         (spikes_info({"9/9": (0, 0)}), "is this the right bundle"),
         (spikes_info({"1/0": (2**20, 2**10)}), "expected small ones"),
+        (counts_info(["1/0", "2/0", "1/0"], 50.0), "1 unit ids name more than one unit"),
+        (
+            describe(spikes_info({"1/0": (0, 0)}), {"1/0": (1, 0)}),
+            "1 unit ids name more than one unit \\('1/0'\\).*ids of their own",
+        ),
+        (
+            describe(spikes_info({"1/0": (0, 0)}), {"2/0": (0, 0)}),
+            "calls channel 0, unit 0 both '1/0' and '2/0'",
+        ),
         (counts_info(["8/0", "9/0"], 50.0), "is this the right bundle"),
         (counts_info(["1/0"], 0.0), "a regular rate"),
         (pylsl.StreamInfo("text", "Spikes", 1, 0.0, pylsl.cf_string, "text"), "carries strings"),
@@ -182,14 +193,19 @@ def test_two_streams_of_one_kind_ask_for_a_name() -> None:
     del outlets
 
 
-def test_a_jump_of_the_clock_offset_is_told_once() -> None:
-    with opened(spikes_info({"1/0": (0, 0)})) as (_, inlet):
-        assert not inlet.take_offset_jump()
-        inlet.clock_offset_s += 0.02  # as if the sender's clock had been set since
-        inlet.drain(pylsl.local_clock() + 1.0)
-        assert inlet.take_offset_jump()
-        assert not inlet.take_offset_jump()
-        assert abs(inlet.clock_offset_s) < 0.01
+def test_units_that_nobody_described_are_bounded() -> None:
+    """However many a sender makes up, a tick has few to number, and says the rest are unknown."""
+    name = unique("made-up")
+    info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int16, name)
+    with opened(info) as (outlet, inlet):
+        pairs = np.array([[c, u] for c in range(4096) for u in range(0, 256, 16)], dtype=np.int16)
+        outlet.push_chunk(pairs, pylsl.local_clock())
+        _, units = drained(inlet, len(pairs))
+        assert len(inlet.unit_ids) == MAX_UNITS < len(pairs)
+        assert (units == UNKNOWN).sum() == len(pairs) - (MAX_UNITS - len(UNITS) + 2)
+        outlet.push_chunk(pairs[:3], pylsl.local_clock())
+        _, units = drained(inlet, len(pairs) + 3)
+        assert [inlet.unit_ids[unit] for unit in units] == ["0/0", "0/16", "0/32"]
 
 
 def test_a_full_buffer_is_counted() -> None:
@@ -229,7 +245,7 @@ def test_whatever_a_stream_does_the_search_says_it_and_goes_on() -> None:
     connector.start()
 
     def problem() -> str | None:
-        assert connector.take() is None
+        assert connector.tend(None, pylsl.local_clock()) is None
         return connector.problem
 
     assert name in wait_for("the problem", problem)
@@ -237,9 +253,10 @@ def test_whatever_a_stream_does_the_search_says_it_and_goes_on() -> None:
     mended = pylsl.StreamInfo(name, "SpikeCounts", 1, 50.0, pylsl.cf_int32, name)
     mended.set_channel_labels(["1/0"])
     outlet = pylsl.StreamOutlet(mended)
-    inlet = wait_for("the stream", connector.take)
+    inlet = wait_for("the stream", lambda: connector.tend(None, pylsl.local_clock()))
     assert inlet.unit_ids == ["1/0"]
     assert connector.problem is None
+    connector.stop()
     inlet.close()
     del outlet
 
@@ -251,8 +268,8 @@ def test_a_stream_found_for_the_units_of_another_bundle_is_looked_at_again() -> 
     connector.start()
     wait_for("the stream", lambda: connector._found)
     connector.bundle_units = ("7/0", "8/0")
-    assert connector.take() is None
+    assert connector.tend(None, pylsl.local_clock()) is None
     assert "is this the right bundle" in wait_for("the refusal", lambda: connector.problem)
-    assert connector.take() is None
+    assert connector.tend(None, pylsl.local_clock()) is None
     connector.stop()
     del outlet

@@ -1,0 +1,161 @@
+"""A link that can be cut: two network namespaces of Linux, with a cable between them.
+
+python -m tests.link send NAME UNIT…     spikes, kinematics and markers, until it is killed
+python -m tests.link receive NAME        says in lines of JSON what it got of each
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROLES = ("spikes", "kinematics", "markers")
+
+
+class Link:
+    """Namespaces `near` and `far`, joined by a cable."""
+
+    def __init__(self) -> None:
+        tag = uuid.uuid4().hex[:6]
+        self.near, self.far = f"vol-near-{tag}", f"vol-far-{tag}"
+        self._ends = {self.near: f"n{tag}", self.far: f"f{tag}"}
+        _ip("netns", "add", self.near)
+        _ip("-n", self.near, "link", "set", "lo", "up")
+        self.power_up()
+
+    def cut(self) -> None:
+        """Pull the cable: nothing arrives, and nobody is told."""
+        _ip("-n", self.far, "link", "set", self._ends[self.far], "down")
+
+    def mend(self) -> None:
+        """Plug it in again."""
+        self._up(self.far)
+
+    def forget_connections(self) -> None:
+        """The far side gives its connections up, as it does after some minutes without answers."""
+        close = ["ip", "netns", "exec", self.far, "ss", "--kill", "--tcp", "state", "established"]
+        done = subprocess.run(close, capture_output=True, text=True, check=False)
+        if done.returncode or not done.stdout.count("\n") > 1:
+            pytest.skip(f"connections can't be closed here (ss --kill): {done.stderr.strip()}")
+
+    def power_cut(self) -> None:
+        """The far side is gone with all it knew; nothing is said to the near side, ever."""
+        _ip("netns", "delete", self.far)
+        with contextlib.suppress(subprocess.CalledProcessError):  # it may have gone with its peer
+            _ip("-n", self.near, "link", "delete", self._ends[self.near])
+
+    def power_up(self) -> None:
+        """The far side starts, at the address that it had before."""
+        _ip("netns", "add", self.far)
+        _ip("-n", self.far, "link", "set", "lo", "up")
+        _ip("link", "add", self._ends[self.near], "netns", self.near, "type", "veth",
+            "peer", "name", self._ends[self.far], "netns", self.far)  # fmt: skip
+        for number, space in enumerate(self._ends, 1):
+            _ip("-n", space, "address", "add", f"10.99.0.{number}/24", "dev", self._ends[space])
+            self._up(space)
+
+    def _up(self, space: str) -> None:
+        _ip("-n", space, "link", "set", self._ends[space], "up")
+        _ip("-n", space, "route", "add", "default", "dev", self._ends[space])
+
+    def close(self) -> None:
+        for space in (self.near, self.far):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip("netns", "delete", space)
+
+
+@contextlib.contextmanager
+def cuttable() -> Iterator[Link]:
+    """A link, where namespaces are allowed; else the test is skipped."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("cutting a link needs Linux, iproute2 and root (network namespaces)")
+    try:
+        link = Link()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces aren't allowed here: {error.stderr.strip()}")
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+@contextlib.contextmanager
+def running_in(space: str, log: Path, module: str, *arguments: str) -> Iterator[subprocess.Popen]:
+    """A Python module as a process in a namespace, its output in `log`; killed afterwards."""
+    command = ["ip", "netns", "exec", space, sys.executable, "-W", "ignore", "-m", module]
+    with log.open("w") as output:
+        process = subprocess.Popen([*command, *arguments], stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+def send(name: str, unit_ids: list[str]) -> None:
+    """Send ten of everything a second."""
+    import pylsl
+
+    from streaming.outlets import kinematics_info, markers_info, spikes_info
+
+    source = f"{name}-rig"  # the same after a restart
+    spikes = pylsl.StreamOutlet(spikes_info(f"{name}-spikes", f"{source}-s", unit_ids))
+    kinematics = pylsl.StreamOutlet(
+        kinematics_info(f"{name}-kinematics", f"{source}-k", ["pos_x", "pos_y"], 50.0)
+    )
+    markers = pylsl.StreamOutlet(markers_info(f"{name}-markers", f"{source}-m"))
+    for number in range(10**9):
+        spikes.push_chunk([[number % len(unit_ids), 0]] * 5)
+        kinematics.push_sample([0.01 * number, 0.0])
+        if number % 50 == 0:
+            markers.push_sample([f"trial_start {number}"])
+        time.sleep(0.02)
+
+
+def receive(name: str) -> None:
+    """Read all three as a recorder does, and say every tenth of a second what came since."""
+    import pylsl
+
+    from decoder.errors import StreamError
+    from streaming.connector import Source
+    from streaming.labels import KINEMATICS, KinematicsInlet, Markers
+    from streaming.lsl import SpikeInlet, StreamQuery
+    from streaming.search import Query
+
+    spikes = Source(StreamQuery(name=f"{name}-spikes"), SpikeInlet)
+    query = Query(kind=KINEMATICS, name=f"{name}-kinematics")
+    kinematics = Source(query, KinematicsInlet)
+    markers = Markers(f"{name}-markers")
+    while True:
+        came = dict.fromkeys(ROLES, 0)
+        for role, source in (("spikes", spikes), ("kinematics", kinematics)):
+            if (inlet := source.tend()) is not None:
+                try:
+                    came[role] += len(inlet.drain(pylsl.local_clock())[0])
+                except StreamError as error:
+                    source.lose(str(error))
+        came["markers"] = len(markers.drain())
+        units = spikes.inlet.unit_ids if spikes.inlet else []
+        print(json.dumps({"came": came, "units": units}), flush=True)
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "send":
+        send(sys.argv[2], sys.argv[3:])
+    else:
+        receive(sys.argv[2])
