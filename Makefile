@@ -9,8 +9,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/volition demo
 
+# Most tests run in parallel. Those that compare durations run alone, whatever the others' result.
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow and not soak and not timing'; \
+	parallel=$$?; $(BIN)/python -m pytest -m timing && exit $$parallel
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -105,10 +105,20 @@ def save_picture(
 
 
 def free_port() -> int:
-    """A TCP port that is free on loopback now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free on loopback, and that nobody else is given before this process ends.
+
+    The socket stays bound without listening: Linux then gives the port to no other socket that
+    asks for any free one, while servers, which set SO_REUSEADDR, can listen on it.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = int(probe.getsockname()[1])
+    if sys.platform == "linux":
+        probe.detach()
+    else:
+        probe.close()
+    return port
 
 
 @contextmanager

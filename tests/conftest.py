@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from decoder.bundle import Bundle
+from decoder.bundle import Bundle, open_bundle
 from streaming import sessions
 from streaming.sessions import Session
+from tests import isolation
 from training import runs
 from training.export import export_model
 from training.families import Config, Model, build
@@ -23,11 +24,11 @@ from training.possm import PossmConfig
 from training.simulate import simulate
 from training.windows import OutputScale, unit_words
 
-torch.set_num_threads(
-    1
-)  # small models: more threads wait for each other, beside other load for long
+isolation.own_lsl_session()
+torch.set_num_threads(1)  # small models: more threads wait for each other, under load for long
 
 ROOT = Path(__file__).parent.parent
+MOST_WORKERS = 8
 TINY = ModelConfig(
     latent_step=0.25,
     num_latents_per_step=4,
@@ -82,11 +83,27 @@ class TinyDecoder:
     session_path: Path
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", params=list(TINIES))
-def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> TinyDecoder:
+def tiny(run_folder: Path, request: pytest.FixtureRequest) -> TinyDecoder:
     """One tiny decoder of each family for the whole run; its session's name is unique."""
-    config = TINIES[request.param]
-    folder = tmp_path_factory.mktemp("tiny")
+    family, config = request.param, TINIES[request.param]
+    folder = isolation.made_once(run_folder, f"tiny-{family}", lambda to: make_tiny(family, to))
+    bundle = open_bundle(folder / "tiny.bundle")
+    (session_path,) = folder.glob("*.h5")
+    model, _ = runs.load_model(bundle.path)
+    return TinyDecoder(model.eval(), config, bundle, sessions.load(session_path), session_path)
+
+
+def make_tiny(family: str, folder: Path) -> None:
+    """Save a simulated session, and a bundle with random weights that knows its units."""
+    config = TINIES[family]
     name = f"tiny-{uuid.uuid4().hex[:8]}"
     session = replace(simulate(n_units=40, minutes=2.0, subject=1, seed=1), session_id=name)
     torch.manual_seed(0)
@@ -98,7 +115,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     record = runs.RunRecord(
         preset="tiny",
         seed=0,
-        family=request.param,
+        family=family,
         model=asdict(config),
         unit_words=unit_words(session),
         session_words=[name],
@@ -107,5 +124,33 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         output_std={name: (scale.std[0], scale.std[1])},
         settings={},
     )
-    bundle = export_model(model, record, name, folder / "tiny.bundle")
-    return TinyDecoder(model, config, bundle, session, sessions.save(session, folder))
+    export_model(model, record, name, folder / "tiny.bundle")
+    sessions.save(session, folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Twice as many workers as cores: most tests wait for other processes most of the time."""
+    return min(2 * (os.cpu_count() or 1), MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep tests that share a module's fixture on one worker (pytest-xdist, `--dist loadgroup`)."""
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        if group := shared_fixtures(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def shared_fixtures(item: pytest.Item) -> str:
+    """Module and parameters of the module-scoped fixtures that a test uses; "" if none."""
+    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009
+    names = {name for name, found in fixtures.items() if found and found[-1].scope == "module"}
+    if not names:
+        return ""
+    callspec = getattr(item, "callspec", None)
+    chosen = [
+        f"{name}={callspec.params[name]}"
+        for name in sorted(names)
+        if callspec and name in callspec.params
+    ]
+    return ",".join([item.nodeid.partition("::")[0], *chosen])

@@ -16,6 +16,7 @@ from clients.subscriber import CursorSubscriber
 from streaming import wire
 
 T = TypeVar("T")
+DEADLINE_S = 90.0  # waiting costs nothing when all is well; a busy machine needs it
 FAILED = AssertionError
 
 
@@ -31,7 +32,7 @@ class Process:
                 stderr=subprocess.STDOUT,
             )
 
-    def stop(self, number: signal.Signals = signal.SIGINT, timeout_s: float = 15.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGINT, timeout_s: float = 60.0) -> int:
         """Send a signal and wait; returns the exit code."""
         if self.popen.poll() is None:
             self.popen.send_signal(number)
@@ -65,7 +66,7 @@ def daemon(folder: Path, bundle: Path, stream: str, *more: str) -> Iterator[tupl
         yield process, address
 
 
-def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = 30.0) -> T:
+def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = DEADLINE_S) -> T:
     """The first result of `condition` that is true, or an AssertionError after the deadline."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -78,7 +79,7 @@ def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = 30
 def frames_until(
     cursor: CursorSubscriber,
     enough: Callable[[wire.CursorFrame], bool],
-    timeout_s: float = 30.0,
+    timeout_s: float = DEADLINE_S,
 ) -> list[wire.CursorFrame]:
     """Every frame up to the first that is enough."""
     frames: list[wire.CursorFrame] = []
