@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint test-slow test-gpu soak fuzz bench clean
+.PHONY: demo test lint test-slow test-gpu soak fuzz faults bench clean
 
 demo: $(READY)
 	$(BIN)/volition demo
@@ -32,6 +32,10 @@ FUZZ ?= bundles
 COUNT ?= 1000
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(FUZZ) --count $(COUNT)
+
+TIMES ?= 5
+faults: $(READY)
+	$(BIN)/python -m tests.faults --times $(TIMES) --page docs/RELIABILITY.md
 
 bench: $(READY)
 	$(BIN)/volition bench

@@ -21,13 +21,16 @@ FAILED = AssertionError
 
 
 class Process:
-    """A `volition` command in a process of its own, its output kept in a file."""
+    """A `volition` command in a process of its own, its output kept in a file.
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    prefix: a command that runs it, such as `ip netns exec NAME`.
+    """
+
+    def __init__(self, log: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> None:
         self.log = log
         with log.open("w") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "clients.cli", *arguments],
+                [*prefix, sys.executable, "-W", "ignore", "-m", "clients.cli", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -1,0 +1,222 @@
+"""Faults of the sender, of its stamps, and of the link to it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from pylsl import local_clock
+
+from tests.faults.fault import Fault, Seconds
+from tests.faults.network import MovableClock, no_compiler, no_root
+from tests.faults.rig import CountsRig, DaemonRig, LinkRig, Rig
+from tests.faults.sender import Sender
+
+STALE = "not valid 250 ms after the last spike, valid again when a window of new ones is full"
+UNUSABLE = "no valid frame while stamps can't be used, valid again with the first window that can"
+
+
+def closed(rig: Rig) -> Seconds:
+    rig.moment()
+    start = local_clock()
+    rig.sender.close()
+    silent = rig.until_not_valid(start)
+    rig.moment()
+    rig.start_sender()
+    return silent | rig.until_valid()
+
+
+def killed(rig: Rig) -> Seconds:
+    rig.moment()
+    start = local_clock()
+    rig.sender.kill()
+    silent = rig.until_not_valid(start)
+    rig.moment()
+    rig.start_sender()
+    return silent | rig.until_valid()
+
+
+def stopped(rig: Rig) -> Seconds:
+    rig.moment()
+    start = local_clock()
+    rig.sender.popen.send_signal(signal.SIGSTOP)
+    silent = rig.until_not_valid(start)
+    rig.moment(5.0)
+    rig.sender.popen.send_signal(signal.SIGCONT)
+    return silent | rig.until_valid()
+
+
+def cut(rig: LinkRig) -> Seconds:
+    rig.moment()
+    start = local_clock()
+    rig.link.cut()
+    silent = rig.until_not_valid(start)
+    rig.moment(8.0)
+    rig.link.mend()
+    return silent | rig.until_valid()
+
+
+def power_cut(rig: LinkRig) -> Seconds:
+    """No goodbye reaches the daemon, and the sender that returns is another."""
+    rig.moment()
+    start = local_clock()
+    rig.link.cut()
+    rig.sender.kill()
+    silent = rig.until_not_valid(start)
+    rig.moment(8.0)
+    rig.link.lose_far()
+    rig.start_sender()
+    return silent | rig.until_valid()
+
+
+def other_units(rig: DaemonRig) -> Seconds:
+    rig.sender.kill()
+    rig.until_not_valid()
+    stranger = rig.start_sender(strange="yes")
+    rig.until("why not", lambda: "right bundle" in rig.status().detail)
+    rig.never_valid(0.5)
+    stranger.kill()
+    rig.start_sender()
+    return rig.until_valid()
+
+
+def _stamps(kind: str, lasting_s: float = 1.5) -> Callable[[DaemonRig], Seconds]:
+    def attempt(rig: DaemonRig) -> Seconds:
+        rig.moment()
+        start = local_clock()
+        rig.sender.tell("stamps", kind)
+        silent = rig.until_not_valid(start)
+        rig.never_valid(rig.rng.uniform(0.2, lasting_s))
+        rig.sender.tell("stamps", "true")
+        return silent | rig.until_valid()
+
+    return attempt
+
+
+def stamps_of_zero(rig: DaemonRig) -> Seconds:
+    """LSL itself stamps them, at their departure, so that they may be decoded."""
+    rig.moment()
+    rig.sender.tell("stamps", "zero")
+    rig.moment(1.5)
+    rig.sender.tell("stamps", "true")
+    return rig.until_valid()
+
+
+def unix_from_the_start(rig: CountsRig | DaemonRig) -> Seconds:
+    """Never usable, then silent: a stamp ahead of now is no sign of life."""
+    rig.sender.kill()
+    rig.until_not_valid()
+    sender = rig.start_sender()
+    sender.tell("stamps", "unix")
+    rig.until("the stream", lambda: rig.status().stream)
+    rig.never_valid(1.5)
+    sender.tell("rate", 0)
+    rig.never_valid(1.0)
+    sender.tell("stamps", "true")
+    sender.tell("rate", 1000)
+    return rig.until_valid()
+
+
+def silent_counts(rig: CountsRig) -> Seconds:
+    rig.moment()
+    start = local_clock()
+    rig.sender.tell("rate", 0)
+    silent = rig.until_not_valid(start)
+    rig.moment(2.0)
+    rig.sender.tell("rate", 1000)
+    return silent | rig.until_valid()
+
+
+class ClockRig(DaemonRig):
+    """The sender's clock can be moved."""
+
+    def start(self) -> None:
+        self.clock = MovableClock(self.folder)
+        super().start()
+
+    def _sender_runs_in(self) -> dict[str, object]:
+        return {"environment": self.clock.environment}
+
+
+def clock_jumped(rig: ClockRig) -> Seconds:
+    """LSL measures the offset every few seconds; until then nobody can know."""
+    rig.moment()
+    before = rig.status().offset_jumps
+    start = local_clock()
+    rig.clock.move(rig.rng.choice([-3.0, -0.1, 0.03, 0.08, 5.0]))
+    rig.until("the jump", lambda: rig.status().offset_jumps > before)
+    return {"to known": local_clock() - start} | rig.until_valid()
+
+
+def flood(rig: DaemonRig) -> Seconds:
+    """As fast as a process can send, up to ten times what the ring holds."""
+    pid = rig.status().pid
+    rig.sender.tell("rate", 2_000_000)
+    silence = rig.frames_for(rig.rng.uniform(1.0, 2.0))
+    rig.sender.tell("rate", 1000)
+    seconds = rig.until_valid()
+    assert rig.status().pid == pid
+    return silence | seconds
+
+
+def two_of_one_name(rig: DaemonRig) -> Seconds:
+    """A leftover of the same name that sends nothing, and is found first."""
+    rig.sender.kill()
+    rig.until_not_valid()
+    leftover: Sender = rig.start_sender()
+    leftover.tell("rate", 0)
+    rig.until("the leftover", lambda: rig.status().stream)
+    rig.start_sender()
+    start = local_clock()
+    rig.until(
+        "the live one, or a word about both",
+        lambda: rig.checker.since(start)[-1:][0].valid or "2 streams" in rig.status().detail
+        if rig.checker.since(start) else None,
+    )  # fmt: skip
+    leftover.kill()
+    return rig.until_valid()
+
+
+FAULTS = (
+    Fault(name="sender-closed", what="The sender closes its stream", must_hold=STALE,
+          rig=DaemonRig, attempt=closed),
+    Fault(name="sender-killed", what="The sender gets SIGKILL", must_hold=STALE,
+          rig=DaemonRig, attempt=killed),
+    Fault(name="sender-stopped", what="The sender is stopped (SIGSTOP) and continued",
+          must_hold=STALE, rig=DaemonRig, attempt=stopped),
+    Fault(name="counts-killed", what="A sender of `SpikeCounts` gets SIGKILL", must_hold=STALE,
+          rig=CountsRig, attempt=killed),
+    Fault(name="counts-silent", what="A sender of `SpikeCounts` falls silent", must_hold=STALE,
+          rig=CountsRig, attempt=silent_counts),
+    Fault(name="link-cut", what="The link is cut for up to 8 s (network namespaces)",
+          must_hold=STALE, rig=LinkRig, attempt=cut, blocked=no_root),
+    Fault(name="power-cut", what="The sender's host loses its power, and returns",
+          must_hold=STALE, rig=LinkRig, attempt=power_cut, blocked=no_root),
+    Fault(name="other-units", what="The sender returns with other units",
+          must_hold="refused, with the reason in the status; valid again with the right ones",
+          rig=DaemonRig, attempt=other_units),
+    Fault(name="stamps-unix", what="Stamps become Unix time", must_hold=UNUSABLE,
+          rig=DaemonRig, attempt=_stamps("unix")),
+    Fault(name="stamps-nan", what="Stamps become NaN", must_hold=UNUSABLE,
+          rig=DaemonRig, attempt=_stamps("nan")),
+    Fault(name="stamps-ahead", what="Stamps jump an hour ahead", must_hold=UNUSABLE,
+          rig=DaemonRig, attempt=_stamps("ahead")),
+    Fault(name="stamps-back", what="Stamps step back by 10 s and stay", must_hold=UNUSABLE,
+          rig=DaemonRig, attempt=_stamps("back")),
+    Fault(name="stamps-zero", what="Stamps become zero (LSL stamps them at departure)",
+          must_hold="frames are valid only while spikes come", rig=DaemonRig,
+          attempt=stamps_of_zero),
+    Fault(name="unix-from-start", what="A new sender stamps Unix time, then falls silent",
+          must_hold=UNUSABLE, rig=DaemonRig, attempt=unix_from_the_start),
+    Fault(name="counts-unix", what="The same with `SpikeCounts`", must_hold=UNUSABLE,
+          rig=CountsRig, attempt=unix_from_the_start),
+    Fault(name="clock-jump", what="The sender's clock jumps by -3 s to 5 s",
+          must_hold="the window is emptied once the jump is measured, then fills again",
+          rig=ClockRig, attempt=clock_jumped, blocked=no_compiler),
+    Fault(name="flood", what="Spikes at up to 10 times the highest rate",
+          must_hold="the daemon lives, no false frame, valid again within 30 s",
+          rig=DaemonRig, attempt=flood),
+    Fault(name="two-senders", what="Two senders of one name, one silent and found first",
+          must_hold="the live one is decoded, or the status names both; valid when one is left",
+          rig=DaemonRig, attempt=two_of_one_name),
+)  # fmt: skip
