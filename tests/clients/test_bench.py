@@ -13,7 +13,7 @@ import pytest
 def volition(*arguments: str) -> dict | list:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "clients.cli", *arguments, "--json"],
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=560,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -25,7 +25,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [sys.executable, "-m", "clients.cli", "simulate", "--sessions", "3", "--subjects", "2",
          "--total-units", "31", "--minutes", "1", "--seed", "40", "-o", str(folder)],
-        check=True, capture_output=True, timeout=240,
+        check=True, capture_output=True, timeout=560,
     )  # fmt: skip
     return folder
 

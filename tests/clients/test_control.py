@@ -18,7 +18,7 @@ from clients.control import AsyncControlClient, ControlClient, ProblemError, Unr
 from clients.demo import free_port
 from clients.recalibration import Server
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Input
-from tests.rig import Process, wait_for
+from tests.rig import DEADLINE_S, Process, wait_for
 from tests.server.conftest import POSSM
 
 
@@ -156,8 +156,8 @@ def test_the_command_prints_what_went_wrong(server: Server, tmp_path: Path) -> N
     command = Process(
         tmp_path / "calibrate.log", "calibrate", "--seconds", "5", "--url", server.url
     )
-    assert command.popen.wait(60) == 1
+    assert command.popen.wait(DEADLINE_S) == 1
     assert "no spike stream" in command.output()
     wrong = Process(tmp_path / "wrong.log", "calibrate", "--seconds", "1e9", "--url", server.url)
-    assert wrong.popen.wait(60) == 1
+    assert wrong.popen.wait(DEADLINE_S) == 1
     assert "less than or equal to 3600" in wrong.output()

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -46,18 +47,23 @@ def moving(seq: int, x: float, y: float) -> object:
 def test_a_sample_is_the_mean_of_the_frames_since_the_one_before(
     publisher: Publisher, relay: Relay
 ) -> None:
-    for seq, x in enumerate((0.1, 0.3)):
-        publisher.send(moving(seq, x, -0.2))
-    time.sleep(0.02)  # both are on their way
-    assert relay.velocity() == pytest.approx((0.2, -0.2))
-    assert relay.velocity() == pytest.approx((0.2, -0.2)), "the newest, while it is young"
+    seqs = count()
+
+    def both_arrived_and_are_young() -> bool:
+        for x in (0.1, 0.3):
+            publisher.send(moving(next(seqs), x, -0.2))
+        time.sleep(0.02)  # on a busy machine one may come later, and the next try is on time
+        mean, again = relay.velocity(), relay.velocity()
+        return mean == again == pytest.approx((0.2, -0.2))
+
+    wait_for("the mean of two frames, told twice", both_arrived_and_are_young)
 
 
 def test_what_is_stale_or_invalid_moves_nothing(publisher: Publisher, relay: Relay) -> None:
     assert relay.velocity() == (0.0, 0.0), "before the first frame"
     publisher.send(moving(0, 0.1, 0.1))
     wait_for("the frame", lambda: relay.velocity() != (0.0, 0.0))
-    wait_for("its end", lambda: relay.velocity() == (0.0, 0.0), 1.0)
+    wait_for("its end", lambda: relay.velocity() == (0.0, 0.0))
 
 
 def test_it_relays_over_lsl_until_it_is_told_to_stop(publisher: Publisher, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from clients.cli import app
 from clients.demo import free_port
 from server.settings import ServerSettings
 from streaming.settings import RESTARTED, DaemonSettings
-from tests.rig import daemon, wait_for
+from tests.rig import DEADLINE_S, daemon, wait_for
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -187,7 +187,7 @@ def _health(command: list[str], environment: dict[str, str] | None = None) -> in
         env=environment,
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
-        timeout=30,
+        timeout=DEADLINE_S,
         check=False,
     ).returncode
 

@@ -20,7 +20,7 @@ from server.job import doubts
 from server.schemas import CalibrationRequest, FiltersPatch, Scores
 from streaming.sessions import Session
 from streaming.settings import RESTARTED
-from tests.rig import Process, frames_until, wait_for
+from tests.rig import DEADLINE_S, Process, frames_until, wait_for
 from tests.server.conftest import POSSM, Play
 from tests.streaming.test_live import is_decoding
 
@@ -37,7 +37,7 @@ def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Serv
         client.set_filters(FiltersPatch(gain=1.5, speed_limit=0.4))
         client.pause("between blocks")
         before = client.status().daemon
-        first = cursor.receive(timeout_s=5.0)
+        first = cursor.receive(timeout_s=DEADLINE_S)
         os.kill(before.pid, signal.SIGKILL)
         anew = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
         assert anew.decoder == before.decoder
@@ -62,7 +62,7 @@ def test_a_killed_server_finds_the_daemon_and_the_calibration_again(
             begun = client.start_calibration(request_for(unseen, seconds=20.0), "a-key")
             wait_for("data", lambda: client.calibration(begun.id).collected_s > 5.0)
         server.stop(signal.SIGKILL)
-        seq = cursor.receive(timeout_s=2.0).seq
+        seq = cursor.receive(timeout_s=DEADLINE_S).seq
         frames = frames_until(cursor, lambda frame: frame.seq > seq + 200)
         assert all(frame.valid for frame in frames)
         server.start()
@@ -159,7 +159,7 @@ def test_a_pause_that_a_hanging_daemon_does_not_hear_holds_for_the_next_one(
     server: Server,
 ) -> None:
     with server.client() as client, CursorSubscriber(server.address) as cursor:
-        first = cursor.receive(timeout_s=5.0)
+        first = cursor.receive(timeout_s=DEADLINE_S)
         os.kill(client.status().daemon.pid, signal.SIGSTOP)
         with pytest.raises(ProblemError) as unheard:
             client.pause("stop!")
@@ -191,7 +191,7 @@ def test_a_server_that_gets_no_port_leaves_the_daemon_alone(server: Server, tmp_
         second = Process(
             tmp_path / "second.log", "serve", "--home", str(tmp_path / "second"), "--port", port
         )
-        assert second.popen.wait(30) == 1
+        assert second.popen.wait(DEADLINE_S) == 1
         assert "can't listen" in second.output()
         assert client.status().daemon.pid == pid
 

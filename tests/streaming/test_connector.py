@@ -17,7 +17,7 @@ from streaming.inlet import Inlet
 from streaming.labels import KinematicsInlet, MarkerInlet, Markers
 from streaming.lsl import SpikeInlet, StreamQuery
 from streaming.search import Lookout, Query
-from tests.rig import wait_for
+from tests.rig import DEADLINE_S, wait_for
 
 
 def unique(name: str) -> str:
@@ -201,7 +201,7 @@ def test_all_streams_of_markers_are_read_and_none_blocks_the_others() -> None:
     late = pylsl.StreamOutlet(
         pylsl.StreamInfo(f"{name}-l", "Markers", 1, 0.0, pylsl.cf_string, f"{name}-l")
     )
-    assert late.wait_for_consumers(20.0)
+    assert late.wait_for_consumers(DEADLINE_S)
     for stream, text in ((late, f"late {name}"), (texts, f"still {name}")):
         stream.push_sample([text])
         wait_for(text, lambda text=text: has_come(text))

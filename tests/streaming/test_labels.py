@@ -10,7 +10,7 @@ import pytest
 
 from decoder.errors import StreamError
 from streaming.labels import COLUMNS, KinematicsInlet, find_kinematics, find_markers
-from tests.rig import wait_for
+from tests.rig import DEADLINE_S, wait_for
 
 
 def sent(labels: list[str], units: list[str]) -> pylsl.StreamOutlet:
@@ -30,7 +30,7 @@ def test_channels_are_found_by_label_and_turned_into_metres() -> None:
     outlet = sent(["grip", "pos_y", "pos_x", "target_x"], ["", "cm", "cm", "mm"])
     inlet = opened(outlet)
     assert inlet.labels == ("pos_x", "pos_y", "target_x")
-    assert outlet.wait_for_consumers(5.0)
+    assert outlet.wait_for_consumers(DEADLINE_S)
     at = pylsl.local_clock()
     outlet.push_sample([7.0, 20.0, 10.0, 300.0], at)
     times, values = wait_for("the sample", lambda: (got := inlet.drain())[0].size and got)
@@ -74,7 +74,7 @@ def test_markers_are_told_by_their_time() -> None:
     name = f"markers-{time.time_ns()}"
     outlet = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Markers", 1, 0.0, pylsl.cf_string, name))
     inlet = wait_for("the stream", lambda: find_markers(name, 0.3))
-    assert outlet.wait_for_consumers(5.0)
+    assert outlet.wait_for_consumers(DEADLINE_S)
     at = pylsl.local_clock()
     outlet.push_sample(["trial_start 7"], at)
     ((time_s, text),) = wait_for("the marker", inlet.drain)

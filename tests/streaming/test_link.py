@@ -39,7 +39,7 @@ class Lines:
                         seen[role] += line["came"][role]
             return all(seen.values())
 
-        wait_for("spikes, kinematics and markers", all_came, timeout_s=60.0)
+        wait_for("spikes, kinematics and markers", all_came)
 
     def until_nothing_comes(self) -> None:
         def silent() -> bool:
@@ -94,11 +94,11 @@ def test_a_daemon_decodes_again_after_a_power_cut_of_the_rig(tiny, tmp_path: Pat
         CursorSubscriber(address) as cursor,
     ):
         with running_in(link.far, tmp_path / "first.log", *replay):
-            frames = frames_until(cursor, is_decoding, timeout_s=60.0)
+            frames = frames_until(cursor, is_decoding)
             link.cut()
             frames += frames_until(cursor, lambda f: f.state == "stale")
         link.power_cut()
         link.power_up()
         with running_in(link.far, tmp_path / "second.log", *replay):
-            frames += frames_until(cursor, is_decoding, timeout_s=60.0)
+            frames += frames_until(cursor, is_decoding)
     assert_safe(frames)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from clients.subscriber import CursorSubscriber, StatusSubscriber
 from decoder import bundle as bundles
 from streaming import sessions, wire
-from tests.rig import daemon, frames_until, running, wait_for
+from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
 from training.reference import expected_output
 
 STALE_S = 0.25
@@ -45,7 +45,7 @@ def record(name: str) -> pylsl.StreamInlet:
     """An inlet of the test's own, raw stamps."""
     found = wait_for("the spike stream", lambda: pylsl.resolve_byprop("name", name, timeout=0.5))
     inlet = pylsl.StreamInlet(found[0], max_buflen=4000)
-    inlet.open_stream(timeout=5.0)
+    inlet.open_stream(timeout=DEADLINE_S)
     return inlet
 
 
@@ -115,7 +115,7 @@ def test_a_killed_source_is_stale_within_the_limit_and_a_new_one_resumes(
         with running(tmp_path / "second.log", *replay(tiny)):
             frames += frames_until(cursor, lambda f: f.n_drained > last_valid.n_drained + 500)
             first_again = frames[-1].window_end
-            frames += frames_until(cursor, is_decoding, timeout_s=10.0)
+            frames += frames_until(cursor, is_decoding)
         assert frames[-1].window_end - first_again < 3.0
     assert_safe(frames)
 
@@ -186,7 +186,7 @@ def test_two_daemons_on_one_address_are_refused(tiny, tmp_path: Path) -> None:
         frames_until(cursor, lambda f: True)
         arguments = ("decode", str(tiny.bundle.path), "--address", address)
         with running(tmp_path / "second.log", *arguments) as second:
-            assert second.popen.wait(20) == 1
+            assert second.popen.wait(DEADLINE_S) == 1
             assert "is another daemon running?" in " ".join(second.output().split())
 
 

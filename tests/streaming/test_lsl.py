@@ -14,7 +14,7 @@ import pytest
 from decoder.errors import StreamError
 from streaming.lsl import MAX_UNITS, Connector, SpikeInlet, StreamQuery
 from streaming.units import UNKNOWN, UnitMatch
-from tests.rig import wait_for
+from tests.rig import DEADLINE_S, wait_for
 
 UNITS = ("1/0", "2/0", "3/1")
 
@@ -55,7 +55,7 @@ def opened(
     query = StreamQuery(name=info.name())
     found = wait_for("the stream", lambda: query.resolve(2.0))
     inlet = SpikeInlet(found, unit_ids, min_known_share=min_known_share)
-    assert outlet.wait_for_consumers(5.0)
+    assert outlet.wait_for_consumers(DEADLINE_S)
     yield outlet, inlet
     inlet.close()
 

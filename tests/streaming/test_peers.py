@@ -13,7 +13,7 @@ import pytest
 
 from clients.subscriber import CursorSubscriber
 from streaming import sessions
-from tests.rig import daemon, frames_until, running
+from tests.rig import DEADLINE_S, daemon, frames_until, running
 from tests.streaming.test_live import is_decoding, stream_of
 from tests.streaming.test_record import record_arguments
 
@@ -44,8 +44,8 @@ def test_streams_are_found_without_multicast(tiny, tmp_path: Path, monkeypatch, 
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
         CursorSubscriber(address) as cursor,
     ):
-        frames_until(cursor, is_decoding, timeout_s=60.0)
-        assert r.popen.wait(60) == 0, r.output()
+        frames_until(cursor, is_decoding)
+        assert r.popen.wait(DEADLINE_S) == 0, r.output()
     recorded = sessions.load(tmp_path / "today.h5")
     assert recorded.unit_ids == tiny.session.unit_ids
     assert recorded.trials is not None, "markers, too"

@@ -23,7 +23,7 @@ from streaming.replay import (
 )
 from streaming.sessions import Session
 from tests import xdf_writer
-from tests.rig import wait_for
+from tests.rig import DEADLINE_S, wait_for
 from training.importers import import_recording
 from training.simulate import simulate
 
@@ -44,7 +44,7 @@ class Heard:
                 kind, lambda k=kind: pylsl.resolve_byprop("name", f"{prefix}-{k}", timeout=0.5)
             )
             self.inlets[kind] = pylsl.StreamInlet(found[0], max_buflen=4000)
-            self.inlets[kind].open_stream(timeout=5.0)
+            self.inlets[kind].open_stream(timeout=DEADLINE_S)
         self.parts = {kind: ([], [], []) for kind in self.inlets}
 
     def pull(self) -> None:

@@ -81,7 +81,7 @@ def test_the_command_prints_baselines_beside_the_bundle(tiny, tmp_path: Path) ->
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "clients.cli", "evaluate", str(tiny.bundle.path),
          str(tiny.session_path), "--baselines", "--json", "--report", str(report)],
-        capture_output=True, text=True, check=True, timeout=300,
+        capture_output=True, text=True, check=True, timeout=560,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads of small models wait for each other
     )  # fmt: skip
     names = [row["name"] for row in json.loads(done.stdout)["decoders"]]
@@ -97,7 +97,7 @@ def test_the_report_opens_in_a_browser(evaluation, tmp_path: Path) -> None:
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
          f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=560,
     )  # fmt: skip
     assert f"How well {evaluation.session} is decoded" in done.stdout
     assert done.stdout.count("<svg") >= 3

@@ -137,11 +137,11 @@ def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) ->
     shared = ("--preset", preset, "--steps", "20", "-o")
     subprocess.run(
         trained(session, tmp_path, *shared, str(tmp_path / "two"), launcher=torchrun),
-        check=True, capture_output=True, timeout=240,
+        check=True, capture_output=True, timeout=560,
     )  # fmt: skip
     subprocess.run(
         trained(session, tmp_path, *shared, str(tmp_path / "one"), "--accumulate", "2"),
-        check=True, capture_output=True, timeout=240,
+        check=True, capture_output=True, timeout=560,
     )  # fmt: skip
     assert largest_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
 
@@ -159,7 +159,7 @@ def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path, preset: 
     for more in (("-o", str(run), "--resume"), (*arguments, str(tmp_path / "whole"))):
         subprocess.run(
             trained(session, tmp_path, *more),
-            check=True, capture_output=True, timeout=240,
+            check=True, capture_output=True, timeout=560,
         )  # fmt: skip
     assert largest_difference(run, tmp_path / "whole") == 0.0
 

@@ -36,7 +36,7 @@ from tests.clients.rig.offline import (
     r2,
     what_is_meant,
 )
-from tests.rig import wait_for
+from tests.rig import DEADLINE_S, wait_for
 
 # What it wants.
 
@@ -316,7 +316,7 @@ def test_live_it_sees_the_task_and_fires_in_chunks_at_its_time(tmp_path: Path) -
     with live(tmp_path, prefix) as process:
         ready = process.said("ready")
         assert ready["stream"] == f"{prefix}-spikes"
-        inlet = SpikeInlet(pylsl.resolve_byprop("name", ready["stream"], timeout=10.0)[0])
+        inlet = SpikeInlet(pylsl.resolve_byprop("name", ready["stream"], timeout=DEADLINE_S)[0])
         assert (inlet.kind, inlet.source_id) == ("Spikes", ready["source_id"])
         assert inlet.unit_ids == [f"elec{unit}/unit0" for unit in range(96)]
         wait_for("both seen", lambda: process.output.read_text().count("sees") == 2)
@@ -348,7 +348,7 @@ def test_live_it_sees_the_task_and_fires_in_chunks_at_its_time(tmp_path: Path) -
         process.tell('{"drift": {"replaced": 7}}')
         assert "expected a share" in process.said("problem")["detail"]
         process.popen.stdin.close()
-        assert process.popen.wait(10) == 0
+        assert process.popen.wait(DEADLINE_S) == 0
         assert process.said("done") == prefix
 
 
@@ -364,4 +364,4 @@ def test_live_it_waits_for_a_task_and_for_the_next_one(tmp_path: Path) -> None:
         wait_for("seen again", lambda: process.output.read_text().count("sees") == 2)
         del again
         os.kill(process.popen.pid, signal.SIGTERM)
-        assert process.popen.wait(10) == 0
+        assert process.popen.wait(DEADLINE_S) == 0

@@ -37,11 +37,12 @@ from streaming.lsl import RESOLVE_S, StreamQuery
 from streaming.publish import Publisher
 from streaming.record import Recorder, RecordSettings, read_recording
 from tests.clients.test_subscriber import frame
-from tests.rig import wait_for
+from tests.rig import DEADLINE_S, wait_for
 from training.labels import relabelled
 
 QUICK = {"hold_s": 0.1, "limit_s": 2.0}
 FRAME_S = 0.01
+CLOCKS_DIFFER_S = 0.02  # at most: an estimate over a network that waits for a busy machine
 
 
 class Daemon:
@@ -139,7 +140,7 @@ def test_a_decoder_that_aims_at_the_target_acquires_it_and_others_see_how(
 ) -> None:
     eyes = Eyes(settings.prefix)
     with TaskRun(settings) as run:
-        run.rest(20.0, until=lambda: eyes.kinematics)
+        run.rest(DEADLINE_S, until=lambda: eyes.kinematics)
         daemon.say = eyes.steer
         trials = run.play(Block(trials=3, **QUICK))
         run.rest(0.2)
@@ -159,7 +160,7 @@ def test_a_decoder_that_aims_at_the_target_acquires_it_and_others_see_how(
     assert np.isnan(values[0, TARGET_COLUMNS]).all()
     assert np.isnan(values[-1, TARGET_COLUMNS]).all()
     at = np.interp(times[inside], first.times, [x for x, _ in first.path])
-    np.testing.assert_allclose(values[inside, 0], at, atol=2e-3)
+    np.testing.assert_allclose(values[inside, 0], at, atol=0.4 * CLOCKS_DIFFER_S)
     speed = np.linalg.norm(values[inside][:, VELOCITY], axis=1)
     assert speed.max() == pytest.approx(0.4, abs=1e-6)
     assert eyes.texts[:3] == ["block closed", "recentre", "trial_start 0"]
@@ -275,7 +276,7 @@ def test_a_pause_freezes_the_cursor_and_the_target_comes_again(
             seen.append(run.cursor.position)
 
     with TaskRun(settings, on_tick=tick, on_pause=paused.append) as run:
-        run.rest(20.0, until=lambda: eyes.kinematics)
+        run.rest(DEADLINE_S, until=lambda: eyes.kinematics)
         began.append(pylsl.local_clock())
         trials = run.play(Block(trials=1, hold_s=0.1, limit_s=0.8, seed=2))
         run.rest(0.2)
@@ -334,7 +335,7 @@ def test_a_recording_has_the_trials_with_their_targets(
     with TaskRun(
         settings, on_tick=lambda run: spikes.push_sample([3, 0], pylsl.local_clock())
     ) as run:
-        run.rest(20.0, until=ready.is_set)
+        run.rest(DEADLINE_S, until=ready.is_set)
         trials = run.play(Block(task="random", mode="observation", trials=6, **QUICK))
         run.rest(0.2)
         recorder.should_stop = True
@@ -346,7 +347,9 @@ def test_a_recording_has_the_trials_with_their_targets(
         session.trials.target_pos, [trial.target for trial in trials], atol=1e-6
     )
     np.testing.assert_allclose(
-        session.trials.intervals, [(trial.start, trial.end) for trial in trials], atol=2e-3
+        session.trials.intervals,
+        [(trial.start, trial.end) for trial in trials],
+        atol=CLOCKS_DIFFER_S,
     )
     assert np.abs(session.cursor_pos).max() > 0.05
     relabelled(session, "intention")
@@ -363,7 +366,7 @@ def test_the_command_ends_on_sigterm_and_keeps_what_was_played(
     )  # fmt: skip
     wait_for("two trials", lambda: log.exists() and log.read_bytes().count(b"\n") >= 2)
     process.send_signal(signal.SIGTERM)
-    out, said = process.communicate(timeout=20)
+    out, said = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, said
     assert "Traceback" not in said
     (score,) = json.loads(out)
@@ -417,7 +420,7 @@ def test_another_process_asks_for_blocks_by_lines(tmp_path: Path) -> None:
         ask(end=True)
         assert until("ended") == "closed"
         process.stdin.close()  # whoever asked is gone
-        assert process.wait(20) == 0
+        assert process.wait(DEADLINE_S) == 0
     finally:
         process.kill()
         process.wait()
