@@ -142,13 +142,9 @@ class Connector(Generic[AnInlet]):
 
     def _look(self) -> None:
         order, silent = self._order, self._silent
-        try:
-            found = self._find(order, silent)
-        except Exception as error:  # whatever it was: it is said, and tried again
-            known = isinstance(error, StreamError)
-            self.problem = str(error) if known else f"can't open {self._query}: {error!r}"
-            if not known:
-                log.warning("%s", self.problem)
+        problem, found = self._tried(order, silent)
+        if problem is not None:
+            self.problem = problem
             self._stop.wait(self._retry_s)
             self._retry_s = min(2 * self._retry_s, RETRY_AT_MOST_S)
             return
@@ -158,6 +154,17 @@ class Connector(Generic[AnInlet]):
             self._found = order, found
         if found is not None or (silent is not None and silent is self._silent):
             self._looking = False
+
+    def _tried(self, order: object, silent: AnInlet | None) -> tuple[str | None, AnInlet | None]:
+        """What is wrong, if anything, and the stream, opened."""
+        try:
+            return None, self._find(order, silent)
+        except StreamError as error:
+            return str(error), None
+        except Exception as error:  # whatever it was: it is said, and tried again
+            problem = f"can't open {self._query}: {error!r}"
+            log.warning("%s", problem)
+            return problem, None
 
     def _find(self, order: object, silent: AnInlet | None) -> AnInlet | None:
         """The stream, opened; None once it is no longer wanted."""
@@ -233,18 +240,18 @@ def choose(
     """
     opened: dict[str, AnInlet] = {}
     infos: dict[str, pylsl.StreamInfo] = {}
-    problems: list[StreamError] = []
+    problems: list[str] = []  # errors would keep their frames, and so what could not be opened
     while new := [info for info in query.best(candidates()) if info.uid() not in infos]:
         for info in new:
             infos[info.uid()] = info
             try:
                 opened[info.uid()] = open_inlet(info)
             except StreamError as error:
-                problems.append(error)
+                problems.append(str(error))
             except Exception as error:  # descriptions may hold anything
-                problems.append(StreamError(f"can't read stream {info.name()!r}: {error!r}"))
+                problems.append(f"can't read stream {info.name()!r}: {error!r}")
     if not opened:
-        raise problems[0] if problems else StreamError(f"the stream of {query} went away")
+        raise StreamError(problems[0] if problems else f"the stream of {query} went away")
     taken: AnInlet | None = None
     try:
         taken = _the_one(query, opened, infos, stop)
@@ -294,6 +301,11 @@ class Source(Generic[AnInlet]):
         self._connector = Connector(query, open_inlet)
         self._why = ""
         self._connector.start()
+
+    @property
+    def query(self) -> Query:
+        """What is looked for."""
+        return self._connector.query
 
     @property
     def problem(self) -> str | None:

@@ -24,7 +24,7 @@ from pylsl import local_clock
 from decoder.bundle import Bundle
 from decoder.errors import SettingsError, StreamError
 from decoder.filters import OutputFilters
-from decoder.runtime import Runtime, RuntimeSettings, open_runtime
+from decoder.runtime import PROVIDERS, Runtime, RuntimeSettings, open_runtime
 from streaming import control, wire
 from streaming.admission import Admission
 from streaming.clock import Metronome
@@ -128,6 +128,8 @@ class Daemon:
             self.bundle.manifest.decoder_id, self.runtime.provider, took_s * 1e3,
             self.settings.tick_ms, self.publisher.bound_to, self.connector.query,
         )  # fmt: skip
+        if warning := self._provider_warning():
+            log.warning("WARNING: %s", warning)  # the log's lines don't name their level
 
     def main_loop(self) -> None:
         """A tick at every deadline, then a command if one waits.
@@ -360,7 +362,7 @@ class Daemon:
             session=self.bundle.manifest.session_id,
             decoder=self.bundle.manifest.decoder_id,
             state=self.state.value,
-            detail=self._explain(),
+            detail="; ".join(filter(None, (self._explain(), self._provider_warning()))),
             provider=self.runtime.provider,
             started=self.started,
             uptime_s=now - self.started,
@@ -389,6 +391,16 @@ class Daemon:
             filters=self.filters.settings,
             bias=self.filters.bias,
             pid=os.getpid(),
+        )
+
+    def _provider_warning(self) -> str:
+        """That decodes don't run where they were asked to: they may take longer than a tick."""
+        asked, runs_on = self.settings.provider, self.runtime.provider
+        if PROVIDERS.get(asked, runs_on) == runs_on:
+            return ""
+        return (
+            f"{asked} was asked for, but decodes run on {runs_on}: check the GPU, its driver and "
+            "volition[cuda], or ask for --require-provider to refuse this"
         )
 
     def _explain(self) -> str:

@@ -128,29 +128,15 @@ def send(name: str, unit_ids: list[str]) -> None:
 
 def receive(name: str) -> None:
     """Read all three as a recorder does, and say every tenth of a second what came since."""
-    import pylsl
+    from streaming.lsl import StreamQuery
+    from streaming.rigstreams import RigStreams
 
-    from decoder.errors import StreamError
-    from streaming.connector import Source
-    from streaming.labels import KINEMATICS, KinematicsInlet, Markers
-    from streaming.lsl import SpikeInlet, StreamQuery
-    from streaming.search import Query
-
-    spikes = Source(StreamQuery(name=f"{name}-spikes"), SpikeInlet)
-    query = Query(kind=KINEMATICS, name=f"{name}-kinematics")
-    kinematics = Source(query, KinematicsInlet)
-    markers = Markers(f"{name}-markers")
+    query = StreamQuery(name=f"{name}-spikes")
+    streams = RigStreams(query, f"{name}-kinematics", f"{name}-markers")
     while True:
-        came = dict.fromkeys(ROLES, 0)
-        for role, source in (("spikes", spikes), ("kinematics", kinematics)):
-            if (inlet := source.tend()) is not None:
-                try:
-                    came[role] += len(inlet.drain(pylsl.local_clock())[0])
-                except StreamError as error:
-                    source.lose(str(error))
-        came["markers"] = len(markers.drain())
-        units = spikes.inlet.unit_ids if spikes.inlet else []
-        print(json.dumps({"came": came, "units": units}), flush=True)
+        numbers = (len(streams.spikes()[0]), len(streams.kinematics()[0]), len(streams.markers()))
+        came = dict(zip(ROLES, numbers, strict=True))
+        print(json.dumps({"came": came, "units": streams.unit_ids}), flush=True)
         time.sleep(0.1)
 
 

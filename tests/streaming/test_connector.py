@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import uuid
@@ -216,4 +217,23 @@ def test_a_stream_whose_rate_needs_all_memory_is_refused() -> None:
     stream = pylsl.StreamOutlet(info)
     with pytest.raises(StreamError, match="has a rate of 200000 Hz"):
         open_stream(StreamQuery(kind="SpikeCounts", name=name), SpikeInlet, 5.0)
+    del stream
+
+
+def test_what_could_not_be_opened_is_let_go_without_a_garbage_collector() -> None:
+    """The daemon runs without one: each try would leave a connection and its threads."""
+    name = unique("text")
+    stream = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Spikes", 1, 0.0, pylsl.cf_string, name))
+    source = Source(StreamQuery(name=name), SpikeInlet)
+    gc.collect()
+    gc.disable()
+    try:
+        wait_for(
+            "the problem", lambda: source.tend() or "carries strings" in (source.problem or "")
+        )
+        source.close()
+        left = [thing for thing in gc.get_objects() if type(thing) is pylsl.StreamInlet]
+    finally:
+        gc.enable()
+    assert left == []
     del stream

@@ -34,7 +34,6 @@ def configured(folder: Path, scope: str) -> str:
 
 
 @one_family
-@pytest.mark.parametrize("scope", [MACHINE, PEERS], ids=["machine", "peers"])
 def test_streams_are_found_without_multicast(tiny, tmp_path: Path, monkeypatch, scope: str) -> None:
     monkeypatch.setenv("LSLAPICFG", configured(tmp_path, scope))  # of the processes below
     played = ("replay", str(tiny.session_path), "--lead", "6")
@@ -51,9 +50,12 @@ def test_streams_are_found_without_multicast(tiny, tmp_path: Path, monkeypatch, 
     assert recorded.trials is not None, "markers, too"
 
 
-def test_a_stream_by_its_type_alone_is_found_without_multicast(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("scope", [MACHINE, PEERS], ids=["machine", "peers"])
+def test_a_stream_by_its_type_alone_is_found_without_multicast(
+    tmp_path: Path, monkeypatch, scope: str
+) -> None:
     """As the shadow of a calibration, the NDS example and a simulated participant look."""
-    monkeypatch.setenv("LSLAPICFG", configured(tmp_path, PEERS))
+    monkeypatch.setenv("LSLAPICFG", configured(tmp_path, scope))
     name = f"alone-{uuid.uuid4().hex[:8]}"
     script = tmp_path / "look.py"
     script.write_text(_LOOK)

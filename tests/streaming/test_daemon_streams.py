@@ -1,0 +1,81 @@
+"""The daemon among streams as labs have them, and what its log and status say of its provider."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pylsl
+import pytest
+
+from clients.subscriber import CursorSubscriber, StatusSubscriber
+from decoder.runtime import CPU
+from streaming import wire
+from streaming.outlets import spikes_info
+from tests.rig import daemon, frames_until, wait_for
+from tests.streaming.test_live import assert_safe, is_decoding, stream_of
+
+one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)
+
+
+@contextmanager
+def firing(outlet: pylsl.StreamOutlet, n_units: int) -> Iterator[None]:
+    """Some 1,000 spikes/s, until the end of the block."""
+    stop, rng = threading.Event(), np.random.default_rng(0)
+
+    def fire() -> None:
+        before = pylsl.local_clock()
+        while not stop.wait(0.005):
+            now = pylsl.local_clock()
+            stamps = np.sort(rng.uniform(before, now, rng.poisson(1000 * (now - before))))
+            before = now
+            if len(stamps):
+                units = rng.integers(0, n_units, len(stamps))
+                events = np.column_stack([units, np.zeros_like(units)]).astype(np.int32)
+                outlet.push_chunk(events, stamps.tolist())
+
+    thread = threading.Thread(target=fire)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@one_family
+def test_a_daemon_leaves_a_silent_leftover_for_the_sender_that_lives(tiny, tmp_path: Path) -> None:
+    """And the streams' name may hold an apostrophe."""
+    name = f'the rig\'s "spikes" {uuid.uuid4().hex[:8]}'
+    units = tiny.bundle.manifest.unit_ids
+    leftover = pylsl.StreamOutlet(spikes_info(name, f"{name}-1", units))
+    with (
+        daemon(tmp_path, tiny.bundle.path, name) as (_, address),
+        CursorSubscriber(address) as cursor,
+    ):
+        assert leftover.wait_for_consumers(30.0)
+        live = pylsl.StreamOutlet(spikes_info(name, f"{name}-2", units))
+        with firing(live, len(units)):
+            assert_safe(frames_until(cursor, is_decoding))
+    del leftover, live
+
+
+@one_family
+def test_a_daemon_that_does_not_get_the_gpu_it_asks_for_says_so_loudly(
+    tiny, tmp_path: Path
+) -> None:
+    more = ("--provider", "cuda")
+    with daemon(tmp_path, tiny.bundle.path, stream_of(tiny), *more) as (process, address):
+        feed = StatusSubscriber(address)
+        status: wire.Status = wait_for("a status", lambda: feed.receive(timeout_s=1.0))
+        feed.close()
+        if status.provider != CPU:
+            pytest.skip("this machine has CUDA")
+        assert "cuda was asked for, but decodes run on CPUExecutionProvider" in status.detail
+        said = " ".join(process.output().split())
+        assert "WARNING" in said
+        assert "cuda was asked for" in said
