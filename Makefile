@@ -11,7 +11,8 @@ demo: $(READY)
 
 # Most tests run in parallel. Those that compare durations run alone, whatever the others' result.
 test: $(READY) lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow and not soak and not timing'; \
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder \
+		-m 'not slow and not soak and not timing'; \
 	parallel=$$?; $(BIN)/python -m pytest -m timing && exit $$parallel
 
 lint: $(READY)

@@ -135,10 +135,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests that share a module's fixture on one worker (pytest-xdist, `--dist loadgroup`)."""
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+    """For workers of pytest-xdist (`--dist loadgroup`): tests that share a module's fixture stay
+    together, and those that take longest begin first."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
         if group := shared_fixtures(item):
             item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def shared_fixtures(item: pytest.Item) -> str:

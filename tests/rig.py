@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from clients.demo import free_port
 from clients.subscriber import CursorSubscriber
@@ -77,6 +78,47 @@ def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = DE
             return result
         time.sleep(0.005)
     raise FAILED(f"{what}: not within {timeout_s} s")
+
+
+def learning_s() -> float:
+    """Seconds to learn in, in which a busy machine takes about as many steps as an idle one in 10.
+
+    The measure is how long computing takes now, over the processor's time for it.
+    """
+    began, cpu = time.monotonic(), time.process_time()
+    while time.process_time() - cpu < 0.5:
+        pass
+    return 10.0 * (time.monotonic() - began) / 0.5
+
+
+class Pace:
+    """What this machine gives a thread that asks to run every 5 ms, while its `with` block runs.
+
+    A control for tests that look at time: on a busy machine everything is late.
+    worst_s: the latest that it came. lost_s: how late it came in all.
+    """
+
+    PERIOD_S = 0.005
+
+    def __init__(self) -> None:
+        self.worst_s = self.lost_s = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            began = time.monotonic()
+            time.sleep(self.PERIOD_S)
+            late = time.monotonic() - began - self.PERIOD_S
+            self.worst_s, self.lost_s = max(self.worst_s, late), self.lost_s + late
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
 def frames_until(

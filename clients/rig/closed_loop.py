@@ -47,6 +47,7 @@ class LoopSettings:
     """One run. seed: of the participant's day and the targets' order.
 
     method: of both calibrations. trials: of each closed-loop block. seconds: of each calibration.
+    allowed_s: of learning in each; None: as the decoder's family needs.
     labels: of the recalibration; `kinematics` collects an observation block, the others learn from
     closed loop with the decoder that drift has spoilt. tick_ms: between decodes. delay_ms: how
     late the participant sees the screen.
@@ -61,6 +62,7 @@ class LoopSettings:
     task: str = "center-out"
     trials: int = 64
     seconds: float = 40.0
+    allowed_s: float | None = None
     labels: Labels = "kinematics"
     gain: float = 0.4
     drift: Drift = DRIFT
@@ -128,7 +130,8 @@ class Loop:
         """
         request = CalibrationRequest(
             seconds=self.settings.seconds, method=method, labels=labels, promote=promote, data=data,
-            kinematics=f"{self.prefix}-kinematics", markers=f"{self.prefix}-markers",
+            allowed_s=self.settings.allowed_s, kinematics=f"{self.prefix}-kinematics",
+            markers=f"{self.prefix}-markers",
         )  # fmt: skip
         with self.server.client() as client:
             *_, calibration = client.calibrate(request)

@@ -37,6 +37,7 @@ def get(server: Server, path: str, **headers: str) -> httpx.Response:
     return httpx.get(server.url + path, headers=headers)
 
 
+@pytest.mark.long
 def test_every_documented_request_is_answered_as_documented(idle: Server, tmp_path: Path) -> None:
     config = tmp_path / "schemathesis.toml"
     config.write_text("[generation]\nmax-examples = 8\n")
@@ -78,6 +79,7 @@ def test_who_may_not_call_is_told_why(idle: Server) -> None:
     assert get(idle, "/v1/status", Origin=str(own).rstrip("/"), **ours).status_code == 200
 
 
+@pytest.mark.timing
 def test_a_kept_connection_is_no_slower_than_a_new_one(idle: Server) -> None:
     def took_s(ask: Callable[[str], httpx.Response]) -> float:
         began = time.monotonic()

@@ -11,6 +11,7 @@ import pytest
 from clients.recalibration import UNSEEN, Flow, recalibrate
 from server.schemas import CalibrationRequest
 from streaming.sessions import Session
+from tests.rig import learning_s
 from tests.server.conftest import POSSM
 from training import runs
 from training.adapt import AdaptSettings, calibrate, first_seconds
@@ -27,11 +28,12 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """A shipped decoder recalibrated live to another subject's day."""
     session = simulate(n_units=96, minutes=13.0, subject=UNSEEN, seed=4243)
     return recalibrate(
-        POSSM, session, CalibrationRequest(seconds=SECONDS), tmp_path_factory.mktemp("flow"),
-        before_s=BEFORE_S, after_s=AFTER_S,
+        POSSM, session, CalibrationRequest(seconds=SECONDS, allowed_s=learning_s()),
+        tmp_path_factory.mktemp("flow"), before_s=BEFORE_S, after_s=AFTER_S,
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_40_s_of_an_unseen_subject_are_enough(flow: Flow) -> None:
     result = flow.as_dict()
     assert result["state"] == "promoted", flow.calibration
@@ -102,6 +104,7 @@ def ridge(session: Session) -> float:
     return r2(session.velocity_at(times), Ridge(session).decode(times)).r2_mean
 
 
+@pytest.mark.long
 def test_a_decoder_of_shuffled_labels_is_rejected(tmp_path: Path) -> None:
     session = simulate(n_units=96, minutes=5.0, subject=UNSEEN, seed=4244)
     n = len(session.cursor_times)

@@ -52,6 +52,7 @@ def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Serv
         assert client.resume().daemon.paused is None
 
 
+@pytest.mark.long
 def test_a_killed_server_finds_the_daemon_and_the_calibration_again(
     server: Server, unseen: Session, play: Play
 ) -> None:
@@ -97,6 +98,7 @@ def test_an_interrupted_calibration_can_be_discarded(
             client.calibration(begun.id)
 
 
+@pytest.mark.long
 def test_a_running_calibration_can_be_finished_early_or_cancelled(
     server: Server, unseen: Session, play: Play
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_running_calibration_can_be_finished_early_or_cancelled(
         assert client.calibration(second.id).state == "cancelled"
 
 
+@pytest.mark.long
 def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
     server: Server, unseen: Session, play: Play
 ) -> None:

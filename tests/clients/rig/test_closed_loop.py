@@ -5,16 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from clients.rig.closed_loop import LoopSettings, running_loop
 from clients.rig.score import score_trials
 from clients.rig.trial import read_trials
+from tests.rig import learning_s
 
 
+@pytest.mark.long
 def test_a_participant_steers_with_a_decoder_of_its_own_units_until_they_drift(
     tmp_path: Path,
 ) -> None:
-    settings = LoopSettings(folder=tmp_path, seed=1, trials=2, seconds=20.0, method="units")
+    settings = LoopSettings(
+        folder=tmp_path, seed=1, trials=2, seconds=20.0, method="units", allowed_s=learning_s()
+    )
     with running_loop(settings) as loop:
         calibration = loop.calibrate()
         loop.steer("calibrated")

@@ -37,7 +37,7 @@ from streaming.lsl import RESOLVE_S, StreamQuery
 from streaming.publish import Publisher
 from streaming.record import Recorder, RecordSettings, read_recording
 from tests.clients.test_subscriber import frame
-from tests.rig import DEADLINE_S, wait_for
+from tests.rig import DEADLINE_S, Pace, wait_for
 from training.labels import relabelled
 
 QUICK = {"hold_s": 0.1, "limit_s": 2.0}
@@ -169,19 +169,23 @@ def test_a_decoder_that_aims_at_the_target_acquires_it_and_others_see_how(
     assert eyes.texts[-1] == "trial_end 4"
 
 
+@pytest.mark.timing
 def test_the_path_is_the_velocity_times_the_time_between_frames(
     daemon: Daemon, settings: TaskSettings
 ) -> None:
     daemon.say = lambda: {"velocity": (0.05, 0.0)}
-    with TaskRun(settings) as run:
+    with TaskRun(settings) as run, Pace() as pace:
         wait_for("frames", lambda: run.rest(0.05) or run.frame)
         (trial,) = run.play(Block(trials=1, hold_s=0.1, limit_s=1.0, seed=1))
     assert trial.why == "timeout"
     travelled = trial.path[-1][0] - trial.path[0][0]
-    assert travelled == pytest.approx(0.05 * (trial.times[-1] - trial.times[0]), abs=0.003)
-    assert trial.still_s < 0.3
+    moving_s = trial.times[-1] - trial.times[0]
+    late_m = 0.05 * pace.lost_s  # what frames of a busy machine, that come too late, leave out
+    assert travelled == pytest.approx(0.05 * moving_s, abs=0.003 + late_m)
+    assert trial.still_s < 0.3 + pace.lost_s
 
 
+@pytest.mark.timing
 def test_latency_that_is_asked_for_holds_every_frame_back(
     daemon: Daemon, settings: TaskSettings
 ) -> None:
@@ -226,6 +230,7 @@ def test_frames_that_are_not_to_be_trusted_move_nothing(
     assert (trial.success, trial.why) == (False, "timeout")
 
 
+@pytest.mark.timing
 def test_the_cursor_stands_still_as_soon_as_frames_stop_and_goes_on_with_them(
     daemon: Daemon, settings: TaskSettings
 ) -> None:
@@ -240,7 +245,7 @@ def test_the_cursor_stands_still_as_soon_as_frames_stop_and_goes_on_with_them(
         return {"velocity": (0.02, 0.01)}
 
     daemon.say = say
-    with TaskRun(settings) as run:
+    with TaskRun(settings) as run, Pace() as pace:
         wait_for("frames", lambda: run.rest(0.05) or run.frame)
         began = pylsl.local_clock()
         stopped_at.append(began + 0.5)
@@ -254,9 +259,10 @@ def test_the_cursor_stands_still_as_soon_as_frames_stop_and_goes_on_with_them(
     assert during.sum() > 10
     assert np.ptp(path[during], axis=0).tolist() == [0.0, 0.0]
     assert path[-1, 0] > path[during][-1, 0] + 0.005
-    assert 0.2 < trial.still_s < 0.9
+    assert 0.2 < trial.still_s < 0.9 + pace.lost_s
 
 
+@pytest.mark.timing
 def test_a_pause_freezes_the_cursor_and_the_target_comes_again(
     daemon: Daemon, settings: TaskSettings
 ) -> None:
@@ -290,6 +296,7 @@ def test_a_pause_freezes_the_cursor_and_the_target_comes_again(
     assert [text for text in eyes.texts if text in ("pause", "resume")] == ["pause", "resume"]
 
 
+@pytest.mark.timing
 def test_a_decoder_that_is_paused_pauses_the_task(daemon: Daemon, settings: TaskSettings) -> None:
     began: list[float] = []
 
