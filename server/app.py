@@ -65,7 +65,19 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, parts).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams first: those that are cut off later each print a traceback."""
+
+    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._parts.stopping.set()
+        await super().shutdown(sockets)
 
 
 @contextmanager

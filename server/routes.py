@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -54,6 +55,7 @@ class Parts:
     registry: Registry
     supervisor: Supervisor
     calibrations: Calibrations
+    stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
 def parts(request: Request) -> Parts:
@@ -270,7 +272,7 @@ async def calibration_events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: the calibration whenever it changes, until it has ended."""
     sent, number = "", 0
-    while True:
+    while not on.stopping.is_set():
         try:
             calibration = on.calibrations.get(id)
         except Exception:  # discarded meanwhile
