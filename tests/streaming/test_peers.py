@@ -34,6 +34,7 @@ def configured(folder: Path, scope: str) -> str:
 
 
 @one_family
+@pytest.mark.parametrize("scope", [MACHINE, PEERS], ids=["machine", "peers"])
 def test_streams_are_found_without_multicast(tiny, tmp_path: Path, monkeypatch, scope: str) -> None:
     monkeypatch.setenv("LSLAPICFG", configured(tmp_path, scope))  # of the processes below
     played = ("replay", str(tiny.session_path), "--lead", "6")
@@ -60,7 +61,11 @@ def test_a_stream_by_its_type_alone_is_found_without_multicast(
     script = tmp_path / "look.py"
     script.write_text(_LOOK)
     done = subprocess.run(
-        [sys.executable, str(script), name], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, str(script), name],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE_S,
     )
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == [f"{name}-s", f"{name}-s", f"{name}-k", f"{name}-m"]
