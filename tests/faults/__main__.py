@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.faults import campaign, network, page
+from tests import isolation
+from tests.faults import campaign, page
 
 
 def main() -> int:
@@ -22,7 +23,7 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="forget what was tried before")
     parser.add_argument("--page", type=Path, help="write the matrix here, and JSON beside it")
     given = parser.parse_args()
-    network.move_to_a_network_of_its_own()
+    isolation.own_lsl_session()  # it neither hears nor disturbs a rig on this network
     if given.fresh:
         shutil.rmtree(given.folder, ignore_errors=True)
     held = campaign.run(

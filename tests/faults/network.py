@@ -18,9 +18,8 @@ from pathlib import Path
 
 from pylsl import local_clock
 
+from tests import link
 from tests.faults.sender import CLOCK_FILE
-
-ALONE = "FAULTS_ALONE"  # set in a process that has a network of its own
 
 
 def no_root() -> str | None:
@@ -33,22 +32,6 @@ def no_root() -> str | None:
     return made.stderr.strip() or None
 
 
-def move_to_a_network_of_its_own() -> None:
-    """Run this command again where nothing but its own processes can be heard, if that is allowed.
-
-    So that a campaign neither hears nor disturbs a rig on the same network.
-    """
-    if os.environ.get(ALONE) or no_root() is not None or shutil.which("unshare") is None:
-        return
-    script = (
-        "ip link set lo up multicast on && ip route add 224.0.0.0/4 dev lo && "
-        'ip -6 route add ff00::/8 dev lo table local; exec "$@"'
-    )
-    command = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, *sys.orig_argv[1:]]
-    os.environ[ALONE] = "yes"
-    os.execvp(command[0], command)
-
-
 def no_compiler() -> str | None:
     """Why a process's clock can't be moved here."""
     if sys.platform == "linux" and shutil.which("cc"):
@@ -56,37 +39,15 @@ def no_compiler() -> str | None:
     return "needs Linux and a C compiler (cc)"
 
 
-class Link:
-    """Two hosts (network namespaces): `near` has a switch, to which a cable goes from `far`.
+class Link(link.Link):
+    """A cable between two hosts (network namespaces) that knows when it was down.
 
     cuts: when nothing got through, LSL clock, s.
     """
 
     def __init__(self) -> None:
-        tag = uuid.uuid4().hex[:6]
-        self.near, self.far = f"n{tag}", f"f{tag}"
+        super().__init__()
         self.cuts: list[tuple[float, float]] = []
-        self._ip("netns", "add", self.near)
-        self._ip("-n", self.near, "link", "set", "lo", "up")
-        self._ip("-n", self.near, "link", "add", "switch", "type", "bridge")
-        self._address(self.near, "switch", "10.213.0.1/24")
-        self._add_far()
-
-    def _add_far(self) -> None:
-        self._ip("netns", "add", self.far)
-        self._ip("-n", self.far, "link", "set", "lo", "up")
-        self._ip("link", "add", "port", "netns", self.near, "type", "veth", "peer", "cable",
-                 "netns", self.far)  # fmt: skip
-        self._ip("-n", self.near, "link", "set", "port", "master", "switch", "up")
-        self._address(self.far, "cable", "10.213.0.2/24")
-
-    def _address(self, name: str, device: str, address: str) -> None:
-        self._ip("-n", name, "addr", "add", address, "dev", device)
-        self._ip("-n", name, "link", "set", device, "up")
-        self._ip("-n", name, "route", "add", "default", "dev", device)
-
-    def _ip(self, *words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
 
     def inside(self, name: str) -> tuple[str, ...]:
         """What to put before a command, so that it runs in a namespace."""
@@ -94,30 +55,19 @@ class Link:
 
     def cut(self) -> None:
         """Nothing arrives from now on, and nobody is told."""
-        self._ip("-n", self.far, "link", "set", "cable", "down")
+        super().cut()
         self.cuts.append((local_clock(), float("inf")))
 
     def mend(self) -> None:
         """The cable is back."""
-        self._ip("-n", self.far, "link", "set", "cable", "up")
-        self._ip("-n", self.far, "route", "replace", "default", "dev", "cable")
+        super().mend()
         self.cuts[-1] = (self.cuts[-1][0], local_clock())
 
-    def lose_far(self) -> None:
-        """The far host is gone with its connections, and another is in its place, with its address.
-
-        Its processes must have ended while the link was cut, so that no goodbye was sent.
-        """
-        self._ip("-n", self.near, "link", "del", "port")
-        self._ip("netns", "del", self.far)  # it lives on, unnamed, while its connections linger
-        self.far = f"{self.far[:8]}{len(self.cuts)}"
-        self._add_far()
+    def replace_far(self) -> None:
+        """The far host lost its power, and is back with its address and none of its connections."""
+        self.power_cut()
+        self.power_up()
         self.cuts[-1] = (self.cuts[-1][0], local_clock())
-
-    def close(self) -> None:
-        """Remove both hosts."""
-        for name in (self.near, self.far):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
 class MovableClock:

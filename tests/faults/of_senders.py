@@ -64,7 +64,7 @@ def power_cut(rig: LinkRig) -> Seconds:
     rig.sender.kill()
     silent = rig.until_not_valid(start)
     rig.moment(8.0)
-    rig.link.lose_far()
+    rig.link.replace_far()
     rig.start_sender()
     return silent | rig.until_valid()
 
@@ -214,7 +214,7 @@ FAULTS = (
           must_hold="the window is emptied once the jump is measured, then fills again",
           rig=ClockRig, attempt=clock_jumped, blocked=no_compiler),
     Fault(name="flood", what="Spikes at up to 10 times the highest rate",
-          must_hold="the daemon lives, no false frame, valid again within 30 s",
+          must_hold="the daemon lives, no false frame, valid again by itself",
           rig=DaemonRig, attempt=flood),
     Fault(name="two-senders", what="Two senders of one name, one silent and found first",
           must_hold="the live one is decoded, or the status names both; valid when one is left",

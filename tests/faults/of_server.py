@@ -54,7 +54,7 @@ class CalibrationRig(ServerRig):
 
     def start(self) -> None:
         super().start()
-        self.until_valid(within_s=60.0)
+        self.until_valid()
         with self.client() as client:
             first = client.start_calibration(self.request(seconds=20.0, promote="never"))
             ended = list(client.follow(first.id))[-1]

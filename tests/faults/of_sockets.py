@@ -18,7 +18,8 @@ from pylsl import local_clock
 from clients.subscriber import CursorSubscriber
 from tests.faults.checker import longest_silence
 from tests.faults.fault import Fault, Seconds
-from tests.faults.rig import RECOVERY_S, DaemonRig, ServerRig
+from tests.faults.rig import DaemonRig, ServerRig
+from tests.rig import DEADLINE_S
 
 GOES_ON = "the daemon decodes on and answers the next command"
 OLD_S = 0.25
@@ -195,7 +196,7 @@ def wrong_tokens(rig: TokenRig) -> Seconds:
         guess = rig.rng.randbytes(12).hex() if rig.rng.random() < 0.9 else TOKEN[:-1]
         answer = httpx.post(
             f"{rig.server.url}/v1/decoding/pause",
-            headers={"Authorization": f"Bearer {guess}"}, timeout=RECOVERY_S,
+            headers={"Authorization": f"Bearer {guess}"}, timeout=DEADLINE_S,
         )  # fmt: skip
         assert answer.status_code in (401, 429), answer
     seconds = {"to answer": (local_clock() - start) / 100}
@@ -215,7 +216,7 @@ def strange_requests(rig: ServerRig) -> Seconds:
     for _ in range(30):
         answer = httpx.post(
             rig.server.url + rig.rng.choice(paths), content=rig.rng.choice(bodies),
-            headers={"Content-Type": "application/json"}, timeout=RECOVERY_S,
+            headers={"Content-Type": "application/json"}, timeout=DEADLINE_S,
         )  # fmt: skip
         assert answer.status_code < 500 or answer.status_code == 503, answer.text[:300]
         if answer.status_code == 200 and "pause" in answer.url.path:

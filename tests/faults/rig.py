@@ -32,11 +32,10 @@ from tests.faults.fault import Seconds
 from tests.faults.network import Link
 from tests.faults.orders import Orders
 from tests.faults.sender import SENT, Sender, read_log
-from tests.rig import Process, wait_for
+from tests.rig import DEADLINE_S, Process, wait_for
 
 T = TypeVar("T")
 POSSM, POYO = BUNDLES / "possm.bundle", BUNDLES / "poyo.bundle"
-RECOVERY_S = 30.0  # the longest that any recovery may take
 CRASHES = (b"Traceback", b"terminate called", b"Segmentation fault")
 
 
@@ -118,16 +117,16 @@ class Rig:
         time.sleep(self.rng.uniform(0.0, longest_s))
 
     def until(
-        self, what: str, condition: Callable[[], T | None], within_s: float = RECOVERY_S
+        self, what: str, condition: Callable[[], T | None], within_s: float = DEADLINE_S
     ) -> T:
         """The first true result of `condition`. Raises AssertionError if there is none in time."""
         return wait_for(what, condition, within_s)
 
-    def until_valid(self, since: float | None = None, within_s: float = RECOVERY_S) -> Seconds:
+    def until_valid(self, since: float | None = None, within_s: float = DEADLINE_S) -> Seconds:
         """Wait for a valid frame published after `since` (LSL clock, s; by default now)."""
         return self._until(True, since, within_s)
 
-    def until_not_valid(self, since: float | None = None, within_s: float = RECOVERY_S) -> Seconds:
+    def until_not_valid(self, since: float | None = None, within_s: float = DEADLINE_S) -> Seconds:
         """Wait for a frame that isn't valid."""
         return self._until(False, since, within_s)
 
@@ -162,7 +161,7 @@ class Rig:
         """All is well before a fault: valid frames come."""
         if self.sender.popen.poll() is not None:
             self.start_sender()
-        self.until_valid(within_s=2 * RECOVERY_S)
+        self.until_valid(within_s=DEADLINE_S)
 
     # What must be empty after a try.
 
