@@ -27,6 +27,7 @@ from streaming.outlets import kinematics_info, spikes_info
 CHUNK_S = 0.005
 BIN_S = 0.01
 KINEMATICS_HZ = 100.0
+MOST_SPIKES = 50_000  # in a chunk, so that a flood can be ended by an order
 # Times are the true LSL clock's, s. usable: spikes (or bins) with a stamp that admission may take.
 SENT = np.dtype([("at", "f8"), ("first", "f8"), ("last", "f8"), ("usable", "i8")])
 CLOCK_FILE = "FAULTS_CLOCK"  # names the file with the shift of this process's clock (network.py)
@@ -122,12 +123,13 @@ class Sending:
         done, unread = self.clock.now(), b""
         step_s = CHUNK_S if self.kind == "Spikes" else BIN_S
         while not self.ends:
-            if select.select([0], [], [], 0.001)[0]:
+            behind = self.clock.now() - done > step_s
+            if select.select([0], [], [], 0.0 if behind else 0.001)[0]:
                 unread += os.read(0, 65536)
                 *lines, unread = unread.split(b"\n")
                 for line in lines:
                     self.obey(*line.decode().split(" ", 1))
-            while (now := self.clock.now()) >= done + step_s and not self.ends:
+            if (now := self.clock.now()) >= done + step_s and not self.ends:
                 until = done + step_s if now - done < 1.0 else now  # what a stall left is one chunk
                 self.send(done, until)
                 done = until
@@ -150,7 +152,8 @@ class Sending:
         rates[-1] = 0.0  # the trigger unit, see decoders.py
         rates *= self.rate_hz / rates.sum()
         rates[-1] = self.trigger_hz
-        counts = self.rng.poisson(rates * min(end - start, 2.0))
+        seconds = min(end - start, MOST_SPIKES / max(self.rate_hz, self.trigger_hz, 1.0))
+        counts = self.rng.poisson(rates * seconds)
         (self._send_bin if self.kind != "Spikes" else self._send_spikes)(counts, start, end)
         n = (
             round((end - start) * KINEMATICS_HZ)
