@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Generator, Sequence
@@ -128,3 +129,4 @@ def attempt(fault: Fault, rig: Any, one: Try, rng: Random) -> None:
     frames = [frame for _, frame in rig.checker.frames[first:]]
     one.frames, one.valid = len(frames), sum(frame.valid for frame in frames)
     one.orders = rig.orders.n_accepted - orders
+    one.load = round(os.getloadavg()[0], 2)

@@ -29,7 +29,7 @@ class Fault:
 
 @dataclass(kw_only=True)
 class Try:
-    """One try. problems: rules that did not hold, each in a line."""
+    """One try. problems: rules that did not hold, each in a line. load: of the machine (1 min)."""
 
     fault: str
     number: int
@@ -38,3 +38,4 @@ class Try:
     frames: int = 0
     valid: int = 0
     orders: int = 0
+    load: float = 0.0

@@ -27,14 +27,13 @@ def write(path: Path, tries: Sequence[Try], *, seed: int) -> None:
         "accepted_orders": sum(one.orders for one in tries),
         "seed": seed,
         "cores": os.cpu_count(),
+        "load": round(median([one.load for one in tries]), 1) if tries else None,
     }
     content = json.dumps({"totals": totals, "faults": rows}, indent=1)
     path.with_name(f"{path.stem.lower()}.json").write_text(content + "\n")
     lines = [f"| {r['what']} | {r['must_hold']} | {_observed(r)} | {r['tries']} |" for r in rows]
     path.write_text(
-        TEMPLATE.read_text().format(
-            summary=_summary(totals), rows="\n".join(lines), cores=totals["cores"]
-        )
+        TEMPLATE.read_text().format(summary=_summary(totals), rows="\n".join(lines), **totals)
     )
 
 
