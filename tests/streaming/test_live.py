@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,18 @@ def assert_safe(frames: list[wire.CursorFrame]) -> None:
         assert frame.valid or frame.velocity == (0.0, 0.0)
     seqs = [frame.seq for frame in frames]
     assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+
+
+def assert_only_silence_interrupts(frames: list[wire.CursorFrame]) -> None:
+    """What follows a valid frame is valid, unless the sender or this frame was held up too long.
+
+    On a busy machine either may be.
+    """
+    for before, frame in pairwise(frames):
+        if before.valid and not frame.valid:
+            silent_s = frame.window_end - before.newest_spike
+            assert frame.state == "stale", f"{frame.state} after a valid frame"
+            assert max(silent_s, frame.latency_ms / 1e3) > STALE_S
 
 
 def record(name: str) -> pylsl.StreamInlet:

@@ -23,7 +23,13 @@ from streaming.control import ControlClient
 from streaming.recent import RecentSpikes
 from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
-from tests.streaming.test_live import assert_safe, is_decoding, replay, stream_of
+from tests.streaming.test_live import (
+    assert_only_silence_interrupts,
+    assert_safe,
+    is_decoding,
+    replay,
+    stream_of,
+)
 from training.linear import fit_linear
 
 
@@ -93,16 +99,16 @@ def test_a_swap_and_a_rollback_miss_no_tick_and_stay_valid(tiny, rig, tmp_path: 
     back = frames[-1]
     frames += frames_until(cursor, lambda f: f.seq > back.seq + 20)
     assert_safe(frames)
-    first_valid = next(i for i, frame in enumerate(frames) if frame.valid)
-    assert all(frame.valid for frame in frames[first_valid:]), "no window of warming up"
+    assert_only_silence_interrupts(frames)  # no window of warming up
     ids = [frame.decoder for frame in frames]
     assert sum(a != b for a, b in pairwise(ids)) == 2
 
     offset = np.array([output.offset for output in tiny.bundle.manifest.outputs])
     factor = {tiny.bundle.manifest.decoder_id: 1.0, doubled.manifest.decoder_id: 2.0}
-    path = [(np.array(f.velocity) - offset) / factor[f.decoder] for f in frames[first_valid:]]
-    steps = np.abs(np.diff(path, axis=0)).max(axis=1)
-    swaps = np.array([a.decoder != b.decoder for a, b in pairwise(frames[first_valid:])])
+    pairs = [(a, b) for a, b in pairwise(frames) if a.valid and b.valid]
+    path = [[(np.array(f.velocity) - offset) / factor[f.decoder] for f in pair] for pair in pairs]
+    steps = np.abs(np.diff(path, axis=1)).max(axis=(1, 2))
+    swaps = np.array([a.decoder != b.decoder for a, b in pairs])
     assert steps[swaps].max() <= 2 * steps[~swaps].max(), "the same movement, doubled and back"
 
 
@@ -125,8 +131,7 @@ def test_linear_decoders_swap_in_and_roll_back_like_any_other(tiny, rig, tmp_pat
         since = frames[-1].seq
         frames += frames_until(cursor, lambda f, since=since: f.seq > since + 20)
     assert_safe(frames)
-    first_valid = next(i for i, frame in enumerate(frames) if frame.valid)
-    assert all(frame.valid for frame in frames[first_valid:]), "no window of warming up"
+    assert_only_silence_interrupts(frames)  # no window of warming up
     seen = [frame.decoder for frame in frames]
     assert [seen[0], *(b for a, b in pairwise(seen) if a != b)] == [
         bundle.manifest.decoder_id for bundle in wanted
