@@ -16,8 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from decoder.errors import SessionError
+from server.children import Child
 from server.daemon import Supervisor
-from server.job import Job, session_file
+from server.job import Job, StartChild, session_file
 from server.journal import Journal, JournalError, now
 from server.problems import ConflictError, NotFoundError
 from server.registry import Registry
@@ -38,10 +39,12 @@ class Calibrations:
         journal: Journal,
         supervisor: Supervisor,
         registry: Registry,
+        *,
+        start_child: StartChild = Child,
     ) -> None:
         self._parts = {
             "settings": settings, "journal": journal, "supervisor": supervisor,
-            "registry": registry,
+            "registry": registry, "start_child": start_child,
         }  # fmt: skip
         self._settings, self._journal = settings, journal
         self._registry = registry
@@ -192,7 +195,10 @@ class Calibrations:
         """The server stops: what runs is interrupted, its data kept."""
         job = self._job
         if job is not None and job.runs:
-            job.cancel(who="server")
+            try:
+                job.cancel(who="server")
+            except ConflictError:  # it ends by itself
+                job.wait()
             if job.calibration.state == "cancelled":
                 job.calibration.state = "interrupted"
                 job.save()

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from decoder.errors import VolitionError
+from server.logs import open_log
 from server.problems import error_of
+from server.settings import environment
 from streaming.lines import Message
 
 STOP_TIMEOUT_S = 5.0
@@ -40,12 +42,11 @@ class Child:
 
     def __init__(self, module: str, *arguments: str, log: Path) -> None:
         self.module, self._log = module, log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        with open_log(log) as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
-                start_new_session=True,
+                start_new_session=True, env=environment(),
             )  # fmt: skip
         self._said: queue.Queue[Message | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"{module}-reader", daemon=True).start()
@@ -65,13 +66,25 @@ class Child:
         while not self._said.empty():
             self._read_one()
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self, *, silent_s: float, within_s: float = float("inf")) -> Iterator[Message]:
         """What it says, line by line, up to `done`.
 
-        Raises the error that it reports, or ChildEndedError where it ends before.
+        Raises the error that it reports, or ChildEndedError if it ends before. A child that says
+        nothing for `silent_s`, or isn't done `within_s`, is ended: it hangs.
         """
+        deadline = time.monotonic() + within_s
         while True:
-            message = self._read_one()
+            wait_s = min(silent_s, max(0.0, deadline - time.monotonic()))
+            try:
+                message = self._read_one(wait_s)
+            except queue.Empty:
+                self.kill()
+                what = f"said nothing for {silent_s:.0f} s" if wait_s == silent_s else (
+                    f"was not done within {within_s:.0f} s"
+                )  # fmt: skip
+                raise ChildEndedError(
+                    f"{self.module} {what} and was ended; see {self._log}, then try again"
+                ) from None
             yield message
             if "done" in message:
                 return

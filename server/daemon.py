@@ -252,11 +252,11 @@ class Supervisor(Keeper):
     def _load(self, process: Process, decoder: str, path: Path) -> None:
         """Have the daemon open a decoder, and wait until it is warm."""
         status = self.ask(control.Load(path=str(path.absolute())))
-        deadline = time.monotonic() + self._timing.load_s
+        deadline = time.monotonic() + self.timing.load_s
         while status.loading:
             if time.monotonic() > deadline:
-                raise DaemonError(f"{path} was not loaded within {self._timing.load_s:g} s")
-            time.sleep(self._timing.look_every_s)
+                raise DaemonError(f"{path} was not loaded within {self.timing.load_s:g} s")
+            time.sleep(self.timing.look_every_s)
             status = self.ask(control.GetStatus())
         if self._is_gone(process):
             raise NoAnswerError(f"the daemon died while it loaded {path}")
@@ -337,7 +337,7 @@ class Supervisor(Keeper):
         except NoAnswerError:
             raise
         except VolitionError as error:
-            timing = self._timing
+            timing = self.timing
             wait_s = 2 * self._hand_over_wait_s or timing.beat_every_s
             self._hand_over_wait_s = min(wait_s, timing.longest_back_off_s)
             self._hand_over_not_before = time.monotonic() + self._hand_over_wait_s

@@ -16,6 +16,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from decoder.errors import SessionError, StreamError, VolitionError
@@ -38,6 +39,9 @@ CHANCE_S = 1.2  # and so much over the seconds scored by chance: measured in doc
 ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
 
 
+StartChild = Callable[..., Child]
+
+
 class Job:
     """A calibration that runs, in a thread of its own."""
 
@@ -52,13 +56,16 @@ class Job:
         registry: Registry,
         who: str,
         resume: bool = False,
+        start_child: StartChild = Child,
     ) -> None:
         self.calibration = calibration
         self._key, self._who, self._resume = key, who, resume
         self._settings, self._journal = settings, journal
         self._supervisor, self._registry = supervisor, registry
         self.folder = settings.calibrations / calibration.id
+        self._start_child = start_child
         self._cancelled = threading.Event()
+        self._is_decided = False  # it can't be cancelled any more
         self._children: list[Child] = []
         self._starting = threading.Lock()
         self._collector: Child | None = None
@@ -85,12 +92,26 @@ class Job:
         self._collector.tell(finish=True)
 
     def cancel(self, *, who: str) -> None:
-        """End it, whatever it does but a swap that has begun, and wait until it has."""
-        self._who = who
-        self._cancelled.set()
+        """End it, and wait until it has. Raises ConflictError if it ends by itself.
+
+        Either it is cancelled or its candidate may be promoted, never both.
+        """
         with self._starting:
+            if self._is_decided:
+                raise ConflictError(
+                    f"{self.calibration.id} is {self.calibration.state} and can't be cancelled any "
+                    "more; roll back if its decoder is not wanted"
+                )
+            self._who = who
+            self._cancelled.set()
             for child in self._children:
                 child.kill()
+        self.wait()
+        if self.calibration.state != "cancelled":
+            raise ConflictError(f"{self.calibration.id} has just ended: {self.calibration.state}")
+
+    def wait(self) -> None:
+        """Until it has ended."""
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -137,7 +158,7 @@ class Job:
         with self._starting:
             if self._cancelled.is_set():
                 raise ConflictError("cancelled")
-            child = Child(module, log=self._settings.logs / f"{module}.log")
+            child = self._start_child(module, log=self._settings.logs / f"{module}.log")
             self._children.append(child)
         return child
 
@@ -215,7 +236,7 @@ class Job:
             resume=self._resume,
         )
         self._collector = collector
-        for message in collector.messages():
+        for message in collector.messages(silent_s=self._patience_s(request.seconds)):
             if "done" in message:
                 return str(message["done"])
             self.calibration.collected_s = float(message["collected"])
@@ -241,7 +262,8 @@ class Job:
             allowed_s=request.allowed_s or allowed_s,
             seed=request.seed,
         )
-        for message in trainer.messages():
+        silent_s = self._patience_s((request.allowed_s or allowed_s) + self.calibration.collected_s)
+        for message in trainer.messages(silent_s=silent_s, within_s=3 * silent_s):
             if "phase" in message:
                 self.calibration.phase = str(message["phase"])
                 self.calibration.share = float(message["share"])
@@ -267,22 +289,29 @@ class Job:
             spikes=status.stream,
             kinematics=request.kinematics,
         )
-        for message in shadow.messages():
+        silent_s = self._patience_s(request.shadow_s)
+        for message in shadow.messages(silent_s=silent_s, within_s=10 * silent_s):
             scores = message.get("scores") or message["done"]
             self.calibration.live = Scores(**scores)
+
+    def _patience_s(self, work_s: float) -> float:
+        """How long a process may be silent that works for so long; a busy machine is slow."""
+        return self._supervisor.timing.silent_s + work_s
 
     def _decide(self) -> None:
         """Promote the candidate if it is better, and if it is for us to do so."""
         calibration, promote = self.calibration, self.calibration.request.promote
         assert calibration.candidate is not None
+        with self._starting:
+            if self._cancelled.is_set():
+                raise ConflictError("cancelled")
+            self._is_decided = True
         against = doubts(calibration.held_out, calibration.live)
         state: State = "rejected" if against else "ready"
         calibration.verdict = "; ".join(against)
         if not against and promote == "auto":
             if self._active() != calibration.before:  # it was never compared with this one
                 calibration.verdict = f"{self._active()} was activated meanwhile; compare with it"
-            elif self._cancelled.is_set():
-                raise ConflictError("cancelled")
             else:
                 who = f"{self._who}, {calibration.id}"
                 self._supervisor.activate(calibration.candidate, who=who)

@@ -73,7 +73,7 @@ class Keeper(abc.ABC):
         start_daemon: Start = start_daemon,
     ) -> None:
         self._settings, self._journal, self._registry = settings, journal, registry
-        self._timing, self._start_daemon = timing, start_daemon
+        self.timing, self._start_daemon = timing, start_daemon
         self.wanted = Wanted(journal, settings.daemon)
         self.restarts = 0
         self._process: Process | None = None
@@ -125,7 +125,7 @@ class Keeper(abc.ABC):
     @property
     def status(self) -> wire.Status | None:
         """What the daemon said last; None if none answers."""
-        fresh = time.monotonic() - self._answered_at < self._timing.fresh_s
+        fresh = time.monotonic() - self._answered_at < self.timing.fresh_s
         return self._status if fresh else None
 
     @property
@@ -182,7 +182,7 @@ class Keeper(abc.ABC):
     # Whether the process lives.
 
     def _keep(self) -> None:
-        while not self._stopping.wait(self._timing.look_every_s):
+        while not self._stopping.wait(self.timing.look_every_s):
             try:
                 if self._process is not None and not self._process.lives():
                     self._died(self._process)
@@ -194,7 +194,7 @@ class Keeper(abc.ABC):
 
     def _start_again(self) -> None:
         if not self._settings.supervise:
-            self._start_not_before = time.monotonic() + self._timing.beat_every_s
+            self._start_not_before = time.monotonic() + self.timing.beat_every_s
             self._adopt()
             return
         if self._deaths_in_a_row and self._adopt():  # it died because another one runs
@@ -271,7 +271,7 @@ class Keeper(abc.ABC):
             young = (
                 self._hung
                 or self._answered_at == NEVER
-                or now - self._proving_since < self._timing.good_after_s
+                or now - self._proving_since < self.timing.good_after_s
             )
             self._process = self._status = None
             self._answered_at = NEVER
@@ -283,7 +283,7 @@ class Keeper(abc.ABC):
         self._note("daemon died", pid=process.pid, young=young)
 
     def _back_off(self) -> None:
-        timing = self._timing
+        timing = self.timing
         doublings = min(max(self._deaths_in_a_row - 1, 0), 20)
         wait_s = min(timing.longest_back_off_s, timing.back_off_s * 2**doublings)
         self._start_not_before = time.monotonic() + wait_s
@@ -294,9 +294,9 @@ class Keeper(abc.ABC):
             return
         try:
             self._client.ask(control.Stop(), while_it_lives=process.lives)
-            deadline = time.monotonic() + self._timing.stop_s
+            deadline = time.monotonic() + self.timing.stop_s
             while process.lives() and time.monotonic() < deadline:
-                time.sleep(self._timing.look_every_s)
+                time.sleep(self.timing.look_every_s)
         except (VolitionError, msgspec.DecodeError) as error:
             log.error("%s", error)
         if process.lives():
@@ -305,7 +305,7 @@ class Keeper(abc.ABC):
     # Whether it answers.
 
     def _listen(self) -> None:
-        while not self._stopping.wait(self._timing.beat_every_s):
+        while not self._stopping.wait(self.timing.beat_every_s):
             process = self._process
             try:
                 self.wanted.keep()  # what a full disk refused before
@@ -338,7 +338,7 @@ class Keeper(abc.ABC):
     def _trust(self, process: Process, status: wire.Status) -> None:
         """A decoder is good once it has run for long enough, and then decoded for as long."""
         with self._state:
-            is_proven = time.monotonic() - self._proving_since > self._timing.good_after_s
+            is_proven = time.monotonic() - self._proving_since > self.timing.good_after_s
             if self._process is not process or not is_proven:
                 return
             self._deaths_in_a_row = 0
@@ -364,13 +364,13 @@ class Keeper(abc.ABC):
     def _end_if_hung(self, process: Process) -> None:
         silent_s = time.monotonic() - max(self._answered_at, self._began_at)
         if not self._settings.supervise:
-            if silent_s > self._timing.hung_after_s:
+            if silent_s > self.timing.hung_after_s:
                 with self._state:
                     if self._process is process:
                         self._process = None  # whoever starts it will start it again
             return
         answered = self._answered_at != NEVER
-        if silent_s > (self._timing.hung_after_s if answered else self._timing.start_s):
+        if silent_s > (self.timing.hung_after_s if answered else self.timing.start_s):
             log.error("daemon %d has not answered for %.1f s and is ended", process.pid, silent_s)
             self._note("hung", pid=process.pid, silent_s=round(silent_s, 1))
             self._end(process)
@@ -386,7 +386,7 @@ class Keeper(abc.ABC):
 
     def _adopt(self) -> bool:
         """Take a daemon that answers already as ours."""
-        client = ControlClient(self._settings.control, timeout_s=self._timing.adopt_s)
+        client = ControlClient(self._settings.control, timeout_s=self.timing.adopt_s)
         try:
             return self._adopt_as(client.ask(control.GetStatus()).status)
         except (NoAnswerError, ProcessLookupError):
@@ -427,7 +427,7 @@ class Keeper(abc.ABC):
         pid = self.wanted.pid
         if not self._settings.supervise or pid is None or not _is_daemon(pid):
             return False
-        deadline = time.monotonic() + self._timing.hung_after_s
+        deadline = time.monotonic() + self.timing.hung_after_s
         while time.monotonic() < deadline:
             if self._adopt():
                 return True

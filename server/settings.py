@@ -119,10 +119,16 @@ class ServerSettings(BaseSettings):
         return self.home / "logs"
 
 
+def environment() -> dict[str, str]:
+    """This process' variables for one that it starts, without the server's own: its token."""
+    own = {f"VOLITION_{name.upper()}" for name in ServerSettings.model_fields} | {CONFIG_FILE}
+    return {name: value for name, value in os.environ.items() if name.upper() not in own}
+
+
 def daemon_environment(settings: DaemonSettings) -> dict[str, str]:
-    """This process' variables, with those that `volition decode` reads set to these settings."""
+    """The same, with the variables that `volition decode` reads set to these settings."""
     names = {name: f"VOLITION_{name.upper()}" for name in type(settings).model_fields}
-    others = {name: value for name, value in os.environ.items() if name not in names.values()}
+    others = {n: value for n, value in environment().items() if n.upper() not in names.values()}
     values = settings.model_dump(mode="json", exclude_none=True)
     return others | {
         names[name]: json.dumps(value) if isinstance(value, dict) else str(value)

@@ -22,3 +22,4 @@ class Timing:
     back_off_s: float = 0.25  # first wait after a daemon that died young; doubled each time
     longest_back_off_s: float = 30.0
     stop_s: float = 5.0  # for a daemon that was told to stop
+    silent_s: float = 90.0  # for what a process may say nothing, besides the work it was given
