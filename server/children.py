@@ -44,12 +44,15 @@ class Child:
         self.module, self._log = module, log
         with open_log(log) as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                self._command(module, *arguments),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 start_new_session=True, env=environment(),
             )  # fmt: skip
         self._said: queue.Queue[Message | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"{module}-reader", daemon=True).start()
+
+    def _command(self, module: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", module, *arguments]
 
     def tell(self, **message: Any) -> None:
         """Send a line; a child that is gone is noticed by who reads."""

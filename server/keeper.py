@@ -220,8 +220,8 @@ class Keeper(abc.ABC):
             if self._deaths_in_a_row < 2 or self.wanted.active != active:
                 return  # another one was activated meanwhile
             self.wanted.set(active=other, previous=active)
-        self.wanted.try_to_keep()
         self._note("fell back", decoder=other, before=active)
+        self.wanted.try_to_keep()
 
     def _launch(self, decoder: str) -> None:
         try:

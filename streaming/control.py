@@ -161,5 +161,6 @@ class ControlClient:
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.REQ)
+        socket.setsockopt(zmq.RECONNECT_IVL, _LOOK_MS)  # a daemon that returns is heard at once
         socket.connect(self.address)
         return socket

@@ -1,0 +1,36 @@
+"""Collector, trainer and shadow of a scripted calibration: JSON lines, no slow import.
+
+python -I -S scripted_child.py MODULE FOLDER    FOLDER/candidates has bundles to hand out
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+def say(**message: object) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def main(module: str, folder: Path) -> None:
+    order = json.loads(sys.stdin.readline())
+    if module == "server.collect":
+        say(collected=5.0, spikes=1000)
+        session = Path(order["folder"]) / "session.h5"
+        session.write_bytes(b"")
+        say(done=str(session))
+        return
+    say(prepared="scripted")
+    order = json.loads(sys.stdin.readline())
+    candidates = sorted((folder / "candidates").iterdir())
+    chosen = candidates[int.from_bytes(os.urandom(1), "big") % len(candidates)]
+    shutil.copytree(chosen, order["output"])
+    say(phase="units", share=0.5, r2=0.5)
+    scores = {"candidate": 0.9, "active": 0.5, "seconds": 60.0}
+    say(done={"method": "units", "scores": scores, "learned_s": 0.0})
+
+
+main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,578 @@
+"""Whatever dies when: what was answered with success is what the next daemon does.
+
+A random machine gives orders to the real supervisor, journal and registry, whose daemon is a small
+process that can be told to die, hang or delay, and kills either side before, during and after them.
+What each daemon begins with, and what it does once all is quiet, is compared with the answers.
+
+    python -m tests.server.test_model 200000    so many steps, and how they were spent
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from clients.demo import BUNDLES, free_port
+from decoder import bundle
+from decoder.bundle import open_bundle
+from decoder.families import RidgeSizes, RidgeTables
+from streaming.control import ControlClient, GetStatus, NoAnswerError
+from tests.server.scripted import Script, fork, forking
+from training.linear import ridge_graph
+
+STEPS_PER_RUN = 50
+QUIET_S = 20.0  # by when all must be as it was answered; a busy machine is slow
+BASE = BUNDLES / "possm.bundle"  # what the scripted calibrations begin from
+DECODERS = ("a", "b", "c")
+CANDIDATES = ("d", "e")
+SPENT: Counter[str] = Counter()
+FAULTS = (
+    "none", "none", "none", "none", "kill daemon", "kill daemon", "kill daemon before",
+    "kill daemon before", "kill server", "kill server", "die before", "die before", "die after",
+    "die after", "delay", "delay", "stop daemon",
+)  # fmt: skip
+ANY_FAULT: dict[str, Any] = {
+    "fault": st.sampled_from(FAULTS),
+    "delay_ms": st.floats(0, 12),
+    "quiet": st.sampled_from((True, True, False)),
+}
+
+
+def tiny_bundle(path: Path, decoder: str) -> None:
+    """A decoder of two units."""
+    manifest = bundle.Manifest(
+        decoder_id=decoder,
+        family="ridge",
+        preset="50 ms",
+        sizes=RidgeSizes(bin_s=0.05, n_lags=10, dim_out=2),
+        outputs=tuple(
+            bundle.Output(name=name, unit="m/s", scale=1.0, offset=0.0)
+            for name in ("vel_x", "vel_y")
+        ),
+        session_id="session",
+        unit_ids=("1", "2"),
+        provenance={"base": open_bundle(BASE).manifest.decoder_id},
+        metrics={},
+        checksums={},
+    )
+    graph = path.with_name("graph.onnx")
+    onnx.save(ridge_graph(), str(graph))
+    tables = RidgeTables(tokens=np.zeros((2, 10, 2), dtype=np.float32))
+    bundle.write(path, manifest=manifest, graph=graph, tables=tables, weights={"w": np.zeros(1)})
+    graph.unlink()
+
+
+class World:
+    """The process that forks, and bundles: made once."""
+
+    def __init__(self, folder: Path, forks: Path) -> None:
+        self.folder, self.forks = folder, forks
+        for place, decoders in (("bundles", DECODERS), ("candidates", CANDIDATES)):
+            (folder / place).mkdir()
+            for decoder in decoders:
+                tiny_bundle(folder / place / f"{decoder}.bundle", decoder)
+        shutil.copytree(BASE, folder / "bundles" / BASE.name)
+
+    def home(self) -> Path:
+        home = Path(tempfile.mkdtemp(prefix="run-", dir=self.folder))
+        for place, copy in (("bundles", "bundles"), ("bundles", "home/decoders"),
+                            ("candidates", "candidates")):  # fmt: skip
+            shutil.copytree(self.folder / place, home / copy, copy_function=os.link)
+        return home
+
+
+@contextmanager
+def a_world() -> Iterator[World]:
+    memory = Path("/dev/shm")  # a disk would be the slowest part
+    with (
+        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder,
+        forking(Path(folder)) as forks,
+    ):
+        yield World(Path(folder), forks)
+
+
+class RefusedError(Exception):
+    """The server answered with a problem."""
+
+
+class GoneError(Exception):
+    """The server died before it answered."""
+
+
+class Rig:
+    """One server with its daemons, and what they may do by what was answered."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.folder = world, world.home()
+        self.port = free_port()
+        self.script = Script(self.folder / "script")
+        self.server_pid: int | None = None
+        self.connection: Connection | None = None
+        self.daemon = ControlClient(f"tcp://127.0.0.1:{self.port}", timeout_s=0.3)
+        # What is allowed: one value each, or several after an order that was not answered.
+        self.decoders: set[tuple[str, str | None]] = {("a", None)}
+        self.paused: set[str | None] = {None}
+        self.gain: set[float] = {1.0}
+        self.input: set[str | None] = {None}
+        self.births = 0
+        self.starts = self.seen = self.deaths = 0
+
+    # Both sides.
+
+    def start_server(self, *, keep_daemon: bool = True) -> None:
+        self.starts += 1
+        address = self.folder / f"server-{self.starts}"
+        self.server_pid = fork(
+            self.world.forks,
+            {
+                "what": "server", "folder": str(self.folder), "port": self.port,
+                "address": str(address), "keep_daemon": keep_daemon,
+            },
+        )  # fmt: skip
+        self.connection = self.connect()
+
+    def connect(self) -> Connection:
+        address = str(self.folder / f"server-{self.starts}")
+        deadline = time.monotonic() + QUIET_S
+        while True:
+            try:
+                return Client(address, family="AF_UNIX")
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() < deadline, self.log("server")
+                time.sleep(0.001)
+
+    def kill_server(self) -> None:
+        if self.server_pid is not None:
+            kill(self.server_pid)
+            wait_until_gone(self.server_pid)
+        if self.connection is not None:
+            self.connection.close()
+        self.server_pid = self.connection = None
+
+    def daemon_pid(self) -> int | None:
+        births = self.all_births()
+        return int(births[-1]["pid"]) if births else None
+
+    def kill_daemon(self, number: int = signal.SIGKILL) -> None:
+        if (pid := self.daemon_pid()) is not None:
+            kill(pid, number)
+
+    def log(self, what: str) -> str:
+        path = self.folder / f"{what}.log"
+        return path.read_text()[-6000:] if path.exists() else ""
+
+    # Orders.
+
+    def send(self, name: str, connection: Connection | None = None, /, **values: Any) -> None:
+        connection = connection or self.connection
+        assert connection is not None
+        try:
+            connection.send_bytes(json.dumps([name, values]).encode())
+        except OSError:
+            raise GoneError from None
+
+    def answer(self, connection: Connection | None = None) -> Any:
+        connection = connection or self.connection
+        assert connection is not None
+        try:
+            answered = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            raise GoneError from None
+        assert "fault" not in answered, answered["fault"]
+        if "problem" in answered:
+            raise RefusedError(answered["problem"])
+        return answered["done"]
+
+    def ask(self, name: str, /, **values: Any) -> Any:
+        self.send(name, **values)
+        return self.answer()
+
+    # What the daemon does.
+
+    def all_births(self) -> list[dict[str, Any]]:
+        path = self.folder / "births"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def is_allowed(self, does: dict[str, Any]) -> bool:
+        return (
+            does["decoder"] in {active for active, _ in self.decoders}
+            and does["paused"] in self.paused
+            and does["gain"] in self.gain
+            and does["input"] in self.input
+        )
+
+    def allowed(self) -> str:
+        return f"{self.decoders=} {self.paused=} {self.gain=} {self.input=}"
+
+    def check_births(self) -> None:
+        """Every daemon since the last look began as was answered."""
+        births = self.all_births()
+        for birth in births[self.births :]:
+            self.take_fallbacks()
+            assert self.is_allowed(birth), (birth, self.allowed(), self.log("server"))
+        self.births = len(births)
+
+    def take_fallbacks(self) -> None:
+        """Two daemons that died young bring the last good decoder back: no lost order."""
+        if self.server_pid is None:
+            return
+        for change in reversed(self.ask("wanted")["changes"]):  # oldest first
+            if change["number"] <= self.seen:
+                continue
+            self.seen = change["number"]
+            if change["what"] in ("daemon died", "not started"):
+                self.deaths += 1
+            elif change["what"] == "fell back":
+                assert self.deaths >= 2, change
+                pair = change["detail"]["decoder"], change["detail"]["before"]
+                if pair[1] in {active for active, _ in self.decoders}:
+                    self.decoders = self.decoders | {pair}
+                    SPENT["fell back"] += 1
+
+    def does(self) -> dict[str, Any] | None:
+        try:
+            pid = self.daemon_pid()
+            lives = Path(f"/proc/{pid}/stat").exists
+            status = self.daemon.ask(GetStatus(), while_it_lives=lives).status
+        except NoAnswerError:
+            return None
+        return {
+            "decoder": status.decoder, "paused": status.paused, "gain": status.filters.gain,
+            "input": status.input_name, "pid": status.pid,
+        }  # fmt: skip
+
+    def become_quiet(self) -> None:
+        """Wait until the daemon does what was answered, and know again what that is."""
+        if self.server_pid is None:
+            return
+        deadline = time.monotonic() + QUIET_S
+        while True:
+            does = self.does()
+            if does is not None:
+                self.take_fallbacks()
+                if self.is_allowed(does) and self.is_settled(does):
+                    break
+            assert time.monotonic() < deadline, (does, self.allowed(), self.log("server"))
+            time.sleep(0.002)
+        self.check_births()
+        wanted = self.ask("wanted")
+        pairs = {p for p in self.decoders if p == (wanted["active"], wanted["previous"])}
+        assert pairs, (wanted["active"], wanted["previous"], self.allowed(), wanted["changes"][:8])
+        self.decoders = pairs
+        self.paused, self.gain, self.input = {does["paused"]}, {does["gain"]}, {does["input"]}
+
+    def is_settled(self, does: dict[str, Any]) -> bool:
+        """Whether the server agrees, so that it won't change any more."""
+        return bool(self.ask("wanted")["does"] == does)
+
+    def end(self) -> None:
+        self.kill_server()
+        for birth in self.all_births():
+            kill(birth["pid"])
+        self.daemon.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def wait_until_gone(pid: int) -> None:
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.0005)
+
+
+class Machine(RuleBasedStateMachine):
+    """Orders, deaths, delays and restarts in any order."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = Rig(self.world)
+        self.rig.start_server()
+        self.rig.become_quiet()
+
+    def teardown(self) -> None:
+        kind, _, _ = sys.exc_info()
+        if kind is not None and issubclass(kind, AssertionError | OSError | GoneError):
+            traceback.print_exc()  # hypothesis tries again, and may not see it then
+        self.rig.end()
+
+    def order(
+        self, name: str, fault: str, delay_ms: float, quiet: bool, /,
+        *, then: dict[str, Any], holds_if_refused: bool = False, **values: Any,
+    ) -> None:  # fmt: skip
+        """Give an order while something dies. then: what is allowed once it is answered."""
+        rig = self.rig
+        self.begin(name, fault)
+        before = {field: getattr(rig, field) for field in then}
+        for field, allowed in then.items():
+            setattr(rig, field, before[field] | allowed)
+        if fault == "kill daemon before":
+            rig.kill_daemon()
+        elif fault == "stop daemon":
+            rig.kill_daemon(signal.SIGSTOP)
+        elif fault in ("die before", "die after"):
+            rig.script.set(die=1 if fault == "die before" else 2)
+        elif fault == "delay":
+            rig.script.set(before_ms=delay_ms, after_ms=delay_ms, load_ms=3 * delay_ms)
+        rig.send(name, **values)
+        if fault in ("kill daemon", "kill server"):
+            time.sleep(delay_ms / 1e3)
+            if fault == "kill daemon":
+                rig.kill_daemon()
+            elif rig.server_pid is not None:
+                kill(rig.server_pid)
+        try:
+            rig.answer()
+            outcome = "answered"
+        except RefusedError as refused:
+            outcome = "refused"
+            SPENT[f"refused: {str(refused)[:60]}"] += 1
+        except GoneError:
+            outcome = "server died"
+        if fault == "kill server":
+            rig.kill_server()
+            rig.start_server()
+        self.end(outcome, before, then, holds_if_refused=holds_if_refused)
+        rig.script.set()
+        if outcome == "answered" and fault == "none":
+            does = rig.does()
+            rig.take_fallbacks()
+            assert does is None or rig.is_allowed(does), (name, does, rig.allowed())
+        if quiet:
+            rig.become_quiet()
+
+    def begin(self, name: str, fault: str) -> None:
+        SPENT["steps"] += 1
+        SPENT[name] += 1
+        SPENT[f"fault: {fault}"] += 1
+        if self.rig.server_pid is None:
+            self.rig.start_server()
+
+    def end(
+        self, outcome: str, before: dict[str, Any], then: dict[str, Any], *, holds_if_refused: bool
+    ) -> None:
+        """What is allowed from now on; daemons that began meanwhile did either."""
+        rig = self.rig
+        SPENT[outcome] += 1
+        rig.check_births()
+        if outcome == "server died":
+            return
+        holds = outcome == "answered" or holds_if_refused
+        for field, allowed in (then if holds else before).items():
+            setattr(rig, field, allowed)
+
+    @rule(decoder=st.sampled_from((*DECODERS, "nobody")), **ANY_FAULT)
+    def activate(self, decoder: str, fault: str, delay_ms: float, quiet: bool) -> None:
+        others = {p for pair in self.rig.decoders for p in pair}
+        then = {"decoders": {(decoder, other) for other in others}}
+        self.order("activate", fault, delay_ms, quiet, then=then, decoder=decoder)
+        assert "nobody" not in {active for active, _ in self.rig.decoders}
+
+    @rule(**ANY_FAULT)
+    def rollback(self, fault: str, delay_ms: float, quiet: bool) -> None:
+        then = {(before, active) for active, before in self.rig.decoders if before is not None}
+        if not then:
+            then = self.rig.decoders
+        self.order("rollback", fault, delay_ms, quiet, then={"decoders": then})
+
+    @rule(why=st.sampled_from(("lunch", "fire")), **ANY_FAULT)
+    def pause(self, why: str, fault: str, delay_ms: float, quiet: bool) -> None:
+        then = {"paused": {why}}
+        self.order("pause", fault, delay_ms, quiet, then=then, why=why, holds_if_refused=True)
+
+    @rule(**ANY_FAULT)
+    def resume(self, fault: str, delay_ms: float, quiet: bool) -> None:
+        self.order("resume", fault, delay_ms, quiet, then={"paused": {None}})
+
+    @rule(**ANY_FAULT)
+    def arm(self, fault: str, delay_ms: float, quiet: bool) -> None:
+        self.order("arm", fault, delay_ms, quiet, then={"paused": {None}})
+
+    @rule(gain=st.sampled_from((0.5, 1.0, 2.0)), **ANY_FAULT)
+    def filters(self, gain: float, fault: str, delay_ms: float, quiet: bool) -> None:
+        self.order("filters", fault, delay_ms, quiet, then={"gain": {gain}}, gain=gain)
+
+    @rule(name=st.sampled_from(("left", "right")), **ANY_FAULT)
+    def input(self, name: str, fault: str, delay_ms: float, quiet: bool) -> None:
+        self.order("input", fault, delay_ms, quiet, then={"input": {name}}, name=name)
+
+    @rule(
+        ending=st.sampled_from(("wait", "wait", "cancel", "delete")),
+        fault=st.sampled_from(("none",) * 3 + ("kill daemon",) * 2 + ("kill server",) * 2),
+        delay_ms=st.floats(0, 120),
+    )
+    def calibrate(self, ending: str, fault: str, delay_ms: float) -> None:
+        rig = self.rig
+        self.begin(f"calibrate, {ending}", fault)
+        before = {"decoders": rig.decoders}
+        actives = {p for pair in rig.decoders for p in pair}
+        promoted = {(made, other) for made in CANDIDATES for other in (*actives, *CANDIDATES)}
+        rig.decoders = rig.decoders | promoted
+        identity = rig.ask("calibrate")
+        time.sleep(delay_ms / 1e3)
+        if fault == "kill daemon":
+            rig.kill_daemon()
+        elif fault == "kill server":
+            rig.kill_server()
+            rig.start_server()
+        cancelled = False
+        if ending != "wait":
+            try:
+                rig.ask(ending, identity=identity)
+                cancelled = True
+            except RefusedError as refused:
+                SPENT[f"refused: {str(refused)[:8]} {str(refused)[-40:]}"] += 1
+        ended = self.ended(identity)
+        if ended["state"] == "cancelled":
+            rig.check_births()
+            rig.decoders = before["decoders"] | (rig.decoders - promoted)
+        elif ended["state"] == "promoted":
+            rig.check_births()
+            assert not cancelled
+            rig.decoders = {pair for pair in promoted if pair[0] == ended["candidate"]}
+        elif ended["state"] in ("failed", "rejected", "ready"):
+            rig.check_births()
+            rig.decoders = before["decoders"] | (rig.decoders - promoted)
+        SPENT[f"calibration {ended['state']}"] += 1
+        rig.become_quiet()
+
+    def ended(self, identity: str) -> dict[str, Any]:
+        """A calibration once it has ended; `discarded` if it was before it was deleted."""
+        deadline = time.monotonic() + QUIET_S
+        while True:
+            try:
+                calibration: dict[str, Any] = self.rig.ask("calibration", identity=identity)
+            except RefusedError:
+                return {"state": "discarded"}
+            if calibration["state"] not in ("collecting", "training", "shadowing", "promoting"):
+                return calibration
+            assert time.monotonic() < deadline, (calibration, self.rig.log("server"))
+            time.sleep(0.003)
+
+    @rule(why=st.sampled_from(("lunch", "fire")), decoder=st.sampled_from(DECODERS))
+    def pause_while_a_decoder_is_loaded(self, why: str, decoder: str) -> None:
+        rig = self.rig
+        self.begin("pause while loading", "none")
+        rig.become_quiet()
+        others = {p for pair in rig.decoders for p in pair}
+        after = {(decoder, other) for other in others}
+        before = {"decoders": rig.decoders, "paused": rig.paused}
+        rig.decoders, rig.paused = rig.decoders | after, rig.paused | {why}
+        rig.script.set(load_ms=25)
+        rig.send("activate", decoder=decoder)
+        other = rig.connect()
+        try:
+            rig.send("pause", other, why=why)
+            rig.answer(other)
+            does = rig.does()
+            assert does is None or does["paused"] == why  # before the decoder is loaded
+            rig.answer()
+            outcome = "answered"
+        except RefusedError:  # the machine was too slow, and the daemon taken to hang
+            outcome = "refused"
+        finally:
+            other.close()
+            rig.script.set()
+        then = {"decoders": after, "paused": {why}}
+        if outcome == "refused":
+            then = {"decoders": rig.decoders, "paused": {why} | before["paused"]}
+        self.end("answered", before, then, holds_if_refused=False)
+        rig.become_quiet()
+
+    @rule(number=st.sampled_from((signal.SIGKILL,) * 5 + (signal.SIGSTOP,)), quiet=st.booleans())
+    def daemon_dies(self, number: int, quiet: bool) -> None:
+        self.begin("daemon dies", "none")
+        self.rig.kill_daemon(number)
+        if quiet:
+            self.rig.become_quiet()
+
+    @rule(both=st.booleans(), delay_ms=st.sampled_from((0.0, 0.0, 5.0)))
+    def server_dies(self, both: bool, delay_ms: float) -> None:
+        self.begin("server dies", "none")
+        self.rig.kill_server()
+        if both:
+            self.rig.kill_daemon()
+        time.sleep(delay_ms / 1e3)
+        self.rig.start_server()
+        self.rig.become_quiet()
+
+    @rule(keep=st.booleans())
+    def server_stops(self, keep: bool) -> None:
+        """Stopped as by Ctrl-C; the daemon is left or not."""
+        rig = self.rig
+        self.begin("server stops", "none")
+        rig.ask("stop")
+        rig.kill_server()
+        rig.start_server(keep_daemon=keep)
+        rig.become_quiet()
+
+
+def run(world: World, steps: int, *, seed: int | None) -> None:
+    """So many steps, each run with a server and a home of its own."""
+
+    class Here(Machine):
+        pass
+
+    Here.world = world
+    SPENT.clear()
+    runs = -(-steps // STEPS_PER_RUN)
+    run_state_machine_as_test(
+        Here,
+        settings=settings(
+            max_examples=runs,
+            stateful_step_count=STEPS_PER_RUN,
+            deadline=None,
+            database=None,
+            derandomize=seed is not None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+        ),
+    )
+
+
+@pytest.mark.timeout(1200)
+def test_what_was_answered_with_success_is_what_the_next_daemon_does() -> None:
+    with a_world() as world:
+        run(world, 5000, seed=1)
+    print(dict(sorted(SPENT.items())))
+    assert SPENT["steps"] >= 5000
+
+
+def main(steps: int) -> None:
+    """Say how the steps were spent, every 5,000."""
+    done: Counter[str] = Counter()
+    began = time.monotonic()
+    with a_world() as world:
+        while done["steps"] < steps:
+            run(world, min(5000, steps - done["steps"]), seed=None)
+            done.update(SPENT)
+            print(f"{done['steps']} steps in {time.monotonic() - began:.0f} s", flush=True)
+    print(json.dumps(dict(sorted(done.items())), indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
