@@ -418,6 +418,9 @@ def decode(
     control: Annotated[
         str | None, typer.Option(help="ZeroMQ address to take commands on [none].")
     ] = None,
+    control_open: Annotated[
+        bool | None, typer.Option("--control-open", help="Let other machines give commands.")
+    ] = None,
     stale_after_ms: Annotated[
         float | None, typer.Option(help="Age of the newest spike that stops decoding [250].")
     ] = None,
@@ -441,7 +444,8 @@ def decode(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     given = {
         "tick_ms": tick_ms, "stream_type": stream_type, "stream_name": stream_name,
-        "address": address, "control": control, "stale_after_ms": stale_after_ms,
+        "address": address, "control": control, "control_open": control_open,
+        "stale_after_ms": stale_after_ms,
         "provider": provider, "require_provider": require_provider,
         "min_known_share": min_known_share, "threads": threads,
     }  # fmt: skip

@@ -26,8 +26,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from decoder.errors import SettingsError
 from server import problems
-from server.access import OnlyOurHosts, bearer
+from server.access import Gate, documented_token
 from server.calibration import Calibrations
+from server.connections import ImpatientProtocol, most_waiting
 from server.daemon import Supervisor, known_bundle
 from server.journal import Journal
 from server.problems import documented
@@ -64,6 +65,9 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
+            http=ImpatientProtocol,
+            ws="none",
+            backlog=most_waiting(),
         )
         _Server(config, parts).run(sockets=[listener])
 
@@ -143,16 +147,16 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=documented(400, 403),
+        responses=documented(400, 403, 413),
     )
     app.state.parts = parts
     problems.install(app)
     app.include_router(health)
-    needs_token = bearer(parts.settings)
+    needs_token = documented_token(parts.settings)
     app.include_router(
-        v1, dependencies=needs_token, responses=documented(401) if needs_token else None
+        v1, dependencies=needs_token, responses=documented(401, 429) if needs_token else None
     )
-    app.add_middleware(OnlyOurHosts, settings=parts.settings)
+    app.add_middleware(Gate, settings=parts.settings)
     if parts.settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

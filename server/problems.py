@@ -147,7 +147,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         403: "The Origin may not call",
         404: "Not found",
         409: "Not possible now",
+        413: "The body is too long",
         422: "The request is not as documented",
+        429: "Too many wrong tokens",
         503: "The daemon does not answer",
     }
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}

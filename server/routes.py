@@ -6,9 +6,11 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Annotated, Any
 from urllib.parse import quote
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -44,6 +46,7 @@ from streaming import control, wire
 from streaming.lsl import StreamQuery
 
 EVENTS_EVERY_S = 0.1
+MOST_PAUSES = 20  # at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class Parts:
     stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
-def parts(request: Request) -> Parts:
+async def parts(request: Request) -> Parts:
     """Of the app that got a request."""
     found: Parts = request.app.state.parts
     return found
@@ -117,13 +120,20 @@ def put_input(body: Input, on: On, who: Operator) -> Input:
 
 
 @v1.post("/decoding/pause", tags=["decoding"], responses=documented(409, 503))
-def pause(on: On, who: Operator, body: Pause | None = None) -> ServerStatus:
+async def pause(on: On, who: Operator, body: Pause | None = None) -> ServerStatus:
     """Velocity zero and `valid` false from the next tick on, until resumed.
 
     It holds for every daemon that is started meanwhile, also where this answers with a problem.
     """
-    on.supervisor.pause(body.why if body else "", who=who)
+    why = body.why if body else ""
+    # In threads of its own: those of all other requests may be waiting for a decoder or the disk.
+    await to_thread.run_sync(lambda: on.supervisor.pause(why, who=who), limiter=_pausing())
     return status(on)
+
+
+@cache
+def _pausing() -> CapacityLimiter:
+    return CapacityLimiter(MOST_PAUSES)
 
 
 @v1.post("/decoding/resume", tags=["decoding"], responses=documented(409, 503))

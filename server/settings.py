@@ -11,7 +11,9 @@ stream_name = "rig-spikes"
 from __future__ import annotations
 
 import json
+import math
 import os
+import string
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,12 +25,16 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from decoder.errors import SettingsError
+from streaming.control import check_reach
 from streaming.settings import DaemonSettings
 
 DEFAULT_CONTROL = "tcp://127.0.0.1:5557"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CONFIG_FILE = "VOLITION_CONFIG"
-MIN_TOKEN = 6
+TOKEN_BITS = 128
+MAKE_A_TOKEN = "python3 -c 'import secrets; print(secrets.token_urlsafe())'"
+ALPHABETS = (string.digits, string.hexdigits, string.ascii_letters + string.digits)
 
 
 class _File(TomlConfigSettingsSource):
@@ -90,15 +96,27 @@ class ServerSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _others_need_a_token(self) -> Self:
-        if self.token is not None and len(self.token.get_secret_value()) < MIN_TOKEN:
-            raise ValueError(
-                f"the token is shorter than {MIN_TOKEN} characters; choose a longer one"
-            )
+        if self.token is not None:
+            bits = most_bits(self.token.get_secret_value())
+            if bits < TOKEN_BITS:
+                raise ValueError(
+                    f"the token has {bits:.0f} bits at most, expected {TOKEN_BITS} or more, so "
+                    f"that it can't be guessed; make one with: {MAKE_A_TOKEN}"
+                )
         if self.host not in LOOPBACK and self.token is None:
             raise ValueError(
                 f"host {self.host} can be reached by others: set a token (VOLITION_TOKEN), or "
                 "listen on 127.0.0.1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_we_give_commands(self) -> Self:
+        if self.supervise:  # else it is the address of a daemon that somebody else starts
+            try:
+                check_reach(self.control, anyone=self.daemon.control_open)
+            except SettingsError as error:
+                raise ValueError(str(error)) from error
         return self
 
     @property
@@ -117,6 +135,19 @@ class ServerSettings(BaseSettings):
     @property
     def logs(self) -> Path:
         return self.home / "logs"
+
+
+def most_bits(token: str) -> float:
+    """Bits of a token if its characters were drawn at random from the smallest usual alphabet.
+
+    A token of few different characters was not drawn, and has as many bits as it has of those.
+    """
+    different = len(set(token))
+    if different < 8:
+        return float(different)
+    size = next((len(set(a)) for a in ALPHABETS if set(token) <= set(a)), 64)
+    size = 16 if size == len(set(string.hexdigits)) else size  # nobody mixes a and A
+    return len(token) * math.log2(size)
 
 
 def environment() -> dict[str, str]:

@@ -15,6 +15,7 @@ in a thread and the status says how far it is. Whoever asks sets a timeout of th
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Callable
 
@@ -91,10 +92,37 @@ _decode_command = msgspec.msgpack.Decoder(Command).decode
 _decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
-class ControlSocket(BoundSocket):
-    """The daemon's side. Raises SettingsError where the address can't be bound."""
+def check_reach(address: str, *, anyone: bool) -> None:
+    """Raise SettingsError if other machines could give commands, unless `anyone` may.
 
-    def __init__(self, address: str) -> None:
+    The socket asks nobody for a token: who reaches it stops the daemon, or loads another decoder.
+    """
+    scheme, _, rest = address.partition("://")
+    host = rest.rpartition(":")[0].strip("[]")
+    if anyone or scheme in ("ipc", "inproc") or (scheme == "tcp" and _is_loopback(host)):
+        return
+    raise SettingsError(
+        f"control address {address}: other machines could give commands there, without a token; "
+        "expected tcp://127.0.0.1:PORT or ipc://PATH. In a network of its own, allow it with "
+        "VOLITION_CONTROL_OPEN=true"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ControlSocket(BoundSocket):
+    """The daemon's side. Raises SettingsError if the address can't be bound, or by `check_reach`.
+
+    anyone: whether other machines may give commands.
+    """
+
+    def __init__(self, address: str, *, anyone: bool = False) -> None:
+        check_reach(address, anyone=anyone)
         super().__init__(zmq.REP, address, purpose="take commands")
 
     def receive(self) -> Command | str | None:

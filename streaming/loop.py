@@ -70,7 +70,11 @@ class Daemon:
         self.filters = OutputFilters(settings.filters, tick_s=settings.tick_ms / 1e3)
         self.publisher = Publisher(settings.address)
         try:
-            self.control = ControlSocket(settings.control) if settings.control else None
+            self.control = (
+                ControlSocket(settings.control, anyone=settings.control_open)
+                if settings.control
+                else None
+            )
         except SettingsError:
             self.publisher.close()
             raise

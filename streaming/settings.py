@@ -26,6 +26,9 @@ class DaemonSettings(BaseSettings):
     stream_name: str | None = None
     address: str = Field(default=DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
     control: str | None = Field(default=None, description="ZeroMQ address to take commands on")
+    control_open: bool = Field(
+        default=False, description="take commands on an address that other machines reach"
+    )
     stale_after_ms: float = Field(
         default=250.0,
         gt=0,

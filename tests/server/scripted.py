@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,7 +60,7 @@ QUICK = Timing(
     back_off_s=0.002,
     longest_back_off_s=0.02,
     stop_s=1.0,
-    silent_s=5.0,
+    silent_s=0.5,
 )
 
 
@@ -316,8 +316,9 @@ class ServerProcess:
     def on_input(self, name: str) -> None:
         self.supervisor.read_from(StreamQuery(name=name), who="test")
 
-    def on_calibrate(self) -> str:
-        return self.calibrations.start(CalibrationRequest(seconds=5.0), key=None, who="test").id
+    def on_calibrate(self, **values: Any) -> str:
+        request = CalibrationRequest(seconds=5.0, **values)
+        return self.calibrations.start(request, key=None, who="test").id
 
     def on_cancel(self, identity: str) -> None:
         self.calibrations.cancel(identity, who="test")
@@ -392,7 +393,7 @@ def main(address: str) -> None:
                 connection = listener.accept()
             except TimeoutError:
                 continue
-            with connection:
+            with connection, suppress(EOFError, OSError):  # a server may die while it asks
                 order = json.loads(connection.recv_bytes())
                 if (pid := os.fork()) == 0:
                     raw.close()

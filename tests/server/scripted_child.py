@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 
@@ -16,6 +17,8 @@ def say(**message: object) -> None:
 
 
 def main(module: str, folder: Path) -> None:
+    while (folder / f"{module} hangs").exists():
+        time.sleep(0.01)
     order = json.loads(sys.stdin.readline())
     if module == "server.collect":
         say(collected=5.0, spikes=1000)

@@ -4,7 +4,7 @@ A random machine gives orders to the real supervisor, journal and registry, whos
 process that can be told to die, hang or delay, and kills either side before, during and after them.
 What each daemon begins with, and what it does once all is quiet, is compared with the answers.
 
-    python -m tests.server.test_model 200000    so many steps, and how they were spent
+    python -m tests.server.test_model STEPS [SEED]    run them, and say how they were spent
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import onnx
 import pytest
@@ -40,6 +42,7 @@ from tests.server.scripted import Script, fork, forking
 from training.linear import ridge_graph
 
 STEPS_PER_RUN = 50
+N_STEPS, N_AT_ONCE = 5000, 4  # they mostly wait
 QUIET_S = 20.0  # by when all must be as it was answered; a busy machine is slow
 BASE = BUNDLES / "possm.bundle"  # what the scripted calibrations begin from
 DECODERS = ("a", "b", "c")
@@ -292,6 +295,11 @@ class Rig:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def after(decoder: str) -> set[tuple[str, str | None]]:
+    """A decoder that was activated, and any other before it: one may have been fallen back to."""
+    return {(decoder, other) for other in (*DECODERS, *CANDIDATES, None) if other != decoder}
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -386,8 +394,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(decoder=st.sampled_from((*DECODERS, "nobody")), **ANY_FAULT)
     def activate(self, decoder: str, fault: str, delay_ms: float, quiet: bool) -> None:
-        others = {p for pair in self.rig.decoders for p in pair}
-        then = {"decoders": {(decoder, other) for other in others}}
+        then = {"decoders": after(decoder)}
         self.order("activate", fault, delay_ms, quiet, then=then, decoder=decoder)
         assert "nobody" not in {active for active, _ in self.rig.decoders}
 
@@ -428,8 +435,7 @@ class Machine(RuleBasedStateMachine):
         rig = self.rig
         self.begin(f"calibrate, {ending}", fault)
         before = {"decoders": rig.decoders}
-        actives = {p for pair in rig.decoders for p in pair}
-        promoted = {(made, other) for made in CANDIDATES for other in (*actives, *CANDIDATES)}
+        promoted = {pair for made in CANDIDATES for pair in after(made)}
         rig.decoders = rig.decoders | promoted
         identity = rig.ask("calibrate")
         time.sleep(delay_ms / 1e3)
@@ -477,10 +483,8 @@ class Machine(RuleBasedStateMachine):
         rig = self.rig
         self.begin("pause while loading", "none")
         rig.become_quiet()
-        others = {p for pair in rig.decoders for p in pair}
-        after = {(decoder, other) for other in others}
         before = {"decoders": rig.decoders, "paused": rig.paused}
-        rig.decoders, rig.paused = rig.decoders | after, rig.paused | {why}
+        rig.decoders, rig.paused = rig.decoders | after(decoder), rig.paused | {why}
         rig.script.set(load_ms=25)
         rig.send("activate", decoder=decoder)
         other = rig.connect()
@@ -496,7 +500,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             other.close()
             rig.script.set()
-        then = {"decoders": after, "paused": {why}}
+        then = {"decoders": after(decoder), "paused": {why}}
         if outcome == "refused":
             then = {"decoders": rig.decoders, "paused": {why} | before["paused"]}
         self.end("answered", before, then, holds_if_refused=False)
@@ -539,14 +543,14 @@ def run(world: World, steps: int, *, seed: int | None) -> None:
     Here.world = world
     SPENT.clear()
     runs = -(-steps // STEPS_PER_RUN)
+    machine = Here if seed is None else hypothesis.seed(seed)(Here)
     run_state_machine_as_test(
-        Here,
+        machine,
         settings=settings(
             max_examples=runs,
             stateful_step_count=STEPS_PER_RUN,
             deadline=None,
             database=None,
-            derandomize=seed is not None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
@@ -554,25 +558,36 @@ def run(world: World, steps: int, *, seed: int | None) -> None:
     )
 
 
-@pytest.mark.timeout(1200)
-def test_what_was_answered_with_success_is_what_the_next_daemon_does() -> None:
-    with a_world() as world:
-        run(world, 5000, seed=1)
-    print(dict(sorted(SPENT.items())))
-    assert SPENT["steps"] >= 5000
+@pytest.mark.timeout(900)
+def test_what_was_answered_with_success_is_what_the_next_daemon_does(tmp_path: Path) -> None:
+    each = N_STEPS // N_AT_ONCE
+    logs = [tmp_path / f"{seed}.log" for seed in range(N_AT_ONCE)]
+    with ExitStack() as running:
+        machines = []
+        for seed, log in enumerate(logs):
+            command = [sys.executable, "-m", "tests.server.test_model", str(each), str(seed)]
+            with log.open("w") as output:
+                machine = subprocess.Popen(command, stdout=output, stderr=output)
+            running.callback(machine.kill)
+            machines.append(machine)
+        for machine, log in zip(machines, logs, strict=True):
+            assert machine.wait() == 0, log.read_text()[-20_000:]
+    spent = sum((Counter(json.loads(log.read_text().splitlines()[-1])) for log in logs), Counter())
+    print(dict(sorted(spent.items())))
+    assert spent["steps"] >= N_STEPS
 
 
-def main(steps: int) -> None:
-    """Say how the steps were spent, every 5,000."""
+def main(steps: int, seed: int | None = None) -> None:
+    """Run so many steps and say how they were spent; without a seed, at random."""
     done: Counter[str] = Counter()
     began = time.monotonic()
     with a_world() as world:
         while done["steps"] < steps:
-            run(world, min(5000, steps - done["steps"]), seed=None)
+            run(world, min(5000, steps - done["steps"]), seed=seed)
             done.update(SPENT)
-            print(f"{done['steps']} steps in {time.monotonic() - began:.0f} s", flush=True)
-    print(json.dumps(dict(sorted(done.items())), indent=1), flush=True)
+            print(f"{done['steps']} steps in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(json.dumps(dict(sorted(done.items()))))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*(int(argument) for argument in sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""Connections that can't use the server up: few, and none may take long over its request.
+
+A client that opens connections and sends nothing, or a request byte by byte, costs a descriptor
+each. What the daemon's keeper needs to start a process must be left, and whoever wants to pause
+must get in; so the connection that has waited longest for its request makes room for a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_S = 10.0  # from a connection's first byte, or its opening, to the end of a request
+MOST_CONNECTIONS = 256
+MOST_WAITING = 128  # for the loop to accept them; it then does so at once
+
+
+def most_connections() -> int:
+    """At most a quarter of the descriptors that this process may have."""
+    return min(MOST_CONNECTIONS, max(8, _descriptors() // 4))
+
+
+def most_waiting() -> int:
+    """At most an eighth of them."""
+    return min(MOST_WAITING, max(8, _descriptors() // 8))
+
+
+def _descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS * 4 if soft == resource.RLIM_INFINITY else soft
+
+
+class ImpatientProtocol(H11Protocol):
+    """uvicorn's, with a time limit for requests and a limit of connections."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._timer: asyncio.TimerHandle | None = None
+        self.waits_since: float | None = None  # for a request, s on the loop's clock
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """One more: another one makes room for it if there are too many."""
+        super().connection_made(transport)
+        self._watch()
+        if len(self.connections) > most_connections():
+            self._make_room()
+
+    def data_received(self, data: bytes) -> None:
+        """More of a request."""
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """The next request may take as long again."""
+        super().on_response_complete()
+        self._stop_watch()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._stop_watch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Take the time while a request is being waited for."""
+        if self.transport.is_closing() or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop_watch()
+        elif self._timer is None:
+            self.waits_since = self.loop.time()
+            self._timer = self.loop.call_later(REQUEST_S, self.transport.abort)
+
+    def _stop_watch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.waits_since = None
+
+    def _make_room(self) -> None:
+        waiting = [
+            other
+            for other in self.connections
+            if isinstance(other, ImpatientProtocol) and other.waits_since is not None
+        ]
+        longest = min(waiting, key=lambda other: other.waits_since or 0.0, default=self)
+        self.connections.discard(longest)
+        longest.transport.abort()

@@ -1,0 +1,239 @@
+"""Single orders, each where it could be lost: a scripted daemon dies, hangs or waits on purpose."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from server.children import Child, ChildEndedError
+from tests.rig import wait_for
+from tests.server.test_model import RefusedError, Rig, World, a_world
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with a_world() as made:
+        yield made
+
+
+@pytest.fixture
+def rig(world: World) -> Iterator[Rig]:
+    made = Rig(world)
+    made.start_server()
+    made.become_quiet()
+    yield made
+    made.end()
+
+
+def does(rig: Rig, **wanted: object) -> Callable[[], bool]:
+    """Whether the daemon does that now."""
+
+    def look() -> bool:
+        seen = rig.does()
+        return seen is not None and all(seen[name] == value for name, value in wanted.items())
+
+    return look
+
+
+def prove(rig: Rig, decoder: str) -> None:
+    """Have a decoder run until the server trusts it."""
+    rig.ask("activate", decoder=decoder)
+    with sqlite3.connect(rig.folder / "home" / "journal.sqlite") as journal:
+        query = "SELECT value FROM state WHERE name = 'good'"
+        wait_for("trust", lambda: journal.execute(query).fetchall() == [(f'"{decoder}"',)])
+    journal.close()
+
+
+def test_a_decoder_activated_while_the_daemon_is_down_is_what_the_next_one_decodes_with(
+    rig: Rig,
+) -> None:
+    for turn in range(40):
+        decoder = "abc"[(turn + 1) % 3]
+        n_births = len(rig.all_births())
+        rig.kill_daemon()
+        time.sleep(0.0005 * (turn % 10))
+        rig.ask("activate", decoder=decoder)
+        wait_for("the next daemon", lambda n=n_births: len(rig.all_births()) > n)
+        wait_for("an answer", does(rig))
+        assert does(rig, decoder=decoder)(), rig.all_births()[-2:]
+
+
+def test_a_new_server_has_the_daemon_do_what_the_last_one_answered(rig: Rig) -> None:
+    rig.ask("filters", gain=0.5)
+    rig.kill_daemon(signal.SIGSTOP)  # it misses what comes now, and is there for the next server
+    with pytest.raises(RefusedError):
+        rig.ask("pause", why="fire")
+    pid = rig.daemon_pid()
+    rig.kill_server()
+    rig.kill_daemon(signal.SIGCONT)
+    rig.start_server()
+    wait_for("the pause", does(rig, paused="fire", gain=0.5))
+    assert rig.daemon_pid() == pid or rig.all_births()[-1]["paused"] == "fire"
+
+
+@pytest.mark.parametrize("damage", ["manifest", "folder", "nested"])
+def test_an_active_decoder_that_cannot_be_read_is_left_for_the_last_good_one(
+    rig: Rig, damage: str
+) -> None:
+    prove(rig, "a")
+    rig.ask("activate", decoder="b")
+    bundle = rig.folder / "home" / "decoders" / "b.bundle"
+    (bundle / "manifest.json").unlink()  # a link to one that other tests use
+    if damage == "folder":
+        bundle.rename(bundle.with_name("elsewhere"))
+    elif damage == "nested":
+        (bundle / "manifest.json").write_text("[" * 100_000)
+    rig.kill_daemon()
+    wait_for("the last good decoder", does(rig, decoder="a"))
+
+
+def test_a_decoder_that_hangs_is_left_for_the_last_good_one(rig: Rig) -> None:
+    prove(rig, "a")
+    rig.ask("activate", decoder="b")
+    hung = set()
+
+    def is_left() -> bool:
+        birth = rig.all_births()[-1]
+        seen = rig.does() if birth["pid"] not in hung else None
+        if seen is None or seen["decoder"] == "a":
+            return seen is not None
+        hung.add(seen["pid"])
+        os.kill(seen["pid"], signal.SIGSTOP)
+        return False
+
+    wait_for("the last good decoder", is_left)
+    assert len(hung) <= 3
+
+
+def test_a_rollback_ends_a_daemon_that_hangs(rig: Rig) -> None:
+    rig.ask("activate", decoder="b")
+    rig.kill_daemon(signal.SIGSTOP)
+    rig.ask("rollback")
+    wait_for("the decoder before", does(rig, decoder="a"))
+
+
+def test_a_pause_waits_for_no_disk(rig: Rig) -> None:
+    journal = sqlite3.connect(rig.folder / "home" / "journal.sqlite")
+    journal.execute("BEGIN IMMEDIATE")  # nothing else can be written
+    rig.send("pause", why="fire")
+    wait_for("the pause", does(rig, paused="fire"))
+    assert not rig.connection.poll()  # it is not answered before it is on the disk
+    journal.rollback()
+    journal.close()
+    rig.answer()
+
+
+def test_a_pause_waits_for_no_other_order(rig: Rig) -> None:
+    rig.script.set(before_ms=60)
+    others = [rig.connect() for _ in range(6)]
+    for number, other in enumerate(others):
+        rig.send("filters", other, gain=1.0 + number)
+    began = time.monotonic()
+    rig.ask("pause", why="fire")
+    took_s = time.monotonic() - began
+    for other in others:
+        with suppress(RefusedError):  # it waited for too long
+            rig.answer(other)
+    assert took_s < (time.monotonic() - began) / 2
+    assert does(rig, paused="fire")()
+
+
+def test_a_server_that_is_stopped_while_a_decoder_is_loaded_ends_with_its_daemon(
+    world: World,
+) -> None:
+    for after_ms in (0, 5, 30):
+        rig = Rig(world)
+        rig.start_server(keep_daemon=False)
+        rig.become_quiet()
+        rig.script.set(load_ms=100)
+        other = rig.connect()
+        rig.send("activate", decoder="b")
+        time.sleep(after_ms / 1e3)
+        rig.send("stop", other)
+        rig.answer(other)
+        pid = rig.daemon_pid()
+        wait_for("the daemon's end", lambda p=pid: not Path(f"/proc/{p}").exists())
+        assert "Traceback" not in rig.log("server"), rig.log("server")
+        assert "Assertion" not in rig.log("server"), rig.log("server")
+        rig.end()
+
+
+def calibration_in(rig: Rig, identity: str, *states: str) -> Callable[[], bool]:
+    return lambda: rig.ask("calibration", identity=identity)["state"] in states
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+def test_a_calibration_that_is_being_promoted_is_not_cancelled(rig: Rig, how: str) -> None:
+    rig.script.set(load_ms=500)
+    identity = rig.ask("calibrate")
+    wait_for("the promotion", calibration_in(rig, identity, "promoting"))
+    with pytest.raises(RefusedError, match="can't be cancelled any more"):
+        rig.ask(how, identity=identity)
+    wait_for("its end", calibration_in(rig, identity, "promoted"))
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+def test_a_calibration_that_was_cancelled_is_never_promoted(rig: Rig, how: str) -> None:
+    outcomes = set()
+    for turn in range(8):
+        identity = rig.ask("calibrate")
+        time.sleep(0.012 * turn)
+        try:
+            rig.ask(how, identity=identity)
+            outcomes.add("cancelled")
+            assert rig.ask("calibration", identity=identity)["state"] == "cancelled"
+        except RefusedError:
+            outcomes.add("too late")
+            wait_for("its end", calibration_in(rig, identity, "promoted", "failed"))
+    assert "cancelled" in outcomes
+
+
+def test_a_server_that_dies_in_a_promotion_knows_afterwards_what_became_of_it(rig: Rig) -> None:
+    rig.script.set(after_ms=100)
+    identity = rig.ask("calibrate")
+    wait_for("the promotion", calibration_in(rig, identity, "promoting"))
+    rig.kill_server()
+    rig.start_server()
+    found = rig.ask("calibration", identity=identity)
+    wait_for("a daemon", does(rig))
+    if found["state"] == "promoted":
+        wait_for("the candidate", does(rig, decoder=found["candidate"]))
+    else:
+        assert found["state"] == "interrupted"
+        assert does(rig, decoder="a")()
+
+
+@pytest.mark.parametrize("module", ["training.worker", "server.collect"])
+def test_a_process_that_hangs_is_ended_and_its_calibration_with_it(rig: Rig, module: str) -> None:
+    hangs = rig.folder / f"{module} hangs"
+    hangs.touch()
+    identity = rig.ask("calibrate", allowed_s=0.5)
+    wait_for("its end", calibration_in(rig, identity, "failed"))
+    assert "said nothing for" in rig.ask("calibration", identity=identity)["problem"]
+    hangs.unlink()
+    identity = rig.ask("calibrate")
+    wait_for("the next one's end", calibration_in(rig, identity, "promoted"))
+
+
+class Stopped(Child):
+    """A process that is stopped as by a debugger."""
+
+    def _command(self, module: str, *arguments: str) -> list[str]:
+        code = "import os, signal; print('{}', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
+        return [sys.executable, "-c", code]
+
+
+def test_a_process_that_goes_silent_is_killed(tmp_path: Path) -> None:
+    child = Stopped("nobody", log=tmp_path / "log")
+    with pytest.raises(ChildEndedError, match="said nothing for"):
+        list(child.messages(silent_s=1.0))
+    child.stop()
+    assert not Path(f"/proc/{child._process.pid}").exists()
