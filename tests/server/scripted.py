@@ -49,18 +49,18 @@ PR_SET_PDEATHSIG = 1
 QUICK = Timing(
     look_every_s=0.001,
     beat_every_s=0.01,
-    answer_s=0.2,
-    order_s=0.25,
-    fresh_s=0.5,
-    hung_after_s=0.3,
-    start_s=3.0,
-    adopt_s=0.04,
-    load_s=3.0,
+    answer_s=0.7,
+    order_s=0.8,
+    fresh_s=1.0,
+    hung_after_s=1.0,
+    start_s=20.0,
+    adopt_s=0.1,
+    load_s=20.0,
     good_after_s=0.1,
     back_off_s=0.002,
     longest_back_off_s=0.02,
     stop_s=1.0,
-    silent_s=0.5,
+    silent_s=1.0,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import secrets
 import subprocess
 import sys
 import time
@@ -24,12 +25,14 @@ from streaming.sessions import Session
 from tests.server.conftest import POSSM, Play
 from tests.server.test_survival import request_for
 
+TOKEN = secrets.token_urlsafe()
+
 
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose streams never come."""
     home = tmp_path_factory.mktemp("idle")
-    with Server(POSSM, home, "nobody-streams-this", VOLITION_TOKEN="secret") as server:
+    with Server(POSSM, home, "nobody-streams-this", VOLITION_TOKEN=TOKEN) as server:
         yield server
 
 
@@ -45,7 +48,7 @@ def test_every_documented_request_is_answered_as_documented(idle: Server, tmp_pa
         [
             str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config),
             "run", f"{idle.url}/openapi.json", "--checks", "all", "--seed", "1", "--no-color",
-            "--header", "Authorization: Bearer secret",
+            "--header", f"Authorization: Bearer {TOKEN}",
         ],
         capture_output=True, text=True, timeout=560, cwd=tmp_path,
     )  # fmt: skip
@@ -71,7 +74,7 @@ def test_who_may_not_call_is_told_why(idle: Server) -> None:
     assert refused.headers["WWW-Authenticate"] == "Bearer"
     assert refused.headers["content-type"] == "application/problem+json"
     assert get(idle, "/v1/status", Authorization="Bearer wrong").status_code == 401
-    ours = {"Authorization": "Bearer secret"}
+    ours = {"Authorization": f"Bearer {TOKEN}"}
     assert get(idle, "/v1/status", **ours).status_code == 200
     assert get(idle, "/v1/status", Host="evil.example", **ours).status_code == 400
     assert get(idle, "/v1/status", Origin="http://evil.example", **ours).status_code == 403
@@ -95,7 +98,7 @@ def test_a_kept_connection_is_no_slower_than_a_new_one(idle: Server) -> None:
 def test_an_address_that_others_reach_needs_a_token() -> None:
     with pytest.raises(ValueError, match="VOLITION_TOKEN"):
         ServerSettings(host="0.0.0.0")
-    assert ServerSettings(host="0.0.0.0", token="secret").token is not None  # type: ignore[arg-type]
+    assert ServerSettings(host="0.0.0.0", token=TOKEN).token is not None  # type: ignore[arg-type]
 
 
 def test_a_settings_file_sets_server_and_daemon(
@@ -126,7 +129,7 @@ def test_what_is_no_bundle_is_refused(idle: Server, tmp_path: Path) -> None:
             answer = httpx.post(
                 f"{idle.url}/v1/decoders",
                 json={"path": path},
-                headers={"Authorization": "Bearer secret"},
+                headers={"Authorization": f"Bearer {TOKEN}"},
             )
             assert answer.status_code == 409
             assert answer.json()["type"] == "/problems/bundle"
