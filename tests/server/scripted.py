@@ -68,7 +68,8 @@ class Script:
     """What the daemon shall do, in memory that the test and every daemon share.
 
     before_ms, after_ms: waits before a command is carried out, and before it is answered.
-    load_ms: that a decoder takes to load. armable: whether it can be armed.
+    load_ms: that a decoder takes to load, and may be shortened meanwhile.
+    armable: whether it can be armed.
     die: 1 before the next command is carried out, 2 after it and before the answer, 0 not.
     """
 
@@ -111,7 +112,7 @@ class ScriptedDaemon:
         self._bundle, self._decoder = bundle, decoder_of(bundle)
         self._candidate: Path | None = None
         self._previous: Path | None = None
-        self._loaded_at = 0.0
+        self._load_began = 0.0
         self._load_problem: str | None = None
         self._filters, self._paused = settings.filters, settings.paused
         self._input = StreamQuery(kind=settings.stream_type, name=settings.stream_name)
@@ -156,11 +157,11 @@ class ScriptedDaemon:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _handle(self, command: control.Command) -> str | None:
-        _, _, load_ms, armable, _ = self._script.get()
+        armable = self._script.get()[3]
         match command:
             case control.Load(path=path):
                 self._candidate, self._load_problem = None, None
-                self._loaded_at = time.monotonic() + load_ms / 1e3
+                self._load_began = time.monotonic()
                 if (Path(path) / "manifest.json").exists():
                     self._candidate = Path(path)
                 else:
@@ -191,7 +192,7 @@ class ScriptedDaemon:
 
     @property
     def _loading(self) -> bool:
-        return time.monotonic() < self._loaded_at
+        return time.monotonic() < self._load_began + self._script.get()[2] / 1e3
 
     def _swap(self, bundle: Path) -> None:
         self._bundle, self._previous, self._candidate = bundle, self._bundle, None

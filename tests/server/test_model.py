@@ -136,6 +136,7 @@ class Rig:
         self.gain: set[float] = {1.0}
         self.input: set[str | None] = {None}
         self.births = 0
+        self.due: dict[str, set[Any]] = {}  # what must be done once all is quiet
         self.starts = self.seen = self.deaths = 0
 
     # Both sides.
@@ -271,11 +272,13 @@ class Rig:
             does = self.does()
             if does is not None:
                 self.take_fallbacks()
-                if self.is_allowed(does) and self.is_settled(does):
+                is_due = all(does[field] in allowed for field, allowed in self.due.items())
+                if is_due and self.is_allowed(does) and self.is_settled(does):
                     break
             assert time.monotonic() < deadline, (does, self.allowed(), self.log("server"))
             time.sleep(0.002)
         self.check_births()
+        self.due.clear()
         wanted = self.ask("wanted")
         pairs = {p for p in self.decoders if p == (wanted["active"], wanted["previous"])}
         assert pairs, (wanted["active"], wanted["previous"], self.allowed(), wanted["changes"][:8])
@@ -387,10 +390,14 @@ class Machine(RuleBasedStateMachine):
         SPENT[outcome] += 1
         rig.check_births()
         if outcome == "server died":
+            rig.due.clear()
             return
-        holds = outcome == "answered" or holds_if_refused
-        for field, allowed in (then if holds else before).items():
+        if outcome == "refused" and holds_if_refused:  # by one that was being started, too, soon
+            rig.due |= then
+            return
+        for field, allowed in (then if outcome == "answered" else before).items():
             setattr(rig, field, allowed)
+            rig.due.pop(field, None)
 
     @rule(decoder=st.sampled_from((*DECODERS, "nobody")), **ANY_FAULT)
     def activate(self, decoder: str, fault: str, delay_ms: float, quiet: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from server.children import Child, ChildEndedError
+from streaming.control import GetStatus
 from tests.rig import wait_for
 from tests.server.test_model import RefusedError, Rig, World, a_world
 
@@ -153,7 +154,7 @@ def test_a_server_that_is_stopped_while_a_decoder_is_loaded_ends_with_its_daemon
         rig = Rig(world)
         rig.start_server(keep_daemon=False)
         rig.become_quiet()
-        rig.script.set(load_ms=100)
+        rig.script.set(load_ms=1e6)
         other = rig.connect()
         rig.send("activate", decoder="b")
         time.sleep(after_ms / 1e3)
@@ -172,11 +173,12 @@ def calibration_in(rig: Rig, identity: str, *states: str) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_a_calibration_that_is_being_promoted_is_not_cancelled(rig: Rig, how: str) -> None:
-    rig.script.set(load_ms=500)
+    rig.script.set(load_ms=1e6)
     identity = rig.ask("calibrate")
-    wait_for("the promotion", calibration_in(rig, identity, "promoting"))
+    wait_for("the promotion", lambda: rig.daemon.ask(GetStatus()).status.loading)
     with pytest.raises(RefusedError, match="can't be cancelled any more"):
         rig.ask(how, identity=identity)
+    rig.script.set(load_ms=0)
     wait_for("its end", calibration_in(rig, identity, "promoted"))
 
 
