@@ -42,6 +42,7 @@ BUFFER_S = 10  # for regular streams
 MAX_UNIT_RATE_HZ = 1000.0  # a count above it is no count of one unit's spikes
 MAX_NUMBERED = (4096, 256)  # channels and units of a stream that describes none
 MAX_UNITS = 4096  # of such a stream; events of more are of no known unit
+MAX_NEW_UNITS = 256  # that one drain of a decoder's stream numbers: the rest wait for the next
 MAX_CHANNEL = 2**20  # channel times unit numbers; a description beyond it is an error
 RESOLVE_S = 2.0  # how long a stream is looked for: peers are not asked at once
 
@@ -115,7 +116,7 @@ class SpikeInlet(Inlet):
 
     def check(self, info: pylsl.StreamInfo) -> None:
         """Read which units there are."""
-        self._parse = _parser(info, self._bundle_units or ())
+        self._parse = _parser(info, self._bundle_units)
         if problem := repeated_units(self.unit_ids):
             raise StreamError(f"stream {self.name!r}: {problem}")
         if self._bundle_units is not None:
@@ -166,16 +167,17 @@ def _check_match(
 class _EventParser:
     """Rows of `channel, unit, …` become unit indices by one table look-up.
 
-    grows: a pair that nobody described is a unit too, from its first event on. The table is as
-    large then as it can get, so that a tick only writes what is new.
+    most_new: pairs that nobody described are units too, so many more with each call. The table is
+        as large then as it can get, so that a tick only writes what is new.
     """
 
     def __init__(
-        self, name: str, described: Mapping[tuple[int, int], str], *, grows: bool = False
+        self, name: str, described: Mapping[tuple[int, int], str], *, most_new: int = 0
     ) -> None:
         self.unit_ids: list[str] = []
-        self._grows = grows
-        self._table = np.full(_table_shape(name, described, grows), UNKNOWN, dtype=np.int32)
+        self._most_new = most_new
+        shape = MAX_NUMBERED if most_new else _table_shape(name, described)
+        self._table = np.full(shape, UNKNOWN, dtype=np.int32)
         for key, unit_id in described.items():
             self._add(key, unit_id)
 
@@ -186,9 +188,9 @@ class _EventParser:
         inside = (channel >= 0) & (channel < n_channels) & (unit >= 0) & (unit < n_units)
         cell = np.where(inside, channel * n_units + unit, 0)
         index = self._look_up(cell, inside)
-        if self._grows and len(self.unit_ids) < MAX_UNITS:
+        if room := min(self._most_new, MAX_UNITS - len(self.unit_ids)):
             new = np.unique(cell[inside & (index == UNKNOWN)])
-            for number in new[: MAX_UNITS - len(self.unit_ids)].tolist():
+            for number in new[:room].tolist():
                 key = divmod(number, n_units)
                 self._add(key, f"{key[0]}/{key[1]}")
             if len(new):
@@ -203,11 +205,7 @@ class _EventParser:
         self.unit_ids.append(unit_id)
 
 
-def _table_shape(
-    name: str, described: Mapping[tuple[int, int], str], grows: bool
-) -> tuple[int, int]:
-    if grows:
-        return MAX_NUMBERED
+def _table_shape(name: str, described: Mapping[tuple[int, int], str]) -> tuple[int, int]:
     n_channels, n_units = (max(key[axis] for key in described) + 1 for axis in (0, 1))
     if n_channels * n_units > MAX_CHANNEL:
         raise StreamError(
@@ -239,7 +237,9 @@ class _CountParser:
         return times, cell % counts.shape[1]
 
 
-def _parser(info: pylsl.StreamInfo, bundle_units: Sequence[str]) -> _EventParser | _CountParser:
+def _parser(
+    info: pylsl.StreamInfo, bundle_units: Sequence[str] | None
+) -> _EventParser | _CountParser:
     if info.channel_format() == pylsl.cf_string:
         raise StreamError(f"stream {info.name()!r} carries strings; expected numbers")
     if info.type() == COUNTS:
@@ -247,7 +247,7 @@ def _parser(info: pylsl.StreamInfo, bundle_units: Sequence[str]) -> _EventParser
     return _event_parser(info, bundle_units)
 
 
-def _event_parser(info: pylsl.StreamInfo, bundle_units: Sequence[str]) -> _EventParser:
+def _event_parser(info: pylsl.StreamInfo, bundle_units: Sequence[str] | None) -> _EventParser:
     if info.channel_count() < 2:
         raise StreamError(
             f"stream {info.name()!r} has {info.channel_count()} channel; expected `channel, unit`"
@@ -259,7 +259,8 @@ def _event_parser(info: pylsl.StreamInfo, bundle_units: Sequence[str]) -> _Event
             f"stream {info.name()!r} has no desc/units; expected one `unit` each with id, "
             "channel and unit (docs/STREAMS.md)"
         )
-    return _EventParser(info.name(), _numbered_units(bundle_units), grows=True)
+    most_new = MAX_UNITS if bundle_units is None else MAX_NEW_UNITS
+    return _EventParser(info.name(), _numbered_units(bundle_units or ()), most_new=most_new)
 
 
 def described_units(info: pylsl.StreamInfo) -> dict[tuple[int, int], str]:

@@ -12,7 +12,7 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.lsl import MAX_UNITS, Connector, SpikeInlet, StreamQuery
+from streaming.lsl import MAX_NEW_UNITS, MAX_UNITS, Connector, SpikeInlet, StreamQuery
 from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import DEADLINE_S, wait_for
 
@@ -49,7 +49,9 @@ def counts_info(labels: list[str], rate_hz: float) -> pylsl.StreamInfo:
 
 @contextmanager
 def opened(
-    info: pylsl.StreamInfo, unit_ids: tuple[str, ...] = UNITS, min_known_share: float = 0.0
+    info: pylsl.StreamInfo,
+    unit_ids: tuple[str, ...] | None = UNITS,
+    min_known_share: float = 0.0,
 ) -> Iterator[tuple[pylsl.StreamOutlet, SpikeInlet]]:
     outlet = pylsl.StreamOutlet(info)
     query = StreamQuery(name=info.name())
@@ -193,19 +195,27 @@ def test_two_streams_of_one_kind_ask_for_a_name() -> None:
     del outlets
 
 
-def test_units_that_nobody_described_are_bounded() -> None:
-    """However many a sender makes up, a tick has few to number, and says the rest are unknown."""
+@pytest.mark.parametrize("bundle_units", [UNITS, None], ids=["decoded", "recorded"])
+def test_units_that_nobody_described_are_bounded(bundle_units: tuple[str, ...] | None) -> None:
+    """However many a sender makes up, a tick has few to number, and the rest are unknown."""
     name = unique("made-up")
     info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int16, name)
-    with opened(info) as (outlet, inlet):
-        pairs = np.array([[c, u] for c in range(4096) for u in range(0, 256, 16)], dtype=np.int16)
-        outlet.push_chunk(pairs, pylsl.local_clock())
-        _, units = drained(inlet, len(pairs))
-        assert len(inlet.unit_ids) == MAX_UNITS < len(pairs)
-        assert (units == UNKNOWN).sum() == len(pairs) - (MAX_UNITS - len(UNITS) + 2)
-        outlet.push_chunk(pairs[:3], pylsl.local_clock())
-        _, units = drained(inlet, len(pairs) + 3)
-        assert [inlet.unit_ids[unit] for unit in units] == ["0/0", "0/16", "0/32"]
+    with opened(info, bundle_units) as (outlet, inlet):
+        pairs = np.array([[c, u] for c in range(4096) for u in range(0, 256, 64)], dtype=np.int16)
+        before, most = len(inlet.unit_ids), 0
+
+        def is_full() -> bool:
+            nonlocal before, most
+            outlet.push_chunk(pairs, pylsl.local_clock())
+            inlet.drain(pylsl.local_clock())
+            most, before = max(most, len(inlet.unit_ids) - before), len(inlet.unit_ids)
+            return before == MAX_UNITS
+
+        wait_for("all that there can be", is_full)
+        assert most == MAX_NEW_UNITS or bundle_units is None
+        inlet.drain(pylsl.local_clock())
+        assert len(inlet.unit_ids) == len(set(inlet.unit_ids)) == MAX_UNITS
+        assert UnitMatch(inlet.unit_ids, UNITS).n_known == (3 if bundle_units else 2)
 
 
 def test_a_full_buffer_is_counted() -> None:
