@@ -104,22 +104,66 @@ def _split(name: str) -> Split:
 
 @app.command("import", epilog="Example: volition import monkey.nwb -o sessions")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .nwb or .xdf recording, or a foreign .h5.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .nwb or .xdf recording, a foreign .h5, or a .recording.")
+    ],
     output: OutDir = Path("sessions"),
     position: Annotated[str | None, typer.Option(help="Name of the position series.")] = None,
     velocity: Annotated[str | None, typer.Option(help="Name of the velocity series.")] = None,
     unit: Annotated[
-        str | None, typer.Option(help="m, cm or mm, where the file says it wrongly or not at all.")
+        str | None,
+        typer.Option(help="m, cm, mm, … or metres in one unit, if the file is wrong or silent."),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Which columns are x and y, such as 2,3; -2 turns one round."),
+    ] = None,
+    spike_unit: Annotated[
+        str | None, typer.Option(help="ms, us or samples per second, if spike times aren't in s.")
+    ] = None,
+    spikes_outside: Annotated[
+        bool, typer.Option("--spikes-outside", help="Most spikes may be outside the kinematics.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Session id [the file's own].")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a session of the same name.")
+    ] = False,
 ) -> None:
-    """Turn an NWB or XDF recording into a session."""
+    """Turn an NWB or XDF recording, or a recording that was cut short, into a session."""
+    from dataclasses import replace
+
     from clients.reports import print_session
+    from decoder.errors import SessionError
     from streaming import sessions
     from training.importers import import_recording
 
-    session = import_recording(file, position=position, velocity=velocity, unit=unit)
-    path = sessions.save(session, output)
+    session = import_recording(
+        file, position=position, velocity=velocity, unit=unit, columns=_columns(columns),
+        spike_unit=spike_unit, spikes_outside=spikes_outside,
+    )  # fmt: skip
+    if name is not None:
+        session = replace(session, session_id=name)
+    taken = sessions.path_of(session.session_id, output)
+    if taken.exists() and not force:
+        raise SessionError(
+            f"{taken} exists, and was left as it is; give this session a --name of its own, or "
+            "replace the other with --force"
+        )
+    path = sessions.save(session, output, overwrite=force)
     print_session(_console(), session, path)
+
+
+def _columns(text: str | None) -> tuple[int, int] | None:
+    """Two column numbers of `2,3`. Raises SettingsError if there aren't two."""
+    from decoder.errors import SettingsError
+
+    if text is None:
+        return None
+    try:
+        x, y = (int(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"columns {text!r}; expected two numbers, such as 2,3") from None
+    return x, y
 
 
 @app.command(epilog="Example: volition info sessions/monkey.h5 --json")
@@ -390,12 +434,18 @@ def record(
     kinematics: Annotated[str | None, typer.Option(help="LSL kinematics stream by name.")] = None,
     markers: Annotated[str | None, typer.Option(help="LSL marker stream by name.")] = None,
     subject: Annotated[str, typer.Option()] = "unknown",
+    repair: Annotated[
+        Path | None, typer.Option(help="Make a session of a .recording that was cut short.")
+    ] = None,
 ) -> None:
     """Record live streams as a session, which `pretrain`, `adapt` and `evaluate` read."""
-    from clients.reports import run_recording
+    from clients.reports import run_recording, session_of_recording
     from streaming.lsl import StreamQuery
     from streaming.record import RecordSettings
 
+    if repair is not None:
+        session_of_recording(_console(), repair, output)
+        return
     settings = RecordSettings(
         spikes=StreamQuery(kind=cast("StreamKind", stream_type), name=spikes),
         kinematics=kinematics,

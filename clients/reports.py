@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -27,9 +28,9 @@ from decoder.bundle import (
     Bundle,
     open_bundle,
 )
-from decoder.errors import TrainingError
+from decoder.errors import TrainingError, VolitionError
 from streaming import sessions
-from streaming.sessions import Session, duration_s
+from streaming.sessions import Session, duration_s, within
 
 if TYPE_CHECKING:
     from clients.live import LiveScore
@@ -51,14 +52,17 @@ def _facts(title: str) -> Table:
 def session_summary(session: Session) -> dict[str, Any]:
     """Units, rates (Hz), minutes, domains and kinematics of a session."""
     seconds = duration_s(session.domain)
-    rates = np.bincount(session.spike_units, minlength=session.n_units) / seconds
+    inside = within(session.spike_times, session.domain)
+    rates = np.bincount(session.spike_units[inside], minlength=session.n_units) / seconds
     speed = np.linalg.norm(session.cursor_vel, axis=1)
     return {
         "session_id": session.session_id,
         "subject_id": session.subject_id,
         "source": session.source,
+        "recorded_at": None if session.recorded_at is None else session.recorded_at.isoformat(),
         "units": session.n_units,
         "spikes": len(session.spike_times),
+        "spikes_in_domain": int(inside.sum()),
         "rate_hz": {
             "median": float(np.median(rates)),
             "min": float(rates.min()),
@@ -85,8 +89,10 @@ def print_session(console: Console, session: Session, path: Path) -> None:
     """A session's summary as a table."""
     s = session_summary(session)
     rate, kinematics, domains = s["rate_hz"], s["kinematics"], s["domains_s"]
-    table = _facts(f"[bold]{s['session_id']}[/]  {path}")
-    table.add_row("subject", f"{s['subject_id']}, {s['source']}")
+    table = _facts(f"[bold]{escape(s['session_id'])}[/]  {escape(str(path))}")
+    table.add_row("subject", escape(f"{s['subject_id']}, {s['source']}"))
+    if session.recorded_at is not None:
+        table.add_row("recorded", f"{session.recorded_at:%Y-%m-%d %H:%M}")
     table.add_row("units", f"{s['units']}")
     table.add_row(
         "rates",
@@ -101,7 +107,7 @@ def print_session(console: Console, session: Session, path: Path) -> None:
         f"p99 {kinematics['speed_p99_m_s']:.3f} m/s",
     )
     for note in s["notes"]:
-        table.add_row("note", f"[yellow]{note}[/]")
+        table.add_row("note", f"[yellow]{escape(note)}[/]")
     console.print(table)
 
 
@@ -263,11 +269,12 @@ def run_recording(
     seconds: float | None,
 ) -> Path:
     """Record until it is enough or Ctrl-C, with a progress bar; write the session."""
-    from streaming.record import Recorder, read_recording
+    from streaming.record import Recorder
     from streaming.signals import stop_on_signal
 
     name = name or time.strftime("%Y-%m-%d_%H%M%S")
     recorder = Recorder(folder, name, settings, subject=subject)
+    _point_at_unfinished(console, folder)
     columns = (
         TextColumn("[bold]recording {task.fields[name]}"), BarColumn(),
         TextColumn("{task.completed:.0f} s, {task.fields[spikes]:,} spikes"),
@@ -276,15 +283,39 @@ def run_recording(
         with console.status("looking for streams…"):
             recorder.start()
         bar = progress.add_task("", total=seconds, name=name, spikes=0)
-        with recorder:
-            recorder.run(
-                seconds,
-                on_poll=lambda r: progress.update(bar, completed=r.labelled_s, spikes=r.n_spikes),
-            )
-    session = read_recording(recorder.path)
-    path = sessions.save(session, folder)
+        try:
+            with recorder:
+                recorder.run(
+                    seconds,
+                    on_poll=lambda r: progress.update(
+                        bar, completed=r.labelled_s, spikes=r.n_spikes
+                    ),
+                )
+        except VolitionError as error:
+            raise type(error)(
+                f"{error}. `volition import {recorder.path} -o {folder}` makes a session of it"
+            ) from error
+    return session_of_recording(console, recorder.path, folder)
+
+
+def session_of_recording(console: Console, recording: Path, folder: Path) -> Path:
+    """Make a session of a recording, whole or cut short, and print it."""
+    from streaming.recording import read_recording
+
+    session = read_recording(recording)
+    path = sessions.save(session, folder, overwrite=False)
     print_session(console, session, path)
     return path
+
+
+def _point_at_unfinished(console: Console, folder: Path) -> None:
+    """Name recordings that were cut short, and the command that makes sessions of them."""
+    for recording in sorted(folder.glob("*.recording")):
+        if not recording.with_suffix(".h5").exists():
+            console.print(
+                f"[yellow]{escape(str(recording))} was cut short: `volition import "
+                f"{escape(str(recording))} -o {escape(str(folder))}` makes a session of it[/]"
+            )
 
 
 def play(console: Console, path: Path, settings: ReplaySettings) -> None:

@@ -6,6 +6,7 @@ was there before stays as it was until then.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ def replacing(path: Path, error: type[VolitionError] = VolitionError) -> Iterato
     partial, old = path.with_name(f"{mark}.partial"), path.with_name(f"{mark}.old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(path)
         yield partial
         sync(partial)
         _rename(partial, path, old)
@@ -103,6 +105,26 @@ def _rename(new: Path, path: Path, old: Path) -> None:
     except OSError:
         os.rename(old, path)
         raise
+
+
+def _clear_up(path: Path) -> None:
+    """Remove what writers of `path` left that were killed."""
+    for left in path.parent.glob(glob.escape(f".{path.name[:NAME_KEPT]}.") + "*.partial"):
+        process = left.name.split(".")[-3]
+        if process.isdigit() and not _is_alive(int(process)):
+            _remove(left)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # nobody can ask there without ending it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:

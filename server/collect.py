@@ -21,7 +21,8 @@ from decoder.errors import SessionError, VolitionError
 from streaming import sessions
 from streaming.lines import Message, say, say_problem, told
 from streaming.lsl import StreamKind, StreamQuery
-from streaming.record import Recorder, RecordSettings, read_recording
+from streaming.record import Recorder, RecordSettings
+from streaming.recording import read_recording
 from streaming.sessions import Session, duration_s
 
 SAY_EVERY_S = 0.2

@@ -1,58 +1,45 @@
-"""Spikes, kinematics and markers onto disk as they come, and back as a session.
+"""Spikes, kinematics and markers onto disk as they come.
 
     volition record -o sessions --seconds 60
 
-A process of its own with inlets of its own, so that no disk touches a tick. While it runs:
-
-    NAME.recording/
-      about.json        session, subject, stream names, unit ids (again whenever units come)
-      spikes.bin        float64 time (LSL clock, s), int64 unit, a record a spike
-      kinematics.bin    float64 time, then `streaming.labels.COLUMNS`, a record a sample
-      markers.jsonl     time and text, a line a marker
-
-Files are only ever appended to, and flushed to the disk every half second: what is killed loses
-no more. `read_recording` makes a session of it, whole or cut short.
+A process of its own with inlets of its own, so that no disk touches a tick. It writes a recording,
+which `streaming.recording` describes and makes a session of. Whatever comes is in the file at once
+and on the disk every half second: what is killed loses no more.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pylsl
 
-from decoder.errors import SessionError, StreamError
-from streaming.labels import COLUMNS, POSITION, TARGET, VELOCITY, find_kinematics, find_markers
+from decoder.errors import SessionError, StreamError, VolitionError
+from decoder.files import write_text
+from streaming.labels import find_kinematics, find_markers
 from streaming.lsl import RESOLVE_S, Floats, Ints, SpikeInlet, StreamQuery
-from streaming.sessions import (
-    Session,
-    Trials,
-    continuous_domain,
-    position_of,
-    sorted_spikes,
-    velocity_of,
-    with_domains,
-    without_gaps,
+from streaming.recording import (
+    ABOUT,
+    KINEMATICS_FILE,
+    MARKERS_FILE,
+    SAMPLE,
+    SPIKE,
+    SPIKES_FILE,
+    SUFFIX,
+    about_of,
+    read_records,
 )
-from streaming.units import UNKNOWN
+from streaming.sessions import path_of
+from streaming.units import UNKNOWN, repeated_units
 
-SUFFIX = ".recording"
-ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (
-    "about.json",
-    "spikes.bin",
-    "kinematics.bin",
-    "markers.jsonl",
-)
-SPIKE = np.dtype([("time", "<f8"), ("unit", "<i8")])
-SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
 FLUSH_EVERY_S = 0.5
 POLL_S = 0.02
 MARKERS_WAIT_S = 0.5  # a rig may have none
@@ -74,8 +61,9 @@ class Recorder:
     """Records into `folder/<session_id>.recording` from `start` until its `with` block ends.
 
     resume: go on with a recording that was cut short, on the same host since its last start.
-    Raises StreamError where there are no spikes or kinematics to record within `wait_s`, or
-    where a sender went away; SessionError where the disk fails. What came before is kept.
+    Raises StreamError if there are no spikes or kinematics to record within `wait_s`, or if a
+    sender went away; SessionError if the disk fails. What came before is kept, and the message
+    says how to make a session of it.
     """
 
     def __init__(
@@ -87,17 +75,22 @@ class Recorder:
         subject: str = "unknown",
         resume: bool = False,
     ) -> None:
-        if Path(session_id).name != session_id:
-            raise SessionError(f"session id {session_id!r} can't be a folder's name")
+        session = path_of(session_id, folder)
         self.path = folder / f"{session_id}{SUFFIX}"
-        if self.path.exists() and not resume:
-            raise SessionError(f"{self.path} exists; choose another name, or move it away")
+        if not resume and session.exists():
+            raise SessionError(f"{session} exists; choose another name, or move it away")
+        if not resume and self.path.exists():
+            raise SessionError(
+                f"{self.path} exists; choose another name, or move it away. "
+                f"`volition import {self.path}` makes a session of it"
+            )
         self.n_spikes = self.n_samples = self.n_markers = 0
         self.labelled_s = 0.0  # of kinematics
         self.should_stop = False
         self._settings, self._session_id, self._subject = settings, session_id, subject
         self._unit_ids: list[str] = []  # a spike's unit in the file is a position here
         self._row = np.empty(0, dtype=np.int64)  # of each of the stream's units there
+        self._recorded_at = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self._last_sample: float | None = None
         self._flushed_at = 0.0
 
@@ -108,7 +101,11 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        self.close()
+        try:
+            self.close()
+        except VolitionError:
+            if error is None:  # else that one says what happened
+                raise
 
     def start(self) -> None:
         """Find and open the streams, make the folder."""
@@ -126,14 +123,16 @@ class Recorder:
             raise StreamError(f"no kinematics stream ({which}); nothing would label the spikes")
         self._spikes, self._kinematics = SpikeInlet(found), kinematics
         self._markers = find_markers(self._settings.markers, MARKERS_WAIT_S)
+        if problem := repeated_units(self._spikes.unit_ids):
+            raise StreamError(f"stream {self._spikes.name!r}: {problem}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._go_on_from_what_is_there()
             names = (SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE)
-            self._files = [(self.path / name).open("ab") for name in names]
+            self._files = [_Appended(self.path / name) for name in names]
+            self._note_units()
         except OSError as error:
-            raise SessionError(f"{self.path}: can't be written ({error})") from error
-        self._note_units()
+            raise self._unwritten(error) from error
 
     def poll(self) -> None:
         """Write what waits on the streams."""
@@ -154,9 +153,7 @@ class Recorder:
             if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
                 self._flush()
         except OSError as error:
-            raise SessionError(
-                f"{self.path}: can't be written ({error}); make room. What came before is kept"
-            ) from error
+            raise self._unwritten(error) from error
 
     def run(
         self, seconds: float | None, on_poll: Callable[[Recorder], None] = lambda recorder: None
@@ -179,13 +176,22 @@ class Recorder:
             time.sleep(POLL_S)
 
     def close(self) -> None:
-        """Flush and close everything."""
-        self._flush()
-        for file in self._files:
-            file.close()
+        """Close everything, what came on the disk."""
         for inlet in (self._spikes, self._kinematics, self._markers):
             if inlet is not None:
                 inlet.close()
+        try:
+            self._flush()
+        except OSError as error:
+            raise self._unwritten(error) from error
+        finally:
+            for file in self._files:
+                file.close()
+
+    def _unwritten(self, error: OSError) -> SessionError:
+        return SessionError(
+            f"{self.path}: can't be written ({error}); make room. What came before is kept"
+        )
 
     def _count_samples(self, times: Floats) -> None:
         self.n_samples += len(times)
@@ -197,14 +203,16 @@ class Recorder:
         """Count what an earlier recorder left, cut off a last record that isn't whole."""
         if not (self.path / ABOUT).is_file():
             return
-        self._unit_ids = list(_about(self.path)["unit_ids"])
+        about = about_of(self.path)
+        self._unit_ids = list(about["unit_ids"])
+        self._recorded_at = str(about.get("recorded_at") or self._recorded_at)
         for name, kind in ((SPIKES_FILE, SPIKE), (KINEMATICS_FILE, SAMPLE)):
             size = (self.path / name).stat().st_size
             os.truncate(self.path / name, size // kind.itemsize * kind.itemsize)
         markers = self.path / MARKERS_FILE
         os.truncate(markers, markers.read_bytes().rfind(b"\n") + 1)
-        self.n_spikes = len(_read(self.path / SPIKES_FILE, SPIKE))
-        times = _read(self.path / KINEMATICS_FILE, SAMPLE)["time"]
+        self.n_spikes = len(read_records(self.path / SPIKES_FILE, SPIKE))
+        times = read_records(self.path / KINEMATICS_FILE, SAMPLE)["time"]
         if len(times) and times[-1] > pylsl.local_clock():
             raise SessionError(
                 f"{self.path} was recorded before this host started: its clock began anew; "
@@ -215,8 +223,7 @@ class Recorder:
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+            file.sync()
 
     def _note_units(self) -> None:
         known = {unit_id: row for row, unit_id in enumerate(self._unit_ids)}
@@ -227,14 +234,31 @@ class Recorder:
         about = {
             "session_id": self._session_id,
             "subject_id": self._subject,
+            "recorded_at": self._recorded_at,
             "unit_ids": self._unit_ids,
             "spikes": self._spikes.name,
             "kinematics": self._kinematics.name,
             "markers": self._markers.name if self._markers else None,
         }
-        partial = self.path / f".{ABOUT}.partial"
-        partial.write_text(json.dumps(about, indent=2) + "\n")
-        os.replace(partial, self.path / ABOUT)
+        write_text(self.path / ABOUT, json.dumps(about, indent=2) + "\n", SessionError)
+
+
+class _Appended:
+    """A file that is only appended to, and has at once what is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, content: bytes) -> None:
+        left = memoryview(content)
+        while left:
+            left = left[self._file.write(left) :]
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _covered_s(times: Floats, before: float | None) -> float:
@@ -248,93 +272,3 @@ def _records(kind: np.dtype[np.void], times: Floats, values: Floats | Ints) -> b
     first, second = kind.names or ()
     records[first], records[second] = times, values
     return records.tobytes()
-
-
-def read_recording(path: Path | str, *, cut: bool = True) -> Session:
-    """A recording as a session; SessionError where too little is there.
-
-    cut: its domains 70/10/20; else each of them is the whole, as of a calibration.
-
-    A last record that was cut short is left out. Units without a spike stay. Where only velocity
-    was sent, position is its integral from (0, 0), so that no target can be placed beside it.
-    """
-    path = Path(path)
-    about = _about(path)
-    spikes, samples = _read(path / SPIKES_FILE, SPIKE), _read(path / KINEMATICS_FILE, SAMPLE)
-    times, first = np.unique(samples["time"], return_index=True)
-    values = samples["values"][first]
-    has_position = bool(np.isfinite(values[:, POSITION]).any())
-    given = values[:, POSITION if has_position else VELOCITY]
-    finite = np.isfinite(times) & np.isfinite(given).all(axis=1)
-    times, values = times[finite], values[finite]
-    if len(times) < 2:
-        raise SessionError(f"{path}: {len(times)} samples of kinematics; expected many more")
-    pos, vel = values[:, POSITION], values[:, VELOCITY]
-    targets = values[:, TARGET]
-    if not has_position:
-        pos, targets = position_of(vel, times), np.full_like(targets, np.nan)
-    elif not np.isfinite(vel).all():
-        vel = velocity_of(pos, times)
-    spike_times, spike_units, _ = sorted_spikes(spikes["time"], spikes["unit"])
-    inside = (spike_times >= times[0]) & (spike_times < times[-1])
-    domain = without_gaps(continuous_domain(times), times)
-    whole = Session(
-        session_id=about["session_id"],
-        subject_id=about["subject_id"],
-        unit_ids=tuple(about["unit_ids"]),
-        spike_times=spike_times[inside],
-        spike_units=spike_units[inside],
-        cursor_times=times,
-        cursor_pos=pos,
-        cursor_vel=vel,
-        domain=domain,
-        train_domain=domain,
-        valid_domain=domain,
-        test_domain=domain,
-        trials=_trials(path / MARKERS_FILE, times, targets),
-        source=f"recorded from {about['spikes']} and {about['kinematics']}",
-    )
-    return with_domains(whole) if cut else whole
-
-
-def _about(path: Path) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads((path / ABOUT).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise SessionError(f"{path}: not a recording ({error}); expected {ABOUT} in it") from error
-    return about
-
-
-def _read(path: Path, kind: np.dtype[np.void]) -> np.ndarray[Any, np.dtype[np.void]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SessionError(f"{path}: can't be read ({error})") from error
-    return np.frombuffer(content[: len(content) // kind.itemsize * kind.itemsize], dtype=kind)
-
-
-def _trials(path: Path, times: Floats, targets: Floats) -> Trials | None:
-    """Trials from `trial_start i` and `trial_end i`, those that lie inside the kinematics.
-
-    A trial's target is where it last stood, of `targets` (n, 2) at `times`; NaN where none was.
-    """
-    begun: dict[str, float] = {}
-    intervals, at_end = [], []
-    for line in path.read_text().splitlines():
-        try:
-            marker = json.loads(line)
-        except json.JSONDecodeError:
-            break  # cut short
-        if match := re.fullmatch(r"trial_(start|end) (\S+)", marker["text"]):
-            if match[1] == "start":
-                begun[match[2]] = marker["time"]
-            elif (start := begun.pop(match[2], None)) is not None and start >= times[0]:
-                intervals.append((start, marker["time"]))
-                first, last = np.searchsorted(times, intervals[-1])
-                at_end.append(targets[last - 1] if last > first else np.full(2, np.nan))
-    if not intervals:
-        return None
-    has_targets = bool(np.isfinite(at_end).all(axis=1).any())
-    return Trials(
-        intervals=np.array(intervals), target_pos=np.array(at_end) if has_targets else None
-    )

@@ -10,8 +10,9 @@ is cut into windows (see `training.windows`).
 
 from __future__ import annotations
 
+import datetime
 import mmap
-import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.errors import SessionError
+from decoder.files import replacing
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,6 +35,10 @@ MIN_GAP_S = 0.2
 FASTEST_HAND = 5.0  # m/s; kinematics above it are in other units
 TOO_FAST = "speeds reach "
 SLIVER_S = 1e-6  # intervals shorter than this are rounding, not time
+MAX_SPAN_S = 7 * 86_400.0  # torch_brain stores an index for every second between first and last
+MIN_PART = 0.5  # of its share that each of train, valid and test must have
+CURSORS = ("cursor", "hand", "finger")  # what moves, in the order in which one is taken
+NO_DATE = datetime.datetime(1970, 1, 1)  # stored if nobody knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,7 @@ class Session:
     spike_units: (n_spikes,) int64, position in `unit_ids` of each spike's unit.
     cursor_times: (n_samples,) float64, seconds, ascending.
     cursor_pos, cursor_vel: (n_samples, 2) float64, metres and metres per second.
+    recorded_at: when the recording began, or None if nobody knows.
     domain, train_domain, valid_domain, test_domain: (n, 2) float64 intervals, seconds.
     """
 
@@ -71,6 +78,7 @@ class Session:
     valid_domain: Floats
     test_domain: Floats
     trials: Trials | None = None
+    recorded_at: datetime.datetime | None = None
     source: str = "unknown"
     notes: tuple[str, ...] = field(default=())
 
@@ -168,28 +176,41 @@ def position_of(vel: Floats, timestamps: Floats) -> Floats:
 
 
 def chronological_domains(
-    domain: Floats, trials: Trials | None, shares: tuple[float, float] = (0.7, 0.1)
+    domain: Floats,
+    trials: Trials | None,
+    notes: list[str] | None = None,
+    *,
+    shares: tuple[float, float] = (0.7, 0.1),
 ) -> tuple[Floats, Floats, Floats]:
     """Cut a domain in time order into train, valid and test parts.
 
-    The cuts stand where `shares` of the domain's seconds have passed, or at the nearest edge
-    of a trial, so that no trial is cut in two. A "trial" of more than half the session
-    is none (some tables hold one row for the whole recording), and doesn't move the cuts.
+    The cuts are where `shares` of the domain's seconds have passed, or at the nearest edge of a
+    trial, so that no trial is cut in two. A "trial" of more than half the session is none (some
+    tables hold one row for the whole recording), and trials so long that a part would get less than
+    half of its share (blocks) don't move the cuts either.
+
+    notes: is told if trials were too long.
     """
-    whole = np.empty((0, 2)) if trials is None else trials.intervals
-    whole = whole[whole[:, 1] - whole[:, 0] <= duration_s(domain) / 2]
-    cuts = [
-        _off_trials(time_after(domain, share * duration_s(domain)), whole)
-        for share in (shares[0], shares[0] + shares[1])
-    ]
-    low, high = float(domain[0, 0]), float(domain[-1, 1])
-    edges = (low, cuts[0], cuts[1], high)
-    train, valid, test = (intersect(domain, a, b) for a, b in pairwise(edges))
-    if min(map(len, (train, valid, test))) == 0:
+    total = duration_s(domain)
+    given = np.empty((0, 2)) if trials is None else trials.intervals
+    whole = given[given[:, 1] - given[:, 0] <= total / 2]
+    at = [time_after(domain, share * total) for share in (shares[0], shares[0] + shares[1])]
+    parts = _cut(domain, [_off_trials(time, whole) for time in at])
+    wanted = np.array([shares[0], shares[1], 1 - sum(shares)]) * total
+    if not all(duration_s(p) >= MIN_PART * w for p, w in zip(parts, wanted, strict=True)):
+        parts = _cut(domain, at)
+        if notes is not None and len(given):
+            notes.append("trials are too long to cut between them; domains are cut by time")
+    if min(map(len, parts)) == 0:
         raise SessionError(
-            f"a domain of {duration_s(domain):.1f} s can't be cut into 70/10/20 parts between "
-            "trials: record for longer, or remove the trials table"
+            f"a domain of {total:.3g} s can't be cut into 70/10/20 parts: record for longer"
         )
+    return parts
+
+
+def _cut(domain: Floats, cuts: list[float]) -> tuple[Floats, Floats, Floats]:
+    edges = (float(domain[0, 0]), *cuts, float(domain[-1, 1]))
+    train, valid, test = (intersect(domain, a, b) for a, b in pairwise(edges))
     return train, valid, test
 
 
@@ -227,7 +248,20 @@ def check(session: Session) -> Session:
     _check_kinematics(name, session.cursor_times, pos=session.cursor_pos, vel=session.cursor_vel)
     for split in ("all", "train", "valid", "test"):
         _check_intervals(name, split, session.intervals(split))
+    _check_span(name, session)
     return session
+
+
+def _check_span(name: str, session: Session) -> None:
+    """One stray stamp must not make a session of years: torch_brain keeps a grid of its seconds."""
+    first = min(session.cursor_times[0], session.domain[0, 0])
+    last = max(session.cursor_times[-1], session.domain[-1, 1])
+    if last - first > MAX_SPAN_S:
+        raise SessionError(
+            f"{name}: kinematics and domains span {last - first:.3g} s, from {first:.3f} to "
+            f"{last:.3f}; expected at most {MAX_SPAN_S:.0f} s (7 days). Are some stamps of another "
+            "clock, or in another unit?"
+        )
 
 
 def _check_units(name: str, unit_ids: tuple[str, ...]) -> None:
@@ -235,11 +269,6 @@ def _check_units(name: str, unit_ids: tuple[str, ...]) -> None:
         raise SessionError(f"{name}: no units; expected at least one sorted or thresholded unit")
     if len(set(unit_ids)) != len(unit_ids):
         raise SessionError(f"{name}: unit ids repeat; each unit needs an id of its own")
-    if odd := [unit_id for unit_id in unit_ids if not unit_id.isascii()]:
-        raise SessionError(
-            f"{name}: unit id {odd[0]!r} isn't ASCII, which is all that torch_brain's format "
-            "stores; rename the unit"
-        )
 
 
 def _check_spikes(name: str, times: Floats, units: Ints, n_units: int) -> None:
@@ -289,34 +318,34 @@ def _check_intervals(name: str, split: str, intervals: Floats) -> None:
         )
 
 
-def save(session: Session, folder: Path | str) -> Path:
-    """Write `session` to `folder/<session_id>.h5` (temporary name, then renamed)."""
-    if Path(session.session_id).name != session.session_id:
-        raise SessionError(
-            f"session id {session.session_id!r} can't be a file's name; leave out slashes"
-        )
-    path = Path(folder) / f"{session.session_id}.h5"
+def save(session: Session, folder: Path | str, *, overwrite: bool = True) -> Path:
+    """Write `session` to `folder/<session_id>.h5` (temporary name, synced, renamed).
+
+    overwrite: else raise SessionError if there is one already.
+    """
+    path = path_of(session.session_id, folder)
+    if not overwrite and path.exists():
+        raise SessionError(f"{path} exists and was left as it is; expected a name of its own")
     data = _to_data(check(session))
-    partial = path.with_suffix(".h5.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, SessionError) as partial:
         try:
             with h5py.File(partial, "w") as file:
                 data.to_hdf5(file)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # h5py: RuntimeError where a flush fails
-        raise SessionError(
-            f"{path}: can't be written ({error}); make room or choose another folder. "
-            "What was there before is as it was"
-        ) from error
+        except RuntimeError as error:  # h5py, if a flush fails
+            raise OSError(str(error)) from error
     return path
 
 
-def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain has no types
-    import datetime
+def path_of(session_id: str, folder: Path | str) -> Path:
+    """Where a session of this id is written. Raises SessionError if it can't be a file's name."""
+    if not session_id or Path(session_id).name != session_id or "\0" in session_id:
+        raise SessionError(
+            f"session id {session_id[:80]!r} can't be a file's name; leave out slashes"
+        )
+    return Path(folder) / f"{session_id}.h5"
 
+
+def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain has no types
     from torch_brain.data import (
         ArrayDict,
         BrainsetDescription,
@@ -341,7 +370,9 @@ def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain h
         ),
         subject=SubjectDescription(id=session.subject_id, species="UNKNOWN", sex="UNKNOWN"),
         session=SessionDescription(
-            id=session.session_id, recording_date=datetime.datetime(1970, 1, 1), task="REACHING"
+            id=session.session_id,
+            recording_date=session.recorded_at or NO_DATE,
+            task="REACHING",
         ),
         spikes=IrregularTimeSeries(
             timestamps=session.spike_times,
@@ -349,7 +380,7 @@ def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain h
             domain=interval(session.domain),
         ),
         units=ArrayDict(
-            id=np.array(session.unit_ids, dtype=str),
+            id=np.array([_ascii(unit_id) for unit_id in session.unit_ids], dtype=str),
             count=np.bincount(unit_of_spike, minlength=session.n_units),
         ),
         cursor=IrregularTimeSeries(
@@ -371,9 +402,25 @@ def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain h
     return data
 
 
-def load(path: Path | str, *, lazy: bool = False) -> Session:
+_ESCAPED = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
+
+
+def _ascii(text: str) -> str:
+    """The text as ASCII, which is all that torch_brain's format stores; `_unescaped` undoes it."""
+    return text.replace("\\", r"\x5c").encode("ascii", "backslashreplace").decode()
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPED.sub(lambda match: chr(int(match[1] or match[2] or match[3], 16)), text)
+
+
+def load(
+    path: Path | str, *, lazy: bool = False, columns: tuple[int, int] | None = None
+) -> Session:
     """Read a session file; SessionError says what is wrong with one that can't be used.
 
+    columns: which columns are x and y, counted from 1, of kinematics with more than two; one that
+        is negative is turned round.
     lazy: map spikes and kinematics into memory instead of reading them, so that only what is
         used takes room. The file must not be written to meanwhile.
     """
@@ -382,7 +429,7 @@ def load(path: Path | str, *, lazy: bool = False) -> Session:
         raise SessionError(f"{path}: no such file; expected a session (.h5)")
     try:
         with h5py.File(path, "r") as file:
-            session = _from_hdf5(file, path.stem, _mapped if lazy else _whole)
+            session = _from_hdf5(file, path.stem, _mapped if lazy else _whole, columns)
     except SessionError:
         raise
     except OSError as error:
@@ -443,18 +490,22 @@ def _let_go(session: Session) -> None:
             base.madvise(mmap.MADV_DONTNEED)
 
 
-def _from_hdf5(file: h5py.File, default_id: str, read: Read) -> Session:
+def _from_hdf5(
+    file: h5py.File, default_id: str, read: Read, columns: tuple[int, int] | None
+) -> Session:
     """Read torch_brain's layout: datasets of `spikes`, `units`, `cursor` and interval groups."""
     notes: list[str] = []
     name = _text(file, "session", "id") or default_id
-    cursor_times, pos, vel = _kinematics(file["cursor"], name, notes, read)
+    cursor_times, pos, vel = _kinematics(_moving(file, notes), name, notes, read, columns)
     times, units = _spikes(file["spikes"], name, notes, read)
     trials = _trials(file)
     domain, (train, valid, test) = _domains(file, cursor_times, trials, notes)
+    ours = _text(file, "brainset", "id") == "volition"
+    unit_ids = _strings(file["units"]["id"][:])
     return Session(
         session_id=name,
         subject_id=_text(file, "subject", "id") or "unknown",
-        unit_ids=tuple(_strings(file["units"]["id"][:])),
+        unit_ids=tuple(map(_unescaped, unit_ids) if ours else unit_ids),
         spike_times=times,
         spike_units=units,
         cursor_times=cursor_times,
@@ -465,34 +516,96 @@ def _from_hdf5(file: h5py.File, default_id: str, read: Read) -> Session:
         valid_domain=valid,
         test_domain=test,
         trials=trials,
+        recorded_at=_date(_text(file, "session", "recording_date")),
         source=_text(file, "brainset", "source") or "unknown",
         notes=tuple(notes),
     )
 
 
+def _date(text: str | None) -> datetime.datetime | None:
+    try:
+        date = datetime.datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return None if date == NO_DATE else date
+
+
+def _moving(file: h5py.File, notes: list[str]) -> h5py.Group:
+    """The group of kinematics: the cursor, or what other brainsets have in its place."""
+    for name in CURSORS:
+        if name in file and any(_columns_named(file[name], kind) for kind in ("pos", "vel")):
+            if name != CURSORS[0]:
+                notes.append(f"no cursor in the file; its {name} was taken")
+            return file[name]
+    raise KeyError(f"no {', '.join(CURSORS)} with pos or vel")
+
+
+def _columns_named(group: h5py.Group, kind: str) -> str | None:
+    names = (kind, f"{kind}_2d", f"{kind}_xy", f"{kind}_3d")
+    return next((name for name in names if name in group), None)
+
+
 def _kinematics(
-    cursor: h5py.Group, name: str, notes: list[str], read: Read
+    cursor: h5py.Group, name: str, notes: list[str], read: Read, columns: tuple[int, int] | None
 ) -> tuple[Floats, Floats, Floats]:
     """Times, position and velocity; velocity by gradient where there is none."""
     times = _timestamps(cursor, read)
-    columns = {label: _array(cursor, label, read) for label in ("pos", "vel") if label in cursor}
-    if not columns:
-        raise KeyError("cursor has neither pos nor vel")
-    columns = {k: v[:, :2] if v.ndim == 2 else v for k, v in columns.items()}
-    _check_kinematics(name, times, **columns)
-    if "vel" not in columns:
-        columns["vel"] = velocity_of(columns["pos"], times)
+    found = {kind: _columns_named(cursor, kind) for kind in ("pos", "vel")}
+    values = {
+        kind: _xy(_array(cursor, label, read), f"{name}: {cursor.name[1:]} {label}", columns)
+        for kind, label in found.items()
+        if label
+    }
+    times, values = _finite(times, values, notes)
+    _check_kinematics(name, times, **values)
+    if "vel" not in values:
+        values["vel"] = velocity_of(values["pos"], times)
         notes.append("velocity is the gradient of position")
-    if "pos" not in columns:
-        columns["pos"] = np.zeros_like(columns["vel"])
+    if "pos" not in values:
+        values["pos"] = np.zeros_like(values["vel"])
         notes.append("no position recorded; stored as zero")
-    peak = float(np.nanquantile(np.abs(columns["vel"]), 0.99))
+    peak = float(np.nanquantile(np.abs(values["vel"]), 0.99))
     if peak > FASTEST_HAND:
         notes.append(
             f"{TOO_FAST}{peak:.3g}, too fast for m/s: `volition import {name}.h5 "
             "--unit cm` makes metres of centimetres"
         )
-    return times, columns["pos"], columns["vel"]
+    return times, values["pos"], values["vel"]
+
+
+def _xy(values: Floats, what: str, columns: tuple[int, int] | None) -> Floats:
+    """The columns x and y (n, 2). Raises SessionError if nobody knows which they are."""
+    if values.ndim != 2 or values.shape[1] <= 2:
+        return values
+    if columns is None:
+        raise SessionError(
+            f"{what} has {values.shape[1]} columns; expected two, x and y. Name them: `volition "
+            "import FILE --columns 1,2` (counted from 1, -2 turns one round)"
+        )
+    return picked(values, columns, what)
+
+
+def picked(values: Floats, columns: tuple[int, int], what: str) -> Floats:
+    """Two columns of (n, k), counted from 1; a negative one is turned round."""
+    if any(not 1 <= abs(column) <= values.shape[1] for column in columns):
+        raise SessionError(
+            f"{what} has {values.shape[1]} columns; expected --columns among them, counted from 1, "
+            f"got {columns[0]},{columns[1]}"
+        )
+    return np.stack([np.sign(c) * values[:, abs(c) - 1] for c in columns], axis=1)
+
+
+def _finite(
+    times: Floats, values: dict[str, Floats], notes: list[str]
+) -> tuple[Floats, dict[str, Floats]]:
+    """Samples that are numbers; a stretch without leaves a gap, which nothing reaches over."""
+    if any(column.shape != (len(times), 2) for column in values.values()):
+        return times, values  # the check says so
+    good = np.logical_and.reduce([np.isfinite(column).all(axis=1) for column in values.values()])
+    if good.all():
+        return times, values
+    notes.append(f"{int((~good).sum())} kinematics samples without numbers were left out")
+    return times[good], {kind: column[good] for kind, column in values.items()}
 
 
 def _spikes(spikes: h5py.Group, name: str, notes: list[str], read: Read) -> tuple[Floats, Ints]:
@@ -519,7 +632,7 @@ def _domains(
     parts = [without_gaps(part, cursor_times) for part in splits if part is not None]
     if len(parts) < 3 or min(map(len, parts)) == 0:
         notes.append("no domains stored; cut 70/10/20 in time order")
-        return domain, list(chronological_domains(domain, trials))
+        return domain, list(chronological_domains(domain, trials, notes))
     return domain, parts
 
 
@@ -588,5 +701,8 @@ def _text(file: h5py.File, group: str, name: str) -> str | None:
 
 def with_domains(session: Session) -> Session:
     """`session` with its train, valid and test domains cut anew, 70/10/20 in time order."""
-    train, valid, test = chronological_domains(session.domain, session.trials)
-    return replace(session, train_domain=train, valid_domain=valid, test_domain=test)
+    notes = [*session.notes]
+    train, valid, test = chronological_domains(session.domain, session.trials, notes)
+    return replace(
+        session, train_domain=train, valid_domain=valid, test_domain=test, notes=tuple(notes)
+    )

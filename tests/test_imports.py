@@ -15,7 +15,18 @@ FOLDERS = ("decoder", "streaming", "training", "server", "clients")
 ALLOWED = {
     "decoder": set(),
     "streaming": {"decoder"},
-    "training": {"decoder", "streaming.sessions", "streaming.lines"},
+    "training": {
+        "decoder",
+        "streaming.jumps",
+        "streaming.lengths",
+        "streaming.lines",
+        "streaming.plausible",
+        "streaming.recording",
+        "streaming.sessions",
+        "streaming.stamps",
+        "streaming.trials",
+        "streaming.units",
+    },
     "server": {"decoder", "streaming"},
     "clients": {"decoder", "streaming", "training", "server"},
 }

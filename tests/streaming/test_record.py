@@ -14,7 +14,8 @@ import pytest
 from decoder.errors import SessionError, StreamError
 from streaming import sessions
 from streaming.lsl import StreamQuery
-from streaming.record import KINEMATICS_FILE, SPIKES_FILE, Recorder, RecordSettings, read_recording
+from streaming.record import Recorder, RecordSettings
+from streaming.recording import KINEMATICS_FILE, SPIKES_FILE, read_recording
 from tests.rig import DEADLINE_S, Process, running, wait_for
 from tests.streaming.test_live import stream_of
 from training.labels import relabelled

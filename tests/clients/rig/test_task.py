@@ -35,7 +35,8 @@ from streaming.labels import (
 from streaming.labels import TARGET as TARGET_COLUMNS
 from streaming.lsl import RESOLVE_S, StreamQuery
 from streaming.publish import Publisher
-from streaming.record import Recorder, RecordSettings, read_recording
+from streaming.record import Recorder, RecordSettings
+from streaming.recording import read_recording
 from tests.clients.test_subscriber import frame
 from tests.rig import DEADLINE_S, Pace, wait_for
 from training.labels import relabelled

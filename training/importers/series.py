@@ -1,0 +1,315 @@
+"""Which series of an NWB file are the cursor's position and velocity: of one effector, never mixed.
+
+A series is known by its name (`cursor_pos`, `HandVelocity`, `finger_vel_x`), else by its
+container's. Two series of one axis each (`cursor_x`, `cursor_y`) count as one of two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from decoder.errors import ImportFailedError
+from streaming.lengths import is_speed, metres_in
+from streaming.sessions import Floats
+from training.importers.asked import NONE, Asked
+from training.importers.axes import xy
+from training.importers.complaints import first_line
+from training.importers.units import factor_said, is_arbitrary
+
+EFFECTORS = ("cursor", "hand", "finger", "eye")  # whose movement is taken, in this order
+MOST_LISTED = 12
+Kind = Literal["position", "velocity"]
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("pos", "position", "positions", "location"), "position"),
+    **dict.fromkeys(("vel", "velocity", "velocities", "speed"), "velocity"),
+}
+_FILLERS = frozenset(
+    (
+        "data",
+        "series",
+        "spatial",
+        "spatialseries",
+        "timeseries",
+        "time",
+        "behavior",
+        "xy",
+        "tracking",
+    )
+)
+_SAME_EFFECTOR = {
+    "fingers": "finger",
+    "fingertip": "finger",
+    "hands": "hand",
+    "gaze": "eye",
+    "eyes": "eye",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series: what it is called, what holds it, and pynwb's object, or those of x and y."""
+
+    name: str
+    container: str
+    parts: tuple[Any, ...]
+
+    @property
+    def kind(self) -> Kind | None:
+        """Position or velocity, by its name, else its container's, else its unit."""
+        for text in (self.name, self.container):
+            kinds = {_KINDS[token] for token in _tokens(text) if token in _KINDS}
+            if len(kinds) == 1:
+                return kinds.pop()
+        return "velocity" if is_speed(self.unit) else "position" if metres_in(self.unit) else None
+
+    @property
+    def effector(self) -> tuple[str, ...]:
+        """Whose movement it is: what its name says besides position or velocity."""
+        for text in (self.name, self.container):
+            tokens = [_SAME_EFFECTOR.get(t, t) for t in _tokens(text)]
+            if rest := tuple(t for t in tokens if t not in _KINDS and t not in _FILLERS):
+                return rest
+        return ()
+
+    @property
+    def unit(self) -> str:
+        return str(self.parts[0].unit or "")
+
+    @property
+    def frame(self) -> str:
+        """The frame of reference that the file names, if any."""
+        frame = str(getattr(self.parts[0], "reference_frame", None) or "").strip()
+        return (
+            "" if frame.lower() in ("", "unknown", "n/a", "none", "no reference frame") else frame
+        )
+
+
+def _tokens(name: str) -> list[str]:
+    return [t.lower() for t in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
+
+
+def all_series(nwb: Any, notes: list[str]) -> dict[str, Series]:
+    """Every series of processing modules and acquisition by its name; axes that belong together
+    as one.
+
+    Of several with one name, that of `processing/behavior` comes first; the others are called by
+    their place, such as `acquisition/cursor_pos`.
+    """
+    modules = sorted(nwb.processing.items(), key=lambda item: item[0] != "behavior")
+    roots = [(f"processing/{name}", module.data_interfaces) for name, module in modules]
+    found: dict[str, Series] = {}
+    for place, members in [*roots, ("acquisition", nwb.acquisition)]:
+        for container, series in _series_of(members):
+            name = str(series.name)
+            if name in found:
+                other = f"{place}/{name}" if container == "" else f"{place}/{container}/{name}"
+                notes.append(f"{name} is there twice; not taken: {other}")
+                name = other
+            found[name] = Series(name, container, (series,))
+    return {**found, **_paired(found)}
+
+
+def _series_of(members: Any) -> Iterator[tuple[str, Any]]:
+    for name, member in members.items():
+        for field in ("spatial_series", "time_series"):
+            for series in (getattr(member, field, None) or {}).values():
+                yield str(name), series
+        if hasattr(member, "data") and hasattr(member, "unit"):
+            yield "", member
+
+
+def _paired(found: dict[str, Series]) -> dict[str, Series]:
+    """Series of x and y as one, by what their names have in common."""
+    axes: dict[tuple[str, str], dict[str, Series]] = {}
+    for series in found.values():
+        if (
+            np.ndim(series.parts[0].data) != 1
+            and len(getattr(series.parts[0].data, "shape", (0, 0))) != 1
+        ):
+            continue
+        if match := re.fullmatch(
+            r"(.*?)[ _.-]?([xy])|([xy])[ _.-](.+)", series.name, re.IGNORECASE
+        ):
+            stem, axis = match[1] or match[4] or "", (match[2] or match[3]).lower()
+            axes.setdefault((series.container, stem), {})[axis] = series
+    pairs = {}
+    for (container, stem), pair in axes.items():
+        if len(pair) == 2:
+            name = stem or container or "xy"
+            parts = (pair["x"].parts[0], pair["y"].parts[0])
+            pairs[name if name not in found else f"{name}_xy"] = Series(name, container, parts)
+    return pairs
+
+
+def chosen(
+    found: dict[str, Series], asked: Asked, path: Path, notes: list[str]
+) -> tuple[Series | None, Series | None]:
+    """Position and velocity of one effector; one of them may be None."""
+    position = _named(asked.position, found, path, "position")
+    velocity = _named(asked.velocity, found, path, "velocity")
+    if position and velocity:
+        if position.effector != velocity.effector:
+            notes.append(f"position of {position.name} with velocity of {velocity.name}, as asked")
+        return position, velocity
+    for effector in _candidates(position or velocity):
+        of_it = [s for s in found.values() if s.effector == effector]
+        pos = position or _first(of_it, "position", asked.position)
+        vel = velocity or _first(of_it, "velocity", asked.velocity)
+        if pos or vel:
+            _tell_others(found, effector, (pos, vel), notes)
+            return pos, vel
+    raise ImportFailedError(
+        f"{path}: no cursor kinematics; expected one of {_usual()} in processing/behavior, found "
+        f"{listed(found)}. Name yours with --position or --velocity"
+    )
+
+
+def _named(asked: str | None, found: dict[str, Series], path: Path, what: str) -> Series | None:
+    if asked is None or asked == NONE:
+        return None
+    if asked not in found:
+        raise ImportFailedError(
+            f"{path}: no series named {asked!r} for {what}; found {listed(found)}"
+        )
+    return found[asked]
+
+
+def _candidates(given: Series | None) -> list[tuple[str, ...]]:
+    return [given.effector] if given else [(name,) for name in EFFECTORS]
+
+
+def _first(of_it: list[Series], kind: Kind, asked: str | None) -> Series | None:
+    """The first of a kind; one that has two axes goes before one that hasn't."""
+    if asked == NONE:
+        return None
+    fitting = [series for series in of_it if series.kind == kind]
+    return min(fitting, key=lambda s: len(s.parts) == 1 and _n_axes(s) < 2, default=None)
+
+
+def _n_axes(series: Series) -> int:
+    shape = getattr(series.parts[0].data, "shape", (0, 0))
+    return int(shape[1]) if len(shape) > 1 else 1
+
+
+def _tell_others(
+    found: dict[str, Series],
+    effector: tuple[str, ...],
+    taken: tuple[Series | None, Series | None],
+    notes: list[str],
+) -> None:
+    others = [
+        s.name for s in found.values()
+        if s.kind and s.effector != effector and s not in taken and _n_axes(s) > 1
+        and s.effector and (s.effector[0] in EFFECTORS or s.effector == ("joystick",))
+    ]  # fmt: skip
+    if others:
+        names = " and ".join(s.name for s in taken if s)
+        notes.append(
+            f"{names} taken; not taken, of others than {' '.join(effector)}: {', '.join(others)}"
+        )
+
+
+def _usual() -> str:
+    return ", ".join(f"{e}_{k}" for k in ("pos", "vel") for e in EFFECTORS)
+
+
+def listed(found: dict[str, Series]) -> list[str]:
+    names = sorted(found)
+    return names if len(names) <= MOST_LISTED else [*names[:MOST_LISTED], "…"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """One series in SI units. times: (n,) seconds. values: (n, 2) metres or m/s.
+
+    conversion, offset, metres: `values = (stored * conversion + offset) * metres`.
+    """
+
+    name: str
+    times: Floats
+    values: Floats
+    conversion: float
+    offset: float
+    metres: float
+    arbitrary: bool
+
+
+def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str]) -> Track:
+    """The columns x and y of a series in metres or m/s, at its times."""
+    parts = [_numbers(part, path) for part in series.parts]
+    times, data = parts[0]
+    if len(parts) == 2:
+        y_times, y = parts[1]
+        if data.shape != y.shape or not np.array_equal(times, y_times, equal_nan=True):
+            raise ImportFailedError(
+                f"{path}: {series.parts[0].name} and {series.parts[1].name} have other times; "
+                "expected the same. Write them as one series of two columns"
+            )
+        notes.append(f"{series.name} is made of {' and '.join(str(p.name) for p in series.parts)}")
+        data = np.stack([data, y], axis=1)
+    what = f"{path.name}: {series.name}"
+    first = series.parts[0]
+    texts = [str(getattr(first, field, None) or "") for field in ("description", "comments")]
+    columns = asked.columns if len(parts) == 1 else None
+    here: list[str] = []
+    data = xy(data, times, [*texts, series.frame], columns=columns, what=what, notes=here)
+    scales = [_scale(part, kind, asked, what, here) for part in series.parts]
+    notes += [note.replace(what, series.name, 1) for note in dict.fromkeys(here)]
+    conversion, offset, metres = (np.array(column) for column in zip(*scales, strict=True))
+    return Track(
+        name=series.name,
+        times=times,
+        values=(data * conversion + offset) * metres,
+        conversion=float(conversion[0]),
+        offset=float(offset[0]),
+        metres=float(metres[0]),
+        arbitrary=is_arbitrary(series.unit),
+    )
+
+
+def _scale(
+    part: Any, kind: Kind, asked: Asked, what: str, notes: list[str]
+) -> tuple[float, float, float]:
+    conversion = float(1.0 if part.conversion is None else part.conversion)
+    offset = float(part.offset or 0.0)
+    if not (np.isfinite([conversion, offset]).all() and conversion != 0):
+        raise ImportFailedError(
+            f"{what} has conversion {conversion} and offset {offset}; expected finite numbers"
+        )
+    metres = factor_said(
+        str(part.unit or ""), conversion, speed=kind == "velocity", asked=asked.unit, what=what,
+        notes=notes,
+    )  # fmt: skip
+    return conversion, offset, metres
+
+
+def _numbers(series: Any, path: Path) -> tuple[Floats, Floats]:
+    """Times (n,) in seconds and data as stored."""
+    try:
+        data = np.asarray(series.data[:], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ImportFailedError(
+            f"{path}: {series.name} holds no numbers ({first_line(error)}); expected x and y"
+        ) from error
+    if series.timestamps is not None:
+        times = np.asarray(series.timestamps[:], dtype=np.float64)
+    elif series.rate and np.isfinite(series.rate) and series.rate > 0:
+        times = float(series.starting_time or 0.0) + np.arange(len(data)) / float(series.rate)
+    else:
+        raise ImportFailedError(
+            f"{path}: {series.name} has neither timestamps nor a rate above 0 (rate "
+            f"{series.rate}); expected one of them"
+        )
+    if data.ndim == 0 or times.ndim != 1 or len(data) != len(times):
+        raise ImportFailedError(
+            f"{path}: {series.name} has {len(data) if data.ndim else 0} samples but {times.size} "
+            "timestamps; expected as many. Write the series again, or name another with "
+            "--position, --velocity"
+        )
+    return times, data

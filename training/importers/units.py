@@ -1,0 +1,84 @@
+"""What a metre is in a file: its units' words, its conversion, and what somebody says instead."""
+
+from __future__ import annotations
+
+import math
+
+from decoder.errors import ImportFailedError
+from streaming.lengths import is_speed, metres_in, says_nothing
+
+ARBITRARY = frozenset(
+    (
+        "a.u.", "a.u", "au", "arb", "arb.", "arbitrary", "arbitrary unit", "arbitrary units",
+        "normalized", "normalised", "dimensionless", "unitless",
+    )
+)  # fmt: skip
+EXPECTED = "m, cm, mm, another unit of length, or metres in one unit (such as 0.00026 of a pixel)"
+_SPIKE_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+
+
+def factor_asked(unit: str) -> float:
+    """Metres in one unit, of `--unit`: a word or a number."""
+    metres = metres_in(unit)
+    if metres is None:
+        try:
+            metres = float(unit)
+        except ValueError:
+            metres = math.nan
+    if is_speed(unit) or not (math.isfinite(metres) and metres > 0):
+        raise ImportFailedError(f"unit {unit!r}; expected {EXPECTED}")
+    return metres
+
+
+def seconds_asked(unit: str) -> float:
+    """Seconds in one unit of spike times, of `--spike-unit`: `ms`, `us`, or samples a second."""
+    try:
+        seconds = _SPIKE_UNITS[unit] if unit in _SPIKE_UNITS else 1.0 / float(unit)
+    except (ValueError, ZeroDivisionError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ImportFailedError(
+            f"spike unit {unit!r}; expected s, ms, us, or samples per second (such as 30000)"
+        )
+    return seconds
+
+
+def is_arbitrary(word: str) -> bool:
+    """Whether the word says that the numbers are of no unit of length."""
+    plain = word.strip().strip("[]()").lower()
+    return plain.partition("/")[0].strip() in ARBITRARY
+
+
+def factor_said(
+    word: str, conversion: float, *, speed: bool, asked: str | None, what: str, notes: list[str]
+) -> float:
+    """Metres (or m/s) in one of the file's units, after its conversion and offset.
+
+    word: the file's unit. asked: `--unit`, which goes before it. what: names it in messages.
+    Raises ImportFailedError if nobody knows.
+    """
+    if asked is not None:
+        metres = factor_asked(asked)
+        if metres_in(word) != metres:
+            notes.append(f"{what} was taken as {asked}, as asked; the file says {word!r}")
+        return metres
+    if is_arbitrary(word):
+        notes.append(f"{what} is in arbitrary units ({word!r}); taken as they are")
+        return 1.0
+    said = metres_in(word)
+    if said is None or (is_speed(word) and not speed):
+        said_what = "says no unit" if says_nothing(word) else f"is in {word!r}"
+        raise ImportFailedError(
+            f"{what} {said_what}; expected a unit of {'speed' if speed else 'length'}. "
+            f"Say which with --unit: {EXPECTED}"
+        )
+    if conversion != 1.0 and math.isclose(conversion, said):
+        raise ImportFailedError(
+            f"{what} is in {word!r} and has a conversion of {conversion:g}, which makes metres of "
+            f"{word}: is it in metres after it, or in {word}? Say which with --unit"
+        )
+    if speed and not is_speed(word):
+        notes.append(f"{what} says {word!r}, no unit of speed; taken as {word} per second")
+    if said != 1.0:
+        notes.append(f"{what} converted from {word}")
+    return said
