@@ -12,6 +12,10 @@ import numpy as np
 import pylsl
 
 from decoder.errors import StreamError
+from streaming.columns import COLUMNS as COLUMNS
+from streaming.columns import POSITION as POSITION
+from streaming.columns import TARGET as TARGET
+from streaming.columns import VELOCITY as VELOCITY
 from streaming.connector import (
     LOOK_S,
     POLL_S,
@@ -25,10 +29,6 @@ from streaming.lengths import KNOWN, is_speed, metres_in, says_nothing
 from streaming.search import Lookout, Query
 
 KINEMATICS, MARKERS = "Kinematics", "Markers"
-COLUMNS = ("pos_x", "pos_y", "vel_x", "vel_y", "target_x", "target_y")
-POSITION = slice(0, 2)
-VELOCITY = slice(2, 4)
-TARGET = slice(4, 6)
 MAX_MARKER_STREAMS = 16
 REMEMBERED = 4096  # markers, that none is told twice by two connections to its sender
 

@@ -24,8 +24,8 @@ import pylsl
 
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.files import write_text
-from streaming.labels import find_kinematics, find_markers
-from streaming.lsl import RESOLVE_S, Floats, Ints, SpikeInlet, StreamQuery
+from streaming.labels import Markers, find_kinematics
+from streaming.lsl import Floats, Ints, StreamQuery, find_spikes
 from streaming.recording import (
     ABOUT,
     KINEMATICS_FILE,
@@ -38,11 +38,11 @@ from streaming.recording import (
     read_records,
 )
 from streaming.sessions import path_of
-from streaming.units import UNKNOWN, repeated_units
+from streaming.units import UNKNOWN
 
 FLUSH_EVERY_S = 0.5
 POLL_S = 0.02
-MARKERS_WAIT_S = 0.5  # a rig may have none
+MARKERS_WAIT_S = 3.0  # until those that are there are open; a rig may have none
 SILENT_S = 10.0
 MAX_PAUSE_S = 0.5  # of the kinematics; a longer one is a gap, which labels nothing
 
@@ -109,30 +109,36 @@ class Recorder:
 
     def start(self) -> None:
         """Find and open the streams, make the folder."""
-        deadline = time.monotonic() + self._settings.wait_s
-        found = None
-        while found is None and time.monotonic() < deadline:
-            found = self._settings.spikes.resolve(RESOLVE_S)
-        if found is None:
-            raise StreamError(f"no spike stream of {self._settings.spikes}; is the rig sending?")
-        kinematics = None
-        while kinematics is None and time.monotonic() < deadline + RESOLVE_S:
-            kinematics = find_kinematics(self._settings.kinematics, RESOLVE_S)
-        if kinematics is None:
-            which = self._settings.kinematics or "type 'Kinematics'"
-            raise StreamError(f"no kinematics stream ({which}); nothing would label the spikes")
-        self._spikes, self._kinematics = SpikeInlet(found), kinematics
-        self._markers = find_markers(self._settings.markers, MARKERS_WAIT_S)
-        if problem := repeated_units(self._spikes.unit_ids):
-            raise StreamError(f"stream {self._spikes.name!r}: {problem}")
+        self._open_streams()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._go_on_from_what_is_there()
             names = (SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE)
             self._files = [_Appended(self.path / name) for name in names]
             self._note_units()
-        except OSError as error:
+        except (OSError, SessionError) as error:
+            self._close_inlets()
+            if isinstance(error, SessionError):
+                raise
             raise self._unwritten(error) from error
+
+    def _open_streams(self) -> None:
+        spikes = find_spikes(self._settings.spikes, self._settings.wait_s)
+        if spikes is None:
+            raise StreamError(f"no spike stream of {self._settings.spikes}; is the rig sending?")
+        self._spikes = spikes
+        try:
+            kinematics = find_kinematics(self._settings.kinematics, self._settings.wait_s)
+        except StreamError:
+            spikes.close()
+            raise
+        if kinematics is None:
+            spikes.close()
+            which = self._settings.kinematics or "type 'Kinematics'"
+            raise StreamError(f"no kinematics stream ({which}); nothing would label the spikes")
+        self._kinematics = kinematics
+        self._markers = Markers(self._settings.markers)
+        self._markers.wait(MARKERS_WAIT_S)
 
     def poll(self) -> None:
         """Write what waits on the streams."""
@@ -147,7 +153,7 @@ class Recorder:
             times, values = self._kinematics.drain()
             kinematics.write(_records(SAMPLE, times, values))
             self._count_samples(times)
-            for at, text in self._markers.drain() if self._markers else ():
+            for at, text in self._markers.drain():
                 markers.write((json.dumps({"time": at, "text": text}) + "\n").encode())
                 self.n_markers += 1
             if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
@@ -177,9 +183,7 @@ class Recorder:
 
     def close(self) -> None:
         """Close everything, what came on the disk."""
-        for inlet in (self._spikes, self._kinematics, self._markers):
-            if inlet is not None:
-                inlet.close()
+        self._close_inlets()
         try:
             self._flush()
         except OSError as error:
@@ -187,6 +191,10 @@ class Recorder:
         finally:
             for file in self._files:
                 file.close()
+
+    def _close_inlets(self) -> None:
+        for inlet in (self._spikes, self._kinematics, self._markers):
+            inlet.close()
 
     def _unwritten(self, error: OSError) -> SessionError:
         return SessionError(
@@ -238,7 +246,7 @@ class Recorder:
             "unit_ids": self._unit_ids,
             "spikes": self._spikes.name,
             "kinematics": self._kinematics.name,
-            "markers": self._markers.name if self._markers else None,
+            "markers": ", ".join(self._markers.names) or None,
         }
         write_text(self.path / ABOUT, json.dumps(about, indent=2) + "\n", SessionError)
 

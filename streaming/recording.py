@@ -3,7 +3,7 @@
     NAME.recording/
       about.json        session, subject, date, stream names, unit ids (again whenever units come)
       spikes.bin        float64 time (LSL clock, s), int64 unit, a record a spike
-      kinematics.bin    float64 time, then `streaming.labels.COLUMNS`, a record a sample
+      kinematics.bin    float64 time, then `streaming.columns.COLUMNS`, a record a sample
       markers.jsonl     time and text, a line a marker
 
 Files are only ever appended to, so that what is killed leaves a recording. It doesn't know LSL.
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import SessionError
+from streaming.columns import COLUMNS, POSITION, TARGET, VELOCITY
 from streaming.plausible import judged
 from streaming.sessions import (
     Floats,
@@ -42,10 +43,6 @@ ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (
     "kinematics.bin",
     "markers.jsonl",
 )
-COLUMNS = ("pos_x", "pos_y", "vel_x", "vel_y", "target_x", "target_y")
-POSITION = slice(0, 2)
-VELOCITY = slice(2, 4)
-TARGET = slice(4, 6)
 SPIKE = np.dtype([("time", "<f8"), ("unit", "<i8")])
 SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
 

@@ -1,0 +1,510 @@
+"""An import never changes meaning silently: units, effectors, axes, targets, names, clocks."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from pynwb import NWBFile
+from torch_brain.data import RegularTimeSeries
+from typer.testing import CliRunner
+
+from clients.cli import app
+from decoder.errors import ImportFailedError, SessionError, VolitionError
+from streaming import sessions
+from streaming.sessions import Session, duration_s, within
+from tests.training.nwb_files import END_S, POS, SPIKES, TIMES, VEL, position, velocity, write
+from training.importers import import_recording
+from training.simulate import simulate
+
+
+def said(session: Session, what: str) -> bool:
+    return any(what in note for note in session.notes)
+
+
+@pytest.mark.parametrize(
+    ("word", "scale"),
+    [
+        ("m", 1), ("meters", 1), ("Metres", 1), ("cm", 100), ("centimeters", 100),
+        ("centimetre", 100), ("mm", 1000), ("millimeters", 1000), ("um", 1e6), ("inch", 1 / 0.0254),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("per", ["/s", " per second", "/sec"])
+def test_the_unit_that_a_series_says_is_used(
+    tmp_path: Path, word: str, scale: float, per: str
+) -> None:
+    path = write(
+        tmp_path / "s.nwb",
+        position(POS * scale, unit=word),
+        velocity(VEL * scale, unit=word + per),
+    )
+    session = import_recording(path)
+    np.testing.assert_allclose(session.cursor_pos, POS, atol=1e-12)
+    np.testing.assert_allclose(session.cursor_vel, VEL, atol=1e-12)
+    assert said(session, f"converted from {word}") == (scale != 1)
+
+
+@pytest.mark.parametrize("word", ["pixels", "unknown", "", "n/a", "deg", "counts", "V"])
+@pytest.mark.parametrize("which", ["position", "velocity"])
+def test_a_series_in_no_unit_of_length_asks_for_one_and_takes_it(
+    tmp_path: Path, word: str, which: str
+) -> None:
+    series = {
+        "position": position(POS * 400, unit=word),
+        "velocity": velocity(VEL * 400, unit=f"{word}/s" if word else ""),
+    }[which]
+    path = write(tmp_path / "s.nwb", series)
+    with pytest.raises(ImportFailedError, match=r"expected a unit of .*--unit"):
+        import_recording(path)
+    session = import_recording(path, unit="0.0025")
+    np.testing.assert_allclose(session.cursor_vel[2:-2], VEL[2:-2], atol=1e-4)
+    assert said(session, "taken as 0.0025, as asked")
+
+
+def test_a_position_in_arbitrary_units_is_taken_as_it_is_and_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(POS * 1000, unit="a.u."))
+    session = import_recording(path)
+    np.testing.assert_array_equal(session.cursor_pos, POS * 1000)
+    assert said(session, "arbitrary units ('a.u.')")
+
+
+def test_conversion_and_offset_come_before_the_unit(tmp_path: Path) -> None:
+    stored = (POS * 100 - 3.0) / 0.5
+    path = write(tmp_path / "s.nwb", position(stored, unit="cm", conversion=0.5, offset=3.0))
+    np.testing.assert_allclose(import_recording(path).cursor_pos, POS, atol=1e-12)
+
+
+def test_a_conversion_to_metres_beside_a_unit_of_centimetres_is_asked_about(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(POS * 100, unit="cm", conversion=0.01))
+    with pytest.raises(ImportFailedError, match="is it in metres after it, or in cm"):
+        import_recording(path)
+    np.testing.assert_allclose(import_recording(path, unit="m").cursor_pos, POS, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [100, 1000])
+def test_speeds_and_workspaces_that_no_hand_has_ask_for_a_unit(tmp_path: Path, scale: int) -> None:
+    path = write(tmp_path / "s.nwb", position(POS * scale), velocity(VEL * scale))
+    with pytest.raises(ImportFailedError, match=r"which no hand does .*--unit"):
+        import_recording(path)
+    unit = {100: "cm", 1000: "mm"}[scale]
+    np.testing.assert_allclose(import_recording(path, unit=unit).cursor_pos, POS, atol=1e-12)
+    assert said(import_recording(path, unit="m"), "more than a hand does")
+
+
+def test_velocity_in_another_unit_than_the_positions_gradient_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(), velocity(VEL / 100))
+    with pytest.raises(ImportFailedError, match=r"0\.01 times the gradient.*--velocity none"):
+        import_recording(path)
+    session = import_recording(path, velocity="none")
+    np.testing.assert_allclose(session.cursor_vel[2:-2], VEL[2:-2], atol=1e-4)
+
+
+TURNED = np.stack([-POS[:, 1], POS[:, 0]], axis=1)
+TURNED_VEL = np.stack([-VEL[:, 1], VEL[:, 0]], axis=1)
+
+
+@pytest.mark.parametrize("other", ["hand", "finger", "eye", "joystick", "Hand"])
+def test_position_and_velocity_are_of_one_effector(tmp_path: Path, other: str) -> None:
+    path = write(
+        tmp_path / "s.nwb",
+        position(), position(TURNED, f"{other}_pos"), velocity(TURNED_VEL, f"{other}_vel"),
+    )  # fmt: skip
+    session = import_recording(path)
+    np.testing.assert_array_equal(session.cursor_pos, POS)
+    np.testing.assert_allclose(session.cursor_vel[2:-2], VEL[2:-2], atol=1e-4)
+    assert said(session, "not taken, of others than cursor")
+    assert said(session, f"{other}_vel")
+    session = import_recording(path, velocity=f"{other}_vel")
+    np.testing.assert_array_equal(session.cursor_pos, TURNED)
+
+
+def test_an_eye_is_never_put_beside_a_hand(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(TURNED, "eye_pos"), velocity(name="hand_vel"))
+    session = import_recording(path)
+    np.testing.assert_array_equal(session.cursor_vel, VEL)
+    assert (session.cursor_pos == 0).all()
+    assert said(session, "not taken, of others than hand: eye_pos")
+
+
+def test_two_effectors_that_are_asked_for_are_taken_and_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(), velocity(TURNED_VEL, "hand_vel"))
+    session = import_recording(path, position="cursor_pos", velocity="hand_vel")
+    np.testing.assert_array_equal(session.cursor_vel, TURNED_VEL)
+    assert said(session, "position of cursor_pos with velocity of hand_vel, as asked")
+    assert said(session, "isn't the movement of cursor_pos")
+
+
+def test_a_raw_copy_in_acquisition_does_not_take_the_series_place(tmp_path: Path) -> None:
+    raw = position(POS * 3, "cursor_pos")
+    session = import_recording(write(tmp_path / "s.nwb", position(), acquisition=[raw]))
+    np.testing.assert_array_equal(session.cursor_pos, POS)
+    assert said(session, "acquisition/cursor_pos")
+
+
+COLUMNS_OF = {
+    "z, -x, -y": np.column_stack([0 * TIMES + 0.3, -POS]),
+    "time, x, y": np.column_stack([TIMES, POS]),
+    "time [s], x [m], y [m], x of the other LED [m], y of the other LED [m]": np.column_stack(
+        [TIMES, POS, POS + 0.01]
+    ),
+    "y, x": POS[:, ::-1],
+    "Cursor position (x, y, z)": np.column_stack([POS, 0 * TIMES]),
+    "minus y, minus x": -POS[:, ::-1],
+}
+
+
+five_columns = pytest.mark.filterwarnings("ignore:.*has data shape.*:UserWarning")
+
+
+@five_columns
+@pytest.mark.parametrize("names", COLUMNS_OF)
+@pytest.mark.parametrize("where", ["description", "comments"])
+def test_columns_are_taken_by_the_names_that_the_file_gives_them(
+    tmp_path: Path, names: str, where: str
+) -> None:
+    path = write(tmp_path / "s.nwb", position(COLUMNS_OF[names], **{where: names}))
+    session = import_recording(path)
+    np.testing.assert_array_equal(session.cursor_pos, POS)
+    assert said(session, "x and y were taken")
+
+
+@five_columns
+@pytest.mark.parametrize(
+    ("data", "columns"),
+    [
+        (COLUMNS_OF["z, -x, -y"], (-2, -3)),
+        (np.column_stack([TIMES, POS, POS + 0.01]), (2, 3)),
+        (np.column_stack([1000 * TIMES, POS, POS + 0.01]), (2, 3)),
+    ],
+)
+def test_columns_without_names_are_asked_for(
+    tmp_path: Path, data: np.ndarray, columns: tuple[int, int]
+) -> None:
+    path = write(tmp_path / "s.nwb", position(data))
+    with pytest.raises(ImportFailedError, match=r"say which are x and y.*--columns"):
+        import_recording(path)
+    np.testing.assert_array_equal(import_recording(path, columns=columns).cursor_pos, POS)
+
+
+@pytest.mark.parametrize("times", [TIMES, 1000 * TIMES, TIMES + 7.5])
+def test_a_column_of_time_beside_x_and_y_is_left_out(tmp_path: Path, times: np.ndarray) -> None:
+    session = import_recording(write(tmp_path / "s.nwb", position(np.column_stack([times, POS]))))
+    np.testing.assert_array_equal(session.cursor_pos, POS)
+    assert said(session, "column 1 is time")
+
+
+def test_time_and_one_axis_are_not_x_and_y(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(np.column_stack([TIMES, POS[:, 0]])))
+    with pytest.raises(ImportFailedError, match="1 of them time"):
+        import_recording(path)
+
+
+@pytest.mark.parametrize("names", [("cursor_pos_x", "cursor_pos_y"), ("Cursor X", "Cursor Y")])
+def test_two_series_of_one_axis_each_are_one(tmp_path: Path, names: tuple[str, str]) -> None:
+    axes = [velocity(POS[:, i], name, unit="m") for i, name in enumerate(names)]
+    session = import_recording(write(tmp_path / "s.nwb", *axes))
+    np.testing.assert_array_equal(session.cursor_pos, POS)
+    assert said(session, f"is made of {names[0]} and {names[1]}")
+
+
+def trials_with(column: list[object]) -> list[dict[str, object]]:
+    return [
+        {"start_time": 4.0 * i, "stop_time": 4.0 * i + 3, "target_pos": target}
+        for i, target in enumerate(column)
+    ]
+
+
+def target_column(description: str, **more: object):
+    def add(nwb: NWBFile) -> None:
+        nwb.add_trial_column("target_pos", description, **more)
+
+    return add
+
+
+TARGETS = [[0.05, 0.0], [0.0, -0.05], [-0.05, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("series", "scale", "description"),
+    [
+        (position(POS * 100, unit="cm"), 100, "where"),
+        (position(POS * 100, unit="cm"), 1, "where"),
+        (position(POS * 100, unit="m", conversion=0.01), 100, "where"),
+        (position(POS * 100, unit="m", conversion=0.01), 1, "where"),
+        (position(), 1000, "where (mm)"),
+    ],
+)
+def test_targets_are_converted_with_the_position(
+    tmp_path: Path, series, scale: float, description: str
+) -> None:
+    trials = trials_with([[scale * x for x in target] for target in TARGETS])
+    path = write(tmp_path / "s.nwb", series, trials=trials, more=target_column(description))
+    session = import_recording(path)
+    np.testing.assert_allclose(session.trials.target_pos, TARGETS, atol=1e-12)
+    assert said(session, "targets converted")
+
+
+def test_targets_of_any_number_are_no_reason_to_refuse_the_file(tmp_path: Path) -> None:
+    ragged = [[[0.05, 0.0]], [[0.0, -0.05], [0.03, 0.03]], []]
+    trials = trials_with(ragged)
+    path = write(tmp_path / "s.nwb", position(), trials=trials[:2],
+                 more=target_column("all of them", index=True))  # fmt: skip
+    session = import_recording(path)
+    np.testing.assert_array_equal(session.trials.target_pos[0], [0.05, 0.0])
+    assert np.isnan(session.trials.target_pos[1]).all()
+    assert said(session, "1 of 2 trials have no single target")
+
+
+def test_unit_names_that_repeat_are_replaced_by_the_units_numbers(tmp_path: Path) -> None:
+    session = import_recording(write(tmp_path / "s.nwb", position(), names=["a", "b", "a"]))
+    assert session.unit_ids == ("0", "1", "2")
+    assert said(session, "unit names repeat")
+
+
+@pytest.mark.parametrize("unit", ["ms", "30000"])
+def test_spike_times_in_another_unit_are_refused_with_the_way_out(
+    tmp_path: Path, unit: str
+) -> None:
+    per_second = {"ms": 1e3, "30000": 3e4}[unit]
+    spikes = [np.round(times * per_second) for times in SPIKES]
+    path = write(tmp_path / "s.nwb", position(), spikes=spikes)
+    with pytest.raises(ImportFailedError, match=f"`--spike-unit {unit}`"):
+        import_recording(path)
+    session = import_recording(path, spike_unit=unit)
+    assert within(session.spike_times, session.domain).all()
+
+
+def test_spike_times_in_unix_time_are_refused_by_that_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(), spikes=[t + 1.7e9 for t in SPIKES])
+    with pytest.raises(ImportFailedError, match=r"Unix time \(2023-11-14\)"):
+        import_recording(path)
+
+
+def test_fewer_spikes_than_half_inside_are_refused_unless_that_is_meant(tmp_path: Path) -> None:
+    long = [np.arange(0.1, 4 * END_S, 0.25)] * 3
+    path = write(tmp_path / "s.nwb", position(), spikes=long)
+    with pytest.raises(ImportFailedError, match=r"\(25\.0%\).*--spikes-outside"):
+        import_recording(path)
+    assert said(import_recording(path, spikes_outside=True), "720 of 2,880 spikes (25.0%)")
+
+
+def test_long_stretches_without_a_spike_are_said_or_refused(tmp_path: Path) -> None:
+    short = [times[times < 40.0] for times in SPIKES]
+    session = import_recording(write(tmp_path / "s.nwb", position(), spikes=short))
+    assert said(session, "no unit fires for 20.1 s from 39.9 s on")
+    shorter = [times[times < 20.0] for times in SPIKES]
+    with pytest.raises(ImportFailedError, match="no unit fires for 40"):
+        import_recording(write(tmp_path / "t.nwb", position(), spikes=shorter))
+
+
+def test_one_wild_stamp_costs_one_sample(tmp_path: Path) -> None:
+    for index, stamp in ((700, 1e8), (700, -1e8), (700, 1.7e9), (len(TIMES) - 1, 1e8)):
+        series = position()
+        path = write(tmp_path / "s.nwb", series)
+        with h5py.File(path, "r+") as file:
+            file["processing/behavior/Position/cursor_pos/timestamps"][index] = stamp
+        session = import_recording(path)
+        assert len(session.cursor_times) == len(TIMES) - 1
+        assert said(session, "1 kinematics samples with stamps that repeat, step back or are far")
+        assert duration_s(session.domain) < 61
+        path.unlink()
+
+
+def test_a_clock_that_steps_back_costs_one_cut(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position())
+    with h5py.File(path, "r+") as file:
+        file["processing/behavior/Position/cursor_pos/timestamps"][2000:] -= 5.0
+    session = import_recording(path)
+    assert len(session.cursor_times) == len(TIMES) - 250
+    assert said(session, "250 kinematics samples with stamps that repeat, step back")
+
+
+@pytest.mark.parametrize("within_burst_s", [0.0, 1e-5])
+def test_bursts_that_share_a_stamp_are_spread_and_said(
+    tmp_path: Path, within_burst_s: float
+) -> None:
+    path = write(tmp_path / "s.nwb", position(), velocity())
+    bursts = np.repeat(TIMES[4::5], 5) + within_burst_s * np.tile(np.arange(5) - 4, len(TIMES) // 5)
+    with h5py.File(path, "r+") as file:
+        for name in ("Position/cursor_pos", "cursor_vel"):
+            file[f"processing/behavior/{name}/timestamps"][:] = bursts
+    session = import_recording(path)
+    np.testing.assert_allclose(session.cursor_times, TIMES, atol=1e-3)
+    assert np.linalg.norm(session.cursor_vel, axis=1).max() < 0.1
+    assert said(session, "came in bursts")
+
+
+def test_bursts_too_far_apart_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position())
+    with h5py.File(path, "r+") as file:
+        file["processing/behavior/Position/cursor_pos/timestamps"][:] = np.repeat(TIMES[::25], 25)
+    with pytest.raises(ImportFailedError, match="bursts that share a stamp, too far apart"):
+        import_recording(path)
+
+
+def test_dropped_samples_are_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position())
+    kept = np.delete(np.arange(len(TIMES)), np.arange(10, len(TIMES), 10))
+    with h5py.File(path, "r+") as file:
+        group = file["processing/behavior/Position/cursor_pos"]
+        for name in ("data", "timestamps"):
+            values, attributes = group[name][:][kept], dict(group[name].attrs)
+            del group[name]
+            group.create_dataset(name, data=values).attrs.update(attributes)
+    assert said(import_recording(path), "about 299 of 2999 kinematics samples are missing")
+
+
+def test_kinematics_in_milliseconds_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(), spikes=[1000 * t for t in SPIKES])
+    with h5py.File(path, "r+") as file:
+        times = file["processing/behavior/Position/cursor_pos/timestamps"]
+        times[:] = 1000 * times[:]
+    with pytest.raises(ImportFailedError, match=r"sampled every 20 s.*milliseconds"):
+        import_recording(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ll]ength of data.*:UserWarning")
+def test_what_the_reader_warns_of_reaches_the_notes(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(), velocity())
+    with h5py.File(path, "r+") as file:
+        del file["processing/behavior/Position/cursor_pos/timestamps"].attrs["interval"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        import_recording(path)
+    unused = velocity(VEL[:-5], "other", "V")
+    path = write(tmp_path / "t.nwb", position(), acquisition=[unused])
+    with h5py.File(path, "r+") as file:
+        stamps = file["acquisition/other/timestamps"]
+        longer = np.append(stamps[:], stamps[-1] + 1 + np.arange(3))
+        attributes = dict(stamps.attrs)
+        del file["acquisition/other/timestamps"]
+        file["acquisition/other"].create_dataset("timestamps", data=longer).attrs.update(attributes)
+    assert said(import_recording(path), "pynwb says: TimeSeries 'other': Length of data")
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    error = result.exception
+    if isinstance(error, VolitionError):
+        return 1, str(error)
+    assert error is None or isinstance(error, SystemExit), error
+    return result.exit_code, result.output
+
+
+def test_sessions_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    out = tmp_path / "sessions"
+    for who in ("monkeyA", "monkeyB"):
+        path = write(tmp_path / f"{who}.nwb", position(), session_id="1", subject=who)
+        assert run("import", path, "-o", out)[0] == 0
+    assert sorted(p.stem for p in out.iterdir()) == [
+        "monkeyA_2026-01-02_1", "monkeyB_2026-01-02_1",
+    ]  # fmt: skip
+
+
+def test_a_session_is_replaced_only_if_that_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "sessions"
+    first = write(tmp_path / "a.nwb", position(), session_id="day_one", subject="a")
+    second = write(tmp_path / "b.nwb", position(-POS), session_id="day_one", subject="b")
+    assert run("import", first, "-o", out)[0] == 0
+    before = (out / "day_one.h5").read_bytes()
+    code, message = run("import", second, "-o", out)
+    assert code == 1
+    assert "--force" in message
+    assert "--name" in message
+    assert (out / "day_one.h5").read_bytes() == before
+    assert run("import", second, "-o", out, "--name", "day_one_b")[0] == 0
+    assert run("import", second, "-o", out, "--force")[0] == 0
+    assert sessions.load(out / "day_one.h5").subject_id == "b"
+
+
+def test_a_zarr_folder_is_named_as_such(tmp_path: Path) -> None:
+    for name, mark in (("a.nwb.zarr", ".zgroup"), ("b.nwb", "zarr.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / mark).write_text("{}")
+        with pytest.raises(ImportFailedError, match="a Zarr folder; expected one HDF5 file"):
+            import_recording(tmp_path / name)
+
+
+def test_blocks_are_no_reason_to_refuse_a_file(tmp_path: Path) -> None:
+    blocks = [{"start_time": 0.0, "stop_time": 30.0}, {"start_time": 30.0, "stop_time": 59.9}]
+    session = import_recording(write(tmp_path / "s.nwb", position(), trials=blocks))
+    assert said(session, "trials are too long to cut between them")
+    assert duration_s(session.test_domain) == pytest.approx(0.2 * END_S, abs=0.1)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    return sessions.save(simulate(n_units=6, minutes=1.0, subject=1, seed=5), tmp_path)
+
+
+def as_regular(path: Path, name: str, scale: float = 1.0, gap: bool = False) -> np.ndarray:
+    """Rewrite the cursor as a regular series of another name, as other brainsets have it."""
+    session = sessions.load(path)
+    pos, vel = session.cursor_pos * scale, session.cursor_vel * scale
+    if gap:
+        pos[2000:2200], vel[2000:2200] = np.nan, np.nan
+    with h5py.File(path, "r+") as file:
+        del file["cursor"]
+        series = RegularTimeSeries(
+            sampling_rate=100.0, domain_start=float(session.cursor_times[0]), pos=pos, vel=vel
+        )  # fmt: skip
+        series.to_hdf5(file.create_group(name))
+    return session.cursor_vel
+
+
+@pytest.mark.parametrize("name", ["cursor", "hand", "finger"])
+def test_gaps_of_nan_in_others_sessions_become_gaps(stored: Path, name: str) -> None:
+    vel = as_regular(stored, name, gap=True)
+    session = sessions.load(stored)
+    assert len(session.cursor_times) == len(vel) - 200
+    assert len(session.domain) == 2
+    gap = session.domain[1, 0] - session.domain[0, 1]
+    assert gap == pytest.approx(2.0, abs=0.02)
+    assert said(session, "200 kinematics samples without numbers were left out")
+    assert said(session, f"its {name} was taken") == (name != "cursor")
+
+
+def test_others_sessions_in_millimetres_ask_for_the_unit(stored: Path) -> None:
+    vel = as_regular(stored, "cursor", scale=1000.0)
+    with pytest.raises(SessionError, match=r"which no hand does .*--unit"):
+        import_recording(stored)
+    np.testing.assert_allclose(import_recording(stored, unit="mm").cursor_vel, vel, atol=1e-9)
+
+
+def test_three_columns_of_others_sessions_are_asked_about(stored: Path) -> None:
+    with h5py.File(stored, "r+") as file:
+        pos = file["cursor/pos"][:]
+        del file["cursor/pos"], file["cursor/vel"]
+        file["cursor/pos"] = np.column_stack([0 * pos[:, 0], -pos])
+    with pytest.raises(SessionError, match=r"cursor pos has 3 columns.*--columns"):
+        sessions.load(stored)
+    np.testing.assert_array_equal(import_recording(stored, columns=(-2, -3)).cursor_pos, pos)
+
+
+def test_a_session_of_years_is_refused_before_it_takes_memory(stored: Path) -> None:
+    session = sessions.load(stored)
+    times = np.append(session.cursor_times[:-1], 1e8)
+    with pytest.raises(SessionError, match="expected at most 604800 s"):
+        sessions.save(replace(session, cursor_times=times), stored.parent)
+    domain = np.array([[0.0, 1.7e9]])
+    with pytest.raises(SessionError, match="expected at most 604800 s"):
+        sessions.save(replace(session, domain=domain), stored.parent)
+
+
+def test_the_date_of_a_recording_is_kept(tmp_path: Path) -> None:
+    imported = import_recording(write(tmp_path / "s.nwb", position()))
+    loaded = sessions.load(sessions.save(imported, tmp_path))
+    assert loaded.recorded_at == imported.recorded_at
+    assert loaded.recorded_at is not None
+
+
+def test_printed_rates_count_only_spikes_inside(tmp_path: Path) -> None:
+    from clients.reports import session_summary
+
+    long = [np.arange(0.1, 1.8 * END_S, 0.25)] * 3
+    session = import_recording(write(tmp_path / "s.nwb", position(), spikes=long))
+    assert session_summary(session)["rate_hz"]["median"] == pytest.approx(4.0, abs=0.02)
