@@ -36,6 +36,7 @@ FASTEST_HAND = 5.0  # m/s; kinematics above it are in other units
 TOO_FAST = "speeds reach "
 SLIVER_S = 1e-6  # intervals shorter than this are rounding, not time
 MAX_SPAN_S = 7 * 86_400.0  # torch_brain stores an index for every second between first and last
+MAX_TEXT = 30_000  # characters of an HDF5 attribute, which has 64 KB
 MIN_PART = 0.5  # of its share that each of train, valid and test must have
 CURSORS = ("cursor", "hand", "finger")  # what moves, in the order in which one is taken
 NO_DATE = datetime.datetime(1970, 1, 1)  # stored if nobody knows
@@ -269,6 +270,8 @@ def _check_units(name: str, unit_ids: tuple[str, ...]) -> None:
         raise SessionError(f"{name}: no units; expected at least one sorted or thresholded unit")
     if len(set(unit_ids)) != len(unit_ids):
         raise SessionError(f"{name}: unit ids repeat; each unit needs an id of its own")
+    if odd := [unit_id for unit_id in unit_ids if not unit_id or "\0" in unit_id]:
+        raise SessionError(f"{name}: a unit's id is {odd[0][:80]!r}; expected a name")
 
 
 def _check_spikes(name: str, times: Floats, units: Ints, n_units: int) -> None:
@@ -326,13 +329,18 @@ def save(session: Session, folder: Path | str, *, overwrite: bool = True) -> Pat
     path = path_of(session.session_id, folder)
     if not overwrite and path.exists():
         raise SessionError(f"{path} exists and was left as it is; expected a name of its own")
-    data = _to_data(check(session))
+    check(session)
     with replacing(path, SessionError) as partial:
         try:
             with h5py.File(partial, "w") as file:
-                data.to_hdf5(file)
+                _to_data(session).to_hdf5(file)
         except RuntimeError as error:  # h5py, if a flush fails
             raise OSError(str(error)) from error
+        except (ValueError, TypeError) as error:  # texts with NUL, for one
+            raise SessionError(
+                f"{session.session_id[:80]!r} can't be stored as HDF5 ({error}); expected plain "
+                "texts for session, subject and source"
+            ) from error
     return path
 
 
@@ -366,7 +374,7 @@ def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain h
             origin_version="unknown",
             derived_version="1.0.0",
             source=session.source,
-            description="; ".join(session.notes) or "session written by Volition",
+            description="; ".join(session.notes)[:MAX_TEXT] or "session written by Volition",
         ),
         subject=SubjectDescription(id=session.subject_id, species="UNKNOWN", sex="UNKNOWN"),
         session=SessionDescription(

@@ -23,21 +23,25 @@ class Stream:
 
     xml: its StreamInfo. times: (n_samples,) float64, seconds on the sender's clock.
     values: (n_samples, n_channels) numbers, or one string a sample.
-    clock_offset_s: what the recorder measured between its clock and the sender's.
+    clock_offset_s: what the recorder measured between its clock and the sender's; None if nothing.
     """
 
     xml: str
     times: NDArray[np.float64]
     values: NDArray[np.generic] | Sequence[str]
-    clock_offset_s: float = 0.0
+    clock_offset_s: float | None = 0.0
 
 
-def write(path: Path, streams: Sequence[Stream], *, with_footers: bool = True) -> Path:
-    """Write `streams`, their chunks interleaved; without footers as a killed recorder leaves it."""
-    parts = [
-        b"XDF:",
-        _chunk(FILE_HEADER, b"<?xml version='1.0'?><info><version>1.0</version></info>"),
-    ]
+def write(
+    path: Path, streams: Sequence[Stream], *, with_footers: bool = True, date: str | None = None
+) -> Path:
+    """Write `streams`, their chunks interleaved; without footers as a killed recorder leaves it.
+
+    date: when the recorder began, as the file's header says it.
+    """
+    said = f"<datetime>{date}</datetime>" if date else ""
+    header = f"<?xml version='1.0'?><info><version>1.0</version>{said}</info>"
+    parts = [b"XDF:", _chunk(FILE_HEADER, header.encode())]
     parts += [_chunk(STREAM_HEADER, s.xml.encode(), i) for i, s in enumerate(streams, 1)]
     longest = max(len(stream.times) for stream in streams)
     for first in range(0, longest, SAMPLES_A_CHUNK):
@@ -45,7 +49,8 @@ def write(path: Path, streams: Sequence[Stream], *, with_footers: bool = True) -
             part = slice(first, first + SAMPLES_A_CHUNK)
             if len(stream.times[part]):
                 parts.append(_chunk(SAMPLES, _samples(stream, part), number))
-                parts.append(_chunk(CLOCK_OFFSET, _clock_offset(stream, first), number))
+                if stream.clock_offset_s is not None:
+                    parts.append(_chunk(CLOCK_OFFSET, _clock_offset(stream, first), number))
     if with_footers:
         parts += [_chunk(STREAM_FOOTER, _footer(s), i) for i, s in enumerate(streams, 1)]
     path.write_bytes(b"".join(parts))
@@ -77,7 +82,7 @@ def _value(value: object) -> bytes:
 
 
 def _clock_offset(stream: Stream, first: int) -> bytes:
-    return struct.pack("<dd", float(stream.times[first]), stream.clock_offset_s)
+    return struct.pack("<dd", float(stream.times[first]), stream.clock_offset_s or 0.0)
 
 
 def _footer(stream: Stream) -> bytes:

@@ -157,7 +157,7 @@ COLUMNS_OF = {
 }
 
 
-five_columns = pytest.mark.filterwarnings("ignore:.*has data shape.*:UserWarning")
+five_columns = pytest.mark.filterwarnings("ignore:.*[Ss]hape")
 
 
 @five_columns

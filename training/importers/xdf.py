@@ -198,7 +198,8 @@ def _sources(streams: list[Stream], notes: list[str]) -> list[Source]:
                 f"stream {source.name!r} is in {len(source.parts)} parts (its sender was started "
                 f"again); joined, away for {away or '0 s'}"
             )
-    return sources
+    at = {id(stream): place for place, stream in enumerate(streams)}
+    return sorted(sources, key=lambda source: at[id(source.parts[0])])
 
 
 def _one(sources: list[Source], notes: list[str]) -> Source:
