@@ -9,7 +9,7 @@ import numpy as np
 from pylsl import local_clock
 
 from decoder.errors import VolitionError
-from streaming.record import SPIKES_FILE, read_recording
+from streaming.recording import SPIKES_FILE, read_recording
 from streaming.sessions import Session
 from tests.faults.fault import Fault, Seconds
 from tests.faults.network import Link, no_root, small_disk
