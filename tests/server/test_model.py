@@ -565,7 +565,8 @@ def run(world: World, steps: int, *, seed: int | None) -> None:
     )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_what_was_answered_with_success_is_what_the_next_daemon_does(tmp_path: Path) -> None:
     each = N_STEPS // N_AT_ONCE
     logs = [tmp_path / f"{seed}.log" for seed in range(N_AT_ONCE)]
