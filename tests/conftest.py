@@ -25,6 +25,7 @@ from training.simulate import simulate
 from training.windows import OutputScale, unit_words
 
 isolation.own_lsl_session()
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of child processes, as `volition` sets it
 torch.set_num_threads(1)  # small models: more threads wait for each other, under load for long
 
 ROOT = Path(__file__).parent.parent
