@@ -479,6 +479,10 @@ def decode(
     stale_after_ms: Annotated[
         float | None, typer.Option(help="Age of the newest spike that stops decoding [250].")
     ] = None,
+    fault_speed: Annotated[
+        float | None,
+        typer.Option(help="Speed after the filters, m/s, above which it is a fault [5]."),
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
     require_provider: Annotated[
         bool | None, typer.Option("--require-provider", help="Refuse to run on another provider.")
@@ -500,7 +504,7 @@ def decode(
     given = {
         "tick_ms": tick_ms, "stream_type": stream_type, "stream_name": stream_name,
         "address": address, "control": control, "control_open": control_open,
-        "stale_after_ms": stale_after_ms,
+        "stale_after_ms": stale_after_ms, "fault_speed": fault_speed,
         "provider": provider, "require_provider": require_provider,
         "min_known_share": min_known_share, "threads": threads,
     }  # fmt: skip

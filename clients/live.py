@@ -114,7 +114,10 @@ def collect(
     live = LiveFrames()
     status = StatusSubscriber(address)
     try:
-        with CursorSubscriber(address) as cursor, playing(path, settings) as (events, process):
+        with (
+            CursorSubscriber(address, max_age_s=None) as cursor,
+            playing(path, settings) as (events, process),
+        ):
             ended_at = float("inf")
             while cursor.arrived is None or cursor.arrived < ended_at + AFTERWARDS_S:
                 frame = cursor.receive(timeout_s=SILENCE_S)

@@ -53,7 +53,7 @@ class Relay:
         self._velocity = STILL
 
     def __enter__(self) -> Self:
-        self._cursor = CursorSubscriber(self.settings.address)
+        self._cursor = CursorSubscriber(self.settings.address, max_age_s=self.settings.stale_s)
         self._outlet = pylsl.StreamOutlet(_info(self.settings))
         return self
 

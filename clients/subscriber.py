@@ -7,59 +7,67 @@
 
 `latest_only` keeps one frame (ZeroMQ's CONFLATE): right for a screen that draws when it can,
 and for a loop that may fall behind, since what was missed is not played late. Without it every
-frame arrives in order: right for whoever records. A frame that isn't `valid` carries zero
-velocity; silence is for the receiver to notice (a timeout, or `is_stale`).
+frame arrives in order. A frame that isn't `valid` carries zero velocity; silence is for the
+receiver to notice (a timeout, or `is_stale`).
+
+A valid frame that is older than `max_age_s` when it is read comes as `stale`, with velocity zero.
+So a reader that stalled does not move by what was decoded meanwhile. A recorder, which wants
+frames as they were sent, passes `max_age_s=None`.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-import msgspec
 import zmq
 import zmq.asyncio
 from pylsl import local_clock
 
-from decoder.errors import StreamError
 from streaming import wire
+from streaming.sockets import Socket, limited
 
 _CURSOR = wire.TOPICS["cursor"].prefix
 
 
-class _ShortestWay:
-    """The quickest frame's way in the last one to two minutes: hosts' clocks drift apart."""
+MAX_AGE_S = 0.1
+DRIFT = 2e-4  # between two hosts' clocks, at most
 
-    KEPT_S = 60.0
+
+class _ShortestWay:
+    """The quickest frame's way: a later frame took that much longer. Hosts' clocks drift apart."""
 
     def __init__(self) -> None:
-        self._before = self._now = float("inf")
-        self._since = float("-inf")
+        self._shortest = float("inf")
+        self._at = 0.0
 
     def shortest(self, way_s: float, now: float) -> float:
         """The shortest way so far, this one included: receiver's clock less the sender's, s."""
-        if now - self._since > self.KEPT_S:
-            self._before, self._now, self._since = self._now, float("inf"), now
-        self._now = min(self._now, way_s)
-        return min(self._before, self._now)
+        self._shortest = min(way_s, self._shortest + DRIFT * (now - self._at))
+        self._at = now
+        return self._shortest
 
 
 class _FrameCounter:
     """What both subscribers know about the frames that came: order, gaps, age."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_age_s: float | None) -> None:
         self.n_frames = 0
         self.n_gaps = 0  # places where sequence numbers jump
         self.n_missed = 0  # frames that never came
         self.n_restarts = 0  # times another daemon took over
+        self.n_too_old = 0  # valid frames that came as stale because of their age
         self.backlog_s = 0.0  # how much later than the quickest frame the newest came
         self.arrived: float | None = None  # LSL clock, s, of the newest frame
+        self._max_age_s = max_age_s
+        self._age_s = 0.0  # of the newest frame when it came
         self._next_seq: int | None = None
         self._run: float | None = None
         self._ways = _ShortestWay()
+        self._caught_up = False
 
-    def is_stale(self, after_s: float = 0.1) -> bool:
+    def is_stale(self, after_s: float = MAX_AGE_S) -> bool:
         """Whether the newest frame is older than `after_s` seconds (True before the first).
 
         It is when none came for so long, and when frames wait unread: a reader that falls
@@ -68,40 +76,54 @@ class _FrameCounter:
         """
         if self.arrived is None:
             return True
-        age_s = local_clock() - self.arrived + self.backlog_s
+        age_s = local_clock() - self.arrived + self._age_s
         return bool(age_s > after_s)
 
-    def _take(self, message: bytes) -> wire.CursorFrame:
+    def _take(self, message: bytes, *, more_wait: bool) -> wire.CursorFrame:
         self.arrived = local_clock()
-        try:
-            frame = wire.decode_frame(memoryview(message)[len(_CURSOR) :])
-        except msgspec.MsgspecError as error:
-            raise StreamError(
-                f"a frame can't be read ({error}); is the daemon of another version than this "
-                f"client (schema {wire.SCHEMA_VERSION})?"
-            ) from error
+        frame = wire.decode_frame(memoryview(message)[len(_CURSOR) :])
         if self._run is not None and frame.started != self._run:
             self.n_restarts += 1
-            self._ways = _ShortestWay()
+            self._ways, self._caught_up = _ShortestWay(), False
         elif self._next_seq is not None and frame.seq > self._next_seq:
             self.n_gaps += 1
             self.n_missed += frame.seq - self._next_seq
-        way_s = self.arrived - frame.published
-        self.backlog_s = way_s - self._ways.shortest(way_s, self.arrived)
+        self._note_age(frame, self.arrived, more_wait=more_wait)
         self._run = frame.started
         self._next_seq = frame.seq + 1
         self.n_frames += 1
-        return frame
+        if not frame.valid or self._max_age_s is None or self._age_s <= self._max_age_s:
+            return frame
+        self.n_too_old += 1
+        return wire.silenced(frame)
+
+    def _note_age(self, frame: wire.CursorFrame, now: float, *, more_wait: bool) -> None:
+        """The quickest frame's way is known once none waits. Before, a frame's way is its age if
+        both sides are on one host, and nobody knows what it is if they aren't."""
+        way_s = now - frame.published
+        self.backlog_s = way_s - self._ways.shortest(way_s, now)
+        if self._caught_up:
+            self._age_s = self.backlog_s
+        else:
+            self._age_s = way_s if way_s >= 0 else float("inf")
+        self._caught_up |= not more_wait
 
 
 class CursorSubscriber(_FrameCounter):
     """Frames from a daemon, blocking.
 
     latest_only: keep the newest frame only; sequence gaps are then expected.
+    max_age_s: an older valid frame comes as `stale`; None takes every frame as it is.
     """
 
-    def __init__(self, address: str = wire.DEFAULT_ADDRESS, *, latest_only: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        address: str = wire.DEFAULT_ADDRESS,
+        *,
+        latest_only: bool = False,
+        max_age_s: float | None = MAX_AGE_S,
+    ) -> None:
+        super().__init__(max_age_s)
         self._context = zmq.Context()
         self._socket = _subscribe(self._context.socket(zmq.SUB), address, latest_only)
 
@@ -109,7 +131,7 @@ class CursorSubscriber(_FrameCounter):
         """The next frame, or None where none comes within `timeout_s` (None: wait for ever)."""
         if not self._socket.poll(None if timeout_s is None else max(0, round(timeout_s * 1e3))):
             return None
-        return self._take(self._socket.recv())
+        return self._take(self._socket.recv(), more_wait=_waits(self._socket))
 
     def __iter__(self) -> Iterator[wire.CursorFrame]:
         while True:
@@ -136,8 +158,14 @@ class CursorSubscriber(_FrameCounter):
 class AsyncCursorSubscriber(_FrameCounter):
     """Frames from a daemon, for asyncio: `async with`, `async for`, `await receive()`."""
 
-    def __init__(self, address: str = wire.DEFAULT_ADDRESS, *, latest_only: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        address: str = wire.DEFAULT_ADDRESS,
+        *,
+        latest_only: bool = False,
+        max_age_s: float | None = MAX_AGE_S,
+    ) -> None:
+        super().__init__(max_age_s)
         self._context = zmq.asyncio.Context()
         self._socket = _subscribe(self._context.socket(zmq.SUB), address, latest_only)
 
@@ -147,7 +175,7 @@ class AsyncCursorSubscriber(_FrameCounter):
             None if timeout_s is None else max(0, round(timeout_s * 1e3))
         ):
             return None
-        return self._take(await self._socket.recv())
+        return self._take(await self._socket.recv(), more_wait=_waits(self._socket))
 
     async def __aiter__(self) -> AsyncIterator[wire.CursorFrame]:
         while True:
@@ -176,7 +204,7 @@ class StatusSubscriber:
 
     def __init__(self, address: str = wire.DEFAULT_ADDRESS) -> None:
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
+        self._socket = limited(self._context.socket(zmq.SUB))
         self._socket.setsockopt(zmq.SUBSCRIBE, wire.TOPICS["status"].prefix)
         self._socket.connect(address)
 
@@ -195,12 +223,14 @@ class StatusSubscriber:
         self._context.destroy(linger=0)
 
 
-Socket = TypeVar("Socket", bound="zmq.Socket[bytes] | zmq.asyncio.Socket")
-
-
 def _subscribe(socket: Socket, address: str, latest_only: bool) -> Socket:
     if latest_only:
         socket.setsockopt(zmq.CONFLATE, 1)
     socket.setsockopt(zmq.SUBSCRIBE, _CURSOR)
-    socket.connect(address)
+    limited(socket).connect(address)
     return socket
+
+
+def _waits(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> bool:
+    """Whether another frame waits."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -15,6 +15,7 @@ from clients.subscriber import CursorSubscriber, StatusSubscriber
 from streaming import wire
 
 REFRESH_S = 0.05
+SILENT_S = 0.5
 FULL_SCALE = 0.4  # m/s at the end of a bar
 HALF_BAR = 24
 COLOURS = {
@@ -33,7 +34,7 @@ def watch(console: Console, address: str, *, as_json: bool) -> None:
         return
     status_feed = StatusSubscriber(address)
     status: wire.Status | None = None
-    with CursorSubscriber(address, latest_only=True) as cursor, Live(
+    with CursorSubscriber(address, latest_only=True, max_age_s=SILENT_S) as cursor, Live(
         console=console, auto_refresh=False
     ) as live:  # fmt: skip
         try:
@@ -42,7 +43,7 @@ def watch(console: Console, address: str, *, as_json: bool) -> None:
                 newest = cursor.receive(timeout_s=0.5)
                 frame = newest or frame
                 status = status_feed.receive() or status
-                silent = cursor.is_stale(after_s=0.5)
+                silent = cursor.is_stale(after_s=SILENT_S)
                 live.update(_panel(address, frame, status, silent), refresh=True)
                 time.sleep(REFRESH_S)
         except KeyboardInterrupt:
@@ -52,7 +53,7 @@ def watch(console: Console, address: str, *, as_json: bool) -> None:
 
 
 def _print_lines(address: str) -> None:
-    with CursorSubscriber(address) as cursor:
+    with CursorSubscriber(address, max_age_s=None) as cursor:
         try:
             for frame in cursor:
                 sys.stdout.buffer.write(msgspec.json.encode(frame) + b"\n")

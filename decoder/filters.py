@@ -1,7 +1,7 @@
 """What a decoded velocity goes through before it leaves: bias, gain, smoothing, dead zone, limits.
 
-All are off by default. The limits come last and can't be exceeded, but to stand still at once when
-decoding stops.
+All are off by default, and one that is off remembers nothing. The limits come last and can't be
+exceeded, but to stand still at once when decoding stops.
 """
 
 from __future__ import annotations
@@ -77,12 +77,16 @@ class OutputFilters:
     def __call__(self, velocity: Velocity) -> Velocity:
         """The velocity (x, y), m/s, to publish."""
         given, (x, y) = self.settings, velocity
-        if given.bias_s is not None:
+        if given.bias_s is None:
+            self.forget_bias()
+        else:
             x, y = x - self.bias[0], y - self.bias[1]
             self._learn_bias(x, y, self._tick_s / given.bias_s)
         x, y = given.gain * x, given.gain * y
         if given.smoothing_s > 0:
             x, y = self._smooth(x, y, math.exp(-self._tick_s / given.smoothing_s))
+        else:
+            self._smoothed = None
         if math.hypot(x, y) < given.dead_zone:
             x, y = 0.0, 0.0
         x, y = _within(given.speed_limit, x, y)

@@ -25,12 +25,16 @@ class TokenRing:
 
     capacity: spikes kept at the same time. Pages are touched only as far as spikes reach.
     row_shape: shape of one spike's token row.
+    keep_s: seconds before the newest spike; what is older is forgotten when others are added, so
+        that a ring that nobody reads from doesn't fill.
     """
 
-    def __init__(self, capacity: int, row_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, capacity: int, row_shape: tuple[int, ...], *, keep_s: float = np.inf
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity {capacity}; expected at least one spike")
-        self.capacity = capacity
+        self.capacity, self.keep_s = capacity, keep_s
         size = 2 * capacity
         self._times = np.empty(size)
         self._units = np.empty(size, dtype=np.int64)
@@ -62,6 +66,7 @@ class TokenRing:
         n_new = len(times)
         if n_new == 0:
             return
+        self.forget_before(float(times.max()) - self.keep_s)
         if n_new > self.capacity:
             self.n_overflowed += n_new - self.capacity
             newest = np.argsort(times, kind="stable")[-self.capacity :]

@@ -90,8 +90,10 @@ class Runtime(abc.ABC):
         outputs = bundle.manifest.outputs
         self._scale = np.array([output.scale for output in outputs])
         self._offset = np.array([output.offset for output in outputs])
-        capacity = int(MAX_RATE_HZ * (self._kept_s() + FUTURE_S))
-        self._ring = TokenRing(capacity, bundle.tables.tokens.shape[1:])
+        keep_s = self._kept_s() + FUTURE_S
+        self._ring = TokenRing(
+            int(MAX_RATE_HZ * keep_s), bundle.tables.tokens.shape[1:], keep_s=keep_s
+        )
 
     @property
     def provider(self) -> str:

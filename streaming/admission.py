@@ -12,6 +12,8 @@
 | zero, or not a number                         | left out              | `no_time`        |
 | any, of a unit that the bundle doesn't know   | left out              | `unknown_unit`   |
 
+An end of a bin (`SpikeCounts`) is judged as a spike at its time would be.
+
 Attention does not care in which order spikes came, so order inside the window is free.
 Duplicates are taken: a source that stamps a whole chunk alike sends true spikes that look so.
 """
@@ -60,6 +62,7 @@ class Admission:
         self.window_s = window_s
         self.counters = Counters()
         self.newest: float | None = None  # time of the newest spike taken, s
+        self.left_out: dict[str, int] = {}  # by reason, since something was taken
         self._previous_time = -np.inf
         self._newest_stamp = -np.inf
         self._last_tick = -np.inf
@@ -67,6 +70,7 @@ class Admission:
     def forget(self) -> None:
         """The stream was lost: what comes next is another's. Counters go on."""
         self.newest = None
+        self.left_out = {}
         self._previous_time = self._newest_stamp = -np.inf
 
     def admit(
@@ -79,23 +83,39 @@ class Admission:
         window_end: end of this tick's window; what is too old for it is left out.
         now: when the events were drained; what lies ahead of it is from the future.
         """
-        count = self.counters
         if len(times):
             known = unit_index != UNKNOWN
-            timed = np.isfinite(times) & (times != 0.0)
-            future = times > now + FUTURE_S
-            too_old = times < window_end - self.window_s
+            timed, future, too_old = _by_time(times, window_end - self.window_s, now)
             take = known & timed & ~future & ~too_old
-            count.unknown_unit += int((~known).sum())
-            count.no_time += int((known & ~timed).sum())
-            count.future += int((known & timed & future).sum())
-            count.too_old += int((known & timed & too_old).sum())
+            self._leave_out("unknown_unit", ~known)
+            self._leave_out("no_time", known & ~timed)
+            self._leave_out("future", known & future)
+            self._leave_out("too_old", known & too_old)
             self._count_backward_steps(times[timed & ~future])
             times, unit_index = times[take], unit_index[take]
             self._count_oddities(times, unit_index)
             self._note_newest(times, now)
         self._last_tick = window_end
         return times, unit_index
+
+    def admit_bins(self, ends: Floats, *, window_end: float, now: float) -> Floats:
+        """Those ends of bins (n_bins,) that a spike would be taken at; they are signs of life."""
+        timed, future, too_old = _by_time(ends, window_end - self.window_s, now)
+        taken = timed & ~future & ~too_old
+        if taken.any():
+            self.left_out.clear()
+        for name, out in (("no_time", ~timed), ("future", future), ("too_old", too_old)):
+            self._note_left_out(name, int(out.sum()))
+        return ends[taken]
+
+    def _leave_out(self, name: str, out: NDArray[np.bool_]) -> None:
+        if n_out := int(out.sum()):
+            setattr(self.counters, name, getattr(self.counters, name) + n_out)
+            self._note_left_out(name, n_out)
+
+    def _note_left_out(self, name: str, n_out: int) -> None:
+        if n_out:
+            self.left_out[name] = self.left_out.get(name, 0) + n_out
 
     def _count_backward_steps(self, times: Floats) -> None:
         if len(times) == 0:
@@ -122,5 +142,14 @@ class Admission:
     def _note_newest(self, times: Floats, now: float) -> None:
         """A stamp ahead of its arrival is no newer than its arrival: it must not hide silence."""
         if len(times):
+            self.left_out.clear()
             newest = min(float(times.max()), now)
             self.newest = newest if self.newest is None else max(self.newest, newest)
+
+
+def _by_time(
+    times: Floats, oldest: float, now: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks (n,): has a time at all; of these, is from the future; is older than `oldest`."""
+    timed = np.isfinite(times) & (times != 0.0)
+    return timed, timed & (times > now + FUTURE_S), timed & (times < oldest)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
 import zmq
@@ -26,7 +27,12 @@ from decoder.errors import SettingsError, VolitionError
 from decoder.filters import Filters
 from streaming import wire
 from streaming.lsl import StreamKind
-from streaming.sockets import BoundSocket
+from streaming.sockets import BoundSocket, limited
+
+MAX_FRAMES = 100  # of a message that is no command, looked at in a tick
+QUEUED = 16  # commands of one peer that wait
+
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class _Command(msgspec.Struct, frozen=True, tag_field="command", tag=str.lower):
@@ -34,11 +40,11 @@ class _Command(msgspec.Struct, frozen=True, tag_field="command", tag=str.lower):
 
 
 class Load(_Command, frozen=True):
-    path: str  # of a bundle, on the daemon's host
+    path: Text  # of a bundle, on the daemon's host
 
 
 class Activate(_Command, frozen=True):
-    decoder: str  # id of the candidate, so that nothing else is activated by mistake
+    decoder: Text  # id of the candidate, so that nothing else is activated by mistake
 
 
 class Rollback(_Command, frozen=True):
@@ -47,15 +53,15 @@ class Rollback(_Command, frozen=True):
 
 class SetInput(_Command, frozen=True):
     kind: StreamKind
-    name: str | None = None  # the only one of its kind where it is left out
+    name: Text | None = None  # the only one of its kind where it is left out
 
 
 class Pause(_Command, frozen=True):
-    why: str = ""
+    why: Text = ""
 
 
 class Resume(_Command, frozen=True):
-    paused_for: str | None = None  # only if it is paused for this reason; None: for any
+    paused_for: Text | None = None  # only if it is paused for this reason; None: for any
 
 
 class Arm(_Command, frozen=True):
@@ -123,30 +129,39 @@ class ControlSocket(BoundSocket):
 
     def __init__(self, address: str, *, anyone: bool = False) -> None:
         check_reach(address, anyone=anyone)
-        super().__init__(zmq.REP, address, purpose="take commands")
+        super().__init__(zmq.REP, address, purpose="take commands", options={zmq.RCVHWM: QUEUED})
+        self._n_frames = 0  # of the message that is being read
 
     def receive(self) -> Command | str | None:
         """A command, what was wrong with it, or None where none waits. It must be answered."""
-        try:
-            parts = self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
-        if len(parts) != 1:
-            return f"not a command of this daemon: {len(parts)} frames, expected one"
-        message = parts[0]
-        try:
-            command: Command = _decode_command(message)
-        except (msgspec.DecodeError, SettingsError) as error:
-            return f"not a command of this daemon: {error}"
-        return command
+        for _ in range(MAX_FRAMES):
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            self._n_frames += 1
+            if not self._socket.getsockopt(zmq.RCVMORE):
+                n_frames, self._n_frames = self._n_frames, 0
+                if n_frames > 1:
+                    return f"not a command of this daemon: {n_frames} frames, expected one"
+                return _command(frame)
+        return None  # the rest of its frames is read at the next tick
 
     def answer(self, reply: Reply) -> None:
         """Answer the last command."""
         self._socket.send(encode(reply), zmq.NOBLOCK)
 
 
+def _command(message: bytes) -> Command | str:
+    try:
+        command: Command = _decode_command(message)
+    except Exception as error:  # also no text, nested too deep, a setting out of range
+        return f"not a command of this daemon: {str(error)[:200]}"
+    return command
+
+
 class NoAnswerError(VolitionError):
-    """The daemon did not answer in time: it is gone, or it hangs."""
+    """The daemon did not answer in time, or not in our words: it is gone, or it hangs."""
 
 
 class ControlClient:
@@ -181,14 +196,20 @@ class ControlClient:
             raise NoAnswerError(
                 f"the daemon on {self.address} did not answer within {timeout_s:g} s"
             )
-        return _decode_reply(self._socket.recv())
+        try:
+            return _decode_reply(self._socket.recv())
+        except Exception as error:  # of another version, or something else that listens there
+            raise NoAnswerError(
+                f"the daemon on {self.address} gave an answer that can't be read "
+                f"({str(error)[:200]}); is it of another version?"
+            ) from error
 
     def close(self) -> None:
         """Close the socket."""
         self._context.destroy(linger=0)
 
     def _connect(self) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.REQ)
+        socket: zmq.Socket[bytes] = limited(self._context.socket(zmq.REQ))
         socket.setsockopt(zmq.RECONNECT_IVL, _LOOK_MS)  # a daemon that returns is heard at once
         socket.connect(self.address)
         return socket

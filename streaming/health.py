@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from streaming import wire
+from streaming.units import Floats
 
 KEPT_TICKS = 8192
 
@@ -29,10 +30,12 @@ class TickHealth:
         self._latency_ms[self._n_ticks % KEPT_TICKS] = latency_ms
         self._n_ticks += 1
 
-    def drained(self, n_events: int, oldest_age_s: float) -> None:
-        """Note what a tick took off the stream."""
+    def drained(self, n_events: int, times: Floats, now: float) -> None:
+        """Note what a tick took off the stream at `now`: events, and times (n,) of their spikes."""
         self._n_events += n_events
-        self.backlog_s = oldest_age_s
+        times = times[np.isfinite(times)]
+        if len(times):
+            self.backlog_s = now - float(times.min())
 
     def read(self, now: float) -> tuple[wire.Quantiles | None, float]:
         """Latency quantiles and events/s since the last read, and a new period."""

@@ -16,34 +16,41 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import isfinite
+from math import hypot
 from pathlib import Path
 
 from pylsl import local_clock
 
 from decoder.bundle import Bundle
 from decoder.errors import SettingsError, StreamError
-from decoder.filters import OutputFilters
-from decoder.runtime import PROVIDERS, Runtime, RuntimeSettings, open_runtime
+from decoder.filters import OutputFilters, Velocity
+from decoder.runtime import MAX_RATE_HZ, PROVIDERS, Runtime, RuntimeSettings, open_runtime
 from streaming import control, wire
 from streaming.admission import Admission
-from streaming.clock import Metronome
+from streaming.clock import Clock, Metronome
 from streaming.control import Command, ControlSocket, Reply
 from streaming.health import TickHealth
 from streaming.lsl import Connector, SpikeInlet, StreamQuery
-from streaming.priority import real_time
+from streaming.priority import before_others, real_time
 from streaming.publish import Publisher
 from streaming.recent import KEEP_S, RecentSpikes
 from streaming.settings import DaemonSettings
 from streaming.signals import stop_on_signal
-from streaming.states import State, StreamWatch
+from streaming.states import NEVER, State, StreamWatch
 from streaming.swap import Loader, check_tick
-from streaming.units import UNKNOWN, UnitMatch
+from streaming.units import UNKNOWN, Floats, Ints, UnitMatch
 
 log = logging.getLogger("volition.decode")
 
 STATUS_EVERY_S = 1.0
 ZERO = (0.0, 0.0)
+BROKEN_M_S = 1000.0  # a decoder that gives more is broken, whatever limits its output has
+LEFT_OUT = {  # why events can't be used, in words
+    "future": "are stamped ahead of this host's clock",
+    "too_old": "are stamped before the decoder's window",
+    "no_time": "have no time stamp",
+    "unknown_unit": "are of units that the bundle doesn't know",
+}
 
 
 class Daemon:
@@ -53,11 +60,14 @@ class Daemon:
     serves, a lost stream is a state.
     """
 
-    def __init__(self, bundle: Bundle, settings: DaemonSettings) -> None:
+    def __init__(
+        self, bundle: Bundle, settings: DaemonSettings, *, clock: Clock = local_clock
+    ) -> None:
         self.settings = settings
+        self._clock = clock
         self.runtime = open_runtime(
             bundle,
-            epoch=local_clock(),
+            epoch=self._clock(),
             settings=RuntimeSettings(
                 provider=settings.provider,
                 require_provider=settings.require_provider,
@@ -68,7 +78,8 @@ class Daemon:
         self.loader = Loader(tick_s=settings.tick_ms / 1e3)
         self.previous: Runtime | None = None
         self.filters = OutputFilters(settings.filters, tick_s=settings.tick_ms / 1e3)
-        self.publisher = Publisher(settings.address)
+        with before_others(settings.realtime):
+            self.publisher = Publisher(settings.address, tick_s=settings.tick_ms / 1e3)
         try:
             self.control = (
                 ControlSocket(settings.control, anyone=settings.control_open)
@@ -97,9 +108,11 @@ class Daemon:
         self._n_drained_before = 0
         self._n_inlet_overflows_before = 0
         self._n_offset_jumps = 0
-        self.started = local_clock()
+        self.started = self._clock()
         self._detail = ""
-        self._faulty = False
+        self._fault: str | None = None  # what is wrong; None once a decode is a velocity again
+        self._overfull = NEVER  # when spikes of the window were last left out
+        self._last_tick = NEVER
         self._paused = settings.paused
         self._status_due = 0.0
         self._latency: wire.Quantiles | None = None  # of the last period, as is the rate
@@ -125,8 +138,8 @@ class Daemon:
         """Warm the decoder and begin to look for the stream."""
         took_s = self.runtime.warm_up()
         self.connector.start()
-        self.metronome = Metronome(self.settings.tick_ms / 1000.0)
-        self.health.start(local_clock())
+        self.metronome = Metronome(self.settings.tick_ms / 1000.0, clock=self._clock)
+        self.health.start(self._clock())
         log.info(
             "decoder %s on %s (%.2f ms a decode), tick %g ms, publishing on %s, waiting for %s",
             self.bundle.manifest.decoder_id, self.runtime.provider, took_s * 1e3,
@@ -152,35 +165,59 @@ class Daemon:
 
     def tick(self, window_end: float) -> None:
         """Drain the stream, decode at `window_end` (LSL clock, s), publish one frame."""
+        if window_end - self._last_tick > self.watch.stale_after_s + self.settings.tick_ms / 1e3:
+            self.filters.interrupt()  # no frame came for so long: whoever moves has stopped
+        self._last_tick = window_end
         self._drain(window_end)
-        self.state = self.watch.judge(window_end, self._newest_sign_of_life(window_end))
-        if self._faulty and self.state is State.WARMING:
-            self.state = State.FAULT  # until a decode is a velocity again
+        self.state = self.watch.judge(window_end)
+        decode_from = self._clock()
+        velocity = ZERO
+        if self.state is State.DECODING and (self._paused is None or self._fault is not None):
+            velocity = self._decode(window_end)
+        if self._fault is not None and self.state in (State.WARMING, State.DECODING):
+            self.state = State.FAULT  # until a decode is a velocity again, in a pause too
         if self._paused is not None:
             self.state = State.PAUSED
-        decode_from = local_clock()
-        velocity = ZERO
-        if self.state is State.DECODING:
-            velocity = self._decode(window_end)
+        published = self._clock()
+        if self.state is State.DECODING and self._is_late(window_end, published):
+            self.state = State.STALE
         if self.state is not State.DECODING:
+            velocity = ZERO
             self.filters.interrupt()
-        published = local_clock()
-        if published - window_end > self.watch.stale_after_s:  # stalled between deadline and here
-            self.state, velocity = State.STALE, ZERO
         self.publisher.send(self._frame(window_end, velocity, decode_from, published))
         self.publisher.see_subscribers()
         self._seq += 1
         self.health.tick((published - window_end) * 1e3)
 
-    def _decode(self, window_end: float) -> tuple[float, float]:
-        """Velocity in m/s; a number that can't be one is a fault, and zero."""
-        x, y = self.runtime.decode(window_end)
-        self._faulty = not (isfinite(x) and isfinite(y))
-        if not self._faulty:
-            return self.filters((float(x), float(y)))
-        self.state = State.FAULT
-        self.runtime.reset()  # a state that is no number would never be one again
-        self.watch.forget()
+    def _is_late(self, window_end: float, published: float) -> bool:
+        """Whether the tick stalled so long that what it decoded is old when it leaves."""
+        oldest = max(published - window_end, self.watch.age_s(published))
+        return oldest > self.watch.stale_after_s
+
+    def _decode(self, window_end: float) -> Velocity:
+        """Velocity in m/s; what can't be one is a fault, and zero."""
+        try:
+            x, y = (float(value) for value in self.runtime.decode(window_end))
+        except Exception as error:  # ONNX Runtime's have no base class
+            return self._fail(f"the decoder failed ({_brief(error)})", window_end)
+        if not hypot(x, y) <= BROKEN_M_S:  # so that NaN is caught
+            problem = f"the decoder gave {x:g}, {y:g} m/s, which is no velocity; check the bundle"
+            return self._fail(problem, window_end)
+        bias = self.filters.bias
+        velocity = self.filters((x, y))
+        speed, limit = hypot(*velocity), self.settings.fault_speed
+        if not speed <= limit:
+            self.filters.bias = bias  # nothing is learned from it
+            problem = f"{speed:g} m/s after the filters, plausible are at most {limit:g}"
+            return self._fail(f"{problem} (--fault-speed); check the bundle and gain", window_end)
+        self._fault = None
+        return velocity
+
+    def _fail(self, problem: str, window_end: float) -> Velocity:
+        """Stand still and begin anew: a state that is no number would never be one again."""
+        self._fault = problem
+        self.runtime.reset()
+        self.watch.refill(window_end)
         return ZERO
 
     def _drain(self, window_end: float) -> None:
@@ -192,30 +229,42 @@ class Daemon:
             before = self.inlet.n_drained
             times, stream_units = self.inlet.drain(window_end)
         except StreamError as error:
-            self._lose_stream(str(error))
+            self._lose_stream(str(error), window_end)
+            return
+        except Exception as error:  # liblsl's RuntimeError, or whatever else comes out of it
+            self._lose_stream(f"{self.inlet.name!r} can't be read: {_brief(error)}", window_end)
             return
         if self.inlet.take_offset_jump():  # old spikes' times are on another clock
             self._n_offset_jumps += 1
-            self.runtime.reset()
-            self.recent.clear()
-            self.watch.forget()
-        if (n_events := self.inlet.n_drained - before) and len(times):
-            self.health.drained(n_events, window_end - float(times.min()))
+            self._begin_anew()
+            self.watch.refill(window_end)
+        if n_events := self.inlet.n_drained - before:
+            self.health.drained(n_events, times, window_end)
+        try:
+            self._take(times, stream_units, window_end)
+        except Exception as error:  # nothing that arrives may end the daemon
+            self._fail(f"spikes can't be taken in ({_brief(error)})", window_end)
+
+    def _take(self, times: Floats, stream_units: Ints, window_end: float) -> None:
+        """Give the decoder what it may see, and the watch its signs of life."""
+        assert self.inlet is not None
         if len(self.inlet.unit_ids) != self.match.n_stream:
             self.match = UnitMatch(self.inlet.unit_ids, self.bundle.manifest.unit_ids)
         self.recent.append(times, stream_units, now=window_end)
+        now = self._clock()
         times, unit_index = self.admission.admit(
-            times, self.match(stream_units), window_end=window_end, now=local_clock()
+            times, self.match(stream_units), window_end=window_end, now=now
         )
+        n_overflowed = self.runtime.n_overflowed
         self.runtime.append(times, unit_index)
-
-    def _newest_sign_of_life(self, now: float) -> float | None:
-        """The newest spike's time; of binned counts the newest bin's, or silence looks lost."""
-        if self.inlet is None:
-            return None
-        if self.inlet.newest_sample is None:
-            return self.admission.newest
-        return min(self.inlet.newest_sample, now)
+        if self.runtime.n_overflowed > n_overflowed:  # the window has holes now
+            self._overfull = window_end
+            self.watch.refill(window_end)
+        bins = self.inlet.bin_ends
+        if bins is None:  # silence of spikes is no sign of life, an empty bin is one
+            self.watch.see(times, now)
+        else:
+            self.watch.see(self.admission.admit_bins(bins, window_end=window_end, now=now), now)
 
     def _connect(self, window_end: float) -> None:
         """Take an inlet that was opened: the first, or one in place of an inlet that is silent."""
@@ -223,13 +272,19 @@ class Daemon:
         if opened is None:
             return
         if self.inlet is not None:
-            self._lose_stream("")
+            self._lose_stream("", window_end)
         self.inlet = opened
         self.match = UnitMatch(opened.unit_ids, self.bundle.manifest.unit_ids)
-        self.watch.forget()
+        self.watch.forget(window_end)
         self._detail = ""
 
-    def _lose_stream(self, why: str) -> None:
+    def _begin_anew(self) -> None:
+        """Spikes that came don't belong with those that come."""
+        self.runtime.reset()
+        self.recent.clear()
+        self.admission.forget()
+
+    def _lose_stream(self, why: str, window_end: float) -> None:
         """The stream's sender went away: forget it and look again.
 
         A sender that comes back may bring other units, so it is opened and read anew.
@@ -240,25 +295,26 @@ class Daemon:
         self.connector.leave(self.inlet)
         self.inlet = None
         self._detail = why
-        self.runtime.reset()
-        self.recent.clear()
-        self.admission.forget()
-        self.watch.forget()
+        self._begin_anew()
+        self.watch.forget(window_end)
 
-    def _read_from(self, query: StreamQuery) -> None:
+    def _read_from(self, query: StreamQuery, window_end: float) -> None:
         """Leave the stream that is read, if any, and look for another; the same one is kept."""
         if query == self.connector.query:
             return
         self.connector.query = query
         if self.inlet is not None:
-            self._lose_stream("")
+            self._lose_stream("", window_end)
 
     def _obey(self, window_end: float) -> None:
         """Handle one command, if one waits."""
         if self.control is None or (command := self.control.receive()) is None:
             return
-        problem = command if isinstance(command, str) else self._handle(command, window_end)
-        self.control.answer(Reply(problem=problem, status=self.status(local_clock())))
+        try:
+            problem = command if isinstance(command, str) else self._handle(command, window_end)
+        except Exception as error:  # a command that can't be done is an answer, never an end
+            problem = f"that failed: {_brief(error)}"
+        self.control.answer(Reply(problem=problem, status=self.status(self._clock())))
 
     def _handle(self, command: Command, window_end: float) -> str | None:
         """Do as told; returns what is wrong with the command, if anything."""
@@ -277,7 +333,7 @@ class Daemon:
                     return "there is no decoder before this one"
                 return self._swap(self.previous, window_end)
             case control.SetInput(kind=kind, name=name):
-                self._read_from(StreamQuery(kind=kind, name=name))
+                self._read_from(StreamQuery(kind=kind, name=name), window_end)
             case control.Pause(why=why):
                 self._paused = why
             case control.Resume(paused_for=why):
@@ -293,14 +349,13 @@ class Daemon:
 
     def _arm(self, window_end: float) -> str | None:
         """Resume, but only where all is there that a cursor needs."""
-        newest = self._newest_sign_of_life(window_end)
         missing = []
         if not self.publisher.has_listener:
             missing.append("nobody listens to cursor frames")
-        if self.watch.judge(window_end, newest) is not State.DECODING:
+        if self.watch.judge(window_end) is not State.DECODING:
             missing.append("no unbroken live spikes fill the decoder's window")
-        if self._faulty:
-            missing.append("the decoder's last velocity was no number")
+        if self._fault is not None:
+            missing.append(self._fault)
         if missing:
             return f"not armed: {'; '.join(missing)}"
         self._paused = None
@@ -310,25 +365,29 @@ class Daemon:
         """Decode with another runtime from the next tick on, which sees the same spikes."""
         unit_ids = runtime.bundle.manifest.unit_ids
         match = UnitMatch(self.inlet.unit_ids if self.inlet else (), unit_ids)
-        if self.inlet and match.n_known < self.settings.min_known_share * len(unit_ids):
+        least = max(self.settings.min_known_share * len(unit_ids), 1)
+        if self.inlet and match.n_known < least:
             return (
                 f"the stream has {match.n_known} of the decoder's {len(unit_ids)} units; expected "
                 f"at least {self.settings.min_known_share:.0%} (--min-known-share)"
             )
         runtime.reset()
         runtime.continue_from(self.runtime)
-        times, stream_units = self.recent.since(window_end - runtime.window_s)
+        times, stream_units = self.recent.since(window_end - KEEP_S)
         unit_index = match(stream_units)
-        known = unit_index != UNKNOWN
-        runtime.append(times[known], unit_index[known])
+        times, unit_index = times[unit_index != UNKNOWN], unit_index[unit_index != UNKNOWN]
+        seen = times >= window_end - runtime.window_s
+        runtime.append(times[seen], unit_index[seen])
         self.runtime, self.previous, self.match = runtime, self.runtime, match
-        self.connector.bundle_units = unit_ids
+        self.connector.bundle_units = unit_ids  # a stream that is found from now on is checked
         self.admission.window_s = self.watch.window_s = runtime.window_s
         if runtime.window_s > KEEP_S:  # it has not seen a whole window yet
-            self.watch.forget()
+            self.watch.refill(window_end)
+        elif self.inlet is not None and self.inlet.bin_ends is None:
+            self.watch.recount(times, window_end)  # of units that the other may not know
         self.loader.drop()
         self.filters.forget_bias()  # it was the other decoder's
-        self._faulty = False
+        self._fault = None
         return None
 
     def _frame(
@@ -366,7 +425,7 @@ class Daemon:
             session=self.bundle.manifest.session_id,
             decoder=self.bundle.manifest.decoder_id,
             state=self.state.value,
-            detail="; ".join(filter(None, (self._explain(), self._provider_warning()))),
+            detail=_printable("; ".join(filter(None, (self._explain(), self._provider_warning())))),
             provider=self.runtime.provider,
             started=self.started,
             uptime_s=now - self.started,
@@ -386,11 +445,11 @@ class Daemon:
             overflowed=self.runtime.n_overflowed,
             inlet_overflows=self._n_inlet_overflows_before + (inlet.n_overflows if inlet else 0),
             offset_jumps=self._n_offset_jumps,
-            bundle=str(self.bundle.path.absolute()),
+            bundle=_printable(str(self.bundle.path.absolute())),
             previous=_id_of(self.previous),
             candidate=_id_of(self.loader.candidate),
             loading=self.loader.busy,
-            load_problem=self.loader.problem,
+            load_problem=_printable(self.loader.problem) if self.loader.problem else None,
             paused=self._paused,
             filters=self.filters.settings,
             bias=self.filters.bias,
@@ -412,29 +471,29 @@ class Daemon:
             return f"paused: {self._paused}" if self._paused else "paused"
         if self.inlet is None:
             return self.connector.problem or self._detail or f"waiting for {self.connector.query}"
+        overfull = self._last_tick - self._overfull <= self.runtime.window_s
+        if overfull and self.state in (State.STALE, State.WARMING):
+            return f"more than {MAX_RATE_HZ:,} spikes/s come, which no window holds; is it noise?"
         if self.connector.problem and self.state in (State.STALE, State.READY):
             return self.connector.problem  # of the sender that would take the silent one's place
         return {
-            State.STALE: "no spikes; waiting for the stream to come back",
+            State.STALE: self._explain_no_spikes("no spikes; waiting for the stream to come back"),
             State.WARMING: "filling the window",
-            State.READY: self._explain_no_spikes(),
-            State.FAULT: "the decoder gave a velocity that is no number; check the bundle",
+            State.READY: self._explain_no_spikes("connected, no spikes yet"),
+            State.FAULT: self._fault or "",
         }.get(self.state, "")
 
-    def _explain_no_spikes(self) -> str:
-        counters = self.admission.counters
-        left_out = {
-            name: n
-            for name in ("future", "too_old", "no_time", "unknown_unit")
-            if (n := getattr(counters, name))
-        }
+    def _explain_no_spikes(self, otherwise: str) -> str:
+        left_out = self.admission.left_out
         if not left_out:
-            return "connected, no spikes yet"
-        return f"events come, but none can be used: {left_out}; check the sender's clock and units"
+            return otherwise
+        reasons = ", ".join(f"{n} {LEFT_OUT[name]}" for name, n in left_out.items())
+        clock = "" if left_out.keys() == {"unknown_unit"} else "the sender's clock and "
+        return f"events come, but none can be used: {reasons}; check {clock}the bundle's units"
 
     def shutdown(self) -> None:
         """Publish one last invalid frame, say how it went, close the sockets."""
-        now = local_clock()
+        now = self._clock()
         self.state = State.IDLE
         self.publisher.send(self._frame(now, ZERO, now, now))
         last = self.status(now)
@@ -451,6 +510,16 @@ class Daemon:
             self._n_drained_before + (self.inlet.n_drained if self.inlet else 0),
             self.admission.counters.taken,
         )  # fmt: skip
+
+
+def _brief(error: Exception) -> str:
+    """One line of an error that Volition doesn't raise itself."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _printable(text: str) -> str:
+    """Text that can be sent: a path may hold bytes that are no characters."""
+    return text.encode(errors="replace").decode()
 
 
 def _id_of(runtime: Runtime | None) -> str | None:

@@ -112,7 +112,6 @@ class SpikeInlet(Inlet):
         self.max_buflen = BUFFER_S if regular else BUFFER_HUNDREDS
         super().__init__(found)
         self.bin_ends: Floats | None = _NO_TIMES if regular else None
-        self.newest_sample: float | None = None  # s; of a regular stream, also without spikes
 
     def check(self, info: pylsl.StreamInfo) -> None:
         """Read which units there are."""
@@ -135,8 +134,6 @@ class SpikeInlet(Inlet):
         samples, times = self._pull(now)
         if self.bin_ends is not None:
             self.bin_ends = times
-            if len(times) and np.isfinite(times[-1]):
-                self.newest_sample = float(times[-1])
         if len(times) == 0:
             return _NO_TIMES, _NO_UNITS
         return self._parse(samples, times)

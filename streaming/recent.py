@@ -18,14 +18,14 @@ class RecentSpikes:
     """Times (LSL clock, s) and stream unit indices of the last `KEEP_S` seconds."""
 
     def __init__(self) -> None:
-        self._ring = TokenRing(int(MAX_RATE_HZ * (KEEP_S + FUTURE_S)), (0,))
+        keep_s = KEEP_S + FUTURE_S
+        self._ring = TokenRing(int(MAX_RATE_HZ * keep_s), (0,), keep_s=keep_s)
 
     def append(self, times: Floats, stream_units: Ints, *, now: float) -> None:
-        """Add what a tick drained, (n,) each, and forget what is old at `now`."""
+        """Add what a tick drained at `now`, (n,) each."""
         usable = np.isfinite(times) & (times > now - KEEP_S) & (times < now + FUTURE_S)
         times, stream_units = times[usable], stream_units[usable]
         self._ring.append(times, stream_units, np.empty((len(times), 0), dtype=np.float32))
-        self._ring.forget_before(now - KEEP_S)
 
     def since(self, time_s: float) -> tuple[Floats, Ints]:
         """Times and stream unit indices of spikes from `time_s` on."""

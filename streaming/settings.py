@@ -36,6 +36,13 @@ class DaemonSettings(BaseSettings):
         allow_inf_nan=False,
         description="age of the newest spike, ms, at which decoding stops",
     )
+    fault_speed: float = Field(
+        default=5.0,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="speed after the filters, m/s, above which a velocity is a fault",
+    )
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     require_provider: bool = False
     min_known_share: float = Field(

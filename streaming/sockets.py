@@ -1,24 +1,48 @@
-"""A ZeroMQ socket that others connect to: bound at construction, drained at close."""
+"""ZeroMQ sockets: bound at construction, drained at close, and no peer sends too much to one."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import zmq
+import zmq.asyncio
 
 from decoder.errors import SettingsError
 
 LINGER_MS = 200
+MAX_MESSAGE = 2**20  # bytes of a frame; libzmq drops the connection of a peer that sends more
+
+Socket = TypeVar("Socket", bound="zmq.Socket[bytes] | zmq.asyncio.Socket")
+
+
+def limited(socket: Socket, max_bytes: int = MAX_MESSAGE) -> Socket:
+    """The socket, before it is bound or connected, so that it takes no larger message."""
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+    return socket
 
 
 class BoundSocket:
     """A socket of `kind` bound to `address`. Raises SettingsError where that can't be.
 
     purpose: what it is for, as in "can't <purpose> on <address>". advice: what else to do.
+    options: of libzmq, set before it is bound.
     """
 
-    def __init__(self, kind: int, address: str, *, purpose: str, advice: str = "") -> None:
+    def __init__(
+        self,
+        kind: int,
+        address: str,
+        *,
+        purpose: str,
+        advice: str = "",
+        max_bytes: int = MAX_MESSAGE,
+        options: dict[int, int] | None = None,
+    ) -> None:
         self._context = zmq.Context()
-        self._socket = self._context.socket(kind)
+        self._socket = limited(self._context.socket(kind), max_bytes)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        for option, value in (options or {}).items():
+            self._socket.setsockopt(option, value)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:

@@ -8,7 +8,8 @@ daemon's tick), as when the daemon died or hangs, it publishes frames of its own
 that what stops the daemon doesn't stop it. It listens while somebody listens to it: a daemon is
 armed only where frames are wanted.
 
-A frame that was sent long before it arrives is no sign of life, and is passed on as invalid.
+A frame that was sent long before it arrives is no sign of life, and is passed on as invalid. One
+that can't be read, as of a daemon of another version, counts as none.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from __future__ import annotations
 import logging
 import time
 
-import msgspec
 import zmq
 from pylsl import local_clock
 
+from decoder.errors import StreamError
 from streaming import wire
 from streaming.publish import Publisher
 from streaming.signals import stop_on_signal
-from streaming.states import State
+from streaming.sockets import limited
+from streaming.states import NEVER, State
 
 log = logging.getLogger("volition.watchdog")
 
@@ -48,13 +50,14 @@ class Watchdog:
         self.n_passed = self.n_own = 0
         self._after_s, self._tick_s = after_s, tick_s
         self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
+        self._socket: zmq.Socket[bytes] = limited(self._context.socket(zmq.SUB))
         self._socket.connect(address)
         self._socket.subscribe(STATUS)
         self._listens = False
         self._started = local_clock()
         self._last: wire.CursorFrame | None = None
         self._heard_at = time.monotonic()
+        self._unreadable: str | None = None  # why the last frame could not be read
         self._speaking = False
 
     def serve(self) -> None:
@@ -80,20 +83,24 @@ class Watchdog:
         if silent_s <= self._after_s:
             return
         if not self._speaking:
-            log.warning("no frame for %.0f ms: the cursor is told to stop", 1e3 * silent_s)
+            why = self._unreadable or f"no frame for {1e3 * silent_s:.0f} ms"
+            log.warning("%s: the cursor is told to stop", why)
             self._speaking = True
         self._speak()
 
     def _pass_on(self, message: bytes) -> None:
         if message.startswith(STATUS):
-            self.publisher.send_status(wire.decode_status(message[len(STATUS) :]))
+            self.publisher.pass_on(message)
             return
-        frame = wire.decode_frame(message[len(CURSOR) :])
+        try:
+            frame = wire.decode_frame(message[len(CURSOR) :])
+        except StreamError as error:
+            self._heard_at, self._unreadable = NEVER, str(error)
+            return
         if local_clock() - frame.published > self._after_s:  # it waited in a buffer
-            stale = {"valid": False, "velocity": ZERO, "state": State.STALE.value}
-            frame = msgspec.structs.replace(frame, **stale)
+            frame = wire.silenced(frame) if frame.valid else frame
         else:
-            self._heard_at = time.monotonic()
+            self._heard_at, self._unreadable = time.monotonic(), None
             if self._speaking:
                 log.info("frames come again")
                 self._speaking = False

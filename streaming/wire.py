@@ -7,11 +7,15 @@ multipart messages). The colon ends a topic, or a subscription to `cursor` would
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
+from decoder.errors import StreamError
 from decoder.filters import Filters
+from streaming.states import State
 
 SCHEMA_VERSION = 1
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
@@ -114,6 +118,41 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 encode_frame = msgspec.msgpack.Encoder().encode
 encode_frame_json = msgspec.json.Encoder().encode
-decode_frame = msgspec.msgpack.Decoder(CursorFrame).decode
-decode_frame_json = msgspec.json.Decoder(CursorFrame).decode
-decode_status = msgspec.msgpack.Decoder(Status).decode
+
+Message = TypeVar("Message", CursorFrame, Status)
+
+
+def silenced(frame: CursorFrame) -> CursorFrame:
+    """A valid frame that is too old to move anything, as `stale`."""
+    return msgspec.structs.replace(
+        frame, valid=False, velocity=(0.0, 0.0), state=State.STALE.value, n_spikes=0
+    )
+
+
+def _reader(
+    what: str, decode: Callable[[bytes | memoryview], Message]
+) -> Callable[[bytes | memoryview], Message]:
+    """A decoder that raises StreamError, and nothing else, of a message that can't be read."""
+
+    def read(payload: bytes | memoryview) -> Message:
+        try:
+            message = decode(payload)
+        except Exception as error:  # also of text that is none, or nested too deep
+            raise StreamError(_unreadable(what, str(error)[:200])) from error
+        if message.schema != SCHEMA_VERSION:
+            raise StreamError(_unreadable(what, f"schema {message.schema}"))
+        return message
+
+    return read
+
+
+def _unreadable(what: str, why: str) -> str:
+    return (
+        f"a {what} can't be read ({why}); is the daemon of another version than this client "
+        f"(schema {SCHEMA_VERSION})?"
+    )
+
+
+decode_frame = _reader("frame", msgspec.msgpack.Decoder(CursorFrame).decode)
+decode_frame_json = _reader("frame", msgspec.json.Decoder(CursorFrame).decode)
+decode_status = _reader("status", msgspec.msgpack.Decoder(Status).decode)

@@ -92,7 +92,9 @@ class TaskRun:
 
     def __enter__(self) -> Self:
         self._log = _open(self.settings.log)
-        self._subscriber = CursorSubscriber(self.settings.address)
+        self._subscriber = CursorSubscriber(
+            self.settings.address, max_age_s=None
+        )  # ages are judged here
         self._outlets = TaskOutlets(self.settings.prefix, self.settings.rate_hz)
         self._metronome = Metronome(1.0 / self.settings.rate_hz)
         return self

@@ -187,7 +187,10 @@ def live_r2(
     from training.baselines import r2
 
     frames, times, values = [], [], []
-    with CursorSubscriber(address) as cursor, suppress(StreamError):  # the task may end first
+    with (
+        CursorSubscriber(address, max_age_s=None) as cursor,
+        suppress(StreamError),  # the task may end first
+    ):
         while not until():
             if (frame := cursor.receive(timeout_s=0.1)) is not None:
                 frames.append(frame)

@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pylsl
 import pytest
 import zmq
 
-from clients.subscriber import AsyncCursorSubscriber, CursorSubscriber
+from clients.subscriber import AsyncCursorSubscriber, CursorSubscriber, _ShortestWay
 from decoder.errors import StreamError
 from streaming import wire
 from streaming.publish import Publisher
@@ -45,7 +46,7 @@ def subscribed(publisher: Publisher) -> None:
 
 
 def test_frames_come_in_order_and_whole(publisher: Publisher) -> None:
-    with CursorSubscriber(publisher.bound_to) as cursor:
+    with CursorSubscriber(publisher.bound_to, max_age_s=30.0) as cursor:
         subscribed(publisher)
         sent = [frame(seq) for seq in range(5)]
         for one in sent:
@@ -117,8 +118,108 @@ def test_a_reader_that_falls_behind_is_stale_though_frames_keep_coming(
         assert cursor.is_stale(after_s=0.25)
 
 
+@pytest.mark.parametrize("ahead_s", [0.0, 5e5, -5e5])
+def test_a_reader_that_stalled_moves_nothing_by_what_it_missed(
+    publisher: Publisher, ahead_s: float
+) -> None:
+    """ahead_s: of the sender's clock, on another host."""
+
+    def send(*seqs: int) -> None:
+        for seq in seqs:
+            publisher.send(frame(seq, published=pylsl.local_clock() + ahead_s))
+
+    with CursorSubscriber(publisher.bound_to, max_age_s=0.2) as cursor:
+        subscribed(publisher)
+        send(0, 1, 2)
+        time.sleep(0.3)  # before the first is read, too
+        came = [cursor.receive(timeout_s=5.0) for _ in range(3)]
+        assert {(one.valid, one.state, one.velocity) for one in came} == {
+            (False, "stale", (0.0, 0.0))
+        }
+
+        def fresh() -> bool:
+            send(3)
+            return cursor.receive(timeout_s=5.0).valid
+
+        wait_for("a frame in time", fresh)
+        send(*range(4, 14))
+        time.sleep(0.3)
+        came = [cursor.receive(timeout_s=5.0) for _ in range(10)]
+        assert not any(one.valid for one in came)
+        assert [one.seq for one in came] == list(range(4, 14))
+        assert cursor.is_stale(after_s=0.2)
+        wait_for("a frame in time", fresh)
+
+
+def test_a_recorder_gets_old_frames_as_they_were_sent(publisher: Publisher) -> None:
+    with CursorSubscriber(publisher.bound_to, max_age_s=None) as cursor:
+        subscribed(publisher)
+        publisher.send(one := frame(0, published=pylsl.local_clock() - 10.0))
+        assert cursor.receive(timeout_s=5.0) == one
+
+
+def test_a_reader_that_stays_behind_for_minutes_is_not_taken_for_a_quick_one() -> None:
+    ways = _ShortestWay()
+    ways.shortest(0.001, 0.0)
+    late = [10.0 - ways.shortest(10.0, now) for now in np.arange(0.01, 600.0, 0.01)]
+    assert min(late) > 9.8
+
+
+@pytest.mark.parametrize("tick_s", [0.01, 0.001])
+def test_for_a_reader_that_stalls_the_sender_keeps_a_tenth_of_a_second(tick_s: float) -> None:
+    """Its own queues are as short as they can be, so that what comes late was the sender's."""
+    publisher = Publisher("tcp://127.0.0.1:*", tick_s=tick_s)
+    context = zmq.Context()
+    stalled = context.socket(zmq.SUB)
+    stalled.setsockopt(zmq.RCVHWM, 1)
+    stalled.setsockopt(zmq.RCVBUF, 2048)
+    stalled.subscribe(b"cursor:")
+    stalled.connect(publisher.bound_to)
+    subscribed(publisher)
+    for seq in range(3000):
+        publisher.send(frame(seq))
+        time.sleep(0.0002)
+    n_came = 0
+    while stalled.poll(500):
+        stalled.recv()
+        n_came += 1
+    most = 0.1 / tick_s + 300  # and what libzmq and the system hold on their way
+    assert n_came < most, "of 3000"
+    context.destroy(linger=0)
+    publisher.close()
+
+
+def test_subscriptions_of_no_topic_are_not_kept_nor_looked_at_all_at_once(
+    publisher: Publisher,
+) -> None:
+    context = zmq.Context()
+    greedy = context.socket(zmq.SUB)
+    greedy.subscribe(b"cursor.json:")
+    greedy.connect(publisher.bound_to)
+
+    def wanted(topic: str) -> bool:
+        publisher.see_subscribers()
+        return publisher._wanted(topic)
+
+    wait_for("the first subscription", lambda: wanted("cursor.json"))
+    for number in range(0, 5000, 500):  # its own queue holds 1,000
+        for topic in range(number, number + 500):
+            greedy.subscribe(f"topic-{topic}".encode())
+        wait_for("the topics", lambda: publisher._socket.poll(1000))
+        greedy.poll(50)  # in which libzmq makes room for more
+        publisher.see_subscribers()
+        assert publisher._socket.poll(0), "the rest waits for the next tick"
+        wait_for(
+            "all to be seen", lambda: publisher.see_subscribers() or not publisher._socket.poll(10)
+        )
+    greedy.subscribe(b"cursor:")
+    wait_for("the last subscription", lambda: wanted("cursor"))
+    assert publisher._subscriptions == {b"cursor:", b"cursor.json:"}
+    context.destroy(linger=0)
+
+
 def test_json_leaves_only_while_somebody_asks(publisher: Publisher) -> None:
-    with CursorSubscriber(publisher.bound_to) as cursor:
+    with CursorSubscriber(publisher.bound_to, max_age_s=30.0) as cursor:
         subscribed(publisher)
         context = zmq.Context()
         text = context.socket(zmq.SUB)

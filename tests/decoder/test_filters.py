@@ -66,6 +66,16 @@ def test_a_constant_bias_is_taken_off_a_movement_in_all_directions() -> None:
     assert filters.bias == pytest.approx((0.05, -0.02), abs=0.02)
 
 
+def test_a_filter_that_was_off_begins_anew() -> None:
+    filters = at_work(smoothing_s=1.0, bias_s=1.0)
+    filters((1.0, 0.0))
+    filters.bias = (0.2, 0.0)
+    filters.settings = Filters()
+    assert filters((0.5, 0.0)) == (0.5, 0.0)
+    filters.settings = Filters(smoothing_s=1.0, bias_s=1.0)
+    assert filters((0.1, 0.0)) == (0.1, 0.0)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -52,6 +52,17 @@ def test_nothing_is_kept_after_clear() -> None:
     assert ring.window(0.0, 2.0)[1] == 0
 
 
+def test_what_nobody_reads_is_forgotten_by_the_ring_itself() -> None:
+    """As in a pause of minutes, when nothing is decoded."""
+    ring = TokenRing(10_000, (1,), keep_s=0.5)
+    for second in range(300):
+        append(ring, second + np.linspace(0.0, 1.0, 1000, endpoint=False))
+    assert ring.n_overflowed == 0
+    assert ring.times[0] >= 299.0 - 0.5
+    assert len(ring._times[ring._first : ring._last]) <= 1500
+    assert ring._last <= 3 * 1500 + COMPACT_FLOOR, "no more memory is touched"
+
+
 def test_a_ring_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one spike"):
         TokenRing(0, (1,))

@@ -26,7 +26,11 @@ def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one
     server: Server, unseen: Session, play: Play
 ) -> None:
     pretrained = open_bundle(POSSM).manifest.decoder_id
-    with play(unseen), CursorSubscriber(server.address) as cursor, server.client() as client:
+    with (
+        play(unseen),
+        CursorSubscriber(server.address, max_age_s=None) as cursor,
+        server.client() as client,
+    ):
         frames_until(cursor, is_decoding)
         ridge = calibrated(server, unseen, method="ridge", seconds=20.0)
         assert ridge.state == "promoted", ridge

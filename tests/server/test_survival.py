@@ -33,7 +33,7 @@ def request_for(session: Session, **given: object) -> CalibrationRequest:
 
 
 def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Server) -> None:
-    with server.client() as client, CursorSubscriber(server.address) as cursor:
+    with server.client() as client, CursorSubscriber(server.address, max_age_s=None) as cursor:
         client.set_filters(FiltersPatch(gain=1.5, speed_limit=0.4))
         client.pause("between blocks")
         before = client.status().daemon
@@ -56,7 +56,7 @@ def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Serv
 def test_a_killed_server_finds_the_daemon_and_the_calibration_again(
     server: Server, unseen: Session, play: Play
 ) -> None:
-    with play(unseen), CursorSubscriber(server.address) as cursor:
+    with play(unseen), CursorSubscriber(server.address, max_age_s=None) as cursor:
         frames_until(cursor, is_decoding)
         with server.client() as client:
             daemon = client.status().daemon
@@ -123,7 +123,11 @@ def test_a_running_calibration_can_be_finished_early_or_cancelled(
 def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
     server: Server, unseen: Session, play: Play
 ) -> None:
-    with play(unseen), server.client() as client, CursorSubscriber(server.address) as cursor:
+    with (
+        play(unseen),
+        server.client() as client,
+        CursorSubscriber(server.address, max_age_s=None) as cursor,
+    ):
         frames_until(cursor, is_decoding)
         request = request_for(unseen, seconds=25.0, shadow=True, shadow_s=6.0)
         states = [calibration.state for calibration in client.calibrate(request)]
@@ -161,7 +165,7 @@ def test_a_decoder_that_keeps_its_daemon_from_starting_is_left_for_the_last_good
 def test_a_pause_that_a_hanging_daemon_does_not_hear_holds_for_the_next_one(
     server: Server,
 ) -> None:
-    with server.client() as client, CursorSubscriber(server.address) as cursor:
+    with server.client() as client, CursorSubscriber(server.address, max_age_s=None) as cursor:
         first = cursor.receive(timeout_s=DEADLINE_S)
         os.kill(client.status().daemon.pid, signal.SIGSTOP)
         with pytest.raises(ProblemError) as unheard:
@@ -234,7 +238,7 @@ def test_a_daemon_that_others_start_again_is_told_all_before_it_moves(
 
     first = daemon()
     try:
-        with play(unseen), server, CursorSubscriber(server.address) as cursor:
+        with play(unseen), server, CursorSubscriber(server.address, max_age_s=None) as cursor:
             began = frames_until(cursor, is_decoding)[-1].started  # the server has resumed it
             with server.client() as client:
                 other = client.add_decoder(str(BUNDLES / "poyo.bundle")).id

@@ -58,7 +58,7 @@ def test_live_velocities_are_those_of_the_fitted_matrices(kind: Kind, tmp_path: 
     path = sessions.save(session, tmp_path)
     with (
         daemon(tmp_path, bundle.path, stream) as (_, address),
-        CursorSubscriber(address) as cursor,
+        CursorSubscriber(address, max_age_s=None) as cursor,
     ):
         frames = frames_until(cursor, lambda f: f.state in ("ready", "warming"))
         with running(tmp_path / "replay.log", "replay", str(path), "--lead", "5"):

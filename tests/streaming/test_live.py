@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -77,7 +81,7 @@ def test_live_velocities_equal_the_reference_on_the_same_spikes(tiny, tmp_path: 
     """Frames say which events they had seen and with which offset: every tick is run again."""
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
-        CursorSubscriber(address) as cursor,
+        CursorSubscriber(address, max_age_s=None) as cursor,
     ):
         frames = frames_until(cursor, lambda f: f.state in ("ready", "warming"))
         with running(tmp_path / "replay.log", "replay", str(tiny.session_path), "--lead", "5"):
@@ -115,7 +119,7 @@ def test_a_killed_source_is_stale_within_the_limit_and_a_new_one_resumes(
 ) -> None:
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
-        CursorSubscriber(address) as cursor,
+        CursorSubscriber(address, max_age_s=None) as cursor,
     ):
         with running(tmp_path / "first.log", *replay(tiny)) as source:
             frames = frames_until(cursor, is_decoding)
@@ -136,7 +140,7 @@ def test_a_killed_source_is_stale_within_the_limit_and_a_new_one_resumes(
 def test_a_stalled_daemon_goes_to_the_newest_and_counts_what_it_left(tiny, tmp_path: Path) -> None:
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (process, address),
-        CursorSubscriber(address) as cursor,
+        CursorSubscriber(address, max_age_s=None) as cursor,
         running(tmp_path / "replay.log", *replay(tiny)),
     ):
         frames = frames_until(cursor, is_decoding)
@@ -161,7 +165,7 @@ def test_it_stops_cleanly_with_a_last_invalid_frame(
 ) -> None:
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (process, address),
-        CursorSubscriber(address) as cursor,
+        CursorSubscriber(address, max_age_s=None) as cursor,
     ):
         frames = frames_until(cursor, lambda f: f.seq > 20)
         assert process.stop(number) == 0
@@ -194,7 +198,7 @@ def test_the_status_names_latencies_rates_and_unknown_units(tiny, tmp_path: Path
 def test_two_daemons_on_one_address_are_refused(tiny, tmp_path: Path) -> None:
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
-        CursorSubscriber(address) as cursor,
+        CursorSubscriber(address, max_age_s=None) as cursor,
     ):
         frames_until(cursor, lambda f: True)
         arguments = ("decode", str(tiny.bundle.path), "--address", address)
@@ -215,7 +219,7 @@ def test_a_velocity_that_is_no_number_is_a_fault_and_zero(tiny, tmp_path: Path) 
     )
     with (
         daemon(tmp_path, broken.path, stream_of(tiny)) as (_, address),
-        CursorSubscriber(address) as cursor,
+        CursorSubscriber(address, max_age_s=None) as cursor,
         running(tmp_path / "replay.log", *replay(tiny)),
     ):
         frames = frames_until(cursor, lambda f: f.state == "fault")
@@ -231,7 +235,7 @@ def test_a_sender_that_returns_with_other_units_is_refused(tiny, tmp_path: Path)
     stranger = sessions.save(replace(tiny.session, unit_ids=others), tmp_path / "stranger")
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
-        CursorSubscriber(address) as cursor,
+        CursorSubscriber(address, max_age_s=None) as cursor,
     ):
         with running(tmp_path / "first.log", *replay(tiny)) as source:
             frames = frames_until(cursor, is_decoding)
@@ -249,3 +253,64 @@ def test_a_sender_that_returns_with_other_units_is_refused(tiny, tmp_path: Path)
         after = frames_until(cursor, lambda f: f.seq > frames[-1].seq + 100)
     assert_safe(frames + after)
     assert not any(frame.valid for frame in after)
+
+
+class Counts:
+    """A stream of binned counts; stamps are `ahead_s` of the clock."""
+
+    BIN_S = 0.02
+
+    def __init__(self, tiny) -> None:
+        name = f"{tiny.session.session_id}-counts-{time.monotonic_ns()}"
+        n_units = tiny.session.n_units
+        self.info = pylsl.StreamInfo(
+            name, "SpikeCounts", n_units, 1 / self.BIN_S, pylsl.cf_int32, name
+        )
+        self.info.set_channel_labels(list(tiny.session.unit_ids))
+        self.name, self.ahead_s = name, 0.0
+        self._outlet = pylsl.StreamOutlet(self.info)
+        self._stop = threading.Event()
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._send)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _send(self) -> None:
+        rng = np.random.default_rng(0)
+        while not self._stop.wait(self.BIN_S):
+            counts = rng.poisson(0.3, self.info.channel_count()).tolist()
+            self._outlet.push_sample(counts, pylsl.local_clock() + self.ahead_s)
+
+
+def test_binned_counts_are_valid_while_their_bins_are_admitted(tiny, tmp_path: Path) -> None:
+    """A sender that begins to stamp Unix time is said to do so, and decoded again when it stops."""
+    counts = Counts(tiny)
+    with (
+        daemon(tmp_path, tiny.bundle.path, counts.name, "--stream-type", "SpikeCounts")
+        as (_, address),
+        CursorSubscriber(address, max_age_s=None) as cursor,
+        counts.sending(),
+    ):  # fmt: skip
+        frames = frames_until(cursor, is_decoding)
+        status = StatusSubscriber(address)
+        counts.ahead_s = 1.7e9
+        frames += frames_until(cursor, lambda f: f.state == "stale")
+        since = frames[-1].seq
+        frames += frames_until(cursor, lambda f: f.seq > since + 100)
+        assert not any(frame.valid for frame in frames if frame.seq >= since)
+
+        def said() -> bool:
+            report = status.receive(timeout_s=0.5)
+            return report is not None and "ahead of this host's clock" in report.detail
+
+        assert wait_for("the reason", said)
+        counts.ahead_s = 0.0
+        frames += frames_until(cursor, is_decoding)
+        status.close()
+    assert_safe(frames)

@@ -90,7 +90,7 @@ def test_an_event_finds_its_unit_by_the_description() -> None:
         assert list(match(units)) == [2, UNKNOWN, 0, UNKNOWN, UNKNOWN, UNKNOWN]
         np.testing.assert_allclose(times - inlet.clock_offset_s, stamps, atol=1e-9)
         assert (match.n_known, match.n_unknown, match.n_missing) == (2, 1, 1)
-        assert inlet.newest_sample is None
+        assert inlet.bin_ends is None
 
 
 def test_spike_events_without_description_are_channel_slash_unit() -> None:
@@ -120,24 +120,35 @@ def test_counts_become_spikes_inside_their_bins() -> None:
         )
 
 
-def test_bins_without_spikes_are_a_sign_of_life() -> None:
+def test_bins_without_spikes_are_told_too() -> None:
     with opened(counts_info(["2/0", "3/1"], rate_hz=50.0)) as (outlet, inlet):
         end = pylsl.local_clock()
-        outlet.push_sample([0, 0], end)
-        times, _ = drained(inlet, 1)
+        outlet.push_chunk([[0, 0], [0, 0]], [end - 0.02, end])
+        times, _ = drained(inlet, 2)
         assert len(times) == 0
-        assert inlet.newest_sample == pytest.approx(end + inlet.clock_offset_s)
+        ends = np.array([end - 0.02, end]) + inlet.clock_offset_s
+        assert inlet.bin_ends == pytest.approx(ends)
+        inlet.drain(pylsl.local_clock())
+        assert len(inlet.bin_ends) == 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), -3.0, 1e9])
-def test_counts_that_are_none_give_few_spikes_or_none(value: float) -> None:
+@pytest.mark.parametrize(
+    ("value", "n_spikes"),
+    [(float("nan"), 0), (float("inf"), 0), (float("-inf"), 0), (-3.0, 0), (1.6, 2), (1e9, 20)],
+)
+def test_counts_that_are_none_are_no_spikes_and_absurd_ones_at_most_1000_hz(
+    value: float, n_spikes: int
+) -> None:
+    """20 spikes in a bin of 20 ms are 1000 Hz."""
     name = unique("counts")
     info = pylsl.StreamInfo(name, "SpikeCounts", 1, 50.0, pylsl.cf_float32, name)
     info.set_channel_labels(["2/0"])
     with opened(info) as (outlet, inlet):
-        outlet.push_sample([value])
-        times, _ = drained(inlet, 1)
-        assert len(times) <= 20  # 1000 Hz in a bin of 20 ms
+        outlet.push_chunk([[value], [3.0]])
+        times, units = drained(inlet, 2)
+        assert len(times) == n_spikes + 3
+        assert np.isfinite(times).all()
+        assert set(units.tolist()) == {0}
 
 
 @pytest.mark.parametrize(

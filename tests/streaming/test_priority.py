@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from streaming.priority import PRIORITY, real_time
+from streaming.priority import NICE, PRIORITY, before_others, real_time
+from streaming.publish import Publisher
 from tests.rig import daemon, wait_for
 
 pytestmark = pytest.mark.skipif(
@@ -51,6 +52,20 @@ def test_one_that_is_not_wanted_or_forbidden_leaves_the_thread_as_it_is(
     monkeypatch.setattr("streaming.priority.PRIORITY", 1000)  # more than there is: refused
     with real_time() as granted:
         assert (granted, policy()) == (False, os.SCHED_OTHER)
+
+
+def test_threads_that_send_run_before_other_ordinary_ones() -> None:
+    if not is_allowed():
+        pytest.skip("other priorities are forbidden here")
+    before = set(os.listdir("/proc/self/task"))
+    with before_others():
+        publisher = Publisher("tcp://127.0.0.1:*")
+    sending = {int(tid) for tid in set(os.listdir("/proc/self/task")) - before}
+    assert sending
+    assert {os.getpriority(os.PRIO_PROCESS, tid) for tid in sending} == {NICE}
+    assert {policy(tid) for tid in sending} == {os.SCHED_OTHER}
+    assert os.getpriority(os.PRIO_PROCESS, 0) != NICE
+    publisher.close()
 
 
 @pytest.mark.parametrize("wanted", ["true", "false"])

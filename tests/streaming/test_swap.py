@@ -20,7 +20,6 @@ from decoder.filters import Filters
 from decoder.runtime import open_runtime
 from streaming import control, wire
 from streaming.control import ControlClient
-from streaming.recent import RecentSpikes
 from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
 from tests.streaming.test_live import (
@@ -30,6 +29,7 @@ from tests.streaming.test_live import (
     replay,
     stream_of,
 )
+from tests.streaming.test_promise import TICK_S, Rig
 from training.linear import fit_linear
 
 
@@ -59,7 +59,7 @@ def rig(tiny, tmp_path: Path) -> Iterator[tuple[CursorSubscriber, ControlClient]
     address = f"tcp://127.0.0.1:{free_port()}"
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny), "--control", address) as (_, cursors),
-        CursorSubscriber(cursors) as cursor,
+        CursorSubscriber(cursors, max_age_s=None) as cursor,
         running(tmp_path / "replay.log", *replay(tiny)),
     ):
         client = ControlClient(address, timeout_s=DEADLINE_S)
@@ -139,28 +139,38 @@ def test_linear_decoders_swap_in_and_roll_back_like_any_other(tiny, rig, tmp_pat
 
 
 def test_a_decoder_of_other_units_sees_the_spikes_that_were_there(tiny, tmp_path: Path) -> None:
-    """What the daemon does at a swap: recent spikes, matched anew, decode as if always there."""
+    """After the daemon's swap it decodes as if it had been there from the start.
+
+    The units that it doesn't know are silent, so that a state is the same whoever made it.
+    """
     other = changed(tiny, tmp_path, drop=5)
     session = tiny.session
-    recent, always = RecentSpikes(), open_runtime(other, epoch=0.0)
+    rig = Rig(tiny.bundle)
+    always = open_runtime(other, epoch=rig.clock.now)
     match = UnitMatch(session.unit_ids, other.manifest.unit_ids)
     assert (match.n_known, match.n_unknown, match.n_missing) == (35, 5, 0)
-    for now in np.arange(0.01, 3.0, 0.01):
-        part = session.spikes_between(now - 0.01, now)
-        times, units = session.spike_times[part], session.spike_units[part]
-        recent.append(times, units, now=float(now))
+    began = rig.clock.now
+    for end in began + TICK_S * np.arange(1, 150):
+        part = session.spikes_between(end - TICK_S - began, end - began)
+        times, units = session.spike_times[part] + began, session.spike_units[part]
         index = match(units)
-        always.append(times[index != UNKNOWN], index[index != UNKNOWN])
-        if now > 3.0 - always.window_s:
-            expected = always.decode(float(now))
-    swapped = open_runtime(other, epoch=0.0, like=always)
-    assert swapped._session is always._session, "the graph is shared"
-    if tiny.bundle.manifest.family == "possm":
-        swapped.continue_from(always)
-    times, units = recent.since(float(now) - swapped.window_s)
-    index = match(units)
-    swapped.append(times[index != UNKNOWN], index[index != UNKNOWN])
-    np.testing.assert_allclose(swapped.decode(float(now)), expected, atol=1e-5)
+        times, units, index = (values[index != UNKNOWN] for values in (times, units, index))
+        for time, unit in zip(times.tolist(), units.tolist(), strict=True):
+            rig.send(time, unit=unit)
+        if end > began + 2.5 and rig.daemon.runtime.bundle is tiny.bundle:
+            current = rig.daemon.runtime
+            swapped = open_runtime(other, epoch=0.0, settings=current.settings, like=current)
+            assert swapped._session is current._session, "the graph is shared"
+            assert rig.daemon._swap(swapped, rig.clock.now) is None
+        frame = rig.tick()
+        always.append(times, index)
+        if frame.valid:
+            expected = always.decode(frame.window_end)
+            if frame.decoder == other.manifest.decoder_id:
+                np.testing.assert_allclose(frame.velocity, expected, atol=1e-5)
+    assert frame.valid
+    assert frame.decoder == other.manifest.decoder_id
+    rig.close()
 
 
 def test_a_pause_is_zero_and_invalid_and_ends_at_once(tiny, rig) -> None:
@@ -234,7 +244,7 @@ def test_what_is_armed_has_a_listener_and_a_live_stream(tiny, tmp_path: Path) ->
         assert "nobody listens" in problem
         assert "no unbroken live spikes" in problem
         with (
-            CursorSubscriber(cursors) as cursor,
+            CursorSubscriber(cursors, max_age_s=None) as cursor,
             running(tmp_path / "replay.log", *replay(tiny)),
         ):
             armed = wait_for(

@@ -6,8 +6,15 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from clients.demo import free_port
 from clients.subscriber import CursorSubscriber, StatusSubscriber
+from streaming import wire
+from streaming.publish import Publisher
+from streaming.watchdog import Watchdog
+from tests.clients.test_subscriber import frame
 from tests.rig import daemon, frames_until, running, wait_for
 from tests.streaming.test_live import is_decoding, replay, stream_of
 
@@ -22,7 +29,7 @@ def test_the_cursor_is_told_to_stop_when_frames_stop_and_goes_on_when_they_retur
             tmp_path / "watchdog.log", "watchdog", "--address", address, "--publish", behind,
             "--after-ms", "200",
         ) as watchdog,
-        CursorSubscriber(behind) as cursor,
+        CursorSubscriber(behind, max_age_s=None) as cursor,
         running(tmp_path / "replay.log", *replay(tiny)),
     ):  # fmt: skip
         frames = frames_until(cursor, is_decoding)
@@ -41,3 +48,44 @@ def test_the_cursor_is_told_to_stop_when_frames_stop_and_goes_on_when_they_retur
         stopped = frames_until(cursor, lambda frame: frame.state == "fault")[-1]
         assert not stopped.valid
         assert watchdog.stop(signal.SIGTERM) == 0
+
+
+CURSOR = wire.TOPICS["cursor"].prefix
+UNREADABLE = {
+    "another schema": CURSOR
+    + wire.encode_frame(msgspec.structs.replace(frame(0), schema=wire.SCHEMA_VERSION + 1)),
+    "another map": CURSOR + b"\x81\xa3abc\x01",
+    "no text": CURSOR + wire.encode_frame(frame(0)).replace(b"decoding", b"\xff" * 8),
+    "nested too deep": CURSOR + b"\x91" * 100_000,
+    "nothing": CURSOR,
+    "a status": wire.TOPICS["status"].prefix + b"\xc1",
+}
+
+
+@pytest.mark.parametrize("message", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_frames_that_it_cannot_read_are_a_fault_and_it_goes_on(message: bytes) -> None:
+    source = Publisher("tcp://127.0.0.1:*")
+    watchdog = Watchdog(source.bound_to, "tcp://127.0.0.1:*", after_s=0.5)
+    with CursorSubscriber(watchdog.publisher.bound_to, max_age_s=None) as cursor:
+
+        def step(send: bytes) -> wire.CursorFrame | None:
+            source.see_subscribers()
+            source.pass_on(send)
+            watchdog.step()
+            return cursor.receive(timeout_s=0.0)
+
+        def passed() -> bool:
+            came = step(CURSOR + wire.encode_frame(frame(7)))
+            return came is not None and came.valid
+
+        def told() -> wire.CursorFrame | None:
+            came = step(message)
+            return came if came is not None and not came.valid else None
+
+        wait_for("a frame that is passed on", passed)
+        stopped = wait_for("the fault", told)
+        assert (stopped.state, stopped.velocity) == ("fault", (0.0, 0.0))
+        wait_for("a frame that is passed on again", passed)
+    watchdog.publisher.close()
+    watchdog._context.destroy(linger=0)
+    source.close()

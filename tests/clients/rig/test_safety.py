@@ -32,7 +32,7 @@ class Onlooker:
         self.kinematics = wait_for(
             "kinematics", lambda: find_kinematics(f"{loop.prefix}-kinematics", 1.0)
         )
-        self.cursor = CursorSubscriber(loop.server.address)
+        self.cursor = CursorSubscriber(loop.server.address, max_age_s=None)
         self.times, self.positions, self.targets = np.empty(0), np.empty((0, 2)), np.empty((0, 2))
         self.frames: list[CursorFrame] = []
 

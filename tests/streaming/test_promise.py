@@ -1,0 +1,597 @@
+"""`valid` is a promise: whatever comes in whatever order, on the daemon's own tick.
+
+The clock and the stream are scripted, so that minutes pass in milliseconds; decoder, admission,
+watch, filters and publisher are the daemon's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoder import bundle as bundles
+from decoder.bundle import Bundle
+from decoder.filters import Filters
+from decoder.runtime import FUTURE_S, MAX_RATE_HZ, Runtime, open_runtime
+from streaming import wire
+from streaming.control import Arm, Pause, Resume, Rollback, SetFilters
+from streaming.loop import Daemon
+from streaming.lsl import StreamQuery
+from streaming.settings import DaemonSettings
+from streaming.states import State
+
+TICK_S = 0.02
+STALE_S = 0.25
+UNIX_S = 1.7e9
+EPS = 1e-6
+
+
+class Clock:
+    """Seconds that pass when the script says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class ScriptedInlet:
+    """What a `SpikeInlet` is to the daemon; `waiting` is drained at the next tick."""
+
+    unit_ids: list[str]
+    regular: bool = False
+    name: str = "scripted"
+    clock_offset_s: float = 0.0
+    n_drained: int = 0
+    n_overflows: int = 0
+    bin_ends: np.ndarray | None = None
+    jumped: bool = False
+    breaks: Exception | None = None
+    waiting: list[tuple[float, int]] = field(default_factory=list)
+    bins: list[float] = field(default_factory=list)
+
+    def drain(self, now: float) -> tuple[np.ndarray, np.ndarray]:
+        if self.breaks is not None:
+            raise self.breaks
+        events, self.waiting = self.waiting, []
+        if self.regular:
+            self.bin_ends, self.bins = np.array(self.bins), []
+        self.n_drained += len(events)
+        return (
+            np.array([time for time, _ in events], dtype=np.float64),
+            np.array([unit for _, unit in events], dtype=np.int64),
+        )
+
+    def take_offset_jump(self) -> bool:
+        jumped, self.jumped = self.jumped, False
+        return jumped
+
+
+class ScriptedConnector:
+    """Finds `next`, once."""
+
+    def __init__(self) -> None:
+        self.query = StreamQuery()
+        self.bundle_units: tuple[str, ...] = ()
+        self.problem: str | None = None
+        self.next: ScriptedInlet | None = None
+
+    def tend(self, inlet: ScriptedInlet | None, now: float) -> ScriptedInlet | None:
+        found, self.next = self.next, None
+        return found
+
+    def leave(self, inlet: ScriptedInlet) -> None:
+        pass
+
+
+class Rig:
+    """A daemon with its script, and a record of what a frame may rest on."""
+
+    def __init__(self, bundle: Bundle, *, regular: bool = False) -> None:
+        self.clock = Clock()
+        self.regular = regular
+        self.daemon = Daemon(
+            bundle,
+            DaemonSettings(
+                tick_ms=1e3 * TICK_S, address="tcp://127.0.0.1:*", realtime=False,
+                stale_after_ms=1e3 * STALE_S, provider="cpu",
+            ),
+            clock=self.clock,
+        )  # fmt: skip
+        self.units = bundle.manifest.unit_ids
+        self.connector = ScriptedConnector()
+        self.daemon.connector = self.connector  # type: ignore[assignment]
+        self.frames: list[wire.CursorFrame] = []
+        self.daemon.publisher.send = self.frames.append  # type: ignore[method-assign]
+        self.signs: list[tuple[float, int]] = []  # times of signs of life, and of which unit
+        self.broken_at = -math.inf
+        self.slow_s = 0.0
+        self.output: object = None  # what the decoder gives in place of its velocity
+        self.rng = np.random.default_rng(0)
+        self._wrap(self.daemon.runtime)
+        self.connect()
+
+    def _wrap(self, runtime: Runtime) -> None:
+        decode = runtime.decode
+
+        def scripted(window_end: float) -> np.ndarray:
+            velocity = decode(window_end)
+            self.clock.now += self.slow_s
+            if isinstance(self.output, Exception):
+                raise self.output
+            return velocity if self.output is None else np.array([self.output, 0.0])
+
+        runtime.decode = scripted  # type: ignore[method-assign]
+
+    def connect(self) -> None:
+        if self.daemon.inlet is None:
+            bins = np.empty(0) if self.regular else None
+            self.connector.next = ScriptedInlet(
+                [*self.units, "stranger"], regular=self.regular, bin_ends=bins
+            )
+            self.broken_at = self.clock.now
+
+    @property
+    def inlet(self) -> ScriptedInlet | None:
+        return self.daemon.inlet or self.connector.next  # type: ignore[return-value]
+
+    def knows(self, unit: int) -> bool:
+        return [*self.units, "stranger"][unit] in self.daemon.bundle.manifest.unit_ids
+
+    def send(self, *times: float, unit: int | None = None) -> None:
+        """Spikes (and, of counts, ends of bins) that arrive before the next tick."""
+        if self.inlet is None:
+            return
+        for time in times:
+            chosen = int(self.rng.integers(len(self.units))) if unit is None else unit
+            self.inlet.waiting.append((time, chosen))
+            if self.regular:
+                self.inlet.bins.append(time)
+
+    def tick(self, n_ticks: int = 1) -> wire.CursorFrame:
+        for _ in range(n_ticks):
+            self.clock.now = window_end = self.clock.now + TICK_S
+            self._note(window_end)
+            before = self.daemon._fault
+            self.daemon.tick(window_end)
+            if self.daemon._fault is not None and before is not self.daemon._fault:
+                self.broken_at = max(self.broken_at, window_end)
+            self._check(self.frames[-1])
+        return self.frames[-1]
+
+    def live(self, seconds: float) -> wire.CursorFrame:
+        """A spike or two a tick, in time."""
+        for _ in range(math.ceil(seconds / TICK_S)):
+            self.send(self.clock.now + 0.012, self.clock.now + 0.015)
+            self.tick()
+        return self.frames[-1]
+
+    def _note(self, window_end: float) -> None:
+        """What will be admitted at this tick."""
+        if self.inlet is None or self.inlet.breaks is not None:
+            return
+        if self.inlet.jumped:
+            self.broken_at = window_end
+        oldest = window_end - self.daemon.runtime.window_s
+        came = [(time, 0) for time in self.inlet.bins] if self.regular else self.inlet.waiting
+        self.signs = [sign for sign in self.signs if sign[0] > oldest - 1.0] + [
+            (time, unit)
+            for time, unit in came
+            if math.isfinite(time) and time != 0 and oldest <= time <= window_end + FUTURE_S
+        ]
+
+    def _check(self, frame: wire.CursorFrame) -> None:
+        assert frame.valid == (frame.state == State.DECODING)
+        assert all(map(math.isfinite, frame.velocity))
+        speed = math.hypot(*frame.velocity)
+        if not frame.valid:
+            assert speed == 0.0
+            return
+        given = self.daemon.filters.settings
+        assert speed <= min(5.0, given.speed_limit or math.inf) + EPS
+        assert self.daemon._paused is None
+        published = frame.published
+        assert published - frame.window_end <= STALE_S + EPS
+        signs = sorted(
+            time
+            for time, unit in self.signs
+            if self.broken_at - EPS <= time <= frame.window_end
+            if self.regular or self.knows(unit)
+        )
+        start = frame.window_end - self.daemon.runtime.window_s
+        assert signs, "no admitted spike since the last break"
+        assert signs[0] <= start + EPS, "the window is not full"
+        assert published - signs[-1] <= STALE_S + EPS, "the newest spike is old"
+        gaps = np.diff([time for time in signs if time >= start - STALE_S])
+        assert len(gaps) == 0 or gaps.max() <= STALE_S + EPS, "a hole in the window"
+        if given.acceleration_limit is not None and len(self.frames) > 1:
+            before = self.frames[-2]
+            rested = frame.window_end - before.window_end > STALE_S + TICK_S
+            (x0, y0), (x, y) = (0.0, 0.0) if rested else before.velocity, frame.velocity
+            step = math.hypot(x - x0, y - y0)
+            assert step <= given.acceleration_limit * TICK_S + EPS, "a jump"
+
+    def close(self) -> None:
+        self.daemon.publisher.close()
+
+
+def other_units(bundle: Bundle, folder: Path, n_units: int) -> Bundle:
+    """The same decoder of the last `n_units` units."""
+    order = np.arange(len(bundle.manifest.unit_ids))[-n_units:]
+    return bundles.write(
+        folder / f"last-{n_units}.bundle",
+        manifest=bundle.manifest.model_copy(
+            update={
+                "decoder_id": f"last-{n_units}",
+                "unit_ids": tuple(bundle.manifest.unit_ids[i] for i in order),
+            }
+        ),
+        graph=bundle.graph_path,
+        tables=replace(bundle.tables, tokens=bundle.tables.tokens[order]),
+        weights={"nothing": np.zeros(1)},
+    )
+
+
+@pytest.fixture
+def rig(tiny) -> Iterator[Rig]:
+    made = Rig(tiny.bundle)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def counts_rig(tiny) -> Iterator[Rig]:
+    made = Rig(tiny.bundle, regular=True)
+    yield made
+    made.close()
+
+
+def test_a_live_stream_is_valid_after_a_window(rig: Rig) -> None:
+    assert rig.live(0.9).state == "warming"
+    assert rig.live(0.2).valid
+
+
+@pytest.mark.parametrize("ahead_s", [UNIX_S, 3600.0, 0.2])
+def test_bins_that_are_not_admitted_are_no_sign_of_life(counts_rig: Rig, ahead_s: float) -> None:
+    rig = counts_rig
+    for _ in range(100):
+        rig.send(rig.clock.now + ahead_s)
+        frame = rig.tick()
+    assert frame.state == "ready"
+    assert frame.n_spikes == 0
+    assert "ahead of this host's clock" in rig.daemon._explain()
+    rig.live(1.1)
+    assert rig.frames[-1].valid
+    for _ in range(30):
+        rig.send(rig.clock.now + ahead_s)
+        frame = rig.tick()
+    assert frame.state == "stale"
+
+
+def test_empty_bins_are_a_sign_of_life_and_silence_is_not(counts_rig: Rig) -> None:
+    rig = counts_rig
+    rig.live(1.1)
+    for _ in range(60):
+        assert rig.inlet is not None
+        rig.inlet.bins.append(rig.clock.now + 0.01)
+        assert rig.tick().valid
+    assert rig.frames[-1].n_spikes == 0
+    assert rig.tick(20).state == "stale"
+
+
+@pytest.mark.parametrize("why", ["jump", "fault"])
+def test_after_a_break_only_spikes_from_then_on_fill_the_window(rig: Rig, why: str) -> None:
+    rig.live(2.0)
+    assert rig.inlet is not None
+    rig.tick(10)  # the newest spike is a while ago
+    if why == "jump":
+        rig.inlet.jumped = True
+    else:
+        rig.output = math.nan
+    rig.tick()
+    broke, rig.output = rig.clock.now, None
+    while not rig.live(TICK_S).valid:
+        assert rig.clock.now < broke + 2.0
+    assert rig.clock.now - broke >= rig.daemon.runtime.window_s
+
+
+@pytest.mark.parametrize("late_s", [0.3, 3.0])
+def test_after_a_late_frame_the_filters_start_from_rest(rig: Rig, late_s: float) -> None:
+    rig.output = 0.5
+    rig.daemon._handle(SetFilters(filters=Filters(acceleration_limit=0.5)), 0.0)
+    rig.live(2.5)
+    assert rig.frames[-1].velocity[0] > 0.4
+    rig.slow_s = late_s
+    assert rig.live(TICK_S).state == "stale"
+    rig.slow_s = 0.0
+    while not (frame := rig.live(TICK_S)).valid:
+        assert frame.velocity == (0.0, 0.0)
+    assert math.hypot(*frame.velocity) <= 0.5 * TICK_S + EPS
+
+
+def test_after_a_stall_without_frames_the_filters_start_from_rest(rig: Rig) -> None:
+    rig.output = 0.5
+    rig.daemon._handle(SetFilters(filters=Filters(smoothing_s=1.0)), 0.0)
+    rig.live(2.5)
+    rig.output = 0.1
+    for _ in range(20):  # spikes come, ticks don't
+        rig.send(rig.clock.now + 0.01)
+        rig.clock.now += TICK_S
+    assert rig.live(TICK_S).velocity[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("output", [1e30, -1e30, 6.0, math.nan, math.inf, RuntimeError("CUDA")])
+@pytest.mark.parametrize("given", [{}, {"gain": 100.0}, {"bias_s": 10.0, "speed_limit": 0.5}])
+def test_what_nobody_can_want_is_a_fault_and_recovers_by_itself(
+    rig: Rig, output: object, given: dict[str, float]
+) -> None:
+    if output == 6.0 and "speed_limit" in given:
+        pytest.skip("the limit makes it plausible")
+    rig.output = 0.01
+    rig.daemon._handle(SetFilters(filters=Filters(**given)), 0.0)
+    rig.live(2.0)
+    bias = rig.daemon.filters.bias
+    rig.output = output
+    assert rig.live(2.5).state == "fault"
+    assert rig.daemon.filters.bias == bias
+    assert "m/s" in rig.daemon._explain() or "CUDA" in rig.daemon._explain()
+    rig.output = 0.01
+    assert rig.live(1.2).valid
+    assert rig.daemon._fault is None
+
+
+def test_an_error_of_onnx_runtime_is_a_fault_and_recovers_by_itself(rig: Rig) -> None:
+    rig.live(1.5)
+    runtime = rig.daemon.runtime
+    good = runtime._constant  # type: ignore[attr-defined]
+    runtime._constant = {name: value[..., :1] for name, value in good.items()}  # type: ignore
+    assert rig.live(0.1).state == "fault"
+    assert "the decoder failed" in rig.daemon._explain()
+    assert rig.live(2.5).state == "fault"
+    runtime._constant = good  # type: ignore[attr-defined]
+    assert rig.live(1.2).valid
+
+
+def test_a_fault_in_a_pause_clears_by_itself_and_can_be_armed(rig: Rig) -> None:
+    rig.daemon.publisher._subscriptions.add(b"cursor:")
+    rig.live(1.5)
+    rig.output = math.nan
+    rig.live(TICK_S)
+    rig.daemon._handle(Pause(why="a look at it"), rig.clock.now)
+    rig.live(1.5)
+    assert "no velocity" in str(rig.daemon._handle(Arm(), rig.clock.now))
+    rig.output = None
+    assert rig.live(1.2).state == "paused"
+    assert rig.daemon._handle(Arm(), rig.clock.now) is None
+    assert rig.live(TICK_S).valid
+
+
+def test_a_pause_of_minutes_fills_no_ring(rig: Rig) -> None:
+    """At 2,000 spikes/s, 5 minutes are more than the ring holds."""
+    rig.live(1.5)
+    rig.daemon._handle(Pause(), rig.clock.now)
+    runtime = rig.daemon.runtime
+    for _ in range(15_000):
+        rig.clock.now += TICK_S
+        times = rig.clock.now - rig.rng.uniform(0.0, 0.02, 40)
+        runtime.append(times, rig.rng.integers(0, len(rig.units), 40))
+    assert runtime.n_overflowed == 0
+    assert len(runtime._ring) < 3 * 2000
+    rig.daemon._handle(Resume(), rig.clock.now)
+    rig.live(1.5)
+    assert rig.frames[-1].valid
+
+
+def test_more_spikes_than_a_window_holds_are_not_valid_and_said(rig: Rig) -> None:
+    rig.live(1.5)
+    assert rig.inlet is not None
+    for _ in range(70):
+        n_spikes = round(1.5 * MAX_RATE_HZ * TICK_S)
+        times = rig.clock.now + np.linspace(0.0, TICK_S, n_spikes)
+        rig.inlet.waiting = [(float(time), 0) for time in times]
+        rig.clock.now = window_end = rig.clock.now + TICK_S
+        rig.daemon._paused = "its decodes are not of interest"
+        rig.daemon.tick(window_end)
+    rig.daemon._paused = None
+    assert rig.daemon.runtime.n_overflowed > 0
+    assert rig.daemon.watch.judge(rig.clock.now) is not State.DECODING
+    rig.daemon.state = State.WARMING
+    assert "200,000 spikes/s" in rig.daemon._explain()
+
+
+@pytest.mark.parametrize("stamp", ["future", "past", "none", "unit"])
+def test_the_status_says_why_spikes_that_come_cannot_be_used(rig: Rig, stamp: str) -> None:
+    rig.live(1.5)
+    for _ in range(50):
+        now = rig.clock.now
+        times = {"future": UNIX_S, "past": now - 40.0, "none": math.nan, "unit": now}
+        rig.send(*[times[stamp]] * 20, unit=len(rig.units) if stamp == "unit" else None)
+        rig.tick()
+    words = {
+        "future": "1000 are stamped ahead of this host's clock",
+        "past": "1000 are stamped before the decoder's window",
+        "none": "1000 have no time stamp",
+        "unit": "1000 are of units that the bundle doesn't know",
+    }
+    assert rig.frames[-1].state == "stale"
+    assert words[stamp] in rig.daemon._explain()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("liblsl gave up"), MemoryError(), KeyError("x")])
+def test_whatever_comes_out_of_the_stream_is_a_state_and_is_said(
+    rig: Rig, error: Exception
+) -> None:
+    rig.live(1.5)
+    assert rig.inlet is not None
+    rig.inlet.breaks = error
+    assert rig.tick().state == "stale"
+    assert type(error).__name__ in rig.daemon._explain()
+    rig.connect()
+    assert rig.live(1.3).valid
+
+
+@pytest.mark.parametrize("n_units", [40, 10])
+def test_a_swap_without_a_stream_leaves_the_check_to_the_next_one(
+    rig: Rig, tmp_path: Path, n_units: int
+) -> None:
+    other = open_runtime(other_units(rig.daemon.bundle, tmp_path, n_units), epoch=0.0)
+    rig.live(1.2)
+    assert rig.inlet is not None
+    rig.inlet.breaks = RuntimeError("gone")
+    rig.tick()
+    assert rig.daemon._swap(other, rig.clock.now) is None
+    assert rig.connector.bundle_units == other.bundle.manifest.unit_ids
+    assert rig.tick(50).state == "stale"
+
+
+def test_a_decoder_whose_units_are_silent_is_not_valid_on_anothers_spikes(
+    rig: Rig, tmp_path: Path
+) -> None:
+    other = open_runtime(other_units(rig.daemon.bundle, tmp_path, 20), epoch=0.0)
+    for _ in range(100):
+        rig.send(rig.clock.now + 0.01, unit=0)
+        rig.tick()
+    assert rig.frames[-1].valid
+    assert rig.daemon._swap(other, rig.clock.now) is None
+    rig.send(rig.clock.now + 0.01, unit=0)
+    assert not rig.tick().valid
+
+
+@pytest.mark.parametrize("hours", [0.0, 30.0, 24.0 * 40])
+def test_an_epoch_hours_away_decodes_alike(tiny, hours: float) -> None:
+    session = tiny.session
+    near, far = (open_runtime(tiny.bundle, epoch=epoch) for epoch in (0.0, -3600.0 * hours))
+    for at in np.arange(1.0, 1.5, 0.1):
+        part = session.spikes_between(at - 1.0 if at == 1.0 else at - 0.1, at)
+        for runtime in (near, far):
+            runtime.append(session.spike_times[part], session.spike_units[part])
+        np.testing.assert_allclose(far.decode(float(at)), near.decode(float(at)), atol=1e-5)
+
+
+STAMPS = {
+    "late": -0.1, "very late": -0.4, "ahead": 0.05, "far ahead": 0.3, "old": -40.0,
+    "unix": UNIX_S, "none": math.nan, "infinite": math.inf,
+}  # fmt: skip
+FILTERS = (
+    Filters(),
+    Filters(acceleration_limit=1.0),
+    Filters(acceleration_limit=0.2, smoothing_s=0.2),
+    Filters(smoothing_s=0.5),
+    Filters(gain=100.0, speed_limit=0.3),
+    Filters(gain=0.4, bias_s=5.0, dead_zone=0.01),
+)
+LONG, SHORT = st.sampled_from([1.1, 1.4]), st.sampled_from([0.02, 0.1, 0.24, 0.3, 0.6])
+EVENTS = st.one_of(
+    st.tuples(st.just("live"), LONG),
+    st.tuples(st.just("live"), SHORT),
+    st.tuples(st.just("silence"), SHORT),
+    st.tuples(st.just("stamps"), st.sampled_from(sorted(STAMPS)), SHORT),
+    st.tuples(st.just("stranger"), SHORT),
+    st.tuples(st.just("shuffled"), SHORT),
+    st.tuples(st.just("jump")),
+    st.tuples(st.just("loss"), SHORT),
+    st.tuples(st.just("fault"), st.sampled_from([math.nan, 1e30, 7.0, None]), SHORT),
+    st.tuples(st.just("stall"), st.booleans(), SHORT),
+    st.tuples(st.just("slow"), SHORT),
+    st.tuples(st.just("swap"), st.sampled_from([0, 1])),
+    st.tuples(st.just("rollback")),
+    st.tuples(st.just("pause"), SHORT),
+    st.tuples(st.just("filters"), st.sampled_from(FILTERS)),
+)
+
+
+def play(rig: Rig, others: list[Runtime], event: tuple) -> None:
+    """One event of a script."""
+    ticks = math.ceil(event[-1] / TICK_S) if isinstance(event[-1], float) else 0
+    match event:
+        case "live", float(seconds):
+            rig.live(seconds)
+        case "silence", _:
+            rig.tick(ticks)
+        case "stamps", str(kind), _:
+            for _ in range(ticks):
+                rig.send(rig.clock.now + STAMPS[kind])
+                rig.tick()
+        case "stranger", _:
+            if not rig.regular:
+                for _ in range(ticks):
+                    rig.send(rig.clock.now, unit=len(rig.units))
+                    rig.tick()
+        case "shuffled", _:
+            for _ in range(ticks):
+                rig.send(*(rig.clock.now - rig.rng.uniform(0.0, 0.2, 5)).tolist())
+                rig.tick()
+        case ("jump",):
+            if rig.daemon.inlet is not None:
+                rig.inlet.jumped = True
+            rig.tick()
+        case "loss", _:
+            if rig.daemon.inlet is not None:
+                rig.inlet.breaks = RuntimeError("lost")
+            rig.tick(ticks)
+            rig.connect()
+        case "fault", output, float(seconds):
+            rig.output = RuntimeError("no memory") if output is None else output
+            rig.live(seconds)
+            rig.output = None
+        case "stall", bool(spikes), _:
+            for _ in range(ticks):
+                if spikes:
+                    rig.send(rig.clock.now + 0.01)
+                rig.clock.now += TICK_S
+        case "slow", float(seconds):
+            rig.slow_s = seconds
+            rig.live(TICK_S)
+            rig.slow_s = 0.0
+        case "swap", int(index):
+            if others[index] is not rig.daemon.runtime:
+                rig.daemon._swap(others[index], rig.clock.now)
+        case ("rollback",):
+            rig.daemon._handle(Rollback(), rig.clock.now)
+        case "pause", float(seconds):
+            rig.daemon._handle(Pause(), rig.clock.now)
+            rig.live(seconds)
+            rig.daemon._handle(Resume(), rig.clock.now)
+        case "filters", Filters() as filters:
+            rig.daemon._handle(SetFilters(filters=filters), rig.clock.now)
+
+
+@pytest.fixture(scope="module")
+def others(tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    folder = tmp_path_factory.mktemp("others")
+    return [other_units(tiny.bundle, folder, n_units) for n_units in (40, 20)]
+
+
+@pytest.mark.parametrize("regular", [False, True])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(script=st.lists(EVENTS, min_size=1, max_size=15))
+def test_whatever_happens_a_valid_frame_keeps_its_promise_and_it_recovers(
+    tiny, others: list[Bundle], regular: bool, script: list[tuple]
+) -> None:
+    """What every frame must keep is in `Rig._check`."""
+    rig = Rig(tiny.bundle, regular=regular)
+    try:
+        runtimes = [
+            open_runtime(
+                o, epoch=0.0, settings=rig.daemon.runtime.settings, like=rig.daemon.runtime
+            )
+            for o in others
+        ]
+        for runtime in runtimes:
+            rig._wrap(runtime)
+        for event in script:
+            play(rig, runtimes, event)
+        rig.daemon._handle(Resume(), rig.clock.now)
+        rig.connect()
+        assert rig.live(1.5).valid, "it recovers without a person"
+    finally:
+        rig.close()
