@@ -158,6 +158,11 @@ class Runtime(abc.ABC):
         """Seconds of spikes that the ring has to hold."""
 
     def _velocity(self, output: NDArray[np.float32]) -> Floats:
+        if output.shape != self._scale.shape:
+            raise BundleError(
+                f"{self.bundle.path}: its graph gives an output of shape {output.shape}, expected "
+                f"{self._scale.shape}"
+            )
         return np.asarray(output.astype(np.float64) * self._scale + self._offset)
 
 

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import hypot
+from math import hypot, inf
 from pathlib import Path
 
 from pylsl import local_clock
@@ -24,6 +24,7 @@ from pylsl import local_clock
 from decoder.bundle import Bundle
 from decoder.errors import SettingsError, StreamError
 from decoder.filters import OutputFilters, Velocity
+from decoder.proof import prove
 from decoder.runtime import MAX_RATE_HZ, PROVIDERS, Runtime, RuntimeSettings, open_runtime
 from streaming import control, wire
 from streaming.admission import Admission
@@ -37,7 +38,7 @@ from streaming.recent import KEEP_S, RecentSpikes
 from streaming.settings import DaemonSettings
 from streaming.signals import stop_on_signal
 from streaming.states import NEVER, State, StreamWatch
-from streaming.swap import Loader, check_tick
+from streaming.swap import Loader, StreamSpikes, check_tick
 from streaming.units import UNKNOWN, Floats, Ints, UnitMatch
 
 log = logging.getLogger("volition.decode")
@@ -136,7 +137,7 @@ class Daemon:
 
     def startup(self) -> None:
         """Warm the decoder and begin to look for the stream."""
-        took_s = self.runtime.warm_up()
+        took_s = prove(self.runtime, epoch=self.started)
         self.connector.start()
         self.metronome = Metronome(self.settings.tick_ms / 1000.0, clock=self._clock)
         self.health.start(self._clock())
@@ -322,7 +323,9 @@ class Daemon:
             case control.Load(path=path):
                 if self.loader.busy:
                     return "another decoder is being loaded; ask again when it is done"
-                self.loader.load(Path(path), self.runtime, epoch=self.started)
+                self.loader.load(
+                    Path(path), self.runtime, epoch=self.started, recent=self._recent_spikes()
+                )
             case control.Activate(decoder=decoder):
                 candidate = self.loader.candidate
                 if candidate is None or candidate.bundle.manifest.decoder_id != decoder:
@@ -346,6 +349,15 @@ class Daemon:
             case control.Stop():
                 self.should_stop = True
         return None
+
+    def _recent_spikes(self) -> StreamSpikes | None:
+        """All that is kept of the stream that is open."""
+        if self.inlet is None:
+            return None
+        times, stream_units = self.recent.since(-inf)
+        return StreamSpikes(
+            times=times, stream_units=stream_units, unit_ids=tuple(self.inlet.unit_ids)
+        )
 
     def _arm(self, window_end: float) -> str | None:
         """Resume, but only where all is there that a cursor needs."""

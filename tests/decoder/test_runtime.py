@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from decoder.errors import BundleError, ProviderError
@@ -75,11 +78,28 @@ def test_reset_forgets_every_spike(tiny) -> None:
     np.testing.assert_array_equal(runtime.decode(1.0), silent)
 
 
-def test_it_says_which_provider_runs(tiny) -> None:
-    assert (
-        open_runtime(tiny.bundle, epoch=0.0, settings=RuntimeSettings(provider="cpu")).provider
-        == CPU
-    )
+@pytest.mark.parametrize("wanted", ["auto", "cpu", "cuda"])
+def test_it_says_which_provider_runs(
+    tiny, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was asked for, and whatever is installed: ONNX Runtime's own profile knows."""
+    options = ort.SessionOptions
+
+    def profiled() -> ort.SessionOptions:
+        made = options()
+        made.enable_profiling = True
+        made.profile_file_prefix = str(tmp_path / "profile")
+        return made
+
+    monkeypatch.setattr(ort, "SessionOptions", profiled)
+    runtime = open_runtime(tiny.bundle, epoch=0.0, settings=RuntimeSettings(provider=wanted))
+    runtime.warm_up()
+    events = json.loads(Path(runtime._session.end_profiling()).read_text())
+    ran_on = Counter(e["args"]["provider"] for e in events if "provider" in e.get("args", {}))
+    assert ran_on.total() > 20
+    assert ran_on.most_common(1)[0][0] == runtime.provider
+    if wanted == "cpu":
+        assert runtime.provider == CPU
 
 
 def test_a_required_provider_that_is_not_there_is_refused(tiny) -> None:

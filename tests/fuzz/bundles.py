@@ -38,6 +38,7 @@ def prepare(folder: Path) -> None:
 
 def case(folder: Path, rng: Rng, scratch: Path) -> None:
     """Damage a copy of one bundle in one way, open it, decode with it."""
+    from decoder.proof import prove
     from decoder.runtime import open_runtime
 
     originals = sorted(folder.glob("*.bundle"))
@@ -48,7 +49,7 @@ def case(folder: Path, rng: Rng, scratch: Path) -> None:
         os.link(file, bundle / file.name)
     DAMAGE[int(rng.integers(len(DAMAGE)))](bundle, rng, originals)
     runtime = open_runtime(open_bundle(bundle), epoch=0.0)
-    runtime.warm_up()
+    prove(runtime, epoch=0.0)
 
 
 def _manifest_content(bundle: Path, rng: Rng, originals: list[Path]) -> None:

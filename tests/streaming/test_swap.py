@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -21,6 +22,7 @@ from decoder.runtime import open_runtime
 from streaming import control, wire
 from streaming.control import ControlClient
 from streaming.units import UNKNOWN, UnitMatch
+from tests.decoder.test_proof import endless, with_graph
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
 from tests.streaming.test_live import (
     assert_only_silence_interrupts,
@@ -265,3 +267,41 @@ def test_another_input_is_read_on_command(tiny, rig) -> None:
     assert (status.input_name, status.stream) == ("elsewhere", None)
     told(client, control.SetInput(kind="Spikes", name=stream_of(tiny)))
     frames_until(cursor, is_decoding)
+
+
+def test_a_decoder_that_hangs_is_not_the_candidate_and_the_daemon_ticks_on(
+    tiny, rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graph is another one, so it is tried in a process of its own."""
+    cursor, client = rig
+    frames = frames_until(cursor, is_decoding)
+    copied = Path(shutil.copytree(tiny.bundle.path, tmp_path / "hangs.bundle"))
+    hangs = with_graph(copied, endless)
+    told(client, control.Load(path=str(hangs.path)))
+    frames += frames_until(cursor, lambda f: f.seq > frames[-1].seq + 200)
+    status = told(client, control.GetStatus())
+    assert status.loading
+    assert status.candidate is None
+    assert "not the candidate" in str(
+        client.ask(control.Activate(decoder=hangs.manifest.decoder_id)).problem
+    )
+    first_valid = next(i for i, frame in enumerate(frames) if frame.valid)
+    assert all(frame.valid for frame in frames[first_valid:])
+
+
+def test_a_decoder_without_a_velocity_for_the_streams_spikes_is_no_candidate(
+    tiny, rig, tmp_path: Path
+) -> None:
+    cursor, client = rig
+    frames_until(cursor, is_decoding)
+    name = "boundary_value"
+    far = replace(
+        tiny.bundle.tables, **{name: np.full_like(getattr(tiny.bundle.tables, name), 3e38)}
+    )
+    wild = bundles.write(
+        tmp_path / "wild.bundle", manifest=tiny.bundle.manifest, graph=tiny.bundle.graph_path,
+        tables=far, weights={"nothing": np.zeros(1)},
+    )  # fmt: skip
+    told(client, control.Load(path=str(wild.path)))
+    problem = wait_for("the problem", lambda: told(client, control.GetStatus()).load_problem)
+    assert "expected two finite numbers" in problem
