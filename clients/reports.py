@@ -28,7 +28,7 @@ from decoder.bundle import (
     Bundle,
     open_bundle,
 )
-from decoder.errors import TrainingError, VolitionError
+from decoder.errors import StreamError, TrainingError, VolitionError
 from streaming import sessions
 from streaming.sessions import Session, duration_s, within
 
@@ -147,7 +147,7 @@ def run_training(
     from training.fabric import launch
 
     paths = sessions.find(folder)
-    loaded = [sessions.load(path, lazy=True) for path in paths]
+    loaded = sessions.open_all(folder)
     if len({session.session_id for session in loaded}) < len(loaded):
         raise TrainingError(f"{folder}: two files hold the same session id; keep one of them")
     columns = (
@@ -336,16 +336,30 @@ def play(console: Console, path: Path, settings: ReplaySettings) -> None:
 def play_and_score(
     console: Console, path: Path, settings: ReplaySettings, address: str, *, as_json: bool
 ) -> None:
-    """Replay in a process of its own, score the daemon's frames here."""
+    """Replay in a process of its own, score the daemon's frames here.
+
+    If either ends early, or on Ctrl-C, what came until then is scored. Raises StreamError then.
+    """
     from clients import live
 
     session = sessions.load(path)
-    frames = live.collect(path, settings, address)
-    result = live.score(frames, session)
+    frames, problem = live.LiveFrames(), None
+    try:
+        live.collect(path, settings, address, into=frames)
+    except (StreamError, KeyboardInterrupt) as error:
+        if frames.mapping is None:
+            raise
+        problem = str(error) or "stopped by Ctrl-C"
+    try:
+        result = live.score(frames, session)
+    except StreamError as error:
+        raise StreamError(f"{problem}; {error}" if problem else str(error)) from error
     if as_json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
         print_score(console, result)
+    if problem:
+        raise StreamError(f"the score is of the part before this: {problem}")
 
 
 def print_score(console: Console, score: LiveScore) -> None:

@@ -11,6 +11,7 @@ is cut into windows (see `training.windows`).
 from __future__ import annotations
 
 import datetime
+import errno
 import mmap
 import re
 from collections.abc import Callable, Iterator
@@ -437,10 +438,17 @@ def load(
         raise SessionError(f"{path}: no such file; expected a session (.h5)")
     try:
         with h5py.File(path, "r") as file:
-            session = _from_hdf5(file, path.stem, _mapped if lazy else _whole, columns)
+            session = _from_hdf5(
+                file, path.stem, _Mapped(path) if lazy else _whole, columns
+            )
     except SessionError:
         raise
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise SessionError(
+                f"{path}: too many open files; raise the limit (ulimit -n), a session that is "
+                "mapped takes one"
+            ) from error
         raise SessionError(
             f"{path}: not a readable HDF5 file ({error}); it may be truncated. "
             "Import the recording again"
@@ -470,6 +478,28 @@ def find(folder: Path | str) -> list[Path]:
     return paths
 
 
+def open_all(folder: Path | str) -> list[Session]:
+    """Every session below `folder`, mapped; a corpus may have more than files may be open at first.
+
+    Raises SessionError.
+    """
+    paths = find(folder)
+    _allow_open_files(len(paths) + 256)
+    return [load(path, lazy=True) for path in paths]
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process' limit on open files as far as the system lets it."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 Read = Callable[[h5py.Dataset], NDArray[Any]]
 
 
@@ -477,14 +507,20 @@ def _whole(dataset: h5py.Dataset) -> NDArray[Any]:
     return np.asarray(dataset[:])
 
 
-def _mapped(dataset: h5py.Dataset) -> NDArray[Any]:
-    """The dataset's bytes in the file, mapped; read whole where it is chunked or compressed."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.size == 0 or not dataset.dtype.isnative:
-        return _whole(dataset)
-    return np.memmap(
-        dataset.file.filename, dataset.dtype, mode="r", offset=offset, shape=dataset.shape
-    )
+class _Mapped:
+    """Reads datasets of one file by mapping it, once: every map holds a descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __call__(self, dataset: h5py.Dataset) -> NDArray[Any]:
+        """A dataset's bytes in the file; read whole if it is chunked or compressed."""
+        offset = dataset.id.get_offset()
+        if offset is None or dataset.size == 0 or not dataset.dtype.isnative:
+            return _whole(dataset)
+        values = np.frombuffer(self._map, dataset.dtype, count=dataset.size, offset=offset)
+        return values.reshape(dataset.shape)
 
 
 def _let_go(session: Session) -> None:
@@ -493,7 +529,7 @@ def _let_go(session: Session) -> None:
                   session.cursor_pos, session.cursor_vel):  # fmt: skip
         base: Any = array
         while base is not None and not isinstance(base, mmap.mmap):
-            base = getattr(base, "base", None)
+            base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
         if base is not None and hasattr(mmap, "MADV_DONTNEED"):
             base.madvise(mmap.MADV_DONTNEED)
 

@@ -32,7 +32,7 @@ def bench_corpus(
     before = anonymous_mb()
     with console.status("opening the corpus…"):
         began = time.perf_counter()
-        corpus = [sessions.load(path, lazy=True) for path in sessions.find(folder)]
+        corpus = sessions.open_all(folder)
         opened_s = time.perf_counter() - began
     opened_mb = anonymous_mb() - before
     middle = sorted(corpus, key=lambda session: len(session.spike_times))[len(corpus) // 2]

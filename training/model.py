@@ -64,6 +64,11 @@ class ModelConfig:
         """Seconds of a window, in training and live."""
         return self.sequence_length
 
+    @property
+    def n_together(self) -> int:
+        """A window knows nothing of others."""
+        return 1
+
     def training_queries(self, rng: np.random.Generator) -> Floats:
         """Times in a training window that are asked for: denser towards its end, one there."""
         ages = rng.uniform(size=N_QUERIES - 1) ** 2

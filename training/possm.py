@@ -98,6 +98,11 @@ class PossmConfig:
         """Seconds of a training window."""
         return self.train_s
 
+    @property
+    def n_together(self) -> int:
+        """Windows of one session in a batch, so that states can be carried from one to another."""
+        return self.n_carried
+
     def training_queries(self, rng: np.random.Generator) -> Floats:
         """Times in a training window that are asked for: every chunk's end, and some between."""
         first = math.ceil(self.warm_up_s / self.chunk_s)
@@ -121,11 +126,15 @@ class PossmConfig:
 
 
 class Possm(nn.Module):
-    """The weights; names as in torch_brain's POYO as far as it has the part."""
+    """The weights; names as in torch_brain's POYO as far as it has the part.
+
+    carried_share: of the last training batch's windows, which began with a carried state.
+    """
 
     def __init__(self, config: PossmConfig) -> None:
         super().__init__()
         dim = config.dim
+        self.carried_share: Tensor | None = None
         self.unit_emb = InfiniteVocabEmbedding(dim, init_scale=EMB_INIT_SCALE)
         self.session_emb = InfiniteVocabEmbedding(dim, init_scale=EMB_INIT_SCALE)
         self.token_type_emb = nn.Embedding(2, dim)
@@ -259,7 +268,8 @@ def _carried(model: Possm, config: PossmConfig, inputs: Tensor, session_index: T
     """States (B, hidden) that windows begin with in training: some fresh, most carried on.
 
     Live, a state runs for hours. So it goes through up to `n_carried` other windows of its session
-    first, as many as the batch has, without gradient.
+    first, as many as the batch has, without gradient. `training.windows` draws several of each.
+    `model.carried_share` says how many windows did begin with such a state.
     """
     order = session_index.argsort(stable=True)
     ranked, here = session_index[order], torch.arange(len(order), device=order.device)
@@ -275,6 +285,7 @@ def _carried(model: Possm, config: PossmConfig, inputs: Tensor, session_index: T
         goes_on = (turn + 1 < n_of_session)[:, None]  # or it would come to the window itself
         state = torch.where(goes_on, ends[:, before], state)
     fresh = torch.rand(len(inputs), 1, device=inputs.device) < FRESH_SHARE
+    model.carried_share = ((n_of_session > 1) & ~fresh[:, 0]).float().mean()
     return state[0].masked_fill(fresh, 0.0)
 
 

@@ -41,10 +41,12 @@ from training.fabric import launch
 from training.families import Config, Model, build, family, forward, preset
 from training.memory import keep_freed_memory
 from training.optimizer import build_optimizers, restore_state, set_learning_rate, state_tensors
+from training.possm import Possm
 from training.tuning import nearest_mean, tuning
 from training.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
 
 VALIDATE_EVERY_S = 60.0
+MAX_VALIDATING = 0.2  # share of a timed run; a longer validation comes less often
 N_VALIDATIONS = 20  # of a run that ends by steps
 VALIDATE_STEP_S = 0.1  # between the window ends that are scored
 MAX_VALIDATED = 3000  # windows scored at a validation, over all sessions
@@ -200,12 +202,20 @@ class MicroBatches(Dataset[Batch]):
                 f"--batch-size {settings.batch_size} can't be shared by {world} processes with "
                 f"{settings.accumulate} micro-batches each; expected a multiple of {self.n_micro}"
             )
+        if source.layout.n_together > 1 and settings.batch_size == self.n_micro:
+            raise TrainingError(
+                "a micro-batch of one window has no other that its state could be carried on from; "
+                f"give --batch-size {2 * self.n_micro} or more, or fewer micro-batches "
+                "(--accumulate) or processes"
+            )
 
     def __getitem__(self, number: int) -> Batch:
         step, turn = divmod(number, self.settings.accumulate)
         rng = np.random.default_rng([self.settings.seed, step])
-        plans = self.source.plan(rng, self.settings.batch_size)
-        return self.source.build(plans[self.micro(turn) :: self.n_micro])
+        size = self.settings.batch_size // self.n_micro
+        plans = self.source.plan(rng, self.settings.batch_size, micro=size)
+        first = self.micro(turn) * size
+        return self.source.build(plans[first : first + size])
 
     def micro(self, turn: int) -> int:
         """Number, in the global batch, of this process' micro-batch."""
@@ -222,8 +232,14 @@ class MicroBatches(Dataset[Batch]):
             sampler=_CountFrom(step * self.settings.accumulate),
             num_workers=self.settings.workers,
             persistent_workers=self.settings.workers > 0,
+            worker_init_fn=_leave_ctrl_c_to_the_trainer,
         )
         return iter(loader)
+
+
+def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
+    """A terminal sends it to every process; a worker that ends would be an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _CountFrom(torch.utils.data.Sampler[int]):
@@ -274,7 +290,9 @@ class Trainer:
             self.begin_with(Path(settings.base))
         self.interrupted = False
         self._last_loss = math.nan  # none in a run that goes on when its time is up already
-        self._validated_at = self._saved_at = record.seconds
+        self._began = time.monotonic() - record.seconds
+        self._validated_at = self._saved_at = record.seconds  # when the last one had ended
+        self._validation_s = 0.0  # that it took
 
     @classmethod
     def start(
@@ -367,18 +385,18 @@ class Trainer:
 
     def train(self, on_step: Callable[[Progress], None]) -> None:
         """Take steps until the time or the steps are used up."""
-        began = time.monotonic() - self.record.seconds
+        self._began = time.monotonic() - self.record.seconds
         tokens, tokens_since = 0, time.monotonic()
         batches = self.batches.since(self.record.step)
         self.module.train()
-        while (share := self._share(time.monotonic() - began)) < 1.0 and not self.interrupted:
+        while (share := self._share(self._elapsed())) < 1.0 and not self.interrupted:
             set_learning_rate(
                 self.optimizers, self.settings.learning_rate, share, self.settings.warmup_share
             )
             loss, n_tokens = self.step(batches)
             self._last_loss = loss
             self.record.step += 1
-            self.record.seconds = time.monotonic() - began
+            self.record.seconds = self._elapsed()
             tokens += n_tokens
             tokens_per_s = tokens / max(time.monotonic() - tokens_since, 1e-9)
             score = self._validate_when_due(loss)
@@ -420,6 +438,10 @@ class Trainer:
         self._average()
         return total, n_tokens
 
+    def _elapsed(self) -> float:
+        """Seconds of training and validating, over all processes that went on with the run."""
+        return time.monotonic() - self._began
+
     def _share(self, seconds: float) -> float:
         """How much of the run has passed, by time or by steps; the same in every process."""
         by_time = seconds / (60.0 * self.settings.minutes) if self.settings.minutes else 0.0
@@ -437,16 +459,18 @@ class Trainer:
         torch._foreach_lerp_([self.average[n] for n in names], [own[n] for n in names], 1.0 - decay)
 
     def _validate_when_due(self, loss: float) -> float | None:
-        """Validate every minute; by steps where steps end the run, so that it can be run again."""
+        """Validate every minute; by steps if steps end the run, so that it can be run again."""
         if self.settings.steps:
             due = self.record.step % max(1, self.settings.steps // N_VALIDATIONS) == 0
         else:
-            due = self.record.seconds - self._validated_at >= VALIDATE_EVERY_S
+            pause_s = max(VALIDATE_EVERY_S, self._validation_s * (1.0 / MAX_VALIDATING - 1.0))
+            due = self.record.seconds - self._validated_at >= pause_s
             due = due if self.fabric.world_size == 1 else self.fabric.broadcast(due)
         return self.validate(loss) if due else None
 
     def validate(self, loss: float) -> float:
         """Causal R² of the running mean on the validation domains; keeps the best."""
+        began_s = self._elapsed()
         score = self.fabric.broadcast(self._score() if self.fabric.is_global_zero else 0.0)
         if score > self.record.best_r2:
             self.record.best_r2 = score
@@ -456,7 +480,8 @@ class Trainer:
             {"step": self.record.step, "seconds": self.record.seconds, "loss": loss, "r2": score}
         )
         self._save()
-        self._validated_at = self.record.seconds
+        self._validated_at = self._elapsed()
+        self._validation_s = self._validated_at - began_s
         return score
 
     def _score(self) -> float:
@@ -484,9 +509,11 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        self._saved_at = self.record.seconds
-        if not self.fabric.is_global_zero:
-            return
+        if self.fabric.is_global_zero:
+            self._write()
+        self._saved_at = self._elapsed()
+
+    def _write(self) -> None:
         state = {f"weights.{k}": v for k, v in runs.weights(self.model).items()}
         state |= {f"average.{k}": v for k, v in self.average.items()}
         state |= state_tensors(self.optimizers, self.model)
@@ -500,6 +527,8 @@ class Trainer:
             "train/tokens_per_s": tokens_per_s,
             "train/learning_rate": self.optimizers[0].param_groups[0]["lr"],
         }
+        if isinstance(self.model, Possm) and self.model.carried_share is not None:
+            values["train/carried_share"] = float(self.model.carried_share)
         if score is not None:
             values["valid/r2_causal"] = score
         self.fabric.log_dict(values, step=self.record.step)

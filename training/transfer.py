@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 from decoder.errors import TrainingError
+from decoder.files import write_text
 from streaming import sessions
 from streaming.sessions import Session
 from training import runs
@@ -128,8 +129,8 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     result = transfer(
-        _shuffled([sessions.load(path, lazy=True) for path in sessions.find(given.corpus)]),
-        [sessions.load(path, lazy=True) for path in sessions.find(given.unseen)],
+        _shuffled(sessions.open_all(given.corpus)),
+        sessions.open_all(given.unseen),
         given.counts,
         run=given.run,
         settings=PretrainSettings(
@@ -137,7 +138,7 @@ def main() -> None:
         ),
         console=Console(),
     )
-    given.output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text(given.output.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
     plot(result, given.output.with_suffix(".svg"))
 
 

@@ -22,6 +22,7 @@ COEFFICIENT_SCALE, LOG_RATE_SCALE = 5.0, 0.7  # so that a unit of distance means
 N_NEAREST = 8
 NEARNESS = 0.25  # squared distance at which a neighbour counts 1/e
 N_FEATURES = 8
+MAX_DISTANCES = 2**22  # at the same time: 32 MB, and about as much to find the nearest
 
 
 def tuning(session: Session) -> Floats:
@@ -66,8 +67,14 @@ def _counts(session: Session, centres: Floats) -> Floats:
 def nearest_mean(features: Floats, known: Floats, values: Floats) -> Floats:
     """For each of `features` (n, F): the mean of `values` (m, dim) of its nearest `known` (m, F).
 
-    Nearer ones count more.
+    Nearer ones count more. Distances are held for a part of `features` at a time.
     """
+    n_parts = max(1, -(-len(features) * len(known) // MAX_DISTANCES))
+    parts = [_nearest_mean(part, known, values) for part in np.array_split(features, n_parts)]
+    return np.concatenate(parts)
+
+
+def _nearest_mean(features: Floats, known: Floats, values: Floats) -> Floats:
     squared = (features**2).sum(axis=1)[:, None] + (known**2).sum(axis=1) - 2.0 * features @ known.T
     n_nearest = min(N_NEAREST, len(known))
     nearest = np.argpartition(squared, n_nearest - 1, axis=1)[:, :n_nearest]

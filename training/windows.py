@@ -83,6 +83,10 @@ class Layout(Protocol):
     @property
     def window_s(self) -> float: ...
 
+    @property
+    def n_together(self) -> int:
+        """Windows of one session that a batch should hold, if it holds any; 1: all the same."""
+
     def training_queries(self, rng: np.random.Generator) -> Floats: ...
 
     def walked_queries(self, step_s: float) -> Floats: ...
@@ -131,15 +135,17 @@ class WindowSource:
         batch_size: int,
         *,
         keep_units: tuple[float, float] = (0.4, 1.0),
+        micro: int | None = None,
     ) -> list[WindowPlan]:
         """Which windows a random training batch holds; `build` reads them.
 
+        micro: windows of a micro-batch, which are next to each other; None: one takes all.
         keep_units: range of the share of units that stay; drawn once a batch, so that its
             windows are of like length, and independently per window which units they are.
         """
         keep_share = rng.uniform(*keep_units)
         plans = []
-        for index in rng.choice(len(self.sessions), size=batch_size, p=self._shares):
+        for index in self._draw_sessions(rng, batch_size, micro or batch_size):
             end_s = _draw_start(self._starts[index], rng) + self.window_s
             n_units = self.sessions[index].n_units
             n_kept = max(1, round(keep_share * n_units))
@@ -147,6 +153,13 @@ class WindowSource:
             queries = self.layout.training_queries(rng)
             plans.append(WindowPlan(int(index), end_s, kept, queries, self.window_s))
         return plans
+
+    def _draw_sessions(self, rng: np.random.Generator, batch_size: int, micro: int) -> Ints:
+        """A session for each window: `n_together` of the same one in a micro-batch, or more."""
+        n_groups = max(1, micro // self.layout.n_together)
+        sizes = [len(group) for group in np.array_split(np.arange(micro), n_groups)]
+        sizes *= batch_size // micro
+        return np.repeat(rng.choice(len(self.sessions), size=len(sizes), p=self._shares), sizes)
 
     def build(self, plans: Sequence[WindowPlan]) -> Batch:
         """Read planned windows from their sessions."""

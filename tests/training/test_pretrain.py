@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +22,8 @@ from decoder.errors import TrainingError
 from streaming import sessions
 from tests.rig import wait_for
 from tests.streaming.test_sessions import perich_file
-from training import runs
+from training import possm, runs
+from training import pretrain as pretraining
 from training.families import preset
 from training.pretrain import PretrainSettings, pretrain, settings_of
 from training.simulate import simulate
@@ -280,3 +282,91 @@ def test_a_session_without_a_validation_window_is_named_at_once(session, tmp_pat
     short = replace(session, valid_domain=np.array([[start, start + 0.2]]))
     with pytest.raises(TrainingError, match=rf"{session.session_id}: no window of 0.5 s"):
         pretrain([short], tmp_path / "run", settings())
+
+
+def test_validation_takes_a_small_part_of_a_timed_run_however_long_it_is(
+    session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Due at every step by the clock, and twice as long as a step."""
+    monkeypatch.setattr(pretraining, "VALIDATE_EVERY_S", 1e-3)
+    score, spent = pretraining.Trainer._score, []
+
+    def slow(trainer: pretraining.Trainer) -> float:
+        began = time.monotonic()
+        try:
+            return max(score(trainer) for _ in range(3))
+        finally:
+            spent.append(time.monotonic() - began)
+
+    monkeypatch.setattr(pretraining.Trainer, "_score", slow)
+    record = pretrain([session], tmp_path / "run", settings(steps=None, minutes=0.1))
+    assert len(spent) > 1, "it is still validated meanwhile"
+    assert sum(spent[:-1]) < 0.4 * record.seconds  # the last one comes when time is up
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (8, 2), (8, 4)])
+def test_most_windows_of_a_corpus_begin_with_a_carried_state(
+    tmp_path: Path, batch_size: int, accumulate: int
+) -> None:
+    corpus = [simulate(n_units=2, minutes=0.5, subject=0, seed=seed) for seed in range(8)]
+    given = settings(preset="stream", steps=10, batch_size=batch_size, accumulate=accumulate)
+    shares: list[float] = []
+    carried = possm._carried
+
+    def counted(model, config, inputs, session_index):
+        state = carried(model, config, inputs, session_index)
+        shares.append(float((state != 0).any(dim=1).float().mean()))
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(possm, "_carried", counted)
+        patch.setattr(pretraining, "N_VALIDATIONS", 1)
+        pretrain(corpus, tmp_path / "run", given)
+    assert np.mean(shares) > 0.55
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    (logged,) = [event.value for event in events.Scalars("train/carried_share")][:1]
+    assert logged in pytest.approx(shares), "what is logged is what happened"
+
+
+def test_a_streaming_micro_batch_of_one_window_is_refused(session, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="give --batch-size 8 or more"):
+        pretrain([session], tmp_path / "run", settings(preset="stream", accumulate=4))
+
+
+def test_a_corpus_takes_one_open_file_a_session(session, tmp_path: Path) -> None:
+    """The limit here is 160 files for 120 sessions; the usual one is 1,024."""
+    path = sessions.save(session, tmp_path)
+    for number in range(119):
+        os.link(path, tmp_path / f"another-{number}.h5")
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))\n"
+        "from streaming import sessions\n"
+        "opened = sessions.open_all(sys.argv[1])\n"
+        "print(len(opened), sum(len(s.spike_times) for s in opened))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["120", str(120 * len(session.spike_times))]
+
+
+def test_the_limit_on_open_files_is_raised_for_a_corpus_and_named_where_it_cannot_be(
+    session, tmp_path: Path
+) -> None:
+    path = sessions.save(session, tmp_path)
+    for number in range(59):
+        os.link(path, tmp_path / f"another-{number}.h5")
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))\n"
+        "from decoder.errors import SessionError\nfrom streaming import sessions\n"
+        "try:\n    print(len(sessions.open_all(sys.argv[1])))\n"
+        "except SessionError as error:\n    print(error)"
+    )
+
+    def opened(hard: int) -> str:
+        arguments = [sys.executable, "-c", code, str(tmp_path), str(hard)]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+
+    assert opened(400) == "60\n"
+    assert "ulimit -n" in opened(50)
