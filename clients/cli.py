@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, cast
 
-import typer
+try:
+    import typer
+except KeyboardInterrupt:  # it takes a while
+    sys.exit(130)
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -41,21 +47,69 @@ Address = Annotated[str, typer.Option(help="ZeroMQ address of the daemon.")]
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
 
 
+ADVICE = {
+    errno.ENOSPC: "make room, or choose another folder",
+    errno.EDQUOT: "make room, or choose another folder",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose another folder, or change who may use it",
+    errno.EPERM: "choose another folder, or change who may use it",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "name a file, not a folder",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.EADDRINUSE: "choose another address, or end the program that has it",
+}
+
+
 def main() -> None:
-    """Entry point: errors that a user can act on are printed in one line, exit code 1."""
+    """Entry point: errors that a user can act on are printed in one line, exit code 1.
+
+    So are those of the disk and the network, wherever they come from. All others are bugs and
+    keep their traceback.
+    """
     from decoder.errors import VolitionError
 
     # Of torch's threads, here and in child processes, before torch is loaded. On a busy machine
     # those that spin keep the processor from those they wait for: a training step of two threads
     # took 1.2-1.7 s, with this 0.2-0.6 s; on an idle machine 13 ms either way.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    threading.excepthook = _say_in_thread
     try:
         app()
     except VolitionError as error:
-        _console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}")
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        _fail(_os_error(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C while Python ends
+
+
+def _say_in_thread(error: threading.ExceptHookArgs) -> None:
+    """As in `main`; a thread of TensorBoard's, say, may be the first to meet a full disk."""
+    if isinstance(error.exc_value, OSError):
+        said = _escape(_os_error(error.exc_value))
+        _console(stderr=True).print(f"[bold yellow]warning:[/] {said}", soft_wrap=True)
+    else:
+        threading.__excepthook__(error)
+
+
+def _fail(text: str) -> NoReturn:
+    _console(stderr=True).print(f"[bold red]error:[/] {_escape(text)}", soft_wrap=True)
+    sys.exit(1)
+
+
+def _os_error(error: OSError) -> str:
+    from decoder.errors import brief
+
+    if error.errno is None:  # a library's own, which says more than its number would
+        return brief(error)
+    files = [repr(str(name)) for name in (error.filename, error.filename2) if name is not None]
+    text = ": ".join([*files, error.strerror or type(error).__name__])
+    advice = ADVICE.get(error.errno)
+    return brief(f"{text}; {advice}" if advice else text)
 
 
 def _console(stderr: bool = False) -> Any:
@@ -84,19 +138,12 @@ def _settings(kind: type[S], given: dict[str, Any]) -> S:
     """Settings from options that were given, then from what `kind` reads. Raises SettingsError."""
     from pydantic import ValidationError
 
-    from decoder.errors import SettingsError
+    from decoder.errors import SettingsError, invalid_fields
 
     try:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise SettingsError(
-            "; ".join(
-                f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e['input']!r}"
-                if e["loc"]
-                else e["msg"]
-                for e in error.errors()
-            )
-        ) from error
+        raise SettingsError(invalid_fields(error)) from error
 
 
 def _split(name: str) -> Split:
@@ -377,11 +424,14 @@ def export(
 def bundle(
     path: Annotated[Path, typer.Argument(help="A decoder bundle.")], as_json: Json = False
 ) -> None:
-    """Verify a bundle (versions, checksums, shapes) and print what it holds."""
+    """Verify a bundle (versions, ranges, checksums, shapes), try it, and print what it holds."""
     from clients.reports import print_bundle
     from decoder.bundle import open_bundle
+    from decoder.proof import prove_apart
+    from decoder.runtime import RuntimeSettings
 
     opened = open_bundle(path)
+    prove_apart(opened, RuntimeSettings())
     if as_json:
         typer.echo(opened.manifest.model_dump_json(indent=2))
     else:

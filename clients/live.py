@@ -8,7 +8,9 @@ lies inside the played domain. Nothing here knows how frames were decoded.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,13 +78,27 @@ def playing(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_play, args=(path, settings, theirs), daemon=True)
-    process.start()
+    with _ctrl_c_ignored():
+        process.start()
     theirs.close()
     try:
         yield ours, process
     finally:
         process.terminate()
         process.join(timeout=5.0)
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """What starts here ignores a Ctrl-C while it imports; this process ends it anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _play(path: Path, settings: ReplaySettings, connection: Connection) -> None:
@@ -106,12 +122,15 @@ def collect(
     settings: ReplaySettings,
     address: str,
     on_frame: Callable[[wire.CursorFrame, LiveFrames], None] = lambda frame, live: None,
+    *,
+    into: LiveFrames | None = None,
 ) -> LiveFrames:
     """Play a session and gather the daemon's frames until it ends.
 
-    Raises StreamError where no daemon publishes on `address`, or the replay fails.
+    into: gather them there; what came until an error stays in it.
+    Raises StreamError if no daemon publishes on `address`, or if the replay fails.
     """
-    live = LiveFrames()
+    live = LiveFrames() if into is None else into
     status = StatusSubscriber(address)
     try:
         with (
@@ -123,7 +142,10 @@ def collect(
                 frame = cursor.receive(timeout_s=SILENCE_S)
                 if frame is None:
                     raise StreamError(
-                        f"no frame on {address} for {SILENCE_S:.0f} s; start `volition decode "
+                        f"no frame on {address} for {SILENCE_S:.0f} s: the daemon ended; its log "
+                        "says why"
+                        if live.frames
+                        else f"no frame on {address} for {SILENCE_S:.0f} s; start `volition decode "
                         "BUNDLE`, or name its --address"
                     )
                 assert cursor.arrived is not None
@@ -133,7 +155,7 @@ def collect(
                 live.status = status.receive() or live.status
                 while ended_at == float("inf") and events.poll():
                     ended_at = _note(_next_event(events, process), live, cursor.arrived)
-            live.n_gaps, live.n_missed = cursor.n_gaps, cursor.n_missed
+                live.n_gaps, live.n_missed = cursor.n_gaps, cursor.n_missed
     finally:
         status.close()
     return live

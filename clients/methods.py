@@ -24,6 +24,7 @@ from rich.table import Table
 from clients.recalibration import recalibrate
 from decoder.bundle import open_bundle
 from decoder.errors import StreamError
+from decoder.files import write_text
 from server.schemas import CalibrationRequest, Method
 from streaming import sessions
 from streaming.sessions import Session
@@ -50,8 +51,8 @@ def main(
             rows.append(calibrated(bundle, recorded, length, name, allow))
             console.print(rows[-1])
             if output is not None:
-                output.write_text(
-                    json.dumps({"bundle": bundle.name, "rows": rows}, indent=2) + "\n"
+                write_text(
+                    output, json.dumps({"bundle": bundle.name, "rows": rows}, indent=2) + "\n"
                 )
     table = Table(title=f"R² on the test domain of {recorded.session_id}", title_justify="left")
     for name in ("seconds", "method", "R²", "chosen", "held out", "last sample to verdict, s"):

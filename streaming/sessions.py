@@ -438,9 +438,7 @@ def load(
         raise SessionError(f"{path}: no such file; expected a session (.h5)")
     try:
         with h5py.File(path, "r") as file:
-            session = _from_hdf5(
-                file, path.stem, _Mapped(path) if lazy else _whole, columns
-            )
+            session = _from_hdf5(file, path.stem, _Mapped(path) if lazy else _whole, columns)
     except SessionError:
         raise
     except OSError as error:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import TrainingError
+from decoder.files import write_text
 from training import runs
 from training.plots import COLOURS, finish
 
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/compute"))
     given = parser.parse_args()
     found = curves(given.runs)
-    given.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    write_text(given.output.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
     plot(found, given.output.with_suffix(".svg"))
 
 

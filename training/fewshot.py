@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 
 from decoder.errors import TrainingError
+from decoder.files import write_text
 from streaming import sessions
 from streaming.sessions import Session
 from training import runs
@@ -167,7 +168,7 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     unseen = [sessions.load(path) for path in sessions.find(given.unseen)]
     result = fewshot(given.runs, unseen, given.seconds, console=Console())
-    given.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    write_text(given.output.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     plot(result, given.output.with_suffix(".svg"))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from decoder.errors import TrainingError
+from decoder.files import write_text
 from streaming import sessions
 from streaming.sessions import Floats, Session
 from training import families, runs
@@ -82,7 +83,7 @@ def main() -> None:
     config = runs.load_record(given.run).config()
     assert isinstance(config, PossmConfig)
     figures = {"ages_s": ages.round(3).tolist(), "r2": scores.round(4).tolist()}
-    given.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_text(given.output.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
     plot(ages, scores, config.warm_up_s, given.output.with_suffix(".svg"))
 
 

@@ -32,5 +32,8 @@ def test_a_participant_steers_with_a_decoder_of_its_own_units_until_they_drift(
     assert {trial.decoder for trial in closed} == {calibration.candidate}
     scores = {score.block: score for score in score_trials(closed)}
     assert (scores["calibrated"].trials, scores["drifted"].trials) == (2, 1)
-    moved = [np.ptp(trial.path, axis=0).max() for trial in closed if trial.counts]
-    assert max(moved) > 0.03
+    steered = [trial for trial in closed if trial.counts and trial.block == "calibrated"]
+    ways = [np.hypot(*trial.target) - trial.radius for trial in steered]
+    assert min(ways) > 0.03, "targets are away from where the cursor begins"
+    assert all(trial.entered is not None for trial in steered), "it came to every target"
+    assert any(trial.success for trial in steered), "and stayed on one"
