@@ -211,10 +211,8 @@ class Keeper(abc.ABC):
         active = self.wanted.active
         if self._deaths_in_a_row < 2 or active is None:
             return
-        other = next(
-            filter(self._registry.is_usable, (self.wanted.good, self.wanted.previous)), None
-        )
-        if other is None or other == active:
+        others = (d for d in (self.wanted.good, self.wanted.previous) if d != active)
+        if (other := next(filter(self._registry.is_usable, others), None)) is None:
             return
         with self._state:
             if self._deaths_in_a_row < 2 or self.wanted.active != active:
@@ -336,10 +334,10 @@ class Keeper(abc.ABC):
         shorten(self._settings.logs / "daemon.log")
 
     def _trust(self, process: Process, status: wire.Status) -> None:
-        """A decoder is good once it has run for long enough, and then decoded for as long."""
+        """A decoder is good once it has decoded for long enough; to wait for spikes is no proof."""
         with self._state:
             is_proven = time.monotonic() - self._proving_since > self.timing.good_after_s
-            if self._process is not process or not is_proven:
+            if self._process is not process or not (self._decoded and is_proven):
                 return
             self._deaths_in_a_row = 0
             if self.wanted.good == status.decoder or self.wanted.active != status.decoder:

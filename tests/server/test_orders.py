@@ -16,6 +16,7 @@ import pytest
 from server.children import Child, ChildEndedError
 from streaming.control import GetStatus
 from tests.rig import wait_for
+from tests.server.scripted import QUICK
 from tests.server.test_model import RefusedError, Rig, World, a_world
 
 
@@ -44,13 +45,20 @@ def does(rig: Rig, **wanted: object) -> Callable[[], bool]:
     return look
 
 
+def is_good(rig: Rig, decoder: str) -> bool:
+    """Whether a decoder is the last that the server trusts."""
+    journal = sqlite3.connect(rig.folder / "home" / "journal.sqlite")
+    try:
+        found = journal.execute("SELECT value FROM state WHERE name = 'good'").fetchall()
+    finally:
+        journal.close()
+    return bool(found == [(f'"{decoder}"',)])
+
+
 def prove(rig: Rig, decoder: str) -> None:
     """Have a decoder run until the server trusts it."""
     rig.ask("activate", decoder=decoder)
-    with sqlite3.connect(rig.folder / "home" / "journal.sqlite") as journal:
-        query = "SELECT value FROM state WHERE name = 'good'"
-        wait_for("trust", lambda: journal.execute(query).fetchall() == [(f'"{decoder}"',)])
-    journal.close()
+    wait_for("trust", lambda: is_good(rig, decoder))
 
 
 def test_a_decoder_activated_while_the_daemon_is_down_is_what_the_next_one_decodes_with(
@@ -112,6 +120,18 @@ def test_a_decoder_that_hangs_is_left_for_the_last_good_one(rig: Rig) -> None:
 
     wait_for("the last good decoder", is_left)
     assert len(hung) <= 3
+
+
+def test_a_decoder_that_has_not_decoded_is_not_trusted(rig: Rig) -> None:
+    """It may hang at the first spike, and then be taken for the last good one."""
+    prove(rig, "a")
+    rig.ask("pause", why="between blocks")
+    rig.ask("activate", decoder="b")
+    enough = time.monotonic() + 5 * QUICK.good_after_s
+    wait_for("longer than trust takes", lambda: time.monotonic() > enough and does(rig)())
+    assert is_good(rig, "a")
+    rig.ask("resume")
+    wait_for("trust", lambda: is_good(rig, "b"))
 
 
 def test_a_rollback_ends_a_daemon_that_hangs(rig: Rig) -> None:
