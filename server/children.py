@@ -75,14 +75,14 @@ class Child:
         Raises the error that it reports, or ChildEndedError if it ends before. A child that says
         nothing for `silent_s`, or isn't done `within_s`, is ended: it hangs.
         """
-        deadline = time.monotonic() + within_s
+        deadline = self._time() + within_s
         while True:
-            wait_s = min(silent_s, max(0.0, deadline - time.monotonic()))
+            silent = self._time() + silent_s
             try:
-                message = self._read_one(wait_s)
+                message = self._read_before(min(silent, deadline))
             except queue.Empty:
                 self.kill()
-                what = f"said nothing for {silent_s:.0f} s" if wait_s == silent_s else (
+                what = f"said nothing for {silent_s:.0f} s" if silent <= deadline else (
                     f"was not done within {within_s:.0f} s"
                 )  # fmt: skip
                 raise ChildEndedError(
@@ -97,16 +97,37 @@ class Child:
 
         Raises the error that it reports, ChildEndedError where it ends before, or is silent.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = self._time() + timeout_s
         while True:
             try:
-                message = self._read_one(max(0.0, deadline - time.monotonic()))
+                message = self._read_before(deadline)
             except queue.Empty:
                 raise ChildEndedError(
                     f"{self.module} did not say {name!r} within {timeout_s:g} s; see {self._log}"
                 ) from None
             if name in message:
                 return message
+
+    def _time(self) -> float:
+        """A clock, s, that stands still while the child is ready to run and gets no core.
+
+        It learns at the lowest priority: on a busy machine minutes may pass before it has loaded
+        torch, and that is no hang. Where the system doesn't say how long it waited, time is time.
+        """
+        try:
+            waited_ns = int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            waited_ns = 0
+        return time.monotonic() - waited_ns / 1e9
+
+    def _read_before(self, deadline: float) -> Message:
+        """The next message before `_time` is that late. Raises queue.Empty if there is none."""
+        while True:
+            try:
+                return self._read_one(max(0.0, deadline - self._time()))
+            except queue.Empty:
+                if self._time() >= deadline:
+                    raise
 
     def _read_one(self, timeout_s: float | None = None) -> Message:
         message = self._said.get(timeout=timeout_s)

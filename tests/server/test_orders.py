@@ -262,3 +262,26 @@ def test_a_process_that_goes_silent_is_killed(tmp_path: Path) -> None:
         list(child.messages(silent_s=1.0))
     child.stop()
     assert not Path(f"/proc/{child._process.pid}").exists()
+
+
+class Starved(Child):
+    """A child with half a second of work, on a core that three others keep busy."""
+
+    def _command(self, module: str, *arguments: str) -> list[str]:
+        work = "import time\nwhile time.process_time() < 0.4: pass"
+        alone = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+        busy = f"import subprocess, sys; {alone}\n" + (
+            "others = [subprocess.Popen([sys.executable, '-c', 'while True: pass'])"
+            " for _ in range(3)]\n"
+        )
+        end = "for other in others: other.kill()\nprint('{\"done\": 1}', flush=True)"
+        return [sys.executable, "-c", f"{busy}os.nice(5)\n{work}\n{end}"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a process waited")
+def test_a_process_that_gets_no_core_does_not_hang(tmp_path: Path) -> None:
+    child = Starved("nobody", log=tmp_path / "log")
+    began = time.monotonic()
+    assert list(child.messages(silent_s=1.0)) == [{"done": 1}]
+    assert time.monotonic() - began > 1.0, "it was not starved"
+    child.stop()
