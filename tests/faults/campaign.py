@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from decoder.errors import VolitionError
 from tests.faults import of_decoding, of_recordings, of_senders, of_server, of_sockets
 from tests.faults.fault import Fault, Try
 
@@ -29,6 +30,10 @@ FAULTS: tuple[Fault, ...] = (
     *of_recordings.FAULTS,
 )  # fmt: skip
 TRIES = "tries.jsonl"
+
+
+class RigError(Exception):
+    """The processes of a fault did not start, so that it could not be tried."""
 
 
 def chosen(only: Sequence[str]) -> list[Fault]:
@@ -59,6 +64,13 @@ def run(
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("", total=times * len(faults))
 
+        def note(one: Try) -> None:
+            with writing, (folder / TRIES).open("a") as file:
+                file.write(json.dumps(asdict(one)) + "\n")
+            bar.update(task, advance=1, description=one.fault)
+            for problem in one.problems:
+                console.print(f"{one.fault} {one.number}: {problem[:500]}", markup=False)
+
         def try_one(fault: Fault) -> bool:
             missing = [n for n in range(times) if (fault.name, n) not in done]
             bar.advance(task, times - len(missing))
@@ -67,16 +79,16 @@ def run(
                 bar.advance(task, len(missing))
                 return True
             held = True
-            with contextlib.closing(_tries(fault, missing, seed, folder)) as tries:
-                for one in tries:
-                    if stopping.is_set():  # Ctrl-C ended the processes, no fault did
-                        return False
-                    with writing, (folder / TRIES).open("a") as file:
-                        file.write(json.dumps(asdict(one)) + "\n")
-                    bar.update(task, advance=1, description=fault.name)
-                    held &= not one.problems
-                    for problem in one.problems:
-                        console.print(f"{fault.name} {one.number}: {problem[:500]}", markup=False)
+            try:
+                with contextlib.closing(_tries(fault, missing, seed, folder)) as tries:
+                    for one in tries:
+                        if stopping.is_set():  # Ctrl-C ended the processes, no fault did
+                            return False
+                        note(one)
+                        held &= not one.problems
+            except RigError as error:
+                console.print(f"{fault.name}: {error}", markup=False)
+                return False
             return held
 
         with ThreadPoolExecutor(jobs) as pool:
@@ -95,24 +107,38 @@ def _tries(
     rig, logs = None, folder
     try:
         for number in numbers:
+            if rig is None:
+                logs = folder / f"{fault.name}-{number}"
+                rig = _started(fault, logs)
             one = Try(fault=fault.name, number=number, problems=[])
             try:
-                if rig is None:
-                    logs = folder / f"{fault.name}-{number}"
-                    shutil.rmtree(logs, ignore_errors=True)
-                    rig = fault.rig(logs)
-                    rig.__enter__()
                 attempt(fault, rig, one, Random(f"{seed} {fault.name} {number}"))
             except Exception as error:  # whatever goes wrong in a try is what it found
                 one.problems.append(f"{type(error).__name__}: {error}")
             yield one
-            if one.problems and rig is not None:
+            if one.problems:
                 rig.close()
                 rig = None
     finally:
         if rig is not None:
             rig.close()
             shutil.rmtree(logs, ignore_errors=True)
+
+
+def _started(fault: Fault, logs: Path) -> Any:
+    """A rig that decodes. One that does not start says nothing of a fault, so it may try again."""
+    for last in (False, False, True):
+        shutil.rmtree(logs, ignore_errors=True)
+        rig = fault.rig(logs)
+        try:
+            rig.__enter__()
+            rig.settle()
+            return rig
+        except (AssertionError, OSError, VolitionError) as error:
+            rig.close()
+            if last:
+                raise RigError(f"its processes did not start, see {logs}: {error}") from error
+    raise AssertionError("unreachable")
 
 
 def attempt(fault: Fault, rig: Any, one: Try, rng: Random) -> None:
