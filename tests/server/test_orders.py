@@ -278,6 +278,7 @@ class Starved(Child):
         return [sys.executable, "-c", f"{busy}os.nice(5)\n{work}\n{end}"]
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a process waited")
 def test_a_process_that_gets_no_core_does_not_hang(tmp_path: Path) -> None:
     child = Starved("nobody", log=tmp_path / "log")
