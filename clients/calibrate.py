@@ -18,6 +18,8 @@ GOOD = ("promoted", "ready")
 VERDICTS = {
     "promoted": "[bold green]promoted[/]: {candidate} decodes now",
     "ready": "[bold]ready[/]: {candidate} is better; activate it when you like",
+    "undecided": "[bold yellow]undecided[/]: {verdict}. {before} decodes on; activate {candidate} "
+    "if you know better, or collect more data",
     "rejected": "[bold yellow]rejected[/]: {verdict}. {before} decodes on",
     "failed": "[bold red]failed[/]: {problem}",
     "interrupted": "[bold red]interrupted[/]: {problem} Its data is kept; it can be resumed.",
@@ -105,7 +107,7 @@ def print_calibration(console: Console, calibration: Calibration) -> None:
         table = Table(title="causal velocity R²", title_justify="left")
         for name in ("scored on", "before", "after"):
             table.add_column(name, justify="left" if name == "scored on" else "right")
-        for name, scores in (("held-out fifth", calibration.held_out), ("live", calibration.live)):
+        for name, scores in (("cross-validated", calibration.held_out), ("live", calibration.live)):
             if scores is not None:
                 table.add_row(*_row(name, scores))
         console.print(table)

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from decoder.errors import SessionError, VolitionError
+from server.driven import DaemonLog, before_filters, read_driving
 from streaming import sessions
 from streaming.lines import Message, say, say_problem, told
 from streaming.lsl import StreamKind, StreamQuery
@@ -33,7 +34,10 @@ MIN_SPEED_M_S = 0.005  # the 90th percentile of the calibration's speeds
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """What to collect, and where to. resume: go on with what is there."""
+    """What to collect, and where to. resume: go on with what is there.
+
+    frames: address that the daemon publishes on, which may be moving the cursor.
+    """
 
     folder: str
     session: str
@@ -45,6 +49,7 @@ class Order(msgspec.Struct, kw_only=True):
     markers: str | None
     wait_s: float
     resume: bool
+    frames: str | None = None
 
 
 class Collector:
@@ -78,16 +83,19 @@ class Collector:
         """The session's file; None where the server went away before the end."""
         check_space(Path(self.order.folder))
         self._recorder.start()
-        with self._recorder:
+        address = self.order.frames
+        with self._recorder, DaemonLog(self._recorder.path, address) as self._daemon:
             self._recorder.run(self.order.seconds, self._report)
         if self.abandoned and not self.finish:
             return None
         say(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
         session = read_recording(self._recorder.path, cut=False)
+        session = before_filters(session, read_driving(self._recorder.path))
         check_calibration(session)
         return sessions.save(session, Path(self.order.folder))
 
     def _report(self, recorder: Recorder) -> None:
+        self._daemon.poll()
         if time.monotonic() - self._said_at > SAY_EVERY_S:
             self._said_at = time.monotonic()
             say(collected=recorder.labelled_s, spikes=recorder.n_spikes)

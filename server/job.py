@@ -1,7 +1,10 @@
 """One calibration at work: collect labelled data, learn today's units, score, swap.
 
-    collecting -> training -> [shadowing] -> promoting -> promoted | rejected | ready
+    collecting -> training -> [shadowing] -> promoting -> promoted | rejected | undecided | ready
                                              (or failed, cancelled, interrupted, at any point)
+
+`decoder.gate` decides. What it leaves undecided is for the operator, who may activate the candidate
+by `POST /v1/decoders/{id}/activate`.
 
 A request that names the data of an earlier calibration begins with the training.
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import threading
 import time
@@ -20,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from decoder.errors import SessionError, StreamError, VolitionError
+from decoder.gate import Evidence, decide
 from server.children import Child
 from server.daemon import Supervisor
 from server.journal import Journal, JournalError, now
@@ -32,8 +37,6 @@ log = logging.getLogger("volition.server")
 
 WAIT_FOR_STREAMS_S = 3.0
 SAVE_EVERY_S = 1.0
-LEAST_R2 = 0.1  # below it a decoder is lost: shuffled labels give about 0
-CHANCE_S = 1.2  # and so much over the seconds scored by chance: measured in docs/RECALIBRATION.md
 # Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
 # within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
 ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
@@ -71,6 +74,7 @@ class Job:
         self._collector: Child | None = None
         self._saved_at = 0.0
         self._collected_at = 0.0
+        self._held_out = self._live = Evidence.none()
         self._thread = threading.Thread(target=self._run, name=calibration.id, daemon=True)
 
     @property
@@ -232,6 +236,7 @@ class Job:
             spikes=request.spikes or decoded or query.name,
             kinematics=request.kinematics,
             markers=request.markers,
+            frames=self._settings.daemon.address,
             wait_s=WAIT_FOR_STREAMS_S,
             resume=self._resume,
         )
@@ -269,8 +274,10 @@ class Job:
                 self.calibration.share = float(message["share"])
             elif "done" in message:
                 made = message["done"]
-                self.calibration.held_out = Scores(**made["scores"])
+                self._held_out = Evidence.from_lists(made["evidence"])
+                self.calibration.held_out = scores_of(self._held_out)
                 self.calibration.method = made["method"]
+                self.calibration.doubts = made["doubts"]
         entry = self._registry.add(candidate)
         shutil.rmtree(candidate, ignore_errors=True)
         self.calibration.candidate = entry.manifest.decoder_id
@@ -288,11 +295,21 @@ class Job:
             seconds=request.shadow_s,
             spikes=status.stream,
             kinematics=request.kinematics,
+            frames=self._settings.daemon.address,
+            held_out=self._held_out.as_lists(),
         )
         silent_s = self._patience_s(request.shadow_s)
         for message in shadow.messages(silent_s=silent_s, within_s=10 * silent_s):
-            scores = message.get("scores") or message["done"]
-            self.calibration.live = Scores(**scores)
+            evidence = message.get("evidence") or message.get("done")
+            if evidence is not None:
+                self._live = Evidence.from_lists(evidence)
+                self.calibration.live = scores_of(self._live)
+        if self._live.compared_s < request.shadow_s:
+            self.calibration.doubts.append(
+                f"{self._live.compared_s:.1f} s could be compared on the live stream, of "
+                f"{request.shadow_s:g}; do spikes and kinematics still come, and does something "
+                "else than the daemon move the cursor?"
+            )
 
     def _patience_s(self, work_s: float) -> float:
         """How long a process may be silent that works for so long; a busy machine is slow."""
@@ -300,25 +317,34 @@ class Job:
 
     def _decide(self) -> None:
         """Promote the candidate if it is better, and if it is for us to do so."""
-        calibration, promote = self.calibration, self.calibration.request.promote
+        calibration = self.calibration
         assert calibration.candidate is not None
         with self._starting:
             if self._cancelled.is_set():
                 raise ConflictError("cancelled")
             self._is_decided = True
-        against = doubts(calibration.held_out, calibration.live)
-        state: State = "rejected" if against else "ready"
-        calibration.verdict = "; ".join(against)
-        if not against and promote == "auto":
-            if self._active() != calibration.before:  # it was never compared with this one
-                calibration.verdict = f"{self._active()} was activated meanwhile; compare with it"
-            else:
-                who = f"{self._who}, {calibration.id}"
-                self._supervisor.activate(calibration.candidate, who=who)
-                state = "promoted"
+        verdict = decide(self._held_out, self._live, calibration.doubts)
+        calibration.verdict = verdict.why
+        match verdict.answer:
+            case "promote":
+                state: State = self._promote() if calibration.request.promote == "auto" else "ready"
+            case "reject":
+                state = "rejected"
+            case "undecided":
+                state = "undecided"
         if self._collected_at:
             calibration.took_s = time.monotonic() - self._collected_at
         self._enter(state)
+
+    def _promote(self) -> State:
+        """Decode with the candidate, unless another decoder was activated meanwhile."""
+        calibration = self.calibration
+        assert calibration.candidate is not None
+        if self._active() != calibration.before:  # it was never compared with this one
+            calibration.verdict = f"{self._active()} was activated meanwhile; compare with it"
+            return "ready"
+        self._supervisor.activate(calibration.candidate, who=f"{self._who}, {calibration.id}")
+        return "promoted"
 
 
 def session_file(settings: ServerSettings, identity: str) -> Path:
@@ -330,28 +356,19 @@ def session_file(settings: ServerSettings, identity: str) -> Path:
     )
 
 
-def doubts(held_out: Scores | None, live: Scores | None) -> list[str]:
-    """What speaks against a candidate. Better than a decoder that is lost isn't good enough."""
-    against = []
-    for where, scores in (("the held-out fifth", held_out), ("the live stream", live)):
-        if scores is None:
-            continue
-        if scores.seconds <= CHANCE_S:
-            against.append(f"{scores.seconds:.1f} s of {where} are too few to judge by")
-            continue
-        least = max(LEAST_R2, CHANCE_S / scores.seconds)
-        if scores.candidate is None or not scores.candidate >= least:  # NaN isn't either
-            against.append(
-                f"R² {_text(scores.candidate)} on {where}, expected {least:.2g} or more: spikes "
-                "and labels have little to do with each other: check both streams, collect longer"
-            )
-        elif scores.active is not None and not scores.candidate > scores.active:
-            against.append(
-                f"R² {_text(scores.candidate)} on {where}, the active decoder has "
-                f"{_text(scores.active)}"
-            )
-    return against
+def scores_of(evidence: Evidence) -> Scores:
+    """A gate's evidence for people."""
+    better, r2, active = evidence.better_by(), evidence.r2().value, evidence.active_r2()
+    return Scores(
+        candidate=_known(r2),
+        active=_known(active),
+        seconds=evidence.compared_s,
+        better_by=_known(better.value) if better else None,
+        at_least=_known(better.low) if better else None,
+        at_most=_known(better.high) if better else None,
+    )
 
 
-def _text(score: float | None) -> str:
-    return "unknown" if score is None else f"{score:.3f}"
+def _known(value: float | None) -> float | None:
+    """A finite number, or None: JSON has no others."""
+    return value if value is not None and math.isfinite(value) else None

@@ -24,7 +24,7 @@ Name = Annotated[  # of an LSL stream, or a decoder: it becomes part of a query 
 ]
 State = Literal[
     "collecting", "training", "shadowing", "promoting",
-    "promoted", "rejected", "ready", "failed", "cancelled", "interrupted",
+    "promoted", "rejected", "undecided", "ready", "failed", "cancelled", "interrupted",
 ]  # fmt: skip
 Use = Literal["spikes", "kinematics", "markers", "nothing"]  # of an LSL stream
 RUNNING: tuple[State, ...] = ("collecting", "training", "shadowing", "promoting")
@@ -232,6 +232,13 @@ class Scores(Answer):
     candidate: float | None = Field(description="null where it can't be said")
     active: float | None = Field(description="null where it knows none of today's units")
     seconds: float = Field(description="of data scored")
+    better_by: float | None = Field(
+        default=None, description="R² of the candidate less the active decoder's"
+    )
+    at_least: float | None = Field(
+        default=None, description="lower bound of `better_by`, kept with a confidence of 95 %"
+    )
+    at_most: float | None = Field(default=None, description="upper bound, likewise")
 
 
 class Calibration(Answer):
@@ -251,13 +258,20 @@ class Calibration(Answer):
     candidate: str | None = Field(default=None, description="decoder that was made")
     method: str | None = Field(default=None, description="method whose result was kept")
     held_out: Scores | None = Field(
-        default=None, description="on the calibration's last fifth, which no weight was fitted to"
+        default=None,
+        description="on all labelled seconds, in turns: each decoded by a model that learned, by "
+        "the same method, from the others; the candidate itself learned from all of them",
     )
     live: Scores | None = Field(default=None, description="beside each other on the live stream")
     took_s: float | None = Field(
         default=None, description="from the end of collection to the swap, or to the verdict"
     )
-    verdict: str = Field(default="", description="why the candidate was rejected")
+    verdict: str = Field(
+        default="", description="why the candidate was rejected, or what could not be decided"
+    )
+    doubts: list[str] = Field(
+        default=[], description="what to look at before the candidate decodes, however it scores"
+    )
     problem: Problem | None = None
 
 

@@ -1,9 +1,10 @@
-"""Decodes a live stream with two decoders side by side, and scores both by the kinematics.
+"""Decodes a live stream with two decoders side by side, and compares both with the kinematics.
 
     python -m server.shadow    told by a line of JSON, see `Order`
 
 Neither moves anything: the daemon goes on. Both see the same spikes at the same ticks, by the
-runtime that the daemon uses; velocities are compared where the kinematics have come.
+runtime that the daemon uses; velocities are compared where the kinematics have come. It ends when
+the two can be told apart, of twice and four times as many seconds if need be.
 """
 
 from __future__ import annotations
@@ -12,39 +13,51 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from pylsl import local_clock
 
 from decoder.bundle import open_bundle
 from decoder.errors import StreamError, VolitionError
+from decoder.gate import Evidence, decide
 from decoder.runtime import RuntimeSettings, open_runtime
-from decoder.score import pooled_r2
+from server.driven import FRAME, DaemonFrames, Driving
 from streaming.admission import Admission
 from streaming.clock import Metronome
-from streaming.labels import POSITION, VELOCITY, find_kinematics
+from streaming.labels import POSITION, VELOCITY, KinematicsInlet, find_kinematics
 from streaming.lines import say, say_problem, told_while_working
 from streaming.lsl import Floats, Ints, SpikeInlet, only_stream
-from streaming.sessions import velocity_of
+from streaming.sessions import continuous_domain, velocity_of, within
 from streaming.units import UnitMatch
 
+Bools = NDArray[np.bool_]
+
 TICK_S = 0.02
-RESOLVE_S = 2.0
+RESOLVE_S, OPEN_S = 2.0, 10.0
 SAY_EVERY_S = 1.0
-MIN_SCORED = 50
-SLOWEST = 2.0  # so many times as long as asked for, and no more
+LONGEST_STEP_S = 0.25  # between two ticks that are compared, on a machine that can't keep up
+LOOKS = (1.0, 2.0, 4.0)  # of the seconds asked for: then it may end
+SLOWEST = 8.0  # times as long as asked for, and no more: a loaded machine, labels with gaps
+START_S = 60.0  # until the first second is compared
+SILENT_S = 30.0  # without anything more to compare
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """Two bundles, a spike stream, labels, and for how long."""
+    """Two bundles, a spike stream, labels, and for how long.
+
+    frames: address that the daemon publishes on, which may be moving the cursor.
+    held_out: `Evidence.as_lists` of the calibration, which counts too.
+    """
 
     active: str
     candidate: str
     seconds: float
     spikes: str
     kinematics: str | None
+    frames: str | None = None
+    held_out: dict[str, list[float] | None] | None = None
 
 
 class Shadow:
@@ -84,54 +97,113 @@ class Shadow:
             self.decoded.append((window_end, float(x), float(y)))
 
 
-def scores(active: Shadow, candidate: Shadow, times: Floats, velocity: Floats) -> dict[str, Any]:
-    """Both R² where both have decoded and the kinematics have come."""
+class Labels:
+    """The kinematics as they come, and what the daemon does meanwhile."""
+
+    def __init__(self, inlet: KinematicsInlet, frames: str | None) -> None:
+        self._inlet, self._daemon = inlet, DaemonFrames(frames)
+        self._times, self._values = inlet.drain()
+        self._frames = np.empty(0, dtype=FRAME)
+
+    def poll(self) -> None:
+        """Take what came."""
+        times, values = self._inlet.drain()
+        self._times = np.append(self._times, times)
+        self._values = np.append(self._values, values, axis=0)
+        frames, _ = self._daemon.drain()
+        self._frames = np.append(self._frames, frames)
+
+    def velocity_at(self, ticks: Floats) -> tuple[Floats, Bools]:
+        """Velocity (n, 2) m/s at each tick, and where it says something of decoders.
+
+        It says nothing before and after the kinematics, in a gap of theirs, or where the daemon
+        moves the cursor: that velocity is the active decoder's own.
+        """
+        times, first = np.unique(self._times, return_index=True)
+        if len(times) < 2:
+            return np.zeros((len(ticks), 2)), np.zeros(len(ticks), dtype=bool)
+        velocity = _velocity(times, self._values[first])
+        at = np.column_stack([np.interp(ticks, times, axis) for axis in velocity.T])
+        after = np.searchsorted(times, ticks).clip(1, len(times) - 1)
+        driving = Driving(
+            times=self._frames["time"], velocity=self._frames["velocity"],
+            gain_times=np.empty(0), gains=np.empty(0),
+        )  # fmt: skip
+        usable = within(ticks, continuous_domain(times)) & np.isfinite(at).all(axis=1)
+        return at, usable & ~driving.drove(times, velocity)[after]
+
+
+def compare(active: Shadow, candidate: Shadow, labels: Labels) -> Evidence:
+    """Both decoders' errors at the ticks that both decoded and that are labelled."""
     both = [np.array(shadow.decoded).reshape(-1, 3) for shadow in (active, candidate)]
     ticks = np.intersect1d(both[0][:, 0], both[1][:, 0])
-    ticks = ticks[(ticks >= times[0]) & (ticks <= times[-1])] if len(times) else ticks[:0]
-    result: dict[str, Any] = {"candidate": None, "active": None, "seconds": len(ticks) * TICK_S}
-    if len(ticks) < MIN_SCORED:
-        return result
-    true = np.column_stack([np.interp(ticks, times, axis) for axis in velocity.T])
-    for name, shadow, decoded in zip(
-        ("active", "candidate"), (active, candidate), both, strict=True
-    ):
-        if shadow.knows_units:
-            result[name] = pooled_r2(true, decoded[np.isin(decoded[:, 0], ticks), 1:])
-    return result
+    true, usable = labels.velocity_at(ticks)
+    ticks, true = ticks[usable], true[usable]
+    if len(ticks) < 2:
+        return Evidence.none()
+    first, second = (decoded[np.isin(decoded[:, 0], ticks), 1:] for decoded in both)
+    steps = np.diff(ticks)  # a loaded machine skips some: the time between counts all the same
+    covered_s = float(steps[steps <= LONGEST_STEP_S].sum())
+    return Evidence.of(
+        true, second, first if active.knows_units else None, tick_s=covered_s / len(ticks)
+    )
 
 
-def run(order: Order) -> dict[str, Any]:
-    """Decode for `order.seconds`; says scores every second, returns the last."""
-    found = only_stream("Spikes", order.spikes, RESOLVE_S)
-    kinematics = find_kinematics(order.kinematics, RESOLVE_S)
-    if found is None or kinematics is None:
-        missing = order.spikes if found is None else order.kinematics or "of type 'Kinematics'"
-        raise StreamError(f"stream {missing} isn't there; both decoders can't be compared")
-    inlet = SpikeInlet(found)
+def opened(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
+    """Both streams, tried for `OPEN_S`: senders on a loaded machine are slow to answer."""
+    give_up_at = time.monotonic() + OPEN_S
+    while True:
+        try:
+            found = only_stream("Spikes", order.spikes, RESOLVE_S)
+            kinematics = find_kinematics(order.kinematics, RESOLVE_S) if found else None
+            if found is None or kinematics is None:
+                missing = order.spikes if found is None else order.kinematics
+                missing = missing or "of type 'Kinematics'"
+                raise StreamError(f"stream {missing} isn't there; both decoders can't be compared")
+            return SpikeInlet(found), kinematics
+        except StreamError:
+            if time.monotonic() > give_up_at:
+                raise
+            say(phase="opening streams and decoders")
+
+
+def run(order: Order) -> Evidence:
+    """Compare for `order.seconds`, and longer while the two can't be told apart.
+
+    Says what it has every second, returns the last. Raises StreamError if nothing can be compared.
+    """
+    say(phase="opening streams and decoders")
+    inlet, kinematics = opened(order)
     active, candidate = Shadow(order.active, inlet), Shadow(order.candidate, inlet)
-    times, values = kinematics.drain()
-    metronome = Metronome(TICK_S)
-    latest = scores(active, candidate, times, values[:, VELOCITY])
-    said_at = time.monotonic()
-    give_up_at = said_at + SLOWEST * order.seconds + max(active.window_s, candidate.window_s)
-    while latest["seconds"] < order.seconds:
-        if time.monotonic() > give_up_at:
-            raise StreamError(
-                f"{latest['seconds']:.0f} s could be compared of {order.seconds:g}; do spikes and "
-                "kinematics still come?"
-            )
+    labels, metronome = Labels(kinematics, order.frames), Metronome(TICK_S)
+    held_out = Evidence.from_lists(order.held_out) if order.held_out else Evidence.none()
+    looks = [order.seconds * factor for factor in LOOKS]
+    evidence, said_at = Evidence.none(), time.monotonic()
+    progressed_at, end_at = said_at, said_at + SLOWEST * order.seconds + START_S
+    while time.monotonic() < end_at:
         window_end = metronome.wait()
         spike_times, units = inlet.drain(window_end)
         for shadow in (active, candidate):
             shadow.tick(window_end, spike_times, units)
-        more_times, more_values = kinematics.drain()
-        times, values = np.append(times, more_times), np.append(values, more_values, axis=0)
-        if time.monotonic() - said_at > SAY_EVERY_S and len(times) > 1:
-            said_at = time.monotonic()
-            latest = scores(active, candidate, times, _velocity(times, values))
-            say(scores=latest)
-    return latest
+        labels.poll()
+        if (now := time.monotonic()) - said_at <= SAY_EVERY_S:
+            continue
+        said_at, before_s = now, evidence.compared_s
+        evidence = compare(active, candidate, labels)
+        say(evidence=evidence.as_lists())
+        progressed_at = now if evidence.compared_s > before_s else progressed_at
+        if now - progressed_at > SILENT_S:
+            break
+        while looks and evidence.compared_s >= looks[0]:
+            looks.pop(0)
+            if not looks or decide(held_out, evidence).answer != "undecided":
+                return evidence
+    if not len(evidence.seconds):
+        raise StreamError(
+            f"nothing could be compared of {order.seconds:g} s; do spikes and kinematics still "
+            "come, and does the cursor move by itself?"
+        )
+    return evidence
 
 
 def _velocity(times: Floats, values: Floats) -> Floats:
@@ -150,7 +222,7 @@ def main() -> None:
     except VolitionError as error:
         say_problem(error)
     else:
-        say(done=done)
+        say(done=done.as_lists())
 
 
 if __name__ == "__main__":

@@ -36,11 +36,14 @@ def decode_split(
     split: Split,
     *,
     tick_s: float = 0.01,
+    after_s: float = 0.0,
     only_units: Ints | None = None,
     threads: int = 1,
 ) -> Decoded:
     """Decode every `tick_s` of a split, from the first whole window of each interval.
 
+    after_s: seconds of each interval to leave out at least, so that decoders whose windows are not
+        equally long decode the same instants.
     only_units: positions in the session's units; spikes of all others are left out.
     Raises TrainingError where the session has no unit of the bundle, or no window fits.
     """
@@ -56,7 +59,7 @@ def decode_split(
     runtime.warm_up()
     for start, end in session.intervals(split):
         runtime.reset()
-        parts.append(_decode_interval(runtime, session, unit_index, (start, end), tick_s))
+        parts.append(_decode_interval(runtime, session, unit_index, (start, end), tick_s, after_s))
     times = np.concatenate([part.times for part in parts]) if parts else np.empty(0)
     if len(times) == 0:
         raise TrainingError(
@@ -87,9 +90,10 @@ def _decode_interval(
     unit_index: Ints,
     interval: tuple[float, float],
     tick_s: float,
+    after_s: float,
 ) -> Decoded:
     start, end = interval
-    first = start + runtime.window_s
+    first = start + max(runtime.window_s, after_s)
     n_ticks = max(0, int(np.floor((end - first) / tick_s + 1e-9)) + 1)
     times = first + tick_s * np.arange(n_ticks, dtype=np.float64)
     velocity, cost = np.empty((n_ticks, 2)), np.empty(n_ticks)

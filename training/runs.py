@@ -159,13 +159,14 @@ def load_model(path: Path | str) -> tuple[Model, RunRecord]:
     """
     path = Path(path)
     is_bundle = (path / bundle.MANIFEST).is_file()
-    record = _record_of(bundle.open_bundle(path)) if is_bundle else load_record(path)
+    record = record_of(bundle.open_bundle(path)) if is_bundle else load_record(path)
     model = build(record.config(), record.unit_words, record.session_words)
     set_weights(model, load_tensors(path / (bundle.WEIGHTS if is_bundle else BEST)))
     return model.eval(), record
 
 
-def _record_of(opened: bundle.Bundle) -> RunRecord:
+def record_of(opened: bundle.Bundle) -> RunRecord:
+    """What a bundle says of its model. Raises TrainingError if it has none."""
     if opened.manifest.family not in CONFIGS:
         raise TrainingError(
             f"{opened.path} is a linear decoder ({opened.manifest.family}), which is fitted anew "

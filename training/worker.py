@@ -3,8 +3,9 @@
     python -m training.worker    JSON lines: `Prepare`, then an `Order`; see `streaming.lines`
 
 It runs at the lowest priority and leaves one core alone, so that the daemon's ticks aren't late.
-What was learned and the decoder in use are scored on the same held-out fifth, through the runtime
-that decodes live.
+The decoder that it makes learns from all labelled seconds. How good the method is, beside the
+decoder in use, is told by models that learn from parts of them (`training.crossval`), through the
+runtime that decodes live.
 """
 
 from __future__ import annotations
@@ -13,36 +14,28 @@ import contextlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import torch
 
-from decoder.bundle import Bundle, open_bundle
-from decoder.errors import TrainingError, VolitionError
-from decoder.score import pooled_r2
+from decoder.bundle import open_bundle
+from decoder.errors import VolitionError
 from streaming import sessions
 from streaming.lines import Message, say, say_problem, told_while_working
-from streaming.sessions import Floats, Session, duration_s
-from training import runs
-from training.adapt import AdaptSettings, Method, calibrate, first_seconds
-from training.families import Model
+from streaming.sessions import Session
+from training.adapt import Method
+from training.calibration import Plan, Ready, judged, prepare
 from training.labels import Labels, relabelled
-from training.linear import Kind, fit_linear
+from training.linear import Kind
 from training.memory import keep_freed_memory
-from training.offline import decode_split
-from training.reweigh import write_adapted
-from training.simulate import simulate
 
 log = logging.getLogger("volition.worker")
 
 SAY_EVERY_S = 0.2
-SCORE_TICK_S = 0.02
-WARM_UP = {"n_units": 32, "minutes": 0.5, "subject": 0, "seed": 0}  # a session to warm up with
 
 
 class Prepare(msgspec.Struct, kw_only=True):
@@ -64,89 +57,39 @@ class Order(msgspec.Struct, kw_only=True):
     seed: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """What was loaded ahead."""
-
-    bundle: Bundle
-    model: Model
-    record: runs.RunRecord
-
-
-def prepare(path: Path) -> Ready:
-    """Load a model and learn a little, so that all that is slow once is behind."""
-    model, record = runs.load_model(path)
-    settings = AdaptSettings(method="full", seconds=None, steps=2)
-    warm_up = simulate(**WARM_UP)  # type: ignore[arg-type]
-    nobody = replace(warm_up, session_id=f"warm-up-{uuid.uuid4().hex}")  # the model may know it
-    calibrate(model, record, nobody, settings)
-    return Ready(bundle=open_bundle(path), model=model, record=record)
-
-
 def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
-    """Learn, write the bundle, score it and the active one."""
+    """Learn, write the bundle, and compare with the active decoder."""
     began = time.monotonic()
+    say(phase="loading", share=0.0)
     session = whole(relabelled(sessions.load(order.session), order.labels))
-    held_out = first_seconds(session, None)
-    match order.method:
-        case "kalman" | "ridge" as kind:
-            say(phase=kind, share=0.0)
-            base = ready.bundle.manifest.decoder_id
-            made, chosen = fit_linear(held_out, kind, order.output, base=base), str(kind)
-        case method:
-            made, chosen = _adapt(ready, session, order, method)
-    learned_s = time.monotonic() - began
-    say(phase="scoring", share=1.0)
-    scores = {
-        "candidate": score(made, held_out),
-        "active": score(open_bundle(order.active), held_out) if order.active else None,
-        "seconds": duration_s(held_out.valid_domain),
+    active = open_bundle(order.active) if order.active else None
+    plan = Plan(method=order.method, allowed_s=order.allowed_s, seed=order.seed)
+    done = judged(session, active, Path(order.output), plan, ready, Report())
+    took_s = time.monotonic() - began
+    log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
+             done.evidence.active_r2(), done.doubts)  # fmt: skip
+    return {
+        "method": done.method,
+        "evidence": done.evidence.as_lists(),
+        "doubts": done.doubts,
+        "learned_s": took_s,
     }
-    log.info("%s in %.1f s, all in %.1f s: %s", chosen, learned_s,
-             time.monotonic() - began, scores)  # fmt: skip
-    return {"method": chosen, "scores": scores, "learned_s": learned_s}
 
 
 def whole(session: Session) -> Session:
-    """All that was collected is for learning; its last fifth is held out by `first_seconds`."""
+    """All that was collected is for learning."""
     return replace(session, train_domain=session.domain)
 
 
-def _adapt(ready: Ready, session: Session, order: Order, method: Method) -> tuple[Bundle, str]:
-    """What was learned from the base, as a bundle, and the method whose result was kept."""
-    settings = AdaptSettings(
-        method=method, seconds=None, allowed_s=order.allowed_s, seed=order.seed
-    )
-    adapted = calibrate(ready.model, ready.record, session, settings, on_step=Report())
-    adapted.record.settings["base"] = ready.bundle.manifest.decoder_id
-    say(phase="writing the bundle", share=1.0)
-    metrics = {"validation_r2": adapted.record.best_r2}
-    made = write_adapted(
-        ready.bundle, adapted.model, adapted.record, session.session_id, order.output, metrics
-    )
-    return made, adapted.method
-
-
-def score(bundle: Bundle, session: Session) -> float | None:
-    """Causal R² on the held-out fifth; None where the bundle knows none of the units."""
-    try:
-        decoded = decode_split(bundle, session, "valid", tick_s=SCORE_TICK_S)
-    except TrainingError as error:
-        log.info("%s can't be scored: %s", bundle.path.name, error)
-        return None
-    true: Floats = session.velocity_at(decoded.times)
-    return pooled_r2(true, decoded.velocity)
-
-
 class Report:
-    """Tells the server of progress, a few times a second."""
+    """Tells the server of progress, a few times a second, and what is begun at once."""
 
     def __init__(self) -> None:
-        self._said_at = 0.0
+        self._said_at, self._phase = 0.0, ""
 
     def __call__(self, share: float, held_out_r2: float, phase: str) -> None:
-        if share == 0.0 or time.monotonic() - self._said_at > SAY_EVERY_S:
-            self._said_at = time.monotonic()
+        if phase != self._phase or time.monotonic() - self._said_at > SAY_EVERY_S:
+            self._said_at, self._phase = time.monotonic(), phase
             say(phase=phase, share=share, r2=held_out_r2)
 
 
@@ -166,7 +109,7 @@ def serve(messages: Iterator[Message]) -> None:
             if "prepare" in message:
                 ahead = msgspec.convert(message, Prepare)
                 torch.set_num_threads(ahead.threads)
-                ready = prepare(Path(ahead.prepare))
+                ready = prepare(Path(ahead.prepare), lambda phase: say(preparing=phase))
                 say(prepared=str(ready.bundle.path))
                 continue
             assert ready is not None, "an order before anything was prepared"

@@ -35,7 +35,7 @@ from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels
 READY_S = 30.0
 MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
 LONGEST_TRIAL_S = 12.0  # with the way back to the centre
-MADE_UP = 0.8  # over the gain that a cursor had: for a decoder that learned from it (docs/RIG.md)
+CLOSED_LOOP_GAIN = 0.8  # for a decoder that learned from closed loop after a drift (docs/RIG.md)
 DRIFT = Drift(replaced=0.5, turned_deg=60.0)
 Made = TypeVar("Made")
 PHASES = ("calibrated", "drifted", "recalibrated")
@@ -151,9 +151,9 @@ class Loop:
         with self.server.client() as client:
             client.set_filters(FiltersPatch(gain=gain))
 
-    def make_up_for_gain(self) -> None:
-        """For a decoder that learned from closed loop: the gain is in what it learned from."""
-        self.set_gain(MADE_UP / self.settings.gain)
+    def quicken(self) -> None:
+        """For a decoder that learned from closed loop after a drift: the cursor was slow there."""
+        self.set_gain(CLOSED_LOOP_GAIN)
 
     def steer(self, name: str, **block: object) -> None:
         """A block in closed loop; `block` has fields of `Block` that differ from the settings'."""
@@ -261,7 +261,7 @@ def run_loop(
                 mode: Mode = "observation" if settings.labels == "kinematics" else "closed"
                 result.calibrations.append(loop.calibrate(settings.labels, mode=mode))
                 if mode == "closed":
-                    loop.make_up_for_gain()
+                    loop.quicken()
             say(f"seed {settings.seed}: {phase}, {settings.trials} trials in closed loop")
             loop.steer(phase)
     result.trials = read_trials(settings.folder / "trials.jsonl")

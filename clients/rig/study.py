@@ -107,7 +107,7 @@ def labels(output: Output, seed: Seeds = [1, 2, 3, 4, 5], jobs: Jobs = 1) -> Non
                 made[kind] = loop.learn(
                     labels=kind, method=settings.method, promote="never", data=first.id
                 )
-            loop.make_up_for_gain()
+            loop.quicken()
             for kind in turns(LABELS, settings.seed):
                 loop.use(made[kind])
                 yield steered(loop, {"labels": kind}, task="grid", trials=None, seconds=GRID_S)

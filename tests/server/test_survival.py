@@ -16,8 +16,7 @@ from clients.control import ProblemError
 from clients.demo import BUNDLES
 from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
-from server.job import doubts
-from server.schemas import CalibrationRequest, FiltersPatch, Scores
+from server.schemas import CalibrationRequest, FiltersPatch
 from streaming.sessions import Session
 from streaming.settings import RESTARTED
 from tests.rig import DEADLINE_S, Process, frames_until, wait_for
@@ -211,18 +210,6 @@ def test_two_filters_changed_at_once_both_hold(server: Server) -> None:
             list(pool.map(client.set_filters, changes))
             filters = client.filters()
             assert (filters.gain, filters.speed_limit) == (gain, limit)
-
-
-def test_a_decoder_is_not_left_for_one_that_it_was_never_compared_with() -> None:
-    scores = Scores(candidate=0.5, active=float("nan"), seconds=8.0)
-    assert doubts(scores, None)
-    assert doubts(Scores(candidate=float("nan"), active=None, seconds=8.0), None)
-    assert doubts(Scores(candidate=0.5, active=0.5, seconds=8.0), None)
-    assert doubts(Scores(candidate=0.3, active=None, seconds=3.0), None)  # as shuffled labels may
-    (short,) = doubts(Scores(candidate=0.9, active=None, seconds=1.0), None)
-    assert "too few to judge by" in short
-    assert not doubts(Scores(candidate=0.5, active=None, seconds=8.0), None)
-    assert not doubts(Scores(candidate=0.5, active=0.4, seconds=8.0), None)
 
 
 def test_a_daemon_that_others_start_again_is_told_all_before_it_moves(

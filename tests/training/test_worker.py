@@ -7,9 +7,9 @@ from pathlib import Path
 from clients.demo import BUNDLES
 from training import runs
 from training.adapt import with_session
+from training.calibration import WARM_UP, prepare
 from training.export import export_model
 from training.simulate import simulate
-from training.worker import WARM_UP, prepare
 
 
 def test_a_base_that_knows_the_session_of_the_warm_up_is_prepared_too(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""The gate's answers on made-up errors: how often it is wrong, how much it takes to convince it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from decoder.gate import BLOCK_S, LEAST_R2, MIN_BLOCKS, Evidence, decide, judge, student_t
+
+Floats = NDArray[np.float64]
+TICK_S = 0.05
+N_TRIALS = 200
+
+
+def alike(rng: np.random.Generator, n: int, seconds: float) -> Floats:
+    """Noise (n, 2) of variance 1 that stays alike for so many seconds (an AR(1) process)."""
+    keep = np.exp(-TICK_S / seconds)
+    steps = rng.standard_normal((n, 2)) * np.sqrt(1 - keep**2)
+    noise = np.empty((n, 2))
+    noise[0] = rng.standard_normal(2)
+    for i in range(1, n):
+        noise[i] = keep * noise[i - 1] + steps[i]
+    return noise
+
+
+def evidence(
+    rng: np.random.Generator, seconds: float, r2: tuple[float, float], error_s: float = 0.3
+) -> Evidence:
+    """Of a candidate and an active decoder of these R², at reaches and rests.
+
+    Errors grow with the movement, last `error_s`, and half of their power is common to both.
+    """
+    n = round(seconds / TICK_S)
+    effort = np.repeat(rng.uniform(0.2, 1.8, n // 20 + 1), 20)[:n, None]
+    true = effort * alike(rng, n, 0.25)
+    common = alike(rng, n, error_s)
+    candidate, active = (
+        true + effort * np.sqrt(1 - r2) * (common + alike(rng, n, error_s)) / np.sqrt(2)
+        for r2 in r2
+    )
+    return Evidence.of(true, candidate, active, tick_s=TICK_S)
+
+
+def answers(seconds: float, r2: tuple[float, float], error_s: float = 0.3) -> Counter[str]:
+    """How often the gate gave each answer."""
+    rng = np.random.default_rng(round(1e3 * seconds + 10 * error_s))
+    given = (evidence(rng, seconds, r2, error_s) for _ in range(N_TRIALS))
+    return Counter(judge(one, "made-up errors").answer for one in given)
+
+
+@pytest.mark.parametrize("error_s", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("seconds", [20.0, 60.0])
+def test_of_two_equal_decoders_it_hardly_ever_prefers_one(seconds: float, error_s: float) -> None:
+    count = answers(seconds, (0.6, 0.6), error_s)
+    assert count["promote"] <= 0.1 * N_TRIALS
+    assert count["reject"] <= 0.1 * N_TRIALS
+
+
+def test_a_worse_decoder_is_not_promoted() -> None:
+    for seconds in (10.0, 20.0, 60.0):
+        assert answers(seconds, (0.5, 0.6))["promote"] <= 0.02 * N_TRIALS
+
+
+def test_a_better_decoder_is_promoted_the_surer_the_more_seconds_there_are() -> None:
+    shares = [answers(s, (0.6, 0.45))["promote"] / N_TRIALS for s in (10.0, 20.0, 40.0, 80.0)]
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.8
+    assert answers(40.0, (0.6, 0.0))["promote"] > 0.95 * N_TRIALS
+    assert answers(40.0, (0.45, 0.6))["reject"] > 0.3 * N_TRIALS
+
+
+def test_two_decoders_that_are_alike_are_undecided_and_the_numbers_are_said() -> None:
+    verdict = judge(evidence(np.random.default_rng(1), 12.0, (0.6, 0.55)), "the calibration")
+    assert verdict.answer == "undecided"
+    assert "can't tell" in verdict.why
+    assert "12 s of the calibration" in verdict.why
+
+
+def test_a_candidate_at_chance_is_rejected_however_lost_the_active_decoder_is() -> None:
+    verdict = judge(evidence(np.random.default_rng(2), 40.0, (-0.1, -3.0)), "the calibration")
+    assert verdict.answer == "reject"
+    assert "check both streams" in verdict.why
+
+
+def test_a_candidate_that_may_be_at_chance_is_undecided() -> None:
+    lucky = evidence(np.random.default_rng(3), 10.0, (LEAST_R2 + 0.05, -3.0))
+    low = lucky.r2()
+    assert low.low < LEAST_R2 < low.value
+    assert judge(lucky, "the calibration").answer == "undecided"
+
+
+def test_without_an_active_decoder_r2_alone_decides() -> None:
+    one = evidence(np.random.default_rng(4), 40.0, (0.6, 0.6))
+    alone = Evidence(seconds=one.seconds, total=one.total, candidate=one.candidate, active=None)
+    assert alone.better_by() is alone.active_r2() is None
+    assert judge(alone, "the calibration").answer == "promote"
+
+
+def test_few_seconds_decide_nothing() -> None:
+    short = evidence(np.random.default_rng(5), (MIN_BLOCKS - 1) * BLOCK_S, (0.9, -5.0))
+    verdict = judge(short, "the calibration")
+    assert verdict.answer == "undecided"
+    assert "too few to judge by" in verdict.why
+    assert judge(Evidence.none(), "the calibration").answer == "undecided"
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_no_number_is_never_promoted(number: float) -> None:
+    one = evidence(np.random.default_rng(6), 40.0, (0.6, 0.5))
+    lost = np.full_like(one.total, number)
+    for candidate, active in ((lost, one.active), (one.candidate, lost)):
+        odd = Evidence(seconds=one.seconds, total=one.total, candidate=candidate, active=active)
+        assert judge(odd, "the calibration").answer != "promote"
+
+
+def test_more_seconds_of_the_live_stream_decide_what_the_calibration_did_not() -> None:
+    rng = np.random.default_rng(7)
+    held_out = evidence(rng, 12.0, (0.6, 0.55))
+    assert decide(held_out, Evidence.none()).answer == "undecided"
+    live = evidence(rng, 240.0, (0.6, 0.5))
+    assert decide(held_out, live).answer == "promote"
+    assert (held_out + live).compared_s == pytest.approx(252.0)
+
+
+def test_what_is_worse_on_the_live_stream_is_rejected_whatever_came_before() -> None:
+    rng = np.random.default_rng(8)
+    held_out, live = evidence(rng, 600.0, (0.7, 0.2)), evidence(rng, 40.0, (0.2, 0.7))
+    verdict = decide(held_out, live)
+    assert verdict.answer == "reject"
+    assert "live stream" in verdict.why
+
+
+def test_evidence_crosses_a_line_of_json_unchanged() -> None:
+    one = evidence(np.random.default_rng(9), 20.0, (0.6, 0.5))
+    again = Evidence.from_lists(one.as_lists())
+    assert again.better_by() == one.better_by()
+    assert again.compared_s == pytest.approx(20.0)
+
+
+def test_students_t_is_right() -> None:
+    table = {4: 2.132, 9: 1.833, 19: 1.729, 29: 1.699}  # of 0.95
+    for freedom, value in table.items():
+        assert student_t(0.95, freedom) == pytest.approx(value, rel=0.01)

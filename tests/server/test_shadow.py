@@ -1,0 +1,70 @@
+"""A shadow compares as many seconds as it was asked for, however busy the machine is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from decoder.gate import Evidence
+from server.children import Child
+from streaming.sessions import Session
+from tests.server.conftest import POSSM, Play
+from training.linear import fit_linear
+
+SECONDS = 2.0
+
+
+@contextmanager
+def hardly_running(pid: int, *, run_s: float, stop_s: float) -> Iterator[None]:
+    """A process that gets only a share of the time, as on a machine that others keep busy."""
+    ended = threading.Event()
+
+    def share() -> None:
+        while not ended.wait(run_s):
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(stop_s)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=share)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
+    unseen: Session, play: Play, tmp_path: Path
+) -> None:
+    known = replace(
+        unseen, train_domain=np.array([[0.0, 60.0]]), valid_domain=np.array([[60.0, 80.0]])
+    )
+    good = fit_linear(known, "ridge", tmp_path / "good.bundle")
+    with play(unseen):
+        shadow = Child("server.shadow", log=tmp_path / "shadow.log")
+        try:
+            shadow.tell(
+                active=str(POSSM), candidate=str(good.path), seconds=SECONDS,
+                spikes=f"{unseen.session_id}-spikes", kinematics=f"{unseen.session_id}-kinematics",
+            )  # fmt: skip
+            assert "phase" in shadow.wait_for("phase", 60.0)  # before there is any evidence
+            shadow.wait_for("evidence", 60.0)
+            messages = list(_until_done(shadow, run_s=0.3, stop_s=0.7))
+        finally:
+            shadow.stop()
+    evidence = Evidence.from_lists(messages[-1]["done"])
+    assert evidence.compared_s >= SECONDS
+    assert evidence.r2().value > 0.3
+
+
+def _until_done(shadow: Child, *, run_s: float, stop_s: float) -> Iterator[dict[str, object]]:
+    with hardly_running(shadow._process.pid, run_s=run_s, stop_s=stop_s):
+        yield from shadow.messages(silent_s=120.0)

@@ -1,0 +1,30 @@
+"""The study of the gate, small: data that are wrong, and nothing harmful promoted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from clients.demo import BUNDLES
+from training.trust import FAULTS, study, summary, trials
+
+
+def test_no_calibration_of_wrong_data_is_promoted_to_a_users_harm(tmp_path: Path) -> None:
+    path = tmp_path / "trust.json"
+    given = {"count": len(FAULTS), "steps": 2, "method": "ridge"}
+    rows = study(BUNDLES / "possm.bundle", [], path, **given)  # type: ignore[arg-type]
+    assert [row["fault"] for row in rows] == list(FAULTS)
+    assert sum(row["harmful"] for row in rows) == 0
+    wrong = {row["fault"]: row["answer"] for row in rows if row["fault"] != "none"}
+    assert "promote" not in wrong.values(), wrong
+    written = json.loads(path.read_text())
+    assert written["summary"] == summary(rows)
+    said: list[dict[str, object]] = []
+    again = study(BUNDLES / "possm.bundle", [], path, say=said.append, **given)  # type: ignore[arg-type]
+    assert not said, "what is done is not done again"
+    assert again == json.loads(json.dumps(rows))
+
+
+def test_every_fault_meets_every_kind_of_active_decoder() -> None:
+    met = {(trial.fault, trial.own) for trial in trials(120, 10)}
+    assert len(met) == 2 * len(FAULTS)
