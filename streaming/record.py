@@ -24,8 +24,7 @@ import pylsl
 
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.files import write_text
-from streaming.labels import Markers, find_kinematics
-from streaming.lsl import Floats, Ints, StreamQuery, find_spikes
+from streaming.lsl import Floats, Ints, StreamQuery
 from streaming.recording import (
     ABOUT,
     KINEMATICS_FILE,
@@ -37,12 +36,12 @@ from streaming.recording import (
     about_of,
     read_records,
 )
+from streaming.rigstreams import RigStreams
 from streaming.sessions import path_of
 from streaming.units import UNKNOWN
 
 FLUSH_EVERY_S = 0.5
 POLL_S = 0.02
-MARKERS_WAIT_S = 3.0  # until those that are there are open; a rig may have none
 SILENT_S = 10.0
 MAX_PAUSE_S = 0.5  # of the kinematics; a longer one is a gap, which labels nothing
 
@@ -61,9 +60,9 @@ class Recorder:
     """Records into `folder/<session_id>.recording` from `start` until its `with` block ends.
 
     resume: go on with a recording that was cut short, on the same host since its last start.
-    Raises StreamError if there are no spikes or kinematics to record within `wait_s`, or if a
-    sender went away; SessionError if the disk fails. What came before is kept, and the message
-    says how to make a session of it.
+    A sender that goes is waited for, and may come back with other units. Raises StreamError if
+    there are no spikes or kinematics to record within `wait_s`; SessionError if the disk fails.
+    What came before is kept, and the message says how to make a session of it.
     """
 
     def __init__(
@@ -91,6 +90,7 @@ class Recorder:
         self._unit_ids: list[str] = []  # a spike's unit in the file is a position here
         self._row = np.empty(0, dtype=np.int64)  # of each of the stream's units there
         self._recorded_at = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self._clock_jumps: list[float] = []  # of an earlier recorder
         self._last_sample: float | None = None
         self._flushed_at = 0.0
 
@@ -109,7 +109,9 @@ class Recorder:
 
     def start(self) -> None:
         """Find and open the streams, make the folder."""
-        self._open_streams()
+        asked = self._settings
+        self._streams = RigStreams(asked.spikes, asked.kinematics, asked.markers)
+        self._streams.wait(asked.wait_s)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._go_on_from_what_is_there()
@@ -117,43 +119,25 @@ class Recorder:
             self._files = [_Appended(self.path / name) for name in names]
             self._note_units()
         except (OSError, SessionError) as error:
-            self._close_inlets()
+            self._streams.close()
             if isinstance(error, SessionError):
                 raise
             raise self._unwritten(error) from error
-
-    def _open_streams(self) -> None:
-        spikes = find_spikes(self._settings.spikes, self._settings.wait_s)
-        if spikes is None:
-            raise StreamError(f"no spike stream of {self._settings.spikes}; is the rig sending?")
-        self._spikes = spikes
-        try:
-            kinematics = find_kinematics(self._settings.kinematics, self._settings.wait_s)
-        except StreamError:
-            spikes.close()
-            raise
-        if kinematics is None:
-            spikes.close()
-            which = self._settings.kinematics or "type 'Kinematics'"
-            raise StreamError(f"no kinematics stream ({which}); nothing would label the spikes")
-        self._kinematics = kinematics
-        self._markers = Markers(self._settings.markers)
-        self._markers.wait(MARKERS_WAIT_S)
 
     def poll(self) -> None:
         """Write what waits on the streams."""
         spikes, kinematics, markers = self._files
         try:
-            times, units = self._spikes.drain(pylsl.local_clock())
+            times, units = self._streams.spikes()
             usable = np.isfinite(times) & (units != UNKNOWN)
-            if len(self._spikes.unit_ids) != len(self._row):
+            if self._streams.n_changes != self._noted:
                 self._note_units()
             spikes.write(_records(SPIKE, times[usable], self._row[units[usable]]))
             self.n_spikes += int(usable.sum())
-            times, values = self._kinematics.drain()
+            times, values = self._streams.kinematics()
             kinematics.write(_records(SAMPLE, times, values))
             self._count_samples(times)
-            for at, text in self._markers.drain():
+            for at, text in self._streams.markers():
                 markers.write((json.dumps({"time": at, "text": text}) + "\n").encode())
                 self.n_markers += 1
             if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
@@ -176,14 +160,13 @@ class Recorder:
                 at, n_seen = time.monotonic(), (self.n_spikes, self.n_samples)
             elif seconds is not None and time.monotonic() - at > SILENT_S:
                 which = "spikes" if self.n_spikes == n_seen[0] else "kinematics"
-                raise StreamError(
-                    f"no {which} came for {SILENT_S:g} s; is the rig running? What came is kept"
-                )
+                why = self._streams.problem or "is the rig running?"
+                raise StreamError(f"no {which} came for {SILENT_S:g} s; {why} What came is kept")
             time.sleep(POLL_S)
 
     def close(self) -> None:
         """Close everything, what came on the disk."""
-        self._close_inlets()
+        self._streams.close()
         try:
             self._flush()
         except OSError as error:
@@ -191,10 +174,6 @@ class Recorder:
         finally:
             for file in self._files:
                 file.close()
-
-    def _close_inlets(self) -> None:
-        for inlet in (self._spikes, self._kinematics, self._markers):
-            inlet.close()
 
     def _unwritten(self, error: OSError) -> SessionError:
         return SessionError(
@@ -214,6 +193,7 @@ class Recorder:
         about = about_of(self.path)
         self._unit_ids = list(about["unit_ids"])
         self._recorded_at = str(about.get("recorded_at") or self._recorded_at)
+        self._clock_jumps = list(about.get("clock_jumps") or ())
         for name, kind in ((SPIKES_FILE, SPIKE), (KINEMATICS_FILE, SAMPLE)):
             size = (self.path / name).stat().st_size
             os.truncate(self.path / name, size // kind.itemsize * kind.itemsize)
@@ -235,7 +215,8 @@ class Recorder:
 
     def _note_units(self) -> None:
         known = {unit_id: row for row, unit_id in enumerate(self._unit_ids)}
-        stream = self._spikes.unit_ids
+        self._noted = self._streams.n_changes
+        stream = self._streams.unit_ids
         self._unit_ids += [unit_id for unit_id in stream if unit_id not in known]
         row = {unit_id: row for row, unit_id in enumerate(self._unit_ids)}
         self._row = np.array([row[unit_id] for unit_id in stream], dtype=np.int64)
@@ -244,9 +225,8 @@ class Recorder:
             "subject_id": self._subject,
             "recorded_at": self._recorded_at,
             "unit_ids": self._unit_ids,
-            "spikes": self._spikes.name,
-            "kinematics": self._kinematics.name,
-            "markers": ", ".join(self._markers.names) or None,
+            **self._streams.names,
+            "clock_jumps": self._clock_jumps + self._streams.clock_jumps,
         }
         write_text(self.path / ABOUT, json.dumps(about, indent=2) + "\n", SessionError)
 

@@ -1,7 +1,8 @@
 """A recording on disk as `volition record` leaves it, whole or cut short, and the session it makes.
 
     NAME.recording/
-      about.json        session, subject, date, stream names, unit ids (again whenever units come)
+      about.json        session, subject, date, stream names, unit ids (again whenever units come),
+                        when a sender's clock was found to have jumped
       spikes.bin        float64 time (LSL clock, s), int64 unit, a record a spike
       kinematics.bin    float64 time, then `streaming.columns.COLUMNS`, a record a sample
       markers.jsonl     time and text, a line a marker
@@ -43,6 +44,7 @@ ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (
     "kinematics.bin",
     "markers.jsonl",
 )
+UNSURE_S = 5.0  # a jump is noticed after two measurements of the clock, of 2 s each
 SPIKE = np.dtype([("time", "<f8"), ("unit", "<i8")])
 SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
 
@@ -69,7 +71,7 @@ def read_recording(path: Path | str, *, cut: bool = True, sure_of_times: bool = 
         vel = velocity_of(pos, times)
         notes.append("no velocity was sent; it is the gradient of position")
     spike_times, spike_units = _spikes(path, len(about["unit_ids"]), notes)
-    domain = without_gaps(continuous_domain(times), times)
+    domain = _sure(without_gaps(continuous_domain(times), times), about, notes)
     session = Session(
         session_id=about["session_id"],
         subject_id=about["subject_id"],
@@ -90,6 +92,20 @@ def read_recording(path: Path | str, *, cut: bool = True, sure_of_times: bool = 
     )
     session = _inside(judged(session, sure_of_unit=True, sure_of_times=sure_of_times))
     return with_domains(session) if cut else session
+
+
+def _sure(domain: Floats, about: dict[str, Any], notes: list[str]) -> Floats:
+    """The domain without the seconds before each jump of a clock, whose stamps are off by it."""
+    jumps = [at for at in about.get("clock_jumps") or () if isinstance(at, float)]
+    for at in jumps:
+        cut = [(a, min(b, at - UNSURE_S)) for a, b in domain]
+        cut += [(max(a, at), b) for a, b in domain]
+        domain = np.array(sorted(part for part in cut if part[1] > part[0])).reshape(-1, 2)
+    if jumps:
+        notes.append(
+            f"a sender's clock jumped {len(jumps)} times; {UNSURE_S:g} s before each were left out"
+        )
+    return domain
 
 
 def _inside(session: Session) -> Session:

@@ -19,6 +19,7 @@ from streaming.labels import COLUMNS, KINEMATICS, KinematicsInlet, Markers
 from streaming.lsl import Floats, Ints, SpikeInlet, StreamQuery
 from streaming.search import Query
 
+LEAST_S = 4.0  # looking and opening take a second or two
 HOPELESS_S = 4.0  # a stream that can't be opened for so long is not waited for any longer
 MARKERS_WAIT_S = 0.5  # a rig may have none
 
@@ -46,7 +47,7 @@ class RigStreams:
 
         Raises StreamError if they aren't within `timeout_s`, or can't be; all is closed then.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + max(timeout_s, LEAST_S)
         try:
             if not _opens(self._spikes, deadline):
                 raise StreamError(

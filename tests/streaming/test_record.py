@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from itertools import pairwise
@@ -14,6 +15,7 @@ import pytest
 from decoder.errors import SessionError, StreamError
 from streaming import sessions
 from streaming.lsl import StreamQuery
+from streaming.outlets import kinematics_info, spikes_info
 from streaming.record import Recorder, RecordSettings
 from streaming.recording import KINEMATICS_FILE, SPIKES_FILE, read_recording
 from tests.rig import DEADLINE_S, Process, running, wait_for
@@ -226,3 +228,66 @@ def test_what_is_no_recording_says_so(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(SessionError, match="0 samples of kinematics"):
         read_recording(tmp_path)
+
+
+def test_a_recording_goes_on_when_its_senders_come_back_with_other_units(tmp_path: Path) -> None:
+    name = f"again-{time.time_ns()}"
+
+    def rig(*unit_ids: str) -> tuple[pylsl.StreamOutlet, pylsl.StreamOutlet]:
+        return (
+            pylsl.StreamOutlet(spikes_info(f"{name}-s", f"{name}-s", unit_ids)),
+            pylsl.StreamOutlet(
+                kinematics_info(f"{name}-k", f"{name}-k", ["pos_x", "pos_y"], 100.0)
+            ),
+        )
+
+    def send(outlets: tuple[pylsl.StreamOutlet, pylsl.StreamOutlet], until_spikes: int) -> None:
+        spikes, kinematics = outlets
+        for outlet in outlets:
+            assert outlet.wait_for_consumers(30.0)
+
+        def sent() -> bool:
+            spikes.push_sample([0, 0])
+            kinematics.push_sample([pylsl.local_clock() % 1.0, 0.0])
+            recorder.poll()
+            return recorder.n_spikes >= until_spikes
+
+        wait_for("spikes", sent)
+
+    settings = RecordSettings(
+        spikes=StreamQuery(name=f"{name}-s"), kinematics=f"{name}-k", markers=f"{name}-m"
+    )
+    recorder = Recorder(tmp_path, "today", settings)
+    outlets = rig("a", "b")
+    recorder.start()
+    with recorder:
+        send(outlets, 50)
+        del outlets
+        outlets = rig("c", "b")
+        wait_for("both again", lambda: recorder.poll() or all(o.have_consumers() for o in outlets))
+        send(outlets, 100)
+    about = json.loads((recorder.path / "about.json").read_text())
+    assert about["unit_ids"] == ["a", "b", "c"]
+    spikes = np.fromfile(recorder.path / SPIKES_FILE, dtype=[("time", "f8"), ("unit", "i8")])
+    assert set(spikes["unit"][:50]) == {0}
+    assert spikes["unit"][-1] == 2
+
+
+def test_the_seconds_before_a_jump_of_a_clock_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "jumped.recording"
+    folder.mkdir()
+    times = 100.0 + 0.01 * np.arange(6000)
+    samples = np.zeros(6000, dtype=[("time", "f8"), ("values", "f8", 6)])
+    samples["time"] = times
+    samples["values"] = np.nan
+    samples["values"][:, :2] = 0.1 * np.column_stack([np.sin(times), np.cos(times)])
+    samples.tofile(folder / KINEMATICS_FILE)
+    spikes = np.zeros(6000, dtype=[("time", "f8"), ("unit", "i8")])
+    spikes["time"] = times
+    spikes.tofile(folder / SPIKES_FILE)
+    (folder / "markers.jsonl").touch()
+    about = {"session_id": "jumped", "subject_id": "s", "unit_ids": ["a"], "clock_jumps": [130.0]}
+    (folder / "about.json").write_text(json.dumps(about))
+    session = read_recording(folder)
+    np.testing.assert_allclose(session.domain.ravel(), [100.0, 125.0, 130.0, 160.0], atol=0.02)
+    assert any("clock jumped" in note for note in session.notes)
