@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import hypot, isfinite
 
-import msgspec
 import numpy as np
 import zmq
 from pylsl import local_clock
 
+from decoder.errors import StreamError
 from streaming import wire
 from tests.faults.sender import SENT
 
@@ -53,7 +53,7 @@ class Checker:
             message = self._socket.recv()
             try:
                 self.frames.append((local_clock(), wire.decode_frame(message[len(PREFIX) :])))
-            except msgspec.MsgspecError:
+            except StreamError:
                 self.unreadable += 1
 
     def close(self) -> None:
