@@ -127,7 +127,7 @@ def test_a_cursor_that_somebody_else_moves_is_left_as_it_is_however_well_it_is_d
 def test_only_the_seconds_that_the_daemon_drove_change(session: Session) -> None:
     """An observation block first, then closed loop."""
     half = float(np.floor(session.cursor_times.mean()))
-    frames = driving(session.cursor_times, session.cursor_vel, gains=[0.5])
+    frames = driving(session.cursor_times, session.cursor_vel.copy(), gains=[0.5])
     frames.velocity[session.cursor_times < half] = 0.0  # not valid yet
     changed = before_filters(session, frames).cursor_vel != session.cursor_vel
     at = session.cursor_times[changed.any(axis=1)]
