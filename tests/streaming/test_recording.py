@@ -1,0 +1,99 @@
+"""A recording on disk becomes a session: whole, cut short, with stamps that can't be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from clients.cli import app
+from decoder.errors import SessionError
+from streaming import recording, sessions
+from streaming.recording import read_recording
+from streaming.sessions import duration_s
+from training.importers import import_recording
+
+N = 3000
+
+
+def written(folder: Path, times: np.ndarray | None = None, spikes_at: float = 0.0) -> Path:
+    """A recording of half a minute that nobody closed."""
+    path = folder / "today.recording"
+    path.mkdir()
+    samples = np.zeros(N, dtype=recording.SAMPLE)
+    clean = 500.0 + 0.01 * np.arange(N)
+    samples["time"] = clean if times is None else times
+    samples["values"][:, :2] = 0.05 * np.stack([np.sin(clean), np.cos(clean)], axis=1)
+    samples["values"][:, 2:] = np.nan
+    spikes = np.zeros(900, dtype=recording.SPIKE)
+    spikes["time"] = np.linspace(500.1, 529.9, 900) + spikes_at
+    spikes["unit"] = np.arange(900) % 3
+    about = {
+        "session_id": "today", "subject_id": "m", "unit_ids": ["a", "b", "c"],
+        "recorded_at": "2026-03-05T14:30:00+01:00", "spikes": "s", "kinematics": "k",
+    }  # fmt: skip
+    (path / recording.ABOUT).write_text(json.dumps(about))
+    (path / recording.SPIKES_FILE).write_bytes(spikes.tobytes() + b"half a re")
+    (path / recording.KINEMATICS_FILE).write_bytes(samples.tobytes() + b"half")
+    (path / recording.MARKERS_FILE).write_text('{"time": 501, "text": "trial_start 0"}\n{"ti')
+    return path
+
+
+@pytest.mark.parametrize("command", [["import"], ["record", "--repair"]])
+def test_a_recording_that_was_cut_short_becomes_a_session(
+    tmp_path: Path, command: list[str]
+) -> None:
+    path = written(tmp_path)
+    result = CliRunner().invoke(app, [*command, str(path), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    session = sessions.load(tmp_path / "out" / "today.h5")
+    assert len(session.spike_times) == 900
+    assert len(session.cursor_times) == N
+    assert session.recorded_at is not None
+    again = CliRunner().invoke(app, [*command, str(path), "-o", str(tmp_path / "out")])
+    assert isinstance(again.exception, SessionError)
+    assert "exists" in str(again.exception)
+
+
+@pytest.mark.parametrize("stamp", [1e8, 1.7e9, -1e8])
+@pytest.mark.parametrize("index", [0, 1500, N - 1])
+def test_a_stray_stamp_costs_one_sample_and_no_memory(
+    tmp_path: Path, stamp: float, index: int
+) -> None:
+    times = 500.0 + 0.01 * np.arange(N)
+    times[index] = stamp
+    session = read_recording(written(tmp_path, times))
+    assert len(session.cursor_times) == N - 1
+    assert duration_s(session.domain) < 31
+    assert sessions.save(session, tmp_path).stat().st_size < 1e6
+
+
+def test_spikes_of_another_clock_are_refused_with_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match=r"0 of 900 spikes .*Unix time"):
+        read_recording(written(tmp_path, spikes_at=1.7e9))
+
+
+def test_samples_that_came_in_bursts_or_were_dropped_are_said(tmp_path: Path) -> None:
+    times = 500.0 + 0.01 * np.arange(N)
+    session = read_recording(written(tmp_path, np.repeat(times[9::10], 10)))
+    assert np.linalg.norm(session.cursor_vel, axis=1).max() < 0.1
+    assert any("came in bursts" in note for note in session.notes)
+    np.testing.assert_allclose(session.cursor_times, times, atol=1e-6)
+
+
+def test_options_that_a_recording_has_no_use_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match="expected no option"):
+        import_recording(written(tmp_path), unit="cm")
+
+
+@pytest.mark.parametrize(
+    "about", ["", "[]", "[" * 100_000, "{}", '{"session_id": 3, "unit_ids": "abc"}']
+)
+def test_what_says_nothing_of_itself_is_no_recording(tmp_path: Path, about: str) -> None:
+    path = written(tmp_path)
+    (path / recording.ABOUT).write_text(about)
+    with pytest.raises(SessionError, match=r"not a recording|not what a recording says"):
+        read_recording(path)
