@@ -46,21 +46,22 @@ from streaming.lsl import StreamQuery
 from streaming.settings import DaemonSettings
 
 PR_SET_PDEATHSIG = 1
+PATIENCE = float(os.environ.get("VOLITION_TEST_PATIENCE", "1"))  # more if others need the machine
 QUICK = Timing(
     look_every_s=0.001,
     beat_every_s=0.01,
-    answer_s=0.7,
-    order_s=0.8,
-    fresh_s=1.0,
-    hung_after_s=1.0,
-    start_s=20.0,
-    adopt_s=0.1,
-    load_s=20.0,
+    answer_s=0.7 * PATIENCE,
+    order_s=0.8 * PATIENCE,
+    fresh_s=1.0 * PATIENCE,
+    hung_after_s=1.0 * PATIENCE,
+    start_s=20.0 * PATIENCE,
+    adopt_s=0.1 * PATIENCE,
+    load_s=20.0 * PATIENCE,
     good_after_s=0.1,
     back_off_s=0.002,
     longest_back_off_s=0.02,
-    stop_s=1.0,
-    silent_s=1.0,
+    stop_s=1.0 * PATIENCE,
+    silent_s=1.0 * PATIENCE,
 )
 
 

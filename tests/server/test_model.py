@@ -38,12 +38,13 @@ from decoder import bundle
 from decoder.bundle import open_bundle
 from decoder.families import RidgeSizes, RidgeTables
 from streaming.control import ControlClient, GetStatus, NoAnswerError
-from tests.server.scripted import Script, fork, forking
+from tests.server.scripted import PATIENCE, Script, fork, forking
 from training.linear import ridge_graph
 
 STEPS_PER_RUN = 50
+EACH_TIME = 500  # steps between two lines of progress
 N_STEPS, N_AT_ONCE = 5000, 4  # they mostly wait
-QUIET_S = 90.0  # by when all must be as it was answered; a busy machine is slow
+QUIET_S = 90.0 * PATIENCE  # by when all must be as it was answered; a busy machine is slow
 BASE = BUNDLES / "possm.bundle"  # what the scripted calibrations begin from
 DECODERS = ("a", "b", "c")
 CANDIDATES = ("d", "e")
@@ -129,7 +130,7 @@ class Rig:
         self.script = Script(self.folder / "script")
         self.server_pid: int | None = None
         self.connection: Connection | None = None
-        self.daemon = ControlClient(f"tcp://127.0.0.1:{self.port}", timeout_s=1.0)
+        self.daemon = ControlClient(f"tcp://127.0.0.1:{self.port}", timeout_s=1.0 * PATIENCE)
         # What is allowed: one value each, or several after an order that was not answered.
         self.decoders: set[tuple[str, str | None]] = {("a", None)}
         self.paused: set[str | None] = {None}
@@ -591,7 +592,11 @@ def main(steps: int, seed: int | None = None) -> None:
     began = time.monotonic()
     with a_world() as world:
         while done["steps"] < steps:
-            run(world, min(5000, steps - done["steps"]), seed=seed)
+            run(
+                world,
+                min(EACH_TIME, steps - done["steps"]),
+                seed=None if seed is None else seed + done["steps"],
+            )
             done.update(SPENT)
             print(f"{done['steps']} steps in {time.monotonic() - began:.0f} s", file=sys.stderr)
     print(json.dumps(dict(sorted(done.items()))))

@@ -21,6 +21,7 @@ from decoder.filters import Filters
 from decoder.runtime import open_runtime
 from streaming import control, wire
 from streaming.control import ControlClient
+from streaming.settings import RESTARTED
 from streaming.units import UNKNOWN, UnitMatch
 from tests.decoder.test_proof import endless, with_graph
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
@@ -183,6 +184,8 @@ def test_a_pause_is_zero_and_invalid_and_ends_at_once(tiny, rig) -> None:
     frames += frames_until(cursor, lambda f: f.state == "paused")
     frames += frames_until(cursor, lambda f: f.seq > frames[-1].seq + 80)
     assert frames[-1].state == "paused"
+    still = told(client, control.Resume(paused_for=RESTARTED))  # a server's own, meant for another
+    assert still.paused == "the operator asked"
     told(client, control.Resume())
     resumed = frames_until(cursor, is_decoding)
     assert len(resumed) < 30, "spikes were kept during the pause"
