@@ -32,8 +32,14 @@ def main(module: str, folder: Path) -> None:
     chosen = candidates[int.from_bytes(os.urandom(1), "big") % len(candidates)]
     shutil.copytree(chosen, order["output"])
     say(phase="units", share=0.5, r2=0.5)
-    scores = {"candidate": 0.9, "active": 0.5, "seconds": 60.0}
-    say(done={"method": "units", "scores": scores, "learned_s": 0.0})
+    varied = [0.9 + 0.01 * (block % 20) for block in range(60)]  # each second's errors
+    evidence = {
+        "seconds": [1.0] * 60,
+        "total": varied,
+        "candidate": [0.1 * value for value in varied],
+        "active": [0.6 * value for value in varied],
+    }
+    say(done={"method": "units", "evidence": evidence, "doubts": [], "learned_s": 0.0})
 
 
 main(sys.argv[1], Path(sys.argv[2]))
