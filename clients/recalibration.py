@@ -39,7 +39,7 @@ UNSEEN = 9  # a simulated subject; the shipped decoders know 0 to 3
 SHIPPED = {"stream": "possm", "rt": "poyo"}
 BEFORE_S, AFTER_S = 15.0, 20.0
 LEAD_S = 3.0  # of the replay, so that who listens is there in time
-LONGEST_LEARNING_S = 300.0
+LONGEST_LEARNING_S = 600.0
 TIMEOUT_S = 60.0
 
 
