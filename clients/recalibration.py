@@ -40,7 +40,7 @@ SHIPPED = {"stream": "possm", "rt": "poyo"}
 BEFORE_S, AFTER_S = 15.0, 20.0
 LEAD_S = 3.0  # of the replay, so that who listens is there in time
 LONGEST_LEARNING_S = 600.0
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 class Server:
