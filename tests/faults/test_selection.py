@@ -17,18 +17,22 @@ from tests.faults.fault import Try
 from tests.faults.page import write
 from tests.faults.sender import SENT
 
-SELECTION = ("sender-killed", "stamps-unix")
+SELECTION = (
+    "sender-killed", "counts-unix", "power-cut", "control-nesting", "decoder-huge",
+    "watchdog-other-schema",
+)  # fmt: skip
 WINDOWS = {"d": 0.4}
 
 
 @pytest.mark.parametrize("name", SELECTION)
 def test_a_fault_leaves_every_rule_whole(name: str, tmp_path: Path) -> None:
     fault = next(fault for fault in campaign.FAULTS if fault.name == name)
+    if why := fault.blocked():
+        pytest.skip(why)
     one = Try(fault=name, number=0, problems=[])
     with fault.rig(tmp_path / "rig") as rig:
         campaign.attempt(fault, rig, one, Random(0))
     assert not one.problems
-    assert one.frames
 
 
 def frame(end: float, **other: object) -> wire.CursorFrame:
