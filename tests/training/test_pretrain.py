@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -287,21 +288,22 @@ def test_a_session_without_a_validation_window_is_named_at_once(session, tmp_pat
 def test_validation_takes_a_small_part_of_a_timed_run_however_long_it_is(
     session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Due at every step by the clock, and twice as long as a step."""
+    """Due at every step by the clock; the pause after one is then four times what it took."""
     monkeypatch.setattr(pretraining, "VALIDATE_EVERY_S", 1e-3)
-    score, spent = pretraining.Trainer._score, []
+    score, spans = pretraining.Trainer._score, []
 
-    def slow(trainer: pretraining.Trainer) -> float:
+    def timed(trainer: pretraining.Trainer) -> float:
         began = time.monotonic()
-        try:
-            return max(score(trainer) for _ in range(3))
-        finally:
-            spent.append(time.monotonic() - began)
+        found = max(score(trainer) for _ in range(3))
+        spans.append((began, time.monotonic()))
+        return found
 
-    monkeypatch.setattr(pretraining.Trainer, "_score", slow)
-    record = pretrain([session], tmp_path / "run", settings(steps=None, minutes=0.1))
-    assert len(spent) > 1, "it is still validated meanwhile"
-    assert sum(spent[:-1]) < 0.4 * record.seconds  # the last one comes when time is up
+    monkeypatch.setattr(pretraining.Trainer, "_score", timed)
+    pretrain([session], tmp_path / "run", settings(steps=None, minutes=0.15))
+    due = spans[:-1]  # the last one comes when time is up
+    assert due
+    for (began, ended), (again, _) in pairwise(due):
+        assert again - ended >= 3 * (ended - began)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (8, 2), (8, 4)])
@@ -326,7 +328,7 @@ def test_most_windows_of_a_corpus_begin_with_a_carried_state(
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     (logged,) = [event.value for event in events.Scalars("train/carried_share")][:1]
-    assert logged in pytest.approx(shares), "what is logged is what happened"
+    assert np.isclose(logged, shares).any(), "what is logged is what happened"
 
 
 def test_a_streaming_micro_batch_of_one_window_is_refused(session, tmp_path: Path) -> None:
