@@ -204,12 +204,15 @@ class Keeper(abc.ABC):
             self._launch(decoder)
 
     def _fall_back(self) -> None:
-        """After two daemons that died young: back to the last good decoder.
+        """After two deaths in a row: back to the last good decoder, if its files can be read.
 
-        To the one before, if there is no good one whose files can be read.
+        Otherwise to the one before. A good decoder that dies is kept if its own files can be read:
+        something else kills it.
         """
         active = self.wanted.active
         if self._deaths_in_a_row < 2 or active is None:
+            return
+        if active == self.wanted.good and self._registry.is_usable(active):
             return
         others = (d for d in (self.wanted.good, self.wanted.previous) if d != active)
         if (other := next(filter(self._registry.is_usable, others), None)) is None:
@@ -265,17 +268,14 @@ class Keeper(abc.ABC):
         with self._state:
             if self._process is not process:
                 return
-            now = time.monotonic()
-            young = (
-                self._hung
-                or self._answered_at == NEVER
-                or now - self._proving_since < self.timing.good_after_s
-            )
+            now, timing = time.monotonic(), self.timing
+            grown_s = timing.good_after_s + (timing.hung_after_s if self._hung else 0.0)
+            young = self._answered_at == NEVER or now - self._proving_since < grown_s
             self._process = self._status = None
             self._answered_at = NEVER
             self.restarts += 1
-            self._deaths_in_a_row = self._deaths_in_a_row + 1 if young else 0
-            if young:
+            self._deaths_in_a_row = (self._deaths_in_a_row if young else 0) + (young or self._hung)
+            if young or self._hung:
                 self._back_off()
         log.error("daemon %d died", process.pid)
         self._note("daemon died", pid=process.pid, young=young)
@@ -374,10 +374,12 @@ class Keeper(abc.ABC):
             self._end(process)
 
     def _end(self, process: Process) -> None:
-        """End a daemon that hangs: a death that counts, however old it was."""
+        """End a daemon that hangs: a death that counts, and its decoder is good no longer."""
         with self._state:
             if self._process is process:
                 self._hung = True
+                if self.wanted.good == self.wanted.active:
+                    self.wanted.set(good=None)
         process.kill()
 
     # Who was here before.

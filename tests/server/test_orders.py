@@ -122,6 +122,16 @@ def test_a_decoder_that_hangs_is_left_for_the_last_good_one(rig: Rig) -> None:
     assert len(hung) <= 3
 
 
+def test_a_good_decoder_whose_daemon_is_killed_again_and_again_is_kept(rig: Rig) -> None:
+    """What kills it is not the decoder; to decode with another would lose an accepted order."""
+    prove(rig, "a")
+    prove(rig, "b")
+    for _ in range(4):
+        rig.kill_daemon()
+        wait_for("the next daemon", lambda: rig.does() is not None)
+    assert does(rig, decoder="b")()
+
+
 def test_a_decoder_that_has_not_decoded_is_not_trusted(rig: Rig) -> None:
     """It may hang at the first spike, and then be taken for the last good one."""
     prove(rig, "a")
