@@ -12,6 +12,7 @@ import pytest
 from decoder.bundle import GRAPH, Bundle, open_bundle
 from decoder.errors import TrainingError
 from decoder.families import KalmanSizes
+from decoder.gate import Evidence
 from decoder.runtime import open_runtime
 from streaming import sessions
 from streaming.sessions import Session
@@ -118,4 +119,4 @@ def test_a_calibration_by_it_remembers_the_base(tiny, bundle, tmp_path: Path, ca
     assert done["method"] == made.manifest.family == kind
     assert made.manifest.provenance["base"] == tiny.bundle.manifest.decoder_id
     assert made.manifest.provenance["training_data_s"] == pytest.approx(48.0, abs=0.1)
-    assert done["scores"]["candidate"] > 0.1
+    assert Evidence.from_lists(done["evidence"]).r2().value > 0.1
