@@ -294,6 +294,7 @@ class Job:
             candidate=str(self._registry.get(self.calibration.candidate).path.absolute()),
             seconds=request.shadow_s,
             spikes=status.stream,
+            spikes_kind=self._supervisor.wanted.input.kind,
             kinematics=request.kinematics,
             frames=self._settings.daemon.address,
             held_out=self._held_out.as_lists(),

@@ -28,7 +28,7 @@ from streaming.admission import Admission
 from streaming.clock import Metronome
 from streaming.labels import POSITION, VELOCITY, KinematicsInlet, find_kinematics
 from streaming.lines import say, say_problem, told_while_working
-from streaming.lsl import Floats, Ints, SpikeInlet, only_stream
+from streaming.lsl import SPIKES, Floats, Ints, SpikeInlet, StreamKind, StreamQuery, find_spikes
 from streaming.sessions import continuous_domain, velocity_of, within
 from streaming.units import UnitMatch
 
@@ -55,6 +55,7 @@ class Order(msgspec.Struct, kw_only=True):
     candidate: str
     seconds: float
     spikes: str
+    spikes_kind: StreamKind = SPIKES
     kinematics: str | None
     frames: str | None = None
     held_out: dict[str, list[float] | None] | None = None
@@ -154,17 +155,29 @@ def opened(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
     give_up_at = time.monotonic() + OPEN_S
     while True:
         try:
-            found = only_stream("Spikes", order.spikes, RESOLVE_S)
-            kinematics = find_kinematics(order.kinematics, RESOLVE_S) if found else None
-            if found is None or kinematics is None:
-                missing = order.spikes if found is None else order.kinematics
-                missing = missing or "of type 'Kinematics'"
-                raise StreamError(f"stream {missing} isn't there; both decoders can't be compared")
-            return SpikeInlet(found), kinematics
+            return _opened_once(order)
         except StreamError:
             if time.monotonic() > give_up_at:
                 raise
             say(phase="opening streams and decoders")
+
+
+def _opened_once(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
+    spikes = find_spikes(StreamQuery(kind=order.spikes_kind, name=order.spikes), RESOLVE_S)
+    if spikes is None:
+        raise _missing(order.spikes)
+    try:
+        kinematics = find_kinematics(order.kinematics, RESOLVE_S)
+        if kinematics is None:
+            raise _missing(order.kinematics or "of type 'Kinematics'")
+    except StreamError:
+        spikes.close()
+        raise
+    return spikes, kinematics
+
+
+def _missing(stream: str) -> StreamError:
+    return StreamError(f"stream {stream} isn't there; both decoders can't be compared")
 
 
 def run(order: Order) -> Evidence:

@@ -28,7 +28,7 @@ from decoder.errors import StreamError
 from streaming import connector
 from streaming.connector import open_stream
 from streaming.inlet import Inlet
-from streaming.search import Lookout, Query
+from streaming.search import Query
 from streaming.units import UNKNOWN, UnitMatch, repeated_units
 
 Floats = NDArray[np.float64]
@@ -59,29 +59,6 @@ class StreamQuery(Query):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise StreamError(f"stream type {self.kind!r}; expected one of {', '.join(KINDS)}")
-
-    def resolve(self, timeout_s: float) -> pylsl.StreamInfo | None:
-        """The one matching stream seen within `timeout_s`, or None; not opened.
-
-        Raises StreamError where several match.
-        """
-        return _only(self, timeout_s)
-
-
-def only_stream(kind: str, name: str | None, timeout_s: float) -> pylsl.StreamInfo | None:
-    """The one stream called `name`, or of type `kind`, seen within `timeout_s`; None if none.
-
-    Raises StreamError where several match.
-    """
-    return _only(Query(kind=kind, name=name), timeout_s)
-
-
-def _only(query: Query, timeout_s: float) -> pylsl.StreamInfo | None:
-    with Lookout(query) as lookout:
-        found = query.best(lookout.wait(max(timeout_s, RESOLVE_S)))
-    if len(found) > 1:
-        raise query.refuse(found)
-    return found[0] if found else None
 
 
 def find_spikes(query: StreamQuery, timeout_s: float) -> SpikeInlet | None:

@@ -32,7 +32,7 @@ from clients.subscriber import CursorSubscriber
 from decoder.errors import StreamError
 from server.schemas import CalibrationRequest, FiltersPatch, Method
 from streaming.labels import VELOCITY, KinematicsInlet, find_kinematics
-from streaming.lsl import EVENTS, RESOLVE_S, SpikeInlet, StreamQuery
+from streaming.lsl import EVENTS, RESOLVE_S, StreamQuery, find_spikes
 
 HERE = Path(__file__).parent
 UNITS = 96
@@ -152,8 +152,7 @@ def wait_for_spikes(name: str) -> None:
     deadline = time.monotonic() + FIND_S
     query, inlet = StreamQuery(kind=EVENTS, name=name), None
     while time.monotonic() < deadline:
-        if inlet is None and (info := query.resolve(RESOLVE_S)) is not None:
-            inlet = SpikeInlet(info)
+        inlet = inlet or find_spikes(query, RESOLVE_S)
         if inlet is not None and len(inlet.drain(local_clock())[0]):
             inlet.close()
             return

@@ -1,4 +1,4 @@
-"""A shadow compares as many seconds as it was asked for, however busy the machine is."""
+"""A shadow compares as many seconds as it was asked for, of the streams that send."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pylsl
 
 from decoder.gate import Evidence
 from server.children import Child
+from streaming.lines import Message
+from streaming.outlets import kinematics_info, spikes_info
 from streaming.sessions import Session
 from tests.server.conftest import POSSM, Play
 from training.linear import fit_linear
 
 SECONDS = 2.0
+POSITIONS = ("pos_x", "pos_y")
 
 
 @contextmanager
@@ -68,3 +72,30 @@ def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
 def _until_done(shadow: Child, *, run_s: float, stop_s: float) -> Iterator[dict[str, object]]:
     with hardly_running(shadow._process.pid, run_s=run_s, stop_s=stop_s):
         yield from shadow.messages(silent_s=120.0)
+
+
+def test_a_silent_leftover_of_the_same_name_is_left_for_the_stream_that_sends(
+    unseen: Session, play: Play, tmp_path: Path
+) -> None:
+    """As a sender that crashed and was started again leaves it."""
+    spikes, kinematics = (f"{unseen.session_id}-{what}" for what in ("spikes", "kinematics"))
+    leftovers = [
+        pylsl.StreamOutlet(spikes_info(spikes, f"{spikes}-old", unseen.unit_ids)),
+        pylsl.StreamOutlet(kinematics_info(kinematics, f"{kinematics}-old", POSITIONS, 100.0)),
+    ]
+    with play(unseen):
+        shadow = Child("server.shadow", log=tmp_path / "shadow.log")
+        try:
+            shadow.tell(
+                active=str(POSSM), candidate=str(POSSM), seconds=SECONDS, spikes=spikes,
+                kinematics=kinematics,
+            )  # fmt: skip
+            while not _compared_s(shadow.wait_for("evidence", 120.0)):
+                pass
+        finally:
+            shadow.stop()
+    del leftovers
+
+
+def _compared_s(message: Message) -> float:
+    return Evidence.from_lists(message["evidence"]).compared_s

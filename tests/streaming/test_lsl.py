@@ -12,7 +12,15 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.lsl import MAX_NEW_UNITS, MAX_UNITS, Connector, SpikeInlet, StreamQuery
+from streaming.lsl import (
+    MAX_NEW_UNITS,
+    MAX_UNITS,
+    Connector,
+    SpikeInlet,
+    StreamQuery,
+    find_spikes,
+)
+from streaming.search import Lookout
 from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import DEADLINE_S, wait_for
 
@@ -47,6 +55,11 @@ def counts_info(labels: list[str], rate_hz: float) -> pylsl.StreamInfo:
     return info
 
 
+def found(query: StreamQuery) -> pylsl.StreamInfo:
+    with Lookout(query) as lookout:
+        return lookout.wait(DEADLINE_S)[0]
+
+
 @contextmanager
 def opened(
     info: pylsl.StreamInfo,
@@ -55,8 +68,7 @@ def opened(
 ) -> Iterator[tuple[pylsl.StreamOutlet, SpikeInlet]]:
     outlet = pylsl.StreamOutlet(info)
     query = StreamQuery(name=info.name())
-    found = wait_for("the stream", lambda: query.resolve(2.0))
-    inlet = SpikeInlet(found, unit_ids, min_known_share=min_known_share)
+    inlet = SpikeInlet(found(query), unit_ids, min_known_share=min_known_share)
     assert outlet.wait_for_consumers(DEADLINE_S)
     yield outlet, inlet
     inlet.close()
@@ -194,7 +206,7 @@ def test_two_streams_of_one_kind_ask_for_a_name() -> None:
 
     def refused() -> StreamError | None:
         try:
-            StreamQuery(kind=kind).resolve(1.0)
+            find_spikes(StreamQuery(kind=kind), 1.0)
         except StreamError as error:
             return error
         return None
@@ -242,8 +254,7 @@ def test_a_full_buffer_is_counted() -> None:
 def test_a_sender_that_went_away_is_an_error() -> None:
     info = spikes_info({"1/0": (0, 0)})
     outlet = pylsl.StreamOutlet(info)
-    found = wait_for("the stream", lambda: StreamQuery(name=info.name()).resolve(0.3))
-    inlet = SpikeInlet(found, UNITS)
+    inlet = SpikeInlet(found(StreamQuery(name=info.name())), UNITS)
     del outlet
 
     def lost() -> bool:
