@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -283,19 +285,24 @@ def run_recording(
         with console.status("looking for streams…"):
             recorder.start()
         bar = progress.add_task("", total=seconds, name=name, spikes=0)
-        try:
-            with recorder:
-                recorder.run(
-                    seconds,
-                    on_poll=lambda r: progress.update(
-                        bar, completed=r.labelled_s, spikes=r.n_spikes
-                    ),
-                )
-        except VolitionError as error:
-            raise type(error)(
-                f"{error}. `volition import {recorder.path} -o {folder}` makes a session of it"
-            ) from error
-    return session_of_recording(console, recorder.path, folder)
+        with _pointing_at(recorder.path, folder), recorder:
+            recorder.run(
+                seconds,
+                on_poll=lambda r: progress.update(bar, completed=r.labelled_s, spikes=r.n_spikes),
+            )
+    with _pointing_at(recorder.path, folder):
+        return session_of_recording(console, recorder.path, folder)
+
+
+@contextmanager
+def _pointing_at(recording: Path, folder: Path) -> Iterator[None]:
+    """Let an error say how to make a session of what is recorded by then."""
+    try:
+        yield
+    except VolitionError as error:
+        raise type(error)(
+            f"{error}. `volition import {recording} -o {folder}` makes a session of it"
+        ) from error
 
 
 def session_of_recording(console: Console, recording: Path, folder: Path) -> Path:

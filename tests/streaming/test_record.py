@@ -291,3 +291,37 @@ def test_the_seconds_before_a_jump_of_a_clock_are_left_out(tmp_path: Path) -> No
     session = read_recording(folder)
     np.testing.assert_allclose(session.domain.ravel(), [100.0, 125.0, 130.0, 160.0], atol=0.02)
     assert any("clock jumped" in note for note in session.notes)
+
+
+@one_family
+def test_a_full_disk_is_one_clear_line_and_what_came_before_is_kept(
+    tiny, played, full_disk: Path, tmp_path: Path
+) -> None:
+    room = 40 * 2**10  # seconds of spikes and kinematics
+    (full_disk / "filler").write_bytes(bytes(2**20 - room))
+    process = Process(tmp_path / "record.log", *record_arguments(tiny, full_disk))
+    assert process.popen.wait(DEADLINE_S) == 1
+    said = process.output()
+    assert "Traceback" not in said
+    (error,) = [line for line in said.splitlines() if "error:" in line]
+    recording = full_disk / "today.recording"
+    for text in ("No space left", "make room", "is kept", f"volition import {recording}"):
+        assert text in error
+    done = Process(tmp_path / "import.log", "import", str(recording), "-o", str(tmp_path / "out"))
+    assert done.popen.wait(DEADLINE_S) == 0, done.output()
+    session = sessions.load(tmp_path / "out" / "today.h5")
+    assert session.unit_ids == tiny.session.unit_ids
+    stored = 16 * len(session.spike_times) + 56 * len(session.cursor_times)
+    assert stored > room / 2, "the disk was full of it"
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [("today.h5", r"today\.h5 exists"), ("today.recording", r"volition import .*today\.recording")],
+)
+def test_a_name_that_is_taken_is_refused_before_anything_is_recorded(
+    tmp_path: Path, taken: str, said: str
+) -> None:
+    (tmp_path / taken).mkdir()
+    with pytest.raises(SessionError, match=said):
+        Recorder(tmp_path, "today", RecordSettings())
