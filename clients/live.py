@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
-from decoder.errors import StreamError, VolitionError
+from decoder.errors import StreamError, TrainingError, VolitionError
 from streaming import wire
 from streaming.replay import Mapping, ReplaySettings
 from streaming.sessions import Floats, Session, within
@@ -45,14 +45,17 @@ class LiveFrames:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveScore:
-    """What a replay with a score prints. R² is causal: nothing after the window's end was used."""
+    """What a replay with a score prints. R² is causal: nothing after the window's end was used.
+
+    ridge_…: of ridge in the part of the test domain that was played; None if none of it was.
+    """
 
     r2_x: float
     r2_y: float
     r2_mean: float
-    ridge_r2_x: float
-    ridge_r2_y: float
-    ridge_r2_mean: float
+    ridge_r2_x: float | None
+    ridge_r2_y: float | None
+    ridge_r2_mean: float | None
     frames: int
     valid_frames: int
     scored_frames: int
@@ -183,7 +186,7 @@ def _note(event: Mapping | str | None, live: LiveFrames, now: float) -> float:
 
 def score(live: LiveFrames, session: Session) -> LiveScore:
     """Compare live frames with the recording. Raises StreamError where too few were valid."""
-    from training.baselines import r2, ridge_score
+    from training.baselines import r2
 
     if live.mapping is None:
         raise StreamError("the replay ended before it began to play")
@@ -199,7 +202,7 @@ def score(live: LiveFrames, session: Session) -> LiveScore:
             f"{live.status.detail}"
         )
     fit = r2(session.velocity_at(times), decoded)
-    ridge = ridge_score(session, score_between=(float(times[0]), float(times[-1])))
+    ridge_x, ridge_y, ridge_mean = _ridge_r2(session, float(times[0]), float(times[-1]))
     arrival = (np.array(live.arrived) - [f.window_end for f in live.frames]) * 1e3
     arrival = arrival[-len(during) :]
     p50, p95, p99, p999 = np.percentile(arrival, (50, 95, 99, 99.9))
@@ -208,9 +211,9 @@ def score(live: LiveFrames, session: Session) -> LiveScore:
         r2_x=fit.r2_x,
         r2_y=fit.r2_y,
         r2_mean=fit.r2_mean,
-        ridge_r2_x=ridge.r2_x,
-        ridge_r2_y=ridge.r2_y,
-        ridge_r2_mean=ridge.r2_mean,
+        ridge_r2_x=ridge_x,
+        ridge_r2_y=ridge_y,
+        ridge_r2_mean=ridge_mean,
         frames=len(during),
         valid_frames=sum(frame.valid for frame in during),
         scored_frames=len(times),
@@ -224,6 +227,19 @@ def score(live: LiveFrames, session: Session) -> LiveScore:
         decoder=during[-1].decoder,
         session=session.session_id,
     )
+
+
+def _ridge_r2(
+    session: Session, start: float, end: float
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """R² of x, y and both; None if too little of the test domain was played."""
+    from training.baselines import ridge_score
+
+    try:
+        ridge = ridge_score(session, score_between=(start, end))
+    except TrainingError:
+        return None, None, None
+    return ridge.r2_x, ridge.r2_y, ridge.r2_mean
 
 
 def decoded_velocity(live: LiveFrames, session: Session, window_s: float) -> tuple[Floats, Floats]:

@@ -381,7 +381,10 @@ def print_score(console: Console, score: LiveScore) -> None:
     )
     table.add_row(
         "ridge, 10 lags of 50 ms, offline",
-        *(f"{v:.3f}" for v in (score.ridge_r2_x, score.ridge_r2_y, score.ridge_r2_mean)),
+        *(
+            "—" if v is None else f"{v:.3f}"
+            for v in (score.ridge_r2_x, score.ridge_r2_y, score.ridge_r2_mean)
+        ),
     )
     console.print(table)
     facts = _facts("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from training.simulate import simulate
 from training.windows import OutputScale, unit_words
 
 isolation.own_lsl_session()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in the background: children would, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of child processes, as `volition` sets it
 torch.set_num_threads(1)  # small models: more threads wait for each other, under load for long
 

@@ -1,15 +1,24 @@
-"""What a user meets when a disk is full or a file is damaged: one line."""
+"""What a user meets when a disk is full, a file is damaged or Ctrl-C is pressed: one line."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from clients.subscriber import CursorSubscriber
 from streaming import sessions
 from tests.clients.test_cli import volition
+from tests.rig import daemon, frames_until
+from tests.streaming.test_live import is_decoding, stream_of
 from training.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +56,22 @@ def test_a_read_only_disk_is_one_error(session: Path, full_disk: Path, verb: str
     }[verb]
     done = volition(verb, *arguments, "-o", str(full_disk / "out"))
     assert_one_clear_line(done, "Read-only file system")
+
+
+@pytest.mark.parametrize("disk", ["full", "read-only"])
+def test_an_evaluation_whose_report_cannot_be_written_is_one_error(
+    tiny, full_disk: Path, disk: str
+) -> None:
+    if disk == "full":
+        (full_disk / "filler").write_bytes(bytes(2**20 - 2**13))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(full_disk)], check=True)
+    page = full_disk / "page.html"
+    done = volition(
+        "evaluate", str(tiny.bundle.path), str(tiny.session_path), "--report", str(page)
+    )
+    assert_one_clear_line(done, "page.html", "make room or choose another folder")
+    assert not page.exists()
 
 
 @pytest.mark.parametrize(
@@ -89,3 +114,48 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert "KeyError: 'missing'" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["simulate", "pretrain", "watch", "replay"])
+def test_ctrl_c_at_any_moment_prints_no_traceback(session: Path, tmp_path: Path, verb: str) -> None:
+    """Four moments, from the first import on to well into the work."""
+    arguments = {
+        "simulate": ("--units", "96", "--minutes", "10", "-o", str(tmp_path / "out")),
+        "pretrain": (str(session), "--minutes", "5", "--workers", "1", "-o", str(tmp_path / "run")),
+        "watch": ("--address", "ipc:///tmp/volition-nobody"),
+        "replay": (str(session), "--score", "--address", "ipc:///tmp/volition-nobody"),
+    }[verb]
+    for moment in range(4):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "clients.cli", verb, *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(0.15 * 3**moment)  # the moment is what is tested
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said, _ = process.communicate(timeout=300)
+        assert str(ROOT) not in said, (moment, said)
+
+
+def test_what_a_replay_scored_is_printed_when_the_daemon_ends_before_it(
+    tiny, tmp_path: Path
+) -> None:
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (process, address),
+        CursorSubscriber(address) as cursor,
+    ):
+        frames_until(cursor, lambda frame: frame.state in ("warming", "ready"))
+        replay = subprocess.Popen(
+            [sys.executable, "-m", "clients.cli", "replay", str(tiny.session_path),
+             "--score", "--json", "--address", address],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        first = frames_until(cursor, is_decoding)[-1]
+        frames_until(cursor, lambda frame: frame.seq > first.seq + 300)
+        process.popen.send_signal(signal.SIGKILL)
+        said, errors = replay.communicate(timeout=300)
+    assert replay.returncode == 1
+    assert "the daemon ended" in errors
+    assert "Traceback" not in errors
+    assert json.loads(said)["scored_frames"] > 100

@@ -162,10 +162,11 @@ def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path, preset: 
     stopped = runs.load_tensors(run / "last.safetensors")["progress"][0]
     assert 0 < stopped < 100
     for more in (("-o", str(run), "--resume"), (*arguments, str(tmp_path / "whole"))):
-        subprocess.run(
+        done = subprocess.run(
             trained(session, tmp_path, *more),
-            check=True, capture_output=True, timeout=560,
+            check=False, capture_output=True, text=True, timeout=560,
         )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     assert largest_difference(run, tmp_path / "whole") == 0.0
 
 
