@@ -207,18 +207,12 @@ def test_two_daemons_on_one_address_are_refused(tiny, tmp_path: Path) -> None:
             assert "is another daemon running?" in " ".join(second.output().split())
 
 
-def test_a_velocity_that_is_no_number_is_a_fault_and_zero(tiny, tmp_path: Path) -> None:
-    broken = bundles.write(
-        tmp_path / "broken.bundle",
-        manifest=tiny.bundle.manifest,
-        graph=tiny.bundle.graph_path,
-        tables=replace(
-            tiny.bundle.tables, tokens=np.sign(tiny.bundle.tables.tokens) * np.float32(3e38)
-        ),
-        weights=load_file(tiny.bundle.weights_path),
-    )
+def test_a_velocity_that_nobody_can_want_is_a_fault_and_zero(tiny, tmp_path: Path) -> None:
     with (
-        daemon(tmp_path, broken.path, stream_of(tiny)) as (_, address),
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny), "--fault-speed", "1e-9") as (
+            _,
+            address,
+        ),
         CursorSubscriber(address, max_age_s=None) as cursor,
         running(tmp_path / "replay.log", *replay(tiny)),
     ):
@@ -228,6 +222,23 @@ def test_a_velocity_that_is_no_number_is_a_fault_and_zero(tiny, tmp_path: Path) 
     assert_safe(frames)
     assert not any(frame.valid for frame in frames)
     assert {frame.state for frame in frames if frame.seq >= first} == {"fault"}
+
+
+def test_a_bundle_that_gives_no_velocity_is_refused_at_the_start(tiny, tmp_path: Path) -> None:
+    huge = np.sign(tiny.bundle.tables.tokens) * np.float32(3e38)
+    broken = bundles.write(
+        tmp_path / "broken.bundle",
+        manifest=tiny.bundle.manifest,
+        graph=tiny.bundle.graph_path,
+        tables=replace(tiny.bundle.tables, tokens=huge),
+        weights=load_file(tiny.bundle.weights_path),
+    )
+    with daemon(tmp_path, broken.path, stream_of(tiny)) as (process, _):
+        wait_for("the daemon's end", lambda: process.popen.poll() is not None)
+    said = (tmp_path / "daemon.log").read_text()
+    assert process.popen.returncode == 1
+    assert "expected two finite numbers" in said
+    assert "Traceback" not in said
 
 
 def test_a_sender_that_returns_with_other_units_is_refused(tiny, tmp_path: Path) -> None:
