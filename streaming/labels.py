@@ -16,6 +16,7 @@ from streaming.columns import COLUMNS as COLUMNS
 from streaming.columns import POSITION as POSITION
 from streaming.columns import TARGET as TARGET
 from streaming.columns import VELOCITY as VELOCITY
+from streaming.columns import names_no_unit
 from streaming.connector import (
     LOOK_S,
     POLL_S,
@@ -36,7 +37,8 @@ REMEMBERED = 4096  # markers, that none is told twice by two connections to its 
 class KinematicsInlet(Inlet):
     """A stream of positions or velocities, and targets where it has them, by its labels.
 
-    labels: those of `COLUMNS` that it has. Raises StreamError where it has neither.
+    labels: those of `COLUMNS` that it has. names_unit: whether it says what they are in; else m
+    and m/s. Raises StreamError where it has neither.
     """
 
     def check(self, info: pylsl.StreamInfo) -> None:
@@ -56,7 +58,10 @@ class KinematicsInlet(Inlet):
         units = [str(unit or "").strip() for unit in info.get_channel_units() or ()]
         units += [""] * (len(labels) - len(units))
         given = {label: units[labels.index(label)] for label in self.labels}
-        self._metres = np.array(list(_metres(self.name, given).values()))
+        self.names_unit = not names_no_unit(given.items())
+        self._metres = np.array(
+            list(_metres(self.name, given).values()) if self.names_unit else [1.0] * len(given)
+        )
 
     def drain(self, now: float | None = None) -> tuple[Floats, Floats]:
         """Times (n,) and values (n, 6) in the order of `COLUMNS`, m and m/s; NaN where it has none.
@@ -75,12 +80,10 @@ class KinematicsInlet(Inlet):
 
 
 def _metres(name: str, units: dict[str, str]) -> dict[str, float]:
-    """Metres (or m/s) in one of each channel's unit, by label; channels without a unit are in m.
+    """Metres (or m/s) in one of each channel's unit, by label.
 
     Raises StreamError if a unit is no length, or is left open by some of the channels only.
     """
-    if not any(units.values()):
-        return dict.fromkeys(units, 1.0)
     odd = sorted({unit for unit in units.values() if metres_in(unit) is None})
     if any(not says_nothing(unit) for unit in odd):
         raise StreamError(f"stream {name!r} is in {', '.join(filter(None, odd))}; expected {KNOWN}")

@@ -163,6 +163,6 @@ def _judge_size(session: Session, notes: list[str], sure: bool) -> None:
         raise SessionError(
             f"{session.session_id}: {seen}, which no hand does (up to {FASTEST_HAND:g} m/s and "
             f"{WIDEST_M:g} m); is it in another unit? Say which with `--unit` (cm, mm, or metres "
-            "in one unit; m if it is right)"
+            "in one unit; m if it is right), or let the sender name it"
         )
     notes.append(f"{seen}, more than a hand does; taken as said")

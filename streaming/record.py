@@ -34,6 +34,7 @@ from streaming.recording import (
     SPIKES_FILE,
     SUFFIX,
     about_of,
+    names_unit,
     read_records,
 )
 from streaming.rigstreams import RigStreams
@@ -90,7 +91,8 @@ class Recorder:
         self._unit_ids: list[str] = []  # a spike's unit in the file is a position here
         self._row = np.empty(0, dtype=np.int64)  # of each of the stream's units there
         self._recorded_at = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self._clock_jumps: list[float] = []  # of an earlier recorder
+        self._names_unit = True  # of an earlier recorder's kinematics
+        self._clock_jumps: list[float] = []  # and of its senders' clocks
         self._last_sample: float | None = None
         self._flushed_at = 0.0
 
@@ -193,6 +195,7 @@ class Recorder:
         about = about_of(self.path)
         self._unit_ids = list(about["unit_ids"])
         self._recorded_at = str(about.get("recorded_at") or self._recorded_at)
+        self._names_unit = names_unit(about)
         self._clock_jumps = list(about.get("clock_jumps") or ())
         for name, kind in ((SPIKES_FILE, SPIKE), (KINEMATICS_FILE, SAMPLE)):
             size = (self.path / name).stat().st_size
@@ -226,6 +229,7 @@ class Recorder:
             "recorded_at": self._recorded_at,
             "unit_ids": self._unit_ids,
             **self._streams.names,
+            "names_unit": self._names_unit and self._streams.names_unit,
             "clock_jumps": self._clock_jumps + self._streams.clock_jumps,
         }
         write_text(self.path / ABOUT, json.dumps(about, indent=2) + "\n", SessionError)

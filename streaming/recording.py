@@ -2,7 +2,7 @@
 
     NAME.recording/
       about.json        session, subject, date, stream names, unit ids (again whenever units come),
-                        when a sender's clock was found to have jumped
+                        whether the kinematics named their unit, when a clock jumped
       spikes.bin        float64 time (LSL clock, s), int64 unit, a record a spike
       kinematics.bin    float64 time, then `streaming.columns.COLUMNS`, a record a sample
       markers.jsonl     time and text, a line a marker
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import SessionError
-from streaming.columns import COLUMNS, POSITION, TARGET, VELOCITY
+from streaming.columns import COLUMNS, NO_UNIT, POSITION, TARGET, VELOCITY
 from streaming.plausible import judged
 from streaming.sessions import (
     Floats,
@@ -51,10 +51,18 @@ SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
 Records = np.ndarray[Any, np.dtype[np.void]]
 
 
-def read_recording(path: Path | str, *, cut: bool = True, sure_of_times: bool = False) -> Session:
+def read_recording(
+    path: Path | str,
+    *,
+    cut: bool = True,
+    metres: float | None = None,
+    sure_of_times: bool = False,
+) -> Session:
     """A recording as a session; SessionError where too little is there, or clocks don't meet.
 
     cut: its domains 70/10/20; else each of them is the whole, as of a calibration.
+    metres: in one unit of kinematics that named none. Left out, they are in m and m/s, and
+        refused if no hand moves so.
 
     A last record that was cut short is left out. Units without a spike stay. Where only velocity
     was sent, position is its integral from (0, 0), so that no target can be placed beside it.
@@ -63,9 +71,11 @@ def read_recording(path: Path | str, *, cut: bool = True, sure_of_times: bool = 
     about = about_of(path)
     notes: list[str] = []
     times, values = _kinematics(path, notes)
+    values = values * _metres(path, about, metres, notes)
     pos, vel, targets = values[:, POSITION], values[:, VELOCITY], values[:, TARGET]
-    if not np.isfinite(pos).all():
-        pos, targets = position_of(vel, times), np.full_like(targets, np.nan)
+    has_position = bool(np.isfinite(pos).all())
+    if not has_position:
+        pos, targets = np.zeros_like(vel), np.full_like(targets, np.nan)
         notes.append("no position was sent; it is the integral of velocity")
     elif not np.isfinite(vel).all():
         vel = velocity_of(pos, times)
@@ -86,12 +96,30 @@ def read_recording(path: Path | str, *, cut: bool = True, sure_of_times: bool = 
         train_domain=domain,
         valid_domain=domain,
         test_domain=domain,
-        trials=trials_of(_markers(path), times, targets),
+        trials=trials_of(_markers(path), times, targets, metres=metres or 1.0),
         source=f"recorded from {about.get('spikes')} and {about.get('kinematics')}",
         notes=tuple(notes),
     )
-    session = _inside(judged(session, sure_of_unit=True, sure_of_times=sure_of_times))
+    sure_of_unit = names_unit(about) or metres is not None
+    session = _inside(judged(session, sure_of_unit=sure_of_unit, sure_of_times=sure_of_times))
+    if not has_position:  # after it was judged: an integral may wander further than a hand
+        session = replace(session, cursor_pos=position_of(vel, times))
     return with_domains(session) if cut else session
+
+
+def _metres(path: Path, about: dict[str, Any], metres: float | None, notes: list[str]) -> float:
+    """Metres in one of the file's units."""
+    if names_unit(about):
+        if metres is not None:
+            raise SessionError(
+                f"{path}: its kinematics named their unit, and are in metres; leave --unit out"
+            )
+        return 1.0
+    if metres is None:
+        notes.append(NO_UNIT)
+        return 1.0
+    notes.append(f"no channel of the kinematics named a unit; taken as {metres:g} m, as asked")
+    return metres
 
 
 def _sure(domain: Floats, about: dict[str, Any], notes: list[str]) -> Floats:
@@ -201,6 +229,11 @@ def about_of(path: Path) -> dict[str, Any]:
             "and unit_ids"
         )
     return about
+
+
+def names_unit(about: dict[str, Any]) -> bool:
+    """Whether the kinematics of a recording said which unit they were in."""
+    return about.get("names_unit") is not False
 
 
 def _date(text: object) -> datetime.datetime | None:

@@ -31,6 +31,7 @@ class RigStreams:
 
     unit_ids: of the spikes; a spike's unit is a position there. Sender after sender may have its
         own: `n_changes` tells when to look again, at these and at `names`.
+    names_unit: whether the kinematics have always said which unit they are in.
     clock_jumps: when one of the senders' clocks was found to have jumped; LSL clock, s.
     """
 
@@ -40,6 +41,7 @@ class RigStreams:
         self._markers = Markers(markers)
         self.unit_ids: list[str] = []
         self.names: dict[str, str | None] = {}
+        self.names_unit = True
         self.clock_jumps: list[float] = []
 
     def wait(self, timeout_s: float) -> None:
@@ -112,6 +114,7 @@ class RigStreams:
             self.names["spikes"] = spikes.name
         if (kinematics := self._kinematics.inlet) is not None:
             self.names["kinematics"] = kinematics.name
+            self.names_unit &= kinematics.names_unit
         self.names["markers"] = ", ".join(self._markers.names) or None
         for inlet in (spikes, kinematics):
             if inlet is not None and inlet.take_offset_jump():

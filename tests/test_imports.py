@@ -18,6 +18,7 @@ ALLOWED = {
     "training": {
         "decoder",
         "streaming.jumps",
+        "streaming.columns",
         "streaming.lengths",
         "streaming.lines",
         "streaming.plausible",

@@ -22,6 +22,7 @@ from tests.streaming.test_live import is_decoding, stream_of
 from training.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
+one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)  # any decoder will do
 
 
 def assert_one_clear_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
@@ -58,6 +59,7 @@ def test_a_read_only_disk_is_one_error(session: Path, full_disk: Path, verb: str
     assert_one_clear_line(done, "Read-only file system")
 
 
+@one_family
 @pytest.mark.parametrize("disk", ["full", "read-only"])
 def test_an_evaluation_whose_report_cannot_be_written_is_one_error(
     tiny, full_disk: Path, disk: str
@@ -138,6 +140,7 @@ def test_ctrl_c_at_any_moment_prints_no_traceback(session: Path, tmp_path: Path,
         assert str(ROOT) not in said, (moment, said)
 
 
+@one_family
 def test_what_a_replay_scored_is_printed_when_the_daemon_ends_before_it(
     tiny, tmp_path: Path
 ) -> None:

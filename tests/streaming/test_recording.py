@@ -86,7 +86,9 @@ def test_samples_that_came_in_bursts_or_were_dropped_are_said(tmp_path: Path) ->
 
 def test_options_that_a_recording_has_no_use_for_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="expected no option"):
-        import_recording(written(tmp_path), unit="cm")
+        import_recording(written(tmp_path), position="hand")
+    with pytest.raises(SessionError, match=r"named their unit.*leave --unit out"):
+        import_recording(tmp_path / "today.recording", unit="cm")
 
 
 @pytest.mark.parametrize(

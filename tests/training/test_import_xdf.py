@@ -140,10 +140,13 @@ def test_the_unit_that_channels_say_is_used(tmp_path: Path, word: str, scale: fl
     np.testing.assert_allclose(session.trials.target_pos, [[0.05, 0.0]])
 
 
-@pytest.mark.parametrize("word", ["", "pixels", "unknown"])
-def test_channels_in_no_unit_of_length_ask_for_one(tmp_path: Path, word: str) -> None:
+@pytest.mark.parametrize(
+    ("word", "asked"),
+    [("", "no hand does"), ("pixels", "pos_x is in 'pixels'"), ("unknown", "pos_x says no unit")],
+)
+def test_channels_in_no_unit_of_length_ask_for_one(tmp_path: Path, word: str, asked: str) -> None:
     streams = spikes(), kinematics(scale=4000, word=word)
-    with pytest.raises(ImportFailedError, match=r"pos_x .*--unit"):
+    with pytest.raises(ImportFailedError, match=rf"{asked}.*--unit"):
         imported(tmp_path, *streams)
     session = imported(tmp_path, *streams, unit="0.00025")
     np.testing.assert_allclose(session.cursor_vel, VEL, atol=1e-12)
@@ -162,6 +165,13 @@ def test_targets_come_from_a_tasks_markers(tmp_path: Path) -> None:
     np.testing.assert_allclose(session.trials.intervals, [[1002.0, 1006.0], [1007.0, 1009.0]])
     np.testing.assert_allclose(session.trials.target_pos, [[0.05, -0.02], [0.0, 0.03]])
     assert said(session, "markers that tell of no trial, not taken: device (Markers)")
+
+
+def test_channels_of_other_names_without_a_unit_ask_for_one(tmp_path: Path) -> None:
+    hand = kinematics(word="")
+    hand = replace(hand, xml=hand.xml.replace("pos_", "hand_"))
+    with pytest.raises(ImportFailedError, match=r"hand_x says no unit.*--unit"):
+        imported(tmp_path, spikes(), hand, position="hand")
 
 
 @pytest.mark.parametrize("date", ["2026-03-05T14:30:00+0100", "2026-03-05T14:30:00+01:00"])

@@ -110,10 +110,11 @@ def _import_folder(path: Path, asked: Asked) -> Session:
     if path.suffix == SUFFIX or (path / "about.json").is_file():
         if asked.names_anything():
             raise ImportFailedError(
-                f"{path}: a recording is in metres and seconds; expected no option but "
-                "--spikes-outside"
+                f"{path}: a recording has one cursor and times in seconds; expected no option but "
+                "--unit and --spikes-outside"
             )
-        return read_recording(path, sure_of_times=asked.spikes_outside)
+        metres = None if asked.unit is None else factor_asked(asked.unit)
+        return read_recording(path, metres=metres, sure_of_times=asked.spikes_outside)
     if any((path / name).exists() for name in (".zgroup", ".zattrs", ".zmetadata", "zarr.json")):
         raise ImportFailedError(
             f"{path}: a Zarr folder; expected one HDF5 file. Export it first (hdmf_zarr's "

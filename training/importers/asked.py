@@ -35,8 +35,8 @@ class Asked:
             raise ImportFailedError("neither position nor velocity; expected one of them")
 
     def names_anything(self) -> bool:
-        """Whether a series, a unit or columns were named."""
-        given = (self.position, self.velocity, self.unit, self.columns, self.spike_unit)
+        """Whether a series, columns or a unit of time were named."""
+        given = (self.position, self.velocity, self.columns, self.spike_unit)
         return any(value is not None for value in given)
 
 

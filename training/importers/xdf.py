@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
+from streaming.columns import COLUMNS, NO_UNIT, names_no_unit
 from streaming.jumps import SPIKES_S, judge
 from streaming.sessions import Floats, Ints, Session
 from streaming.stamps import TINY_S
@@ -396,6 +397,7 @@ def _columns(
     stream: Stream, prefixes: dict[str, str], path: Path, asked: Asked, notes: list[str]
 ) -> dict[str, Floats]:
     labels, words = _labels(stream), _unit_words(stream)
+    unnamed = names_no_unit(zip(labels, words, strict=True))
     samples = np.asarray(stream["time_series"])
     if samples.dtype == object or samples.ndim != 2:
         raise ImportFailedError(
@@ -412,6 +414,10 @@ def _columns(
                 f"{path}: {len(labels)} channels are described, but samples have "
                 f"{samples.shape[1]} values; expected as many"
             )
+        if set(wanted) <= set(COLUMNS) and asked.unit is None and unnamed:
+            notes.append(NO_UNIT)
+            found[kind] = samples[:, at].astype(np.float64)
+            continue
         metres = [
             factor_said(words[i], 1.0, speed=kind == "vel", asked=asked.unit, what=what,
                         notes=notes)
