@@ -268,9 +268,10 @@ class Keeper(abc.ABC):
         with self._state:
             if self._process is not process:
                 return
-            now, timing = time.monotonic(), self.timing
+            timing, died = self.timing, time.monotonic()
+            lived_s = (self._answered_at if self._hung else died) - self._proving_since
             grown_s = timing.good_after_s + (timing.hung_after_s if self._hung else 0.0)
-            young = self._answered_at == NEVER or now - self._proving_since < grown_s
+            young = self._answered_at == NEVER or lived_s < grown_s
             self._process = self._status = None
             self._answered_at = NEVER
             self.restarts += 1
