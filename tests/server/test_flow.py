@@ -33,7 +33,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     )  # fmt: skip
 
 
-@pytest.mark.long
+@pytest.mark.timing  # learning takes the time it is given, so what it reaches is the machine's, too
 def test_40_s_of_an_unseen_subject_are_enough(flow: Flow) -> None:
     result = flow.as_dict()
     assert result["state"] == "promoted", flow.calibration
