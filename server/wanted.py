@@ -40,6 +40,7 @@ class Wanted:
         self._values: dict[str, Any] = dict.fromkeys(NAMES)
         self._unwritten: set[str] = set()
         strange = [name for name in NAMES if not self._recall(name)]
+        self._strange = set(strange)  # written over once somebody has resumed all the same
         if journal.set_aside is not None:
             self.set(paused=f"{journal.set_aside}; {CHECK}")
         elif strange:
@@ -104,6 +105,9 @@ class Wanted:
             before = {name: self._values[name] for name in values}
             self._values |= values
             self._unwritten |= set(values)
+            if values.get("paused", "") is None:
+                self._unwritten |= self._strange
+                self._strange = set()
         return before
 
     def set_missing(self, **values: Any) -> None:

@@ -159,7 +159,7 @@ def other_journal(rig: ServerRig) -> Seconds:
         for document in rig.rng.sample(odd, 3):
             name = f"odd-{rig.rng.random()}"
             db.execute("INSERT INTO calibrations VALUES (?, NULL, ?)", (name, document))
-        if rig.rng.random() < 0.5:
+        if unreadable := rig.rng.random() < 0.5:
             db.execute("INSERT OR REPLACE INTO state VALUES ('filters', ?)",
                        (json.dumps({"gain": 1.0, "wobble": 2}),))  # fmt: skip
             rig.orders.allowed["gain"] = [1.0, *rig.orders.allowed["gain"]]
@@ -171,7 +171,8 @@ def other_journal(rig: ServerRig) -> Seconds:
         client.calibrations()
         client.journal()
         rig.pid()
-        if client.status().daemon.paused is not None:  # because of filters that it can't read
+        if unreadable:  # filters, so the server pauses the daemon that it adopts
+            rig.until("a pause", lambda: client.status().daemon.paused is not None)
             rig.orders.give("paused", None, rig.resume())
     return seconds | rig.orders_hold()
 

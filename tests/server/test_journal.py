@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -98,6 +100,23 @@ def test_values_of_another_version_are_read_as_far_as_they_can_be_and_the_daemon
     journal.remember(active="a", paused=None, filters={"gain": 0.5, "notch_hz": 50}, input=None)
     assert wanted(journal).filters.gain == 0.5
     journal.close()
+
+
+def test_a_resume_holds_although_a_value_could_not_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    Journal(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        odd = json.dumps({"gain": 0.7, "wobble": 2})
+        db.execute("INSERT OR REPLACE INTO state VALUES ('filters', ?)", (odd,))
+    for paused in (True, True, False):  # until somebody resumes, and never after that
+        with contextlib.closing(Journal(path)) as journal:
+            wanted = Wanted(journal, DaemonSettings())
+            assert (wanted.paused is not None) == paused
+            assert wanted.filters.gain == 0.7
+            if wanted.paused is not None and journal.recall("asked"):
+                wanted.set(paused=None)
+            journal.remember(asked=True)
+            wanted.keep()
 
 
 def test_a_calibration_of_another_version_keeps_no_server_from_starting(tmp_path: Path) -> None:
