@@ -27,14 +27,14 @@ from clients.recalibration import SHIPPED, Server
 from clients.rig.drift import Drift
 from clients.rig.score import BlockScore, score_trials
 from clients.rig.trial import Trial, read_trials
-from clients.rig.workspace import Mode
+from clients.rig.workspace import Block, Mode
 from decoder.errors import SettingsError, TrainingError
 from server.children import Child
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels, Method, Promote
 
 READY_S = 30.0
 MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
-LONGEST_TRIAL_S = 12.0  # with the way back to the centre
+LONGEST_TRIAL = 3.0  # of its limits: a trial, and the way back to the centre
 CLOSED_LOOP_GAIN = 0.8  # for a decoder that learned from closed loop after a drift (docs/RIG.md)
 DRIFT = Drift(replaced=0.5, turned_deg=60.0)
 Made = TypeVar("Made")
@@ -155,11 +155,12 @@ class Loop:
         """For a decoder that learned from closed loop after a drift: the cursor was slow there."""
         self.set_gain(CLOSED_LOOP_GAIN)
 
-    def steer(self, name: str, **block: object) -> None:
+    def steer(self, name: str, **block: Any) -> None:
         """A block in closed loop; `block` has fields of `Block` that differ from the settings'."""
-        given = {"trials": self.settings.trials, **block}
+        given = {"trials": self.settings.trials, "limit_s": Block.limit_s, **block}
         self.begin("closed", name, **given)
-        self.task.wait_for("ended", LONGEST_TRIAL_S * self.settings.trials)
+        trials = given["trials"] or self.settings.trials
+        self.task.wait_for("ended", trials * LONGEST_TRIAL * given["limit_s"])
 
     def drift(self) -> None:
         """Another day's units."""

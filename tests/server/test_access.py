@@ -124,6 +124,8 @@ def test_no_other_process_is_given_the_token(server: Server) -> None:
         begun = client.start_calibration(client_request())
         children = wait_for("its processes", lambda: len(p := _children(server)) > 1 and p)
         for pid in {daemon, *children}:
+            # until it runs a program of its own, a new process has its parent's memory
+            wait_for("its program", lambda pid=pid: _command(pid) != _command(server.process.pid))
             environment = Path(f"/proc/{pid}/environ").read_bytes()
             assert TOKEN.encode() not in environment
             assert b"VOLITION_TOKEN" not in environment
@@ -134,6 +136,10 @@ def client_request() -> object:
     from server.schemas import CalibrationRequest
 
     return CalibrationRequest(seconds=5.0)
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _children(server: Server) -> list[int]:

@@ -22,7 +22,7 @@ def test_a_participant_steers_with_a_decoder_of_its_own_units_until_they_drift(
     )
     with running_loop(settings) as loop:
         calibration = loop.calibrate()
-        loop.steer("calibrated")
+        loop.steer("calibrated", limit_s=12.0)
         loop.drift()
         loop.steer("drifted", trials=1, limit_s=2.0)
         with loop.server.client() as client:
