@@ -34,7 +34,7 @@ from streaming.sessions import (
     with_domains,
     without_gaps,
 )
-from streaming.stamps import in_bursts, placed, spread
+from streaming.stamps import in_order
 from streaming.trials import trials_of
 
 SUFFIX = ".recording"
@@ -159,29 +159,11 @@ def _kinematics(path: Path, notes: list[str]) -> tuple[Floats, Floats]:
     if not has_position:
         values = values.copy()
         values[:, POSITION] = np.nan
-    return _in_order(path, times, values, notes)
-
-
-def _in_order(path: Path, times: Floats, values: Floats, notes: list[str]) -> tuple[Floats, Floats]:
-    """Samples at times that ascend; those of a burst get times of their own."""
-    if in_bursts(times):
-        evenly = spread(times)
-        if evenly is None:
-            raise SessionError(
-                f"{path}: kinematics come in bursts that share a stamp, too far apart to say when "
-                "their samples were; have the rig stamp each sample"
-            )
-        notes.append("kinematics came in bursts that share a stamp; spread evenly up to it")
-        times = evenly
-    kept = placed(times)
-    if n_left := len(times) - len(kept):
-        notes.append(
-            f"{n_left} kinematics samples with stamps that repeat, step back or are far off were "
-            "left out"
-        )
-    if len(kept) < 2:
-        raise SessionError(f"{path}: {len(kept)} usable samples of kinematics; expected many more")
-    return times[kept], values[kept]
+    try:
+        kept, times = in_order(times, notes)
+    except SessionError as error:
+        raise SessionError(f"{path}: {error}") from error
+    return times, values[kept]
 
 
 def _spikes(path: Path, n_units: int, notes: list[str]) -> tuple[Floats, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.errors import SessionError
 from streaming.jumps import ORDERED_S, judge
 
 Floats = NDArray[np.float64]
@@ -24,6 +25,33 @@ LONE_SAMPLES = 2  # a run of so few, away from all others, is a wild stamp
 BURST_STEP = 0.1  # of the mean step: samples closer than that share a stamp
 BURST_SHARE = 0.25  # of the steps, from which on samples come in bursts
 MAX_BURST_S = 0.2  # between bursts; of longer ones nobody knows when their samples were
+
+
+def in_order(times: Floats, notes: list[str]) -> tuple[Ints, Floats]:
+    """Positions of the kinematics samples to keep, and their times, which ascend.
+
+    times: (n,) float64, finite seconds, in the order of the file. Samples of a burst that shares a
+    stamp get times of their own. What was changed or left out is added to `notes`.
+    Raises SessionError where nobody knows when samples were, or fewer than two can be used.
+    """
+    if _in_bursts(times):
+        evenly = _spread(times)
+        if evenly is None:
+            raise SessionError(
+                "kinematics come in bursts that share a stamp, too far apart to say when their "
+                "samples were; expected a time for each sample: have the rig stamp each"
+            )
+        notes.append("kinematics came in bursts that share a stamp; spread evenly up to it")
+        times = evenly
+    kept = placed(times)
+    if n_left := len(times) - len(kept):
+        notes.append(
+            f"{n_left} kinematics samples with stamps that repeat, step back or are far off were "
+            "left out"
+        )
+    if len(kept) < 2:
+        raise SessionError(f"{len(kept)} usable samples of kinematics; expected many more")
+    return kept, times[kept]
 
 
 def placed(times: Floats) -> Ints:
@@ -97,7 +125,7 @@ def _best_chain(runs: list[tuple[int, int]], times: Floats) -> Ints:
     return np.concatenate(parts[::-1])
 
 
-def in_bursts(times: Floats) -> bool:
+def _in_bursts(times: Floats) -> bool:
     """Whether samples come in bursts that share a stamp. times: (n,) in the order of the file."""
     steps = np.diff(times)
     steps = steps[(steps >= 0) & (steps <= PAUSE_S)]
@@ -106,7 +134,7 @@ def in_bursts(times: Floats) -> bool:
     return bool((steps < BURST_STEP * steps.mean()).mean() > BURST_SHARE)
 
 
-def spread(times: Floats) -> Floats | None:
+def _spread(times: Floats) -> Floats | None:
     """Times of samples that came in bursts, evenly up to each burst's stamp, as LSL means them.
 
     None if bursts are too far apart to say when their samples were.

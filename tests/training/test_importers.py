@@ -192,7 +192,7 @@ def test_a_long_stretch_of_nan_becomes_a_gap(tmp_path: Path) -> None:
 
 def test_kinematics_of_nothing_but_nan_are_refused(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "s.nwb", vel=velocity(np.full_like(VEL, np.nan)))
-    with pytest.raises(ImportFailedError, match="0 usable kinematics samples"):
+    with pytest.raises(ImportFailedError, match="0 usable samples of kinematics"):
         import_recording(path)
 
 

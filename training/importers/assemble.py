@@ -22,7 +22,7 @@ from streaming.sessions import (
     velocity_of,
     with_domains,
 )
-from streaming.stamps import in_bursts, placed, spread
+from streaming.stamps import in_order, placed
 from training.importers.asked import Asked
 from training.importers.series import Track
 
@@ -176,31 +176,12 @@ def _clean(
     good = np.flatnonzero(np.isfinite(times) & np.isfinite(columns).all(axis=1))
     if n_bad := len(times) - len(good):
         notes.append(f"{n_bad} kinematics samples with NaN were left out")
-    at = _spread(path, times[good], notes)
-    kept = placed(at)
-    if n_left := len(good) - len(kept):
-        notes.append(
-            f"{n_left} kinematics samples with stamps that repeat, step back or are far off were "
-            "left out"
-        )
-    if len(kept) < 2:
-        raise ImportFailedError(f"{path}: {len(kept)} usable kinematics samples; expected many")
+    try:
+        kept, at = in_order(times[good], notes)
+    except SessionError as error:
+        raise ImportFailedError(f"{path}: {error}") from error
     rows = good[kept]
-    return at[kept], None if pos is None else pos[rows], None if vel is None else vel[rows]
-
-
-def _spread(path: Path, times: Floats, notes: list[str]) -> Floats:
-    """Times of their own for samples that came in bursts with one stamp."""
-    if not in_bursts(times):
-        return times
-    evenly = spread(times)
-    if evenly is None:
-        raise ImportFailedError(
-            f"{path}: kinematics come in bursts that share a stamp, too far apart to say when "
-            "their samples were; expected a time for each sample"
-        )
-    notes.append("kinematics came in bursts that share a stamp; spread evenly up to it")
-    return evenly
+    return at, None if pos is None else pos[rows], None if vel is None else vel[rows]
 
 
 def _compare(
