@@ -1,7 +1,7 @@
 """A link that can be cut: two network namespaces of Linux, with a cable between them.
 
-python -m tests.link send NAME UNIT…     spikes, kinematics and markers, until it is killed
-python -m tests.link receive NAME        says in lines of JSON what it got of each
+python -m tests.link send NAME KIND UNIT…   spikes, kinematics and markers, until it is killed
+python -m tests.link receive NAME KIND      says in lines of JSON what it got of each
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from streaming.lsl import StreamKind
 
 ROLES = ("spikes", "kinematics", "markers")
 
@@ -106,32 +110,45 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
-def send(name: str, unit_ids: list[str]) -> None:
-    """Send ten of everything a second."""
+def send(name: str, kind: str, unit_ids: list[str]) -> None:
+    """Send a spike of every unit, and kinematics, 50 times a second; a marker every second.
+
+    kind: of the spikes. Units of SpikeEvents are not described: their ids are 0/0, 1/0, …
+    """
     import pylsl
 
     from streaming.outlets import kinematics_info, markers_info, spikes_info
 
     source = f"{name}-rig"  # the same after a restart
-    spikes = pylsl.StreamOutlet(spikes_info(f"{name}-spikes", f"{source}-s", unit_ids))
+    spiking = f"{name}-spikes", f"{source}-s"
+    sample = [[channel, 0] for channel in range(len(unit_ids))]
+    if kind == "SpikeCounts":
+        info = pylsl.StreamInfo(spiking[0], kind, len(unit_ids), 50.0, pylsl.cf_int32, spiking[1])
+        info.set_channel_labels(unit_ids)
+        sample = [[1] * len(unit_ids)]
+    elif kind == "SpikeEvents":
+        info = pylsl.StreamInfo(spiking[0], kind, 2, 0.0, pylsl.cf_int32, spiking[1])
+    else:
+        info = spikes_info(*spiking, unit_ids)
+    spikes = pylsl.StreamOutlet(info)
     kinematics = pylsl.StreamOutlet(
         kinematics_info(f"{name}-kinematics", f"{source}-k", ["pos_x", "pos_y"], 50.0)
     )
     markers = pylsl.StreamOutlet(markers_info(f"{name}-markers", f"{source}-m"))
     for number in range(10**9):
-        spikes.push_chunk([[number % len(unit_ids), 0]] * 5)
+        spikes.push_chunk(sample)
         kinematics.push_sample([0.01 * number, 0.0])
         if number % 50 == 0:
             markers.push_sample([f"trial_start {number}"])
         time.sleep(0.02)
 
 
-def receive(name: str) -> None:
+def receive(name: str, kind: StreamKind) -> None:
     """Read all three as a recorder does, and say every tenth of a second what came since."""
     from streaming.lsl import StreamQuery
     from streaming.rigstreams import RigStreams
 
-    query = StreamQuery(name=f"{name}-spikes")
+    query = StreamQuery(kind=kind, name=f"{name}-spikes")
     streams = RigStreams(query, f"{name}-kinematics", f"{name}-markers")
     while True:
         numbers = (len(streams.spikes()[0]), len(streams.kinematics()[0]), len(streams.markers()))
@@ -142,6 +159,6 @@ def receive(name: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "send":
-        send(sys.argv[2], sys.argv[3:])
+        send(sys.argv[2], sys.argv[3], sys.argv[4:])
     else:
-        receive(sys.argv[2])
+        receive(*sys.argv[2:])

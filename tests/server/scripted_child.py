@@ -26,12 +26,6 @@ def main(module: str, folder: Path) -> None:
         session.write_bytes(b"")
         say(done=str(session))
         return
-    say(prepared="scripted")
-    order = json.loads(sys.stdin.readline())
-    candidates = sorted((folder / "candidates").iterdir())
-    chosen = candidates[int.from_bytes(os.urandom(1), "big") % len(candidates)]
-    shutil.copytree(chosen, order["output"])
-    say(phase="units", share=0.5, r2=0.5)
     varied = [0.9 + 0.01 * (block % 20) for block in range(60)]  # each second's errors
     evidence = {
         "seconds": [1.0] * 60,
@@ -39,6 +33,15 @@ def main(module: str, folder: Path) -> None:
         "candidate": [0.1 * value for value in varied],
         "active": [0.6 * value for value in varied],
     }
+    if module == "server.shadow":
+        say(done=evidence)
+        return
+    say(prepared="scripted")
+    order = json.loads(sys.stdin.readline())
+    candidates = sorted((folder / "candidates").iterdir())
+    chosen = candidates[int.from_bytes(os.urandom(1), "big") % len(candidates)]
+    shutil.copytree(chosen, order["output"])
+    say(phase="units", share=0.5, r2=0.5)
     say(done={"method": "units", "evidence": evidence, "doubts": [], "learned_s": 0.0})
 
 

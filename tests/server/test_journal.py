@@ -102,21 +102,35 @@ def test_values_of_another_version_are_read_as_far_as_they_can_be_and_the_daemon
     journal.close()
 
 
-def test_a_resume_holds_although_a_value_could_not_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("filters", '{"gain": 0.7, "wobble": 2}'),
+        ("filters", "[1, 2"),
+        ("input", '{"kind": "LFP"}'),
+        ("active", '{"id": "a"}'),
+        ("previous", "no JSON"),
+        ("good", "[]"),
+        ("paused", "7"),
+        ("pid", '"x"'),
+    ],
+)
+def test_a_resume_holds_although_a_value_could_not_be_read(
+    tmp_path: Path, name: str, stored: str
+) -> None:
     path = tmp_path / "journal.sqlite"
     Journal(path).close()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        odd = json.dumps({"gain": 0.7, "wobble": 2})
-        db.execute("INSERT OR REPLACE INTO state VALUES ('filters', ?)", (odd,))
+        db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, stored))
     for paused in (True, True, False):  # until somebody resumes, and never after that
         with contextlib.closing(Journal(path)) as journal:
-            wanted = Wanted(journal, DaemonSettings())
-            assert (wanted.paused is not None) == paused
-            assert wanted.filters.gain == 0.7
-            if wanted.paused is not None and journal.recall("asked"):
-                wanted.set(paused=None)
+            found = wanted(journal)
+            assert (found.paused is not None) == paused
+            assert found.filters.gain == (0.7 if "gain" in stored else 1.0)
+            if found.paused is not None and journal.recall("asked"):
+                found.set(paused=None)
             journal.remember(asked=True)
-            wanted.keep()
+            found.keep()
 
 
 def test_a_calibration_of_another_version_keeps_no_server_from_starting(tmp_path: Path) -> None:

@@ -256,15 +256,17 @@ def test_a_server_that_dies_in_a_promotion_knows_afterwards_what_became_of_it(ri
         assert does(rig, decoder="a")()
 
 
-@pytest.mark.parametrize("module", ["training.worker", "server.collect"])
+@pytest.mark.parametrize("module", ["training.worker", "server.collect", "server.shadow"])
 def test_a_process_that_hangs_is_ended_and_its_calibration_with_it(rig: Rig, module: str) -> None:
+    rig.ask("input", name="left")  # a shadow needs a stream
+    with_shadow = {"shadow": True, "shadow_s": 5.0} if module == "server.shadow" else {}
     hangs = rig.folder / f"{module} hangs"
     hangs.touch()
-    identity = rig.ask("calibrate", allowed_s=0.5)
+    identity = rig.ask("calibrate", allowed_s=0.5, **with_shadow)
     wait_for("its end", calibration_in(rig, identity, "failed"))
     assert "said nothing for" in rig.ask("calibration", identity=identity)["problem"]
     hangs.unlink()
-    identity = rig.ask("calibrate")
+    identity = rig.ask("calibrate", **with_shadow)
     wait_for("the next one's end", calibration_in(rig, identity, "promoted"))
 
 

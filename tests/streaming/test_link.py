@@ -49,21 +49,31 @@ class Lines:
         wait_for("silence", silent)
 
 
-def test_every_role_is_read_again_after_a_power_cut_also_with_other_units(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [
+        ("Spikes", ["a", "b"], ["b", "c", "d"]),
+        ("SpikeCounts", ["a", "b"], ["b", "c", "d"]),
+        ("SpikeEvents", ["0/0", "1/0"], ["0/0", "1/0", "2/0"]),
+    ],
+)
+def test_every_role_is_read_again_after_a_power_cut_also_with_other_units(
+    tmp_path: Path, kind: str, first: list[str], second: list[str]
+) -> None:
     """The sender that comes back has the same source ids, and does not know of its first life."""
     name = f"cut-{uuid.uuid4().hex[:8]}"
     log = tmp_path / "receive.log"
-    with cuttable() as link, running_in(link.near, log, "tests.link", "receive", name):
+    with cuttable() as link, running_in(link.near, log, "tests.link", "receive", name, kind):
         lines = Lines(log)
-        arguments = ("tests.link", "send", name)
-        with running_in(link.far, tmp_path / "first.log", *arguments, "a", "b"):
-            lines.until_all_come(["a", "b"])
+        arguments = ("tests.link", "send", name, kind)
+        with running_in(link.far, tmp_path / "first.log", *arguments, *first):
+            lines.until_all_come(first)
             link.cut()
             lines.until_nothing_comes()
         link.power_cut()
         link.power_up()
-        with running_in(link.far, tmp_path / "second.log", *arguments, "b", "c", "d"):
-            lines.until_all_come(["b", "c", "d"])
+        with running_in(link.far, tmp_path / "second.log", *arguments, *second):
+            lines.until_all_come(second)
 
 
 def test_every_role_is_read_again_when_the_same_sender_is_back(tmp_path: Path) -> None:
@@ -71,8 +81,8 @@ def test_every_role_is_read_again_when_the_same_sender_is_back(tmp_path: Path) -
     log = tmp_path / "receive.log"
     with (
         cuttable() as link,
-        running_in(link.near, log, "tests.link", "receive", name),
-        running_in(link.far, tmp_path / "send.log", "tests.link", "send", name, "a"),
+        running_in(link.near, log, "tests.link", "receive", name, "Spikes"),
+        running_in(link.far, tmp_path / "send.log", "tests.link", "send", name, "Spikes", "a"),
     ):
         lines = Lines(log)
         lines.until_all_come(["a"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pylsl import local_clock
 
 from clients.demo import free_port
 from clients.subscriber import CursorSubscriber, StatusSubscriber
@@ -53,7 +54,11 @@ def test_the_cursor_is_told_to_stop_when_frames_stop_and_goes_on_when_they_retur
 CURSOR = wire.TOPICS["cursor"].prefix
 UNREADABLE = {
     "another schema": CURSOR
-    + wire.encode_frame(msgspec.structs.replace(frame(0), schema=wire.SCHEMA_VERSION + 1)),
+    + wire.encode_frame(
+        msgspec.structs.replace(
+            frame(0, published=local_clock() + 3600.0), schema=wire.SCHEMA_VERSION + 1
+        )
+    ),  # never old, so that only its schema is wrong
     "another map": CURSOR + b"\x81\xa3abc\x01",
     "no text": CURSOR + wire.encode_frame(frame(0)).replace(b"decoding", b"\xff" * 8),
     "nested too deep": CURSOR + b"\x91" * 100_000,
