@@ -1,6 +1,7 @@
 """Stamps that leave the line: single wild ones, and jumps of the sender's clock that stay.
 
-One judgement for recordings, files and the live status. Stamps come in the order of their arrival:
+One judgement for recordings and files (a tick can't wait for what comes after a stamp: it judges by
+the window, `streaming.admission`). Stamps come in the order of their arrival:
 
 - a stamp, or a short run of them, that leaves the line and comes back to it is wild: it is to be
   left out and costs nothing else;
@@ -73,16 +74,13 @@ class _Run:
 class Line:
     """The line that a stream's stamps keep to, stamps fed as they come.
 
-    wild: (start, stop) of stamps that left it, jumps: where it began anew, both by number of the
-    stamp; `n_wild`, `n_jumps` count them, also where `keep` is off and no list grows.
+    wild: (start, stop) of stamps that left it, jumps: where it began again, both by number of the
+    stamp.
     """
 
     tolerance_s: float
-    keep: bool = True
     wild: list[tuple[int, int]] = field(default_factory=list)
     jumps: list[int] = field(default_factory=list)
-    n_wild: int = 0
-    n_jumps: int = 0
     _n: int = 0
     _end: float = -np.inf  # the newest stamp that is surely on the line
     _ahead: _Run | None = None  # a step forward, or the beginning: not yet confirmed
@@ -164,9 +162,7 @@ class Line:
             return
         self._drop_ahead()
         if self._end > -np.inf:  # else all there was before is one wild beginning
-            self.n_jumps += 1
-            if self.keep:
-                self.jumps.append(self._behind.start)
+            self.jumps.append(self._behind.start)
         self._end, self._behind = self._behind.last, None
 
     def _drop_ahead(self) -> None:
@@ -178,8 +174,5 @@ class Line:
         self._behind = None
 
     def _call_wild(self, run: _Run | None) -> None:
-        if run is None:
-            return
-        self.n_wild += run.stop - run.start
-        if self.keep:
+        if run is not None:
             self.wild.append((run.start, run.stop))

@@ -34,7 +34,7 @@ from streaming.sessions import (
     with_domains,
     without_gaps,
 )
-from streaming.stamps import in_order
+from streaming.stamps import in_order, spikes_on_line
 from streaming.trials import trials_of
 
 SUFFIX = ".recording"
@@ -80,7 +80,7 @@ def read_recording(
     elif not np.isfinite(vel).all():
         vel = velocity_of(pos, times)
         notes.append("no velocity was sent; it is the gradient of position")
-    spike_times, spike_units = _spikes(path, len(about["unit_ids"]), notes)
+    spike_times, spike_units = _spikes(path, about, notes)
     domain = _sure(without_gaps(continuous_domain(times), times), about, notes)
     session = Session(
         session_id=about["session_id"],
@@ -166,12 +166,15 @@ def _kinematics(path: Path, notes: list[str]) -> tuple[Floats, Floats]:
     return times, values[kept]
 
 
-def _spikes(path: Path, n_units: int, notes: list[str]) -> tuple[Floats, Any]:
+def _spikes(path: Path, about: dict[str, Any], notes: list[str]) -> tuple[Floats, Any]:
     spikes = read_records(path / SPIKES_FILE, SPIKE)
+    n_units = len(about["unit_ids"])
     good = np.isfinite(spikes["time"]) & (spikes["unit"] >= 0) & (spikes["unit"] < n_units)
     if n_bad := int((~good).sum()):
         notes.append(f"{n_bad} spikes without a time or a unit were left out")
-    times, units, _ = sorted_spikes(spikes["time"][good], spikes["unit"][good])
+    spikes = spikes[good]
+    spikes = spikes[spikes_on_line(spikes["time"], str(about.get("spikes")), notes)]
+    times, units, _ = sorted_spikes(spikes["time"], spikes["unit"])
     return times, units
 
 

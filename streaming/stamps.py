@@ -1,7 +1,8 @@
-"""Which samples of a file keep a place in time, after stamps that are wild, repeat or step back.
+"""Which samples and spikes of a file keep a place in time, after stamps that are wild or step back.
 
-`streaming.jumps` says which stamps are wild and where a clock stepped; here samples are chosen so
-that times ascend: a wild stamp costs its sample, a clock that steps costs one cut.
+`streaming.jumps` says which stamps are wild and where a clock stepped. Of kinematics, samples are
+chosen so that times ascend: a wild stamp costs its sample, a clock that steps costs one cut. Spikes
+may come in any order: a wild stamp costs its spike, a clock that steps is said.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.errors import SessionError
-from streaming.jumps import ORDERED_S, judge
+from streaming.jumps import ORDERED_S, SPIKES_S, judge
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 JUMP_S = 1.0  # a step of more, and of more than `JUMP_STEPS` usual ones, begins a new run
 JUMP_STEPS = 10.0
@@ -52,6 +54,24 @@ def in_order(times: Floats, notes: list[str]) -> tuple[Ints, Floats]:
     if len(kept) < 2:
         raise SessionError(f"{len(kept)} usable samples of kinematics; expected many more")
     return kept, times[kept]
+
+
+def spikes_on_line(times: Floats, name: str, notes: list[str]) -> Bools:
+    """Mask (n_spikes,) of the spikes whose stamps are on their sender's line of time.
+
+    times: (n_spikes,) float64, seconds, in the order of their arrival.
+    Wild stamps, and jumps of the clock of the stream `name`, are added to `notes`.
+    """
+    verdict = judge(np.where(times == 0.0, TINY_S, times), tolerance_s=SPIKES_S)
+    if n_wild := int(verdict.wild.sum()):
+        notes.append(f"{n_wild} spikes of {name!r} with wild stamps were left out")
+    if verdict.jumps:
+        where = ", ".join(f"{times[i]:.1f} s" for i in verdict.jumps[:3])
+        notes.append(
+            f"the clock of {name!r} stepped back {len(verdict.jumps)} times (to {where}); spikes "
+            "after that may not fit the movement"
+        )
+    return ~verdict.wild
 
 
 def placed(times: Floats) -> Ints:

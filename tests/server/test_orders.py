@@ -204,6 +204,26 @@ def calibration_in(rig: Rig, identity: str, *states: str) -> Callable[[], bool]:
     return lambda: rig.ask("calibration", identity=identity)["state"] in states
 
 
+def test_what_a_calibration_cannot_decide_is_left_to_the_operator(rig: Rig) -> None:
+    (rig.folder / "alike").touch()
+    identity = rig.ask("calibrate")
+    wait_for("its end", calibration_in(rig, identity, "undecided"))
+    found = rig.ask("calibration", identity=identity)
+    assert "can't tell" in found["verdict"]
+    assert does(rig, decoder="a")()
+    rig.ask("activate", decoder=found["candidate"])
+    wait_for("the candidate", does(rig, decoder=found["candidate"]))
+
+
+def test_what_a_calibration_cannot_decide_its_shadow_may(rig: Rig) -> None:
+    (rig.folder / "alike").touch()
+    rig.ask("input", name="left")  # a shadow needs a stream
+    identity = rig.ask("calibrate", shadow=True, shadow_s=5.0)
+    wait_for("its end", calibration_in(rig, identity, "promoted"))
+    candidate = rig.ask("calibration", identity=identity)["candidate"]
+    wait_for("the candidate", does(rig, decoder=candidate))
+
+
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_a_calibration_that_is_being_promoted_is_not_cancelled(rig: Rig, how: str) -> None:
     rig.script.set(load_ms=1e6)

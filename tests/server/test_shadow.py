@@ -15,6 +15,7 @@ import pylsl
 
 from decoder.gate import Evidence
 from server.children import Child
+from server.shadow import LOOKS
 from streaming.lines import Message
 from streaming.outlets import kinematics_info, spikes_info
 from streaming.sessions import Session
@@ -69,6 +70,22 @@ def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
     assert evidence.r2().value > 0.3
 
 
+def test_a_shadow_of_two_that_are_alike_goes_on_for_longer_than_was_asked_for(
+    unseen: Session, play: Play, tmp_path: Path
+) -> None:
+    with play(unseen):
+        shadow = Child("server.shadow", log=tmp_path / "shadow.log")
+        try:
+            shadow.tell(
+                active=str(POSSM), candidate=str(POSSM), seconds=SECONDS,
+                spikes=f"{unseen.session_id}-spikes", kinematics=f"{unseen.session_id}-kinematics",
+            )  # fmt: skip
+            *_, last = shadow.messages(silent_s=120.0)
+        finally:
+            shadow.stop()
+    assert _compared_s(last, "done") >= LOOKS[-1] * SECONDS
+
+
 def _until_done(shadow: Child, *, run_s: float, stop_s: float) -> Iterator[dict[str, object]]:
     with hardly_running(shadow._process.pid, run_s=run_s, stop_s=stop_s):
         yield from shadow.messages(silent_s=120.0)
@@ -97,5 +114,5 @@ def test_a_silent_leftover_of_the_same_name_is_left_for_the_stream_that_sends(
     del leftovers
 
 
-def _compared_s(message: Message) -> float:
-    return Evidence.from_lists(message["evidence"]).compared_s
+def _compared_s(message: Message, name: str = "evidence") -> float:
+    return Evidence.from_lists(message[name]).compared_s

@@ -83,8 +83,9 @@ def test_stamps_fed_as_they_come_are_judged_the_same(size: int) -> None:
     stamps[1500:] -= 20.0
     stamps[2200] -= 3.0
     whole = judge(stamps, tolerance_s=ORDERED_S)
-    line = Line(tolerance_s=ORDERED_S, keep=False)
+    line = Line(tolerance_s=ORDERED_S)
     for start in range(0, len(stamps), size):
         line.feed(stamps[start : start + size])
-    assert (line.n_wild, line.n_jumps) == (2, 1) == (int(whole.wild.sum()), len(whole.jumps))
-    assert line.wild == line.jumps == []
+    assert line.wild == [(700, 701), (2200, 2201)]
+    assert tuple(line.jumps) == whole.jumps == (1500,)
+    assert whole.wild.sum() == 2

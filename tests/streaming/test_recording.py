@@ -19,7 +19,12 @@ from training.importers import import_recording
 N = 3000
 
 
-def written(folder: Path, times: np.ndarray | None = None, spikes_at: float = 0.0) -> Path:
+SPIKES = np.linspace(500.1, 529.9, 900)
+
+
+def written(
+    folder: Path, times: np.ndarray | None = None, spike_times: np.ndarray = SPIKES
+) -> Path:
     """A recording of half a minute that nobody closed."""
     path = folder / "today.recording"
     path.mkdir()
@@ -29,7 +34,7 @@ def written(folder: Path, times: np.ndarray | None = None, spikes_at: float = 0.
     samples["values"][:, :2] = 0.05 * np.stack([np.sin(clean), np.cos(clean)], axis=1)
     samples["values"][:, 2:] = np.nan
     spikes = np.zeros(900, dtype=recording.SPIKE)
-    spikes["time"] = np.linspace(500.1, 529.9, 900) + spikes_at
+    spikes["time"] = spike_times
     spikes["unit"] = np.arange(900) % 3
     about = {
         "session_id": "today", "subject_id": "m", "unit_ids": ["a", "b", "c"],
@@ -71,9 +76,24 @@ def test_a_stray_stamp_costs_one_sample_and_no_memory(
     assert sessions.save(session, tmp_path).stat().st_size < 1e6
 
 
+@pytest.mark.parametrize("stamp", [1e8, 1.7e9, -1e8, 505.0, 529.0])
+def test_a_wild_stamp_costs_one_spike_and_is_said(tmp_path: Path, stamp: float) -> None:
+    times = SPIKES.copy()
+    times[400] = stamp
+    session = read_recording(written(tmp_path, spike_times=times))
+    np.testing.assert_array_equal(session.spike_times, np.delete(SPIKES, 400))
+    assert any("1 spikes of 's' with wild stamps" in note for note in session.notes)
+
+
+def test_a_clock_of_spikes_that_steps_back_and_stays_is_said(tmp_path: Path) -> None:
+    times = SPIKES - 5.0 * (np.arange(900) >= 500)
+    session = read_recording(written(tmp_path, spike_times=times))
+    assert any("clock of 's' stepped back 1 times (to 511.7 s)" in note for note in session.notes)
+
+
 def test_spikes_of_another_clock_are_refused_with_the_cause(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match=r"0 of 900 spikes .*Unix time"):
-        read_recording(written(tmp_path, spikes_at=1.7e9))
+        read_recording(written(tmp_path, spike_times=SPIKES + 1.7e9))
 
 
 def test_samples_that_came_in_bursts_or_were_dropped_are_said(tmp_path: Path) -> None:

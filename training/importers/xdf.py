@@ -20,7 +20,7 @@ from decoder.errors import ImportFailedError, SessionError
 from streaming.columns import COLUMNS, NO_UNIT, names_no_unit
 from streaming.jumps import SPIKES_S, judge
 from streaming.sessions import Floats, Ints, Session
-from streaming.stamps import TINY_S
+from streaming.stamps import spikes_on_line
 from streaming.trials import trials_of
 from streaming.units import repeated_units
 from training.importers.asked import NONE, Asked
@@ -281,7 +281,7 @@ def _spikes(stream: Stream, path: Path, notes: list[str]) -> tuple[list[str], Fl
     name = _text(stream, "name")
     if samples.dtype == object or samples.ndim != 2:
         raise ImportFailedError(f"{path}: stream {name!r} holds no numbers; expected spikes")
-    on_time = _on_time(stamps, name, notes)
+    on_time = spikes_on_line(stamps, name, notes)
     samples, stamps = samples[on_time], stamps[on_time]
     if _text(stream, "type") == COUNTS:
         return _counted(stream, samples, stamps, path)
@@ -305,20 +305,6 @@ def _spikes(stream: Stream, path: Path, notes: list[str]) -> tuple[list[str], Fl
     if n_unknown := int((rows < 0).sum()):
         notes.append(f"{n_unknown} events of units that desc/units doesn't name were left out")
     return unit_ids, stamps, rows
-
-
-def _on_time(stamps: Floats, name: str, notes: list[str]) -> np.ndarray[Any, Any]:
-    """Which stamps are on the sender's line of time; jumps of its clock are noted."""
-    verdict = judge(np.where(stamps == 0.0, TINY_S, stamps), tolerance_s=SPIKES_S)
-    if n_wild := int(verdict.wild.sum()):
-        notes.append(f"{n_wild} spikes of {name!r} with wild stamps were left out")
-    if verdict.jumps:
-        where = ", ".join(f"{stamps[i]:.1f} s" for i in verdict.jumps[:3])
-        notes.append(
-            f"the clock of {name!r} stepped back {len(verdict.jumps)} times (to {where}); spikes "
-            "after that may not fit the movement"
-        )
-    return ~verdict.wild
 
 
 def _described(stream: Stream, path: Path) -> dict[tuple[int, int], str]:
