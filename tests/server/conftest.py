@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import pylsl
 import pytest
 
 from clients.demo import BUNDLES
 from clients.recalibration import UNSEEN, Server
 from streaming import sessions
 from streaming.sessions import Session
-from tests.rig import Process, running
+from tests.rig import DEADLINE_S, Process, running
 from training.simulate import simulate
 
 POSSM = BUNDLES / "possm.bundle"
@@ -32,12 +33,15 @@ def unseen() -> Session:
 
 @pytest.fixture
 def play(tmp_path: Path) -> Play:
-    """Streams a session, over and over, until the `with` block ends."""
+    """Streams a session, over and over, from the beginning of the `with` block to its end."""
 
     @contextmanager
     def playing(session: Session) -> Iterator[Process]:
         path = sessions.save(session, tmp_path / "sessions")
         with running(tmp_path / "replay.log", "replay", str(path), "--loop") as process:
+            for kind in ("spikes", "kinematics"):
+                name = f"{session.session_id}-{kind}"
+                assert pylsl.resolve_byprop("name", name, timeout=DEADLINE_S), process.output()
             yield process
 
     return playing
