@@ -43,6 +43,7 @@ from streaming.units import UNKNOWN, Floats, Ints, UnitMatch
 
 log = logging.getLogger("volition.decode")
 
+HANGS_S = 10.0  # a tick that goes on for so long after a signal hangs; a busy machine takes less
 STATUS_EVERY_S = 1.0
 ZERO = (0.0, 0.0)
 BROKEN_M_S = 1000.0  # a decoder that gives more is broken, whatever limits its output has
@@ -126,7 +127,7 @@ class Daemon:
 
     def serve(self) -> None:
         """Run until SIGINT or SIGTERM (or `should_stop`)."""
-        with stop_on_signal(self), _no_garbage_collection():
+        with stop_on_signal(self, within_s=HANGS_S), _no_garbage_collection():
             self.startup()
             try:
                 with real_time(self.settings.realtime) as granted:

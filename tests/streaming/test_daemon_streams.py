@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +15,11 @@ import pylsl
 import pytest
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
+from decoder.bundle import open_bundle
 from decoder.runtime import CPU
 from streaming import wire
 from streaming.outlets import spikes_info
+from tests.faults import decoders
 from tests.rig import daemon, frames_until, wait_for
 from tests.streaming.test_live import assert_safe, is_decoding, stream_of
 
@@ -79,3 +83,30 @@ def test_a_daemon_that_does_not_get_the_gpu_it_asks_for_says_so_loudly(
         said = " ".join(process.output().split())
         assert "WARNING" in said
         assert "cuda was asked for" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_daemon_whose_decoder_hangs_ends_when_it_is_told_to(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """No signal handler of Python runs while the graph does."""
+    name = f"hangs-{uuid.uuid4().hex[:8]}"
+    bundle = decoders.write(tmp_path, "hangs")
+    units = open_bundle(bundle).manifest.unit_ids
+    outlet = pylsl.StreamOutlet(spikes_info(name, name, units))
+    with (
+        daemon(tmp_path, bundle, name) as (process, address),
+        CursorSubscriber(address) as cursor,
+    ):
+        with firing(outlet, len(units)):
+            frames_until(cursor, is_decoding)
+            trigger = [[len(units) - 1, 0]] * 2000
+            now = pylsl.local_clock()
+            outlet.push_chunk(trigger, np.linspace(now - 0.4, now, len(trigger)).tolist())
+            wait_for("the hang", lambda: cursor.receive(timeout_s=2.0) is None)
+        began = time.monotonic()
+        process.popen.send_signal(number)
+        assert process.popen.wait(60.0) == 1
+        assert time.monotonic() - began < 30.0
+        assert "did not end" in " ".join(process.output().split())
+    del outlet

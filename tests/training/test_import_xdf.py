@@ -263,3 +263,10 @@ def test_a_chunk_that_says_it_holds_a_billion_samples_is_left_out_and_said(tmp_p
     path.write_bytes(content[: at + 1] + b"\xff\xff\xff\x7f" + content[at + 5 :])
     with pytest.raises(ImportFailedError):
         import_recording(path)
+
+
+def test_what_the_reader_warns_of_reaches_the_notes(tmp_path: Path) -> None:
+    odd = spikes()
+    odd = replace(odd, xml=odd.xml.replace("<desc>", "<stream_id>9</stream_id><desc>"))
+    session = imported(tmp_path, odd, kinematics())
+    assert said(session, "pyxdf says: Found existing 'stream_id' key")
