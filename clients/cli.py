@@ -12,10 +12,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, cast
 
-try:
-    import typer
-except KeyboardInterrupt:  # it takes a while
-    sys.exit(130)
+import typer
+
+from decoder.errors import VolitionError
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -68,8 +67,6 @@ def main() -> None:
     So are those of the disk and the network, wherever they come from. All others are bugs and
     keep their traceback.
     """
-    from decoder.errors import VolitionError
-
     # Of torch's threads, here and in child processes, before torch is loaded. On a busy machine
     # those that spin keep the processor from those they wait for: a training step of two threads
     # took 1.2-1.7 s, with this 0.2-0.6 s; on an idle machine 13 ms either way.
@@ -312,7 +309,7 @@ def pretrain(
 ) -> None:
     """Train a model on sessions. Ends by time or steps (10 minutes if neither is given).
 
-    On many GPUs or nodes: torchrun --nproc-per-node N -m clients.cli pretrain …
+    On many GPUs or nodes: torchrun --nproc-per-node N -m clients pretrain …
     """
     _needs_training()
     from clients.reports import run_training
@@ -982,7 +979,3 @@ def bench_corpus(
         typer.echo(json.dumps(result, indent=2))
     else:
         print_bench_corpus(_console(), result)
-
-
-if __name__ == "__main__":
-    main()

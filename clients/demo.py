@@ -125,7 +125,7 @@ def free_port() -> int:
 def daemon(bundle: Path, address: str, stream_name: str) -> Iterator[subprocess.Popen[str]]:
     """A decode daemon in a process of its own; stopped with SIGINT at the end."""
     command = [
-        sys.executable, "-m", "clients.cli", "decode", str(bundle),
+        sys.executable, "-m", "clients", "decode", str(bundle),
         "--tick-ms", str(TICK_MS), "--address", address, "--stream-name", stream_name,
     ]  # fmt: skip
     with tempfile.TemporaryFile("w+") as log:

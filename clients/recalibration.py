@@ -77,7 +77,7 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "clients.cli", "serve", "--bundle", str(self._bundle)],
+                [sys.executable, "-m", "clients", "serve", "--bundle", str(self._bundle)],
                 stdout=log, stderr=log, env=os.environ | self.variables,
             )  # fmt: skip
         deadline = time.monotonic() + TIMEOUT_S

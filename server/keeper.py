@@ -50,7 +50,7 @@ def start_daemon(bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Pr
     """`volition decode` in a process of its own."""
     return Own(
         subprocess.Popen(
-            [sys.executable, "-m", "clients.cli", "decode", str(bundle.absolute())],
+            [sys.executable, "-m", "clients", "decode", str(bundle.absolute())],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             env=daemon_environment(settings),
         )

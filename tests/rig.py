@@ -31,7 +31,7 @@ class Process:
         self.log = log
         with log.open("w") as output:
             self.popen = subprocess.Popen(
-                [*prefix, sys.executable, "-W", "ignore", "-m", "clients.cli", *arguments],
+                [*prefix, sys.executable, "-W", "ignore", "-m", "clients", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

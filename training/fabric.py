@@ -1,7 +1,7 @@
 """Lightning Fabric for this project: one process, or those that torchrun started.
 
-    torchrun --nproc-per-node 4 -m clients.cli pretrain DIR -o RUN
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29400 -m clients.cli pretrain …
+    torchrun --nproc-per-node 4 -m clients pretrain DIR -o RUN
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29400 -m clients pretrain …
 
 On CUDA each process takes one GPU and NCCL; without, gloo on the CPU.
 """

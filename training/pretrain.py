@@ -1,7 +1,7 @@
 """Train a model on sessions, for causal decoding.
 
     volition pretrain DIR --preset rt --minutes 10 -o RUN
-    torchrun --nproc-per-node 2 -m clients.cli pretrain DIR --steps 10000 -o RUN
+    torchrun --nproc-per-node 2 -m clients pretrain DIR --steps 10000 -o RUN
 
 Where in its windows a model is asked is its own (docs/ACCURACY.md compares); the validation
 score is causal: no query sees its future. The learning

@@ -220,7 +220,7 @@ def start_participant(settings: LoopSettings, prefix: str) -> Child:
 
 
 def _child(*arguments: str, log: Path) -> Child:
-    child = Child("clients.cli", *arguments, log=log)
+    child = Child("clients", *arguments, log=log)
     _children.add(child)
     return child
 

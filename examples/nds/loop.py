@@ -138,7 +138,7 @@ def liblsl() -> str:
 @contextmanager
 def relaying(address: str, name: str) -> Iterator[None]:
     """`volition relay` in a process of its own."""
-    command = [sys.executable, "-m", "clients.cli", "relay", "--name", name, "--address", address]
+    command = [sys.executable, "-m", "clients", "relay", "--name", name, "--address", address]
     process = subprocess.Popen(command)
     try:
         yield

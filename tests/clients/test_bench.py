@@ -12,7 +12,7 @@ import pytest
 
 def volition(*arguments: str) -> dict | list:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "clients.cli", *arguments, "--json"],
+        [sys.executable, "-W", "ignore", "-m", "clients", *arguments, "--json"],
         capture_output=True, text=True, timeout=560,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -23,7 +23,7 @@ def volition(*arguments: str) -> dict | list:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     subprocess.run(
-        [sys.executable, "-m", "clients.cli", "simulate", "--sessions", "3", "--subjects", "2",
+        [sys.executable, "-m", "clients", "simulate", "--sessions", "3", "--subjects", "2",
          "--total-units", "31", "--minutes", "1", "--seed", "40", "-o", str(folder)],
         check=True, capture_output=True, timeout=560,
     )  # fmt: skip

@@ -14,7 +14,7 @@ HEAVY = ("torch", "onnxruntime", "pygame", "pylsl", "zmq", "h5py", "numpy", "ric
 
 def volition(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "clients.cli", *arguments],
+        [sys.executable, "-m", "clients", *arguments],
         capture_output=True, text=True, cwd=cwd, timeout=400, check=False,
     )  # fmt: skip
 

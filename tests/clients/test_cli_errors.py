@@ -130,7 +130,7 @@ def test_ctrl_c_at_any_moment_prints_no_traceback(session: Path, tmp_path: Path,
     for moment in range(4):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "clients.cli", verb, *arguments],
+            [sys.executable, "-m", "clients", verb, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         time.sleep(0.15 * 3**moment)  # the moment is what is tested
@@ -150,7 +150,7 @@ def test_what_a_replay_scored_is_printed_when_the_daemon_ends_before_it(
     ):
         frames_until(cursor, lambda frame: frame.state in ("warming", "ready"))
         replay = subprocess.Popen(
-            [sys.executable, "-m", "clients.cli", "replay", str(tiny.session_path),
+            [sys.executable, "-m", "clients", "replay", str(tiny.session_path),
              "--score", "--json", "--address", address],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip

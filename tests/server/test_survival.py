@@ -220,7 +220,7 @@ def test_a_daemon_that_others_start_again_is_told_all_before_it_moves(
     variables = server.variables | {"VOLITION_PAUSED": RESTARTED}
 
     def daemon() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "clients.cli", "decode", str(POSSM)]
+        command = [sys.executable, "-m", "clients", "decode", str(POSSM)]
         return subprocess.Popen(command, env=os.environ | variables)
 
     first = daemon()

@@ -13,7 +13,7 @@ from tests.link import ROLES, cuttable, running_in
 from tests.rig import frames_until, wait_for
 from tests.streaming.test_live import assert_safe, is_decoding, stream_of
 
-CLI = "clients.cli"
+CLI = "clients"
 one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)  # only the link matters
 
 

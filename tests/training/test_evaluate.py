@@ -79,7 +79,7 @@ def test_the_report_needs_nothing_else(evaluation) -> None:
 def test_the_command_prints_baselines_beside_the_bundle(tiny, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "clients.cli", "evaluate", str(tiny.bundle.path),
+        [sys.executable, "-W", "ignore", "-m", "clients", "evaluate", str(tiny.bundle.path),
          str(tiny.session_path), "--baselines", "--json", "--report", str(report)],
         capture_output=True, text=True, check=True, timeout=560,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads of small models wait for each other

@@ -121,7 +121,7 @@ def trained(session, folder: Path, *arguments: str, launcher: tuple[str, ...] = 
     """A pretraining command on a saved session, one thread a process."""
     path = sessions.save(session, folder / "sessions")
     return command(
-        *launcher, "clients.cli", "pretrain", str(path), "--batch-size", "8", "--threads", "1",
+        *launcher, "clients", "pretrain", str(path), "--batch-size", "8", "--threads", "1",
         "--seed", "3", *arguments,
     )  # fmt: skip
 

@@ -264,7 +264,7 @@ class Live:
         self.output = folder / "participant.log"
         with self.output.open("w") as output, (folder / "errors.log").open("w") as errors:
             self.popen = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "clients.cli", "participant",
+                [sys.executable, "-W", "ignore", "-m", "clients", "participant",
                  "--prefix", prefix, "--units", "96", "--seed", "1"],
                 stdin=subprocess.PIPE, stdout=output, stderr=errors,
             )  # fmt: skip

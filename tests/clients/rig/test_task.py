@@ -386,7 +386,7 @@ def test_the_command_ends_on_sigterm_and_keeps_what_was_played(
 
 def started(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "clients.cli", *arguments],
+        [sys.executable, "-W", "ignore", "-m", "clients", *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "SDL_VIDEODRIVER": "dummy"},
     )  # fmt: skip
