@@ -77,13 +77,15 @@ class MovableClock:
         library, self._file = folder / "clock.so", folder / "clock.shift"
         source = Path(__file__).with_name("clock.c")
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-        self.move(0.0)
+        self._ahead_s = 0.0
+        self.step(0.0)
         self.environment = {"LD_PRELOAD": str(library), CLOCK_FILE: str(self._file)}
 
-    def move(self, shift_s: float) -> None:
-        """Ahead of this host's by so much from now on."""
+    def step(self, by_s: float) -> None:
+        """Further ahead of this host's by so much from now on."""
+        self._ahead_s += by_s
         with self._file.open("r+b" if self._file.exists() else "wb") as file:
-            file.write(struct.pack("d", shift_s))
+            file.write(struct.pack("d", self._ahead_s))
 
 
 class Disk:

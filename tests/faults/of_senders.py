@@ -143,7 +143,7 @@ def clock_jumped(rig: ClockRig) -> Seconds:
     rig.moment()
     before = rig.status().offset_jumps
     start = local_clock()
-    rig.clock.move(rig.rng.choice([-3.0, -0.1, 0.03, 0.08, 5.0]))
+    rig.clock.step(rig.rng.choice([-3.0, -0.1, 0.03, 0.08, 5.0]))
     rig.until("the jump", lambda: rig.status().offset_jumps > before)
     return {"to known": local_clock() - start} | rig.until_valid()
 
