@@ -26,7 +26,10 @@ N_SHOWN = 3  # fields that are wrong
 
 
 class VolitionError(Exception):
-    """Base of every error that a user can act on."""
+    """Base of every error that a user can act on. Its message is one line, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return _printable(super().__str__())
 
 
 class SessionError(VolitionError):
@@ -62,8 +65,16 @@ def brief(error: Exception | str, longest: int = LONGEST) -> str:
     text = " ".join(str(error).split())
     if not text and isinstance(error, Exception):
         text = type(error).__name__
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:longest])
+    text = _printable(text[:longest])
     return text if len(text) < longest else f"{text[:longest]}…"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(map(_printable_character, text))
+
+
+def _printable_character(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def invalid_fields(error: ValidationError) -> str:

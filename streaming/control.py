@@ -23,7 +23,7 @@ from typing import Annotated
 import msgspec
 import zmq
 
-from decoder.errors import SettingsError, VolitionError
+from decoder.errors import SettingsError, VolitionError, brief
 from decoder.filters import Filters
 from streaming import wire
 from streaming.lsl import StreamKind
@@ -156,7 +156,7 @@ def _command(message: bytes) -> Command | str:
     try:
         command: Command = _decode_command(message)
     except Exception as error:  # also no text, nested too deep, a setting out of range
-        return f"not a command of this daemon: {str(error)[:200]}"
+        return f"not a command of this daemon: {brief(error, 200)}"
     return command
 
 
@@ -201,7 +201,7 @@ class ControlClient:
         except Exception as error:  # of another version, or something else that listens there
             raise NoAnswerError(
                 f"the daemon on {self.address} gave an answer that can't be read "
-                f"({str(error)[:200]}); is it of another version?"
+                f"({brief(error, 200)}); is it of another version?"
             ) from error
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from pylsl import local_clock
 
 from decoder.bundle import Bundle
-from decoder.errors import SettingsError, StreamError
+from decoder.errors import SettingsError, StreamError, brief
 from decoder.filters import OutputFilters, Velocity
 from decoder.proof import prove
 from decoder.runtime import MAX_RATE_HZ, PROVIDERS, Runtime, RuntimeSettings, open_runtime
@@ -201,7 +201,7 @@ class Daemon:
         try:
             x, y = (float(value) for value in self.runtime.decode(window_end))
         except Exception as error:  # ONNX Runtime's have no base class
-            return self._fail(f"the decoder failed ({_brief(error)})", window_end)
+            return self._fail(f"the decoder failed ({_named(error)})", window_end)
         if not hypot(x, y) <= BROKEN_M_S:  # so that NaN is caught
             problem = f"the decoder gave {x:g}, {y:g} m/s, which is no velocity; check the bundle"
             return self._fail(problem, window_end)
@@ -234,7 +234,7 @@ class Daemon:
             self._lose_stream(str(error), window_end)
             return
         except Exception as error:  # liblsl's RuntimeError, or whatever else comes out of it
-            self._lose_stream(f"{self.inlet.name!r} can't be read: {_brief(error)}", window_end)
+            self._lose_stream(f"{self.inlet.name!r} can't be read: {_named(error)}", window_end)
             return
         if self.inlet.take_offset_jump():  # old spikes' times are on another clock
             self._n_offset_jumps += 1
@@ -245,7 +245,7 @@ class Daemon:
         try:
             self._take(times, stream_units, window_end)
         except Exception as error:  # nothing that arrives may end the daemon
-            self._fail(f"spikes can't be taken in ({_brief(error)})", window_end)
+            self._fail(f"spikes can't be taken in ({_named(error)})", window_end)
 
     def _take(self, times: Floats, stream_units: Ints, window_end: float) -> None:
         """Give the decoder what it may see, and the watch its signs of life."""
@@ -315,7 +315,7 @@ class Daemon:
         try:
             problem = command if isinstance(command, str) else self._handle(command, window_end)
         except Exception as error:  # a command that can't be done is an answer, never an end
-            problem = f"that failed: {_brief(error)}"
+            problem = f"that failed: {_named(error)}"
         self.control.answer(Reply(problem=problem, status=self.status(self._clock())))
 
     def _handle(self, command: Command, window_end: float) -> str | None:
@@ -525,9 +525,9 @@ class Daemon:
         )  # fmt: skip
 
 
-def _brief(error: Exception) -> str:
+def _named(error: Exception) -> str:
     """One line of an error that Volition doesn't raise itself."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return brief(f"{type(error).__name__}: {error}", 200)
 
 
 def _printable(text: str) -> str:

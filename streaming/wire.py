@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from decoder.errors import StreamError
+from decoder.errors import StreamError, brief
 from decoder.filters import Filters
 from streaming.states import State
 
@@ -138,7 +138,7 @@ def _reader(
         try:
             message = decode(payload)
         except Exception as error:  # also of text that is none, or nested too deep
-            raise StreamError(_unreadable(what, str(error)[:200])) from error
+            raise StreamError(_unreadable(what, brief(error, 200))) from error
         if message.schema != SCHEMA_VERSION:
             raise StreamError(_unreadable(what, f"schema {message.schema}"))
         return message

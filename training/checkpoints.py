@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoder.errors import TrainingError
+from decoder.errors import TrainingError, brief
 from decoder.files import replacing
 from training import runs
 from training.families import build
@@ -102,18 +102,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise TrainingError(
             f"{path}: refused: it holds objects other than tensors and plain containers, and "
-            f"opening those would run code ({_first_line(error)}). Save it again with plain "
+            f"opening those would run code ({brief(error)}). Save it again with plain "
             "hyper-parameters (OmegaConf.to_container) or only its state_dict"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise TrainingError(f"{path}: not a torch checkpoint ({_first_line(error)})") from error
+        raise TrainingError(f"{path}: not a torch checkpoint ({brief(error)})") from error
     if not isinstance(content, Mapping):
         raise TrainingError(f"{path}: holds a {type(content).__name__}; expected a dictionary")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _words(path: Path, vocabulary: Mapping[str, int]) -> list[str]:

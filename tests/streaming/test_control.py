@@ -96,6 +96,7 @@ def test_100000_random_and_mutated_messages_are_commands_or_problems() -> None:
         command = control._command(bytes(message))
         if isinstance(command, str):
             assert command.startswith("not a command of this daemon: ")
+            assert command.isprintable()  # one line
         else:
             n_commands += 1
     assert 10_000 < n_commands < 90_000
