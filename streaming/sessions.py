@@ -38,6 +38,8 @@ TOO_FAST = "speeds reach "
 SLIVER_S = 1e-6  # intervals shorter than this are rounding, not time
 MAX_SPAN_S = 7 * 86_400.0  # torch_brain stores an index for every second between first and last
 MAX_TEXT = 30_000  # characters of an HDF5 attribute, which has 64 KB
+MAX_UNITS = 100_000
+MAX_NAME = 200  # bytes of a session's id; a file's name has 255
 MIN_PART = 0.5  # of its share that each of train, valid and test must have
 CURSORS = ("cursor", "hand", "finger")  # what moves, in the order in which one is taken
 NO_DATE = datetime.datetime(1970, 1, 1)  # stored if nobody knows
@@ -347,11 +349,20 @@ def save(session: Session, folder: Path | str, *, overwrite: bool = True) -> Pat
 
 def path_of(session_id: str, folder: Path | str) -> Path:
     """Where a session of this id is written. Raises SessionError if it can't be a file's name."""
-    if not session_id or Path(session_id).name != session_id or "\0" in session_id:
+    if Path(session_id).name != session_id or not _fits_a_name(session_id):
         raise SessionError(
-            f"session id {session_id[:80]!r} can't be a file's name; leave out slashes"
+            f"session id {session_id[:80]!r} can't be a file's name; expected at most {MAX_NAME} "
+            "bytes of text without slashes (`volition import --name` gives another)"
         )
     return Path(folder) / f"{session_id}.h5"
+
+
+def _fits_a_name(text: str) -> bool:
+    try:
+        name = text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return 0 < len(name) <= MAX_NAME and b"\0" not in name
 
 
 def _to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain has no types
@@ -543,7 +554,7 @@ def _from_hdf5(
     trials = _trials(file)
     domain, (train, valid, test) = _domains(file, cursor_times, trials, notes)
     ours = _text(file, "brainset", "id") == "volition"
-    unit_ids = _strings(file["units"]["id"][:])
+    unit_ids = _unit_ids(file["units"]["id"], name)
     return Session(
         session_id=name,
         subject_id=_text(file, "subject", "id") or "unknown",
@@ -727,8 +738,13 @@ def _trials(file: h5py.File) -> Trials | None:
     return Trials(intervals=edges[good], target_pos=target[good, :2] if is_xy else None)
 
 
-def _strings(values: NDArray[np.generic]) -> Iterator[str]:
-    for value in values:
+def _unit_ids(ids: h5py.Dataset, name: str) -> Iterator[str]:
+    if ids.ndim != 1 or len(ids) > MAX_UNITS:
+        raise SessionError(
+            f"{name}: unit ids have the shape {ids.shape}; expected one per unit, {MAX_UNITS:,} at "
+            "most"
+        )
+    for value in ids[:]:
         yield value.decode() if isinstance(value, bytes) else str(value)
 
 

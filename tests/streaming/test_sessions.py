@@ -446,9 +446,30 @@ def test_unit_ids_that_are_not_ascii_load_as_they_were_and_torch_brain_opens_the
     assert list(stored[6:]) == list(odd[6:])
 
 
-def test_a_session_id_cannot_leave_its_folder(session: Session, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "odd", ["../elsewhere", "", "a/b", "a\0b", "x" * 201, "电" * 70, "\ud800", "."]
+)
+def test_a_session_id_that_is_no_file_name_is_refused(
+    session: Session, tmp_path: Path, odd: str
+) -> None:
     with pytest.raises(SessionError, match="can't be a file's name"):
-        sessions.save(replace(session, session_id="../elsewhere"), tmp_path / "inside")
+        sessions.save(replace(session, session_id=odd), tmp_path / "inside")
+    assert not (tmp_path / "inside").exists()
+
+
+def test_the_longest_session_id_is_written_and_read(session: Session, tmp_path: Path) -> None:
+    for name in ("x" * 200, "电" * 66):
+        assert (
+            sessions.load(sessions.save(replace(session, session_id=name), tmp_path)).session_id
+            == name
+        )
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (5000, 5000), (200_000,)])
+def test_unit_ids_of_no_use_are_refused_at_once(path: Path, shape: tuple[int, ...]) -> None:
+    rewrite(path, "units/id", np.zeros(shape))
+    with pytest.raises(SessionError, match="expected one per unit"):
+        sessions.load(path)
 
 
 def test_a_folder_without_sessions_is_refused(tmp_path: Path) -> None:
