@@ -82,10 +82,11 @@ def read_recording(
         notes.append("no velocity was sent; it is the gradient of position")
     spike_times, spike_units = _spikes(path, about, notes)
     domain = _sure(without_gaps(continuous_domain(times), times), about, notes)
+    trials = trials_of(_markers(path), times, targets, metres=metres or 1.0, notes=notes)
     session = Session(
         session_id=about["session_id"],
         subject_id=about["subject_id"],
-        recorded_at=_date(about.get("recorded_at")),
+        recorded_at=_date(about.get("recorded_at"), notes),
         unit_ids=tuple(about["unit_ids"]),
         spike_times=spike_times,
         spike_units=spike_units,
@@ -96,7 +97,7 @@ def read_recording(
         train_domain=domain,
         valid_domain=domain,
         test_domain=domain,
-        trials=trials_of(_markers(path), times, targets, metres=metres or 1.0),
+        trials=trials,
         source=f"recorded from {about.get('spikes')} and {about.get('kinematics')}",
         notes=tuple(notes),
     )
@@ -221,10 +222,12 @@ def names_unit(about: dict[str, Any]) -> bool:
     return about.get("names_unit") is not False
 
 
-def _date(text: object) -> datetime.datetime | None:
+def _date(text: object, notes: list[str]) -> datetime.datetime | None:
     try:
         return datetime.datetime.fromisoformat(str(text))
     except ValueError:
+        if text:
+            notes.append(f"its date {str(text)[:80]!r} was not understood, and is left out")
         return None
 
 

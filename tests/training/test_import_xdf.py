@@ -270,3 +270,54 @@ def test_what_the_reader_warns_of_reaches_the_notes(tmp_path: Path) -> None:
     odd = replace(odd, xml=odd.xml.replace("<desc>", "<stream_id>9</stream_id><desc>"))
     session = imported(tmp_path, odd, kinematics())
     assert said(session, "pyxdf says: Found existing 'stream_id' key")
+
+
+def test_streams_of_other_types_are_named(tmp_path: Path) -> None:
+    eeg = info("BrainAmp", "EEG", 2, 100, "double64", channels(["C3", "C4"], ["uV", "uV"]))
+    session = imported(tmp_path, spikes(), kinematics(), Stream(eeg, TIMES, POS))
+    assert said(session, "streams of other types, not taken: BrainAmp (EEG)")
+
+
+def test_two_channels_of_one_label_are_refused_as_they_are_live(tmp_path: Path) -> None:
+    twice = kinematics()
+    twice = replace(twice, xml=twice.xml.replace("vel_", "pos_"))
+    with pytest.raises(ImportFailedError, match="several channels pos_x; expected one"):
+        imported(tmp_path, spikes(), twice)
+
+
+def test_trials_and_targets_that_are_left_out_are_said(tmp_path: Path) -> None:
+    early = [(2.0 + i, f"trial_{edge} {i}") for i, edge in ((0, "start"), (0, "end"))]
+    never_ended = [(1010.0 + i, f"trial_start {i}") for i in range(3)]
+    unread = [(1020.0, "trial_start 9"), (1020.1, "target 9 0,05 0,01"), (1022.0, "trial_end 9")]
+    session = imported(
+        tmp_path, spikes(), kinematics(), markers([*early[:1], (4.0, "trial_end 0")]),
+        markers([*never_ended, *unread], "task"),
+    )  # fmt: skip
+    assert session.trials is not None
+    np.testing.assert_array_equal(session.trials.intervals, [[1020.0, 1022.0]])
+    assert said(session, "1 trials begin before the kinematics (from 2.0 s on; these from 1000.0 s")
+    assert said(session, "2 trials without a start and an end were left out")
+    assert said(session, "1 markers of targets were not understood")
+
+
+def test_a_trial_that_the_recorder_cut_is_no_news(tmp_path: Path) -> None:
+    cut = [(1001.0, "trial_end 3"), (1002.0, "trial_start 4"), (1004.0, "trial_end 4")]
+    session = imported(tmp_path, spikes(), kinematics(), markers([*cut, (1059.0, "trial_start 5")]))
+    assert not said(session, "without a start and an end")
+
+
+def test_a_date_that_nobody_understands_is_said(tmp_path: Path) -> None:
+    path = xdf_writer.write(
+        tmp_path / "day.xdf", [spikes(), kinematics()], date="Wed May 13 10:39:26 2020"
+    )
+    session = import_recording(path)
+    assert session.recorded_at is None
+    assert said(session, "date 'Wed May 13 10:39:26 2020' was not understood")
+
+
+def test_markers_without_clock_offsets_are_said(tmp_path: Path) -> None:
+    bare = replace(
+        markers([(1002.0, "trial_start 0"), (1004.0, "trial_end 0")]), clock_offset_s=None
+    )
+    session = imported(tmp_path, spikes(), kinematics(), bare)
+    assert said(session, "markers without clock offsets, on their sender's clock: marks (Markers)")

@@ -102,23 +102,29 @@ def _parts(streams: list[Stream], header: Any, path: Path, asked: Asked, notes: 
         notes.append("the file ends before its streams do (truncated); what is there was imported")
     spikes = _sources(_of_kind(streams, (SPIKES, EVENTS, COUNTS), path, notes), notes)
     kinematics = _one(_sources(_kinematics_streams(streams, path, asked, notes), notes), notes)
+    _name_others(streams, [*spikes, kinematics], notes)
     unit_ids, unit_times = _units(spikes, path, notes)
     times, columns, arbitrary = _kinematics(kinematics, path, asked, notes)
     _compare_clocks([*spikes, kinematics], notes)
+    _compare_markers(streams, kinematics, notes)
     metres = 1.0 if asked.unit is None else factor_asked(asked.unit)
     order = np.argsort(times, kind="stable")
     return Parts(
         path=path,
         session_id=path.stem,
         subject_id="unknown",
-        recorded_at=_date(header),
+        recorded_at=_date(header, notes),
         source=f"XDF {path.name}",
         unit_ids=unit_ids,
         unit_times=unit_times,
         position=_track(kinematics, times, columns.get("pos"), arbitrary),
         velocity=_track(kinematics, times, columns.get("vel"), arbitrary),
         trials=trials_of(
-            _markers(streams, notes), times[order], _targets(times, columns)[order], metres=metres
+            _markers(streams, notes),
+            times[order],
+            _targets(times, columns)[order],
+            metres=metres,
+            notes=notes,
         ),
         notes=notes,
         arbitrary=arbitrary,
@@ -150,6 +156,19 @@ def _of_kind(
         f"{path}: no stream of type {kinds[0]!r} with data; found {_stream_list(streams)}. "
         f"Record the {kinds[0]!r} stream too, and import that file"
     )
+
+
+def _name_others(streams: list[Stream], taken: list[Source], notes: list[str]) -> None:
+    """Name the streams of other types; those of a type that is read are named where they are
+    chosen."""
+    parts = [part for source in taken for part in source.parts]
+    read = (SPIKES, EVENTS, COUNTS, KINEMATICS, MARKERS)
+    others = [
+        s for s in streams
+        if _has_data(s) and _text(s, "type") not in read and all(s is not p for p in parts)
+    ]  # fmt: skip
+    if others:
+        notes.append(f"streams of other types, not taken: {_stream_list(others)}")
 
 
 def _has_data(stream: Stream) -> bool:
@@ -232,6 +251,17 @@ def _compare_clocks(sources: list[Source], notes: list[str]) -> None:
                 f"stream {source.name!r} has no clock offsets: its times are its sender's own"
                 + seems
             )
+
+
+def _compare_markers(streams: list[Stream], kinematics: Source, notes: list[str]) -> None:
+    """Markers without clock offsets beside kinematics that have some may be on another clock."""
+    if not all(part.get("clock_times") for part in kinematics.parts):
+        return
+    markers = [s for s in streams if _text(s, "type") == MARKERS and _has_data(s)]
+    if bare := [s for s in markers if not s.get("clock_times")]:
+        notes.append(
+            f"markers without clock offsets, on their sender's clock: {_stream_list(bare)}"
+        )
 
 
 def _shift(one: Source, other: Source) -> float:
@@ -394,6 +424,11 @@ def _columns(
         wanted = [f"{prefix}_{axis}" for axis in "xy"]
         if prefix == NONE or not set(wanted) <= set(labels):
             continue
+        if twice := [label for label in wanted if labels.count(label) > 1]:
+            raise ImportFailedError(
+                f"{path}: stream {_text(stream, 'name')!r} has several channels {twice[0]}; "
+                "expected one. Choose others with --position or --velocity"
+            )
         at = [labels.index(label) for label in wanted]
         if max(at) >= samples.shape[1]:
             raise ImportFailedError(
@@ -448,11 +483,13 @@ def _markers(streams: list[Stream], notes: list[str]) -> list[tuple[float, str]]
     return markers
 
 
-def _date(header: Any) -> datetime.datetime | None:
+def _date(header: Any, notes: list[str]) -> datetime.datetime | None:
     """When the recorder began, as the file's header says."""
     info = header.get("info") if isinstance(header, dict) else None
     text = str(((info or {}).get("datetime") or [""])[0] or "")
     try:
         return datetime.datetime.fromisoformat(re.sub(r"([+-]\d\d)(\d\d)$", r"\1:\2", text))
     except ValueError:
+        if text.strip():
+            notes.append(f"the file's date {text[:80]!r} was not understood, and is left out")
         return None
