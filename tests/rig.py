@@ -81,14 +81,15 @@ def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = DE
 
 
 def learning_s() -> float:
-    """Seconds to learn in, in which a busy machine takes about as many steps as an idle one in 10.
+    """Seconds in which a busy machine learns at least as many steps as an idle one in 10.
 
-    The measure is how long computing takes now, over the processor's time for it.
+    The measure is how long computing takes now, over the processor's time for it. What is busy now
+    may be busier later, hence the power.
     """
     began, cpu = time.monotonic(), time.process_time()
     while time.process_time() - cpu < 0.5:
         pass
-    return 10.0 * (time.monotonic() - began) / 0.5
+    return 10.0 * ((time.monotonic() - began) / 0.5) ** 1.5
 
 
 class Pace:
