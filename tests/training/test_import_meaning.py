@@ -508,3 +508,142 @@ def test_printed_rates_count_only_spikes_inside(tmp_path: Path) -> None:
     long = [np.arange(0.1, 1.8 * END_S, 0.25)] * 3
     session = import_recording(write(tmp_path / "s.nwb", position(), spikes=long))
     assert session_summary(session)["rate_hz"]["median"] == pytest.approx(4.0, abs=0.02)
+
+
+def described(targets: list[object], description: str = "where") -> dict[str, object]:
+    return {"trials": trials_with(targets), "more": target_column(description)}
+
+
+@pytest.mark.parametrize(("scale", "unit"), [(100, "cm"), (1000, "mm")])
+def test_targets_far_from_a_position_in_metres_are_converted_and_said(
+    tmp_path: Path, scale: float, unit: str
+) -> None:
+    far = [[scale * x for x in target] for target in TARGETS]
+    session = import_recording(write(tmp_path / "s.nwb", position(), **described(far)))
+    np.testing.assert_allclose(session.trials.target_pos, TARGETS, atol=1e-12)
+    assert said(session, f"targets converted from {unit}, which puts them where the position is")
+
+
+def test_targets_in_pixels_are_left_out_and_said(tmp_path: Path) -> None:
+    pixels = described([[512.0, 384.0]] * 3, "target on the screen [px]")
+    session = import_recording(write(tmp_path / "s.nwb", position(), **pixels))
+    assert session.trials is not None
+    assert session.trials.target_pos is None
+    assert said(session, "targets are nowhere near the position in any unit")
+
+
+def test_targets_of_three_values_are_turned_with_the_position(tmp_path: Path) -> None:
+    turned = position(COLUMNS_OF["z, -x, -y"], description="z, -x, -y")
+    targets = described([[0.3, -x, -y] for x, y in TARGETS])
+    session = import_recording(write(tmp_path / "s.nwb", turned, **targets))
+    np.testing.assert_array_equal(session.trials.target_pos, TARGETS)
+    assert said(session, "targets: x and y were taken from the same columns as the position's")
+    targets = described([[x, y, 0.0] for x, y in TARGETS])
+    session = import_recording(write(tmp_path / "t.nwb", position(), **targets))
+    np.testing.assert_array_equal(session.trials.target_pos, TARGETS)
+    assert said(session, "the first two were taken as x and y")
+
+
+def test_targets_in_a_column_for_each_axis_are_read(tmp_path: Path) -> None:
+    trials = [
+        {"start_time": 4.0 * i, "stop_time": 4.0 * i + 3, "target_x": 100 * x, "target_y": 100 * y}
+        for i, (x, y) in enumerate(TARGETS)
+    ]
+
+    def more(nwb: NWBFile) -> None:
+        for axis in "xy":
+            nwb.add_trial_column(f"target_{axis}", "in cm")
+
+    session = import_recording(write(tmp_path / "s.nwb", position(), trials=trials, more=more))
+    np.testing.assert_allclose(session.trials.target_pos, TARGETS, atol=1e-12)
+    assert said(session, "targets converted, as their description says ('in cm')")
+
+
+def test_active_targets_that_are_not_counted_from_0_are_left_out(tmp_path: Path) -> None:
+    trials = trials_with([[TARGETS[0], TARGETS[1]]] * 3)
+    for trial, active in zip(trials, (1, 2, 1), strict=True):
+        trial["active_target"] = active
+
+    def more(nwb: NWBFile) -> None:
+        nwb.add_trial_column("target_pos", "all")
+        nwb.add_trial_column("active_target", "which")
+
+    session = import_recording(write(tmp_path / "s.nwb", position(), trials=trials, more=more))
+    assert session.trials.target_pos is None
+    assert said(session, "active_target isn't counted from 0")
+
+
+@pytest.mark.parametrize("description", ["cursor position in cm", "cursor (x, y), (centimeters)"])
+def test_a_description_in_another_unit_than_the_series_is_asked_about(
+    tmp_path: Path, description: str
+) -> None:
+    path = write(tmp_path / "s.nwb", position(POS * 10, description=description))
+    with pytest.raises(ImportFailedError, match=r"but its description says .*--unit"):
+        import_recording(path)
+    session = import_recording(path, unit="cm")
+    np.testing.assert_allclose(session.cursor_pos, POS / 10, atol=1e-12)
+    stored = position(POS * 100, description=description, conversion=0.01)
+    import_recording(write(tmp_path / "t.nwb", stored))
+
+
+def test_a_second_series_of_the_same_kind_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.nwb", position(), position(POS / 2, "cursor_position"))
+    assert said(import_recording(path), "not taken, of the same kind: cursor_pos")
+
+
+def test_axes_that_stand_before_the_name_are_one_series(tmp_path: Path) -> None:
+    axes = [velocity(VEL[:, i], f"{axis}_velocity") for i, axis in enumerate("xy")]
+    session = import_recording(write(tmp_path / "s.nwb", *axes), velocity="velocity")
+    np.testing.assert_array_equal(session.cursor_vel, VEL)
+
+
+def observed(*intervals: list[list[float]], spikes: list[np.ndarray]):
+    def more(nwb: NWBFile) -> None:
+        for times, given in zip(spikes, intervals, strict=True):
+            nwb.add_unit(spike_times=times, obs_intervals=given)
+
+    return more
+
+
+def test_time_in_which_units_were_not_observed_is_no_silence(tmp_path: Path) -> None:
+    short = [times[(times < 20.0) | ((times > 25.0) & (times < 50.0))] for times in SPIKES]
+    both = [[0.0, 20.0], [25.0, 50.0]]
+    more = observed(both, both[:1], both, spikes=[short[0], short[1][short[1] < 20.0], short[2]])
+    session = import_recording(write(tmp_path / "s.nwb", position(), spikes=(), more=more))
+    np.testing.assert_allclose(session.domain, both, atol=0.02)
+    assert said(session, "units were observed from 0.0 to 50.0 s, with 1 breaks (obs_intervals)")
+    assert said(session, "1 of 3 units were observed for a part of the time only")
+    assert not said(session, "no unit fires")
+
+
+def test_observed_intervals_that_the_spikes_contradict_are_not_used(tmp_path: Path) -> None:
+    minutes = [[[0.0, 1.0]]] * 3
+    more = observed(*minutes, spikes=list(SPIKES))
+    session = import_recording(write(tmp_path / "s.nwb", position(), spikes=(), more=more))
+    assert duration_s(session.domain) == pytest.approx(END_S, abs=0.1)
+    assert said(session, "obs_intervals were not used")
+
+
+def test_invalid_times_are_cut_out_and_other_tables_are_named(tmp_path: Path) -> None:
+    def more(nwb: NWBFile) -> None:
+        nwb.add_invalid_time_interval(start_time=10.0, stop_time=20.0)
+        nwb.add_epoch(start_time=0.0, stop_time=5.0, tags="rest")
+
+    session = import_recording(write(tmp_path / "s.nwb", position(), more=more))
+    np.testing.assert_allclose(session.domain, [[0.0, 10.0], [20.0, 60.0]], atol=0.02)
+    assert said(session, "1 invalid_times (10.0 s) were cut out of the domains")
+    assert said(session, "tables of intervals, not read: epochs")
+
+
+def test_invalid_times_that_hold_everything_are_refused(tmp_path: Path) -> None:
+    def more(nwb: NWBFile) -> None:
+        nwb.add_invalid_time_interval(start_time=-1.0, stop_time=70.0)
+
+    with pytest.raises(ImportFailedError, match="at no time at which kinematics were"):
+        import_recording(write(tmp_path / "s.nwb", position(), more=more))
+
+
+def test_a_session_id_that_is_no_files_name_is_said(tmp_path: Path) -> None:
+    session = import_recording(write(tmp_path / "s.nwb", position(), session_id="lab/day one"))
+    assert session.session_id == "lab_day_one"
+    assert said(session, "session 'lab/day one' is called lab_day_one")

@@ -5,6 +5,7 @@
 | `nwb` | reads an NWB file: units, series, trials |
 | `xdf` | reads an XDF file: streams of spikes, kinematics and markers |
 | `series` | which series of an NWB file are the cursor's position and velocity |
+| `targets` | where the targets of an NWB file's trials are |
 | `axes` | which columns are x and y |
 | `units` | what is a metre |
 | `assemble` | parts become a session; repairs what can be repaired |

@@ -64,9 +64,17 @@ def assemble(parts: Parts, asked: Asked) -> Session:
     if len(domain) > 1:
         notes.append(f"{len(domain) - 1} gaps in the kinematics; windows stay between them")
     domain = _without(domain, parts.cuts)
+    if len(domain) == 0:
+        raise ImportFailedError(
+            f"{path}: spikes were recorded at no time at which kinematics were; expected both at "
+            "once. Notes: " + "; ".join(notes)
+        )
     times, units = _merge(unit_times, notes)
+    session_id = clean_id(parts.session_id)
+    if session_id != parts.session_id:
+        notes.append(f"session {parts.session_id[:200]!r} is called {session_id}, a file's name")
     session = Session(
-        session_id=clean_id(parts.session_id),
+        session_id=session_id,
         subject_id=parts.subject_id,
         unit_ids=tuple(unit_ids),
         spike_times=times,

@@ -25,6 +25,8 @@ _AXIS = re.compile(
 _NEGATIVE = re.compile(r"−|\b(?:minus|negative)\s+")
 _MEANS = {"horizontal": "x", "vertical": "y", "depth": "z"}
 _SAME_TIME = 1e-6  # share of the span by which a column may differ from the times
+Columns = tuple[tuple[int, float], ...]  # of x and y: which column, counted from 0, and its sign
+XY: Columns = ((0, 1.0), (1, 1.0))
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def xy(
     columns: tuple[int, int] | None,
     what: str,
     notes: list[str],
-) -> Floats:
-    """Columns x and y (n, 2) of data (n, k).
+) -> Columns:
+    """Which columns of data (n, k) are x and y.
 
     texts: where the file may name the columns. columns: what somebody says, counted from 1.
     Raises ImportFailedError if nobody knows.
@@ -53,14 +55,14 @@ def xy(
     if n_columns < 2:
         raise ImportFailedError(f"{what} has shape {data.shape}; expected (n_samples, 2), x and y")
     if columns is not None and max(map(abs, columns)) <= n_columns:
-        return _signed(data, [(abs(c) - 1, float(np.sign(c))) for c in columns])
+        return tuple((abs(c) - 1, float(np.sign(c))) for c in columns)
     if columns is not None and n_columns > 2:
         raise ImportFailedError(
             f"{what} has {n_columns} columns; expected --columns among them, got {columns}"
         )
     named = named_axes(texts, n_columns)
     if named is not None:
-        return _by_name(data, named, what, notes)
+        return _by_name(named, what, notes)
     time_columns = [i for i in range(n_columns) if _is_time(data[:, i], times)]
     others = [i for i in range(n_columns) if i not in time_columns]
     if len(others) != 2:
@@ -72,7 +74,7 @@ def xy(
         )
     if time_columns:
         notes.append(f"{what}: column {time_columns[0] + 1} is time; the other two are x and y")
-    return _signed(data, [(others[0], 1.0), (others[1], 1.0)])
+    return (others[0], 1.0), (others[1], 1.0)
 
 
 def named_axes(texts: Sequence[str], n_columns: int) -> list[Axis] | None:
@@ -104,7 +106,7 @@ def _without_units(text: str) -> str:
     return re.sub(r"\s*[(\[]([^()\[\]]*)[)\]]", judge, text)
 
 
-def _by_name(data: Floats, named: list[Axis], what: str, notes: list[str]) -> Floats:
+def _by_name(named: list[Axis], what: str, notes: list[str]) -> Columns:
     found = {name: [i for i, axis in enumerate(named) if axis.name == name] for name in "xy"}
     seen = ", ".join(f"{'-' if axis.sign < 0 else ''}{axis.name}" for axis in named)
     if not all(found.values()):
@@ -112,15 +114,16 @@ def _by_name(data: Floats, named: list[Axis], what: str, notes: list[str]) -> Fl
             f"{what} has columns {seen}; expected x and y among them. Say which to take with "
             "--columns, counted from 1"
         )
-    chosen = [(found[name][0], named[found[name][0]].sign) for name in "xy"]
-    if chosen != [(0, 1.0), (1, 1.0)] or len(named) > 2:
+    chosen = tuple((found[name][0], named[found[name][0]].sign) for name in "xy")
+    if chosen != XY or len(named) > 2:
         first = " (the first of each)" if max(map(len, found.values())) > 1 else ""
         notes.append(f"{what}: columns are {seen}; x and y were taken{first}")
-    return _signed(data, chosen)
+    return chosen
 
 
-def _signed(data: Floats, chosen: Sequence[tuple[int, float]]) -> Floats:
-    return np.stack([data[:, i] if sign > 0 else -data[:, i] for i, sign in chosen], axis=1)
+def signed(data: Floats, columns: Columns) -> Floats:
+    """The columns x and y (n, 2) of data (n, k)."""
+    return np.stack([data[:, i] if sign > 0 else -data[:, i] for i, sign in columns], axis=1)
 
 
 def _is_time(column: Floats, times: Floats) -> bool:

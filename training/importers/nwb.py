@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
-from streaming.lengths import metres_in
 from streaming.sessions import Floats, Session, Trials
 from streaming.units import repeated_units
 from training.importers.asked import Asked
 from training.importers.assemble import Parts, assemble
 from training.importers.complaints import as_notes, complaints, first_line
 from training.importers.series import Series, Track, all_series, chosen, read
+from training.importers.targets import targets_of
 from training.importers.units import seconds_asked
 
 TELLING_ID = 3  # characters of a session id that tells a session from others, at least one a letter
-FITTING = 3.0  # targets may reach so much further than the position, or less
+OBSERVED_S = 1e-3  # between observed intervals; a shorter break is none
+STRAY = 0.01  # of the spikes may lie outside the observed intervals
 
 
 def import_nwb(path: Path, asked: Asked | None = None) -> Session:
@@ -67,6 +68,8 @@ def _parts(nwb: Any, path: Path, asked: Asked) -> Parts:
     vel = read(velocity, "velocity", asked, path, notes) if velocity else None
     _name_frames(position, velocity, notes)
     start = nwb.session_start_time
+    cuts = (*_unobserved(nwb.units, unit_times, notes), *_invalid(nwb, notes))
+    _name_tables(nwb, notes)
     return Parts(
         path=path,
         session_id=_session_id(nwb, path, notes),
@@ -80,6 +83,7 @@ def _parts(nwb: Any, path: Path, asked: Asked) -> Parts:
         trials=_trials(nwb, pos, notes),
         notes=notes,
         arbitrary=any(track.arbitrary for track in (pos, vel) if track),
+        cuts=cuts,
     )
 
 
@@ -137,6 +141,67 @@ def _unit_ids(units: Any, path: Path, notes: list[str]) -> list[str]:
     return names
 
 
+def _unobserved(
+    units: Any, unit_times: list[Floats], notes: list[str]
+) -> list[tuple[float, float]]:
+    """When no unit was observed, by the table's obs_intervals."""
+    if "obs_intervals" not in units.colnames:
+        return []
+    each = [np.asarray(units["obs_intervals"][i], dtype=np.float64).reshape(-1, 2)
+            for i in range(len(units))]  # fmt: skip
+    edges = np.concatenate(each)
+    edges = edges[np.isfinite(edges).all(axis=1) & (edges[:, 1] > edges[:, 0])]
+    if len(edges) == 0:
+        return []
+    edges = edges[np.argsort(edges[:, 0], kind="stable")]
+    latest = np.maximum.accumulate(edges[:, 1])
+    away = [
+        (-np.inf, float(edges[0, 0])),
+        *((float(end), float(start)) for end, start in zip(latest[:-1], edges[1:, 0], strict=True)
+          if start - end > OBSERVED_S),
+        (float(latest[-1]), np.inf),
+    ]  # fmt: skip
+    times = np.concatenate(unit_times)
+    n_away = sum(int(((times > start) & (times < end)).sum()) for start, end in away)
+    if n_away > STRAY * len(times):
+        notes.append(
+            f"obs_intervals were not used: {n_away:,} of {len(times):,} spikes lie outside them"
+        )
+        return []
+    observed = [float((rows[:, 1] - rows[:, 0]).sum()) for rows in each]
+    n_partly = sum(seconds < max(observed) - 1.0 for seconds in observed)
+    if n_partly:
+        notes.append(
+            f"{n_partly} of {len(each)} units were observed for a part of the time only "
+            "(obs_intervals); for the rest they count as silent"
+        )
+    notes.append(
+        f"units were observed from {edges[0, 0]:.1f} to {latest[-1]:.1f} s"
+        + (f", with {len(away) - 2} breaks" if len(away) > 2 else "")
+        + " (obs_intervals); the domains are within that"
+    )
+    return away
+
+
+def _invalid(nwb: Any, notes: list[str]) -> list[tuple[float, float]]:
+    """The file's invalid_times."""
+    table = nwb.invalid_times
+    if table is None or len(table) == 0:
+        return []
+    cuts = [(float(a), float(b)) for a, b in zip(
+        table["start_time"][:], table["stop_time"][:], strict=True
+    ) if b > a]  # fmt: skip
+    seconds = sum(b - a for a, b in cuts)
+    notes.append(f"{len(cuts)} invalid_times ({seconds:.1f} s) were cut out of the domains")
+    return cuts
+
+
+def _name_tables(nwb: Any, notes: list[str]) -> None:
+    names = [name for name in nwb.intervals if name not in ("trials", "invalid_times")]
+    if names:
+        notes.append(f"tables of intervals, not read: {', '.join(names[:10])}")
+
+
 def _trials(nwb: Any, position: Track | None, notes: list[str]) -> Trials | None:
     table = nwb.trials
     if table is None or len(table) == 0:
@@ -152,74 +217,5 @@ def _trials(nwb: Any, position: Track | None, notes: list[str]) -> Trials | None
         return None
     return Trials(
         intervals=intervals[good],
-        target_pos=_targets(table, np.flatnonzero(good), position, notes),
+        target_pos=targets_of(table, np.flatnonzero(good), position, notes),
     )
-
-
-def _targets(
-    table: Any, rows: np.ndarray[Any, Any], position: Track | None, notes: list[str]
-) -> Floats | None:
-    """Targets (n, 2) of the trials in metres; NaN where a trial has none; None if no trial has."""
-    column = next((c for c in ("target_pos", "target_position") if c in table.colnames), None)
-    if column is None:
-        return None
-    active = table["active_target"] if "active_target" in table.colnames else None
-    targets = np.array([_target(table[column], active, int(row)) for row in rows])
-    n_without = int((~np.isfinite(targets).all(axis=1)).sum())
-    if n_without:
-        notes.append(f"{n_without} of {len(rows)} trials have no single target (x and y)")
-    if n_without == len(rows):
-        return None
-    return _in_metres(targets, str(table[column].description or ""), position, notes)
-
-
-def _target(column: Any, active: Any, row: int) -> Floats:
-    """The target (2,) of one trial: its x and y, or those of the active one of several."""
-    nowhere = np.full(2, np.nan)
-    try:
-        value = np.asarray(column[row], dtype=np.float64)
-        if value.ndim == 2 and active is not None:
-            value = value[int(active[row])]
-    except (TypeError, ValueError, IndexError):
-        return nowhere
-    if value.ndim == 2 and len(value) == 1:
-        value = value[0]
-    return value[:2] if value.ndim == 1 and len(value) in (2, 3) else nowhere
-
-
-def _in_metres(
-    targets: Floats, description: str, position: Track | None, notes: list[str]
-) -> Floats | None:
-    """Targets as the position: in the column's own unit if it says one, else in the unit that
-    puts them where the position is."""
-    if position is None:
-        notes.append("targets have no position beside them, and were left out")
-        return None
-    words = re.findall(r"[(\[]\s*([^()\[\]]+?)\s*[)\]]|\bin (\w+)", description.lower())
-    said = [m for pair in words for word in pair if word and (m := metres_in(word)) is not None]
-    if said:
-        if said[0] != 1.0:
-            notes.append(f"targets converted, as their description says ({description!r})")
-        return targets * said[0]
-    as_stored = (targets * position.conversion + position.offset) * position.metres
-    options = {
-        "as the position": as_stored,
-        "by the position's unit": targets * position.metres,
-        "not at all, being in metres": targets,
-    }
-    if all(np.allclose(o, targets, equal_nan=True) for o in options.values()):
-        return targets
-    reach = _reach(position.values, position.values)
-    off = {how: abs(np.log(_reach(o, position.values) / reach)) for how, o in options.items()}
-    best = min(off, key=lambda how: off[how])
-    if not off[best] <= np.log(FITTING):
-        notes.append("targets are nowhere near the position in any unit, and were left out")
-        return None
-    notes.append(f"targets converted {best}")
-    return options[best]
-
-
-def _reach(points: Floats, position: Floats) -> float:
-    """How far points go from the middle of the position, in metres; never 0."""
-    middle = np.nanmedian(position, axis=0)
-    return float(np.nanquantile(np.abs(points - middle), 0.99)) + 1e-12

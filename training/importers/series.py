@@ -18,9 +18,9 @@ from decoder.errors import ImportFailedError
 from streaming.lengths import is_speed, metres_in
 from streaming.sessions import Floats
 from training.importers.asked import NONE, Asked
-from training.importers.axes import xy
+from training.importers.axes import XY, Columns, signed, xy
 from training.importers.complaints import first_line
-from training.importers.units import factor_said, is_arbitrary
+from training.importers.units import factor_said, is_arbitrary, units_in
 
 EFFECTORS = ("cursor", "hand", "finger", "eye")  # whose movement is taken, in this order
 MOST_LISTED = 12
@@ -134,9 +134,9 @@ def _paired(found: dict[str, Series]) -> dict[str, Series]:
         ):
             continue
         if match := re.fullmatch(
-            r"(.*?)[ _.-]?([xy])|([xy])[ _.-](.+)", series.name, re.IGNORECASE
+            r"([xy])[ _.-](.+)|(.*?)[ _.-]?([xy])", series.name, re.IGNORECASE
         ):
-            stem, axis = match[1] or match[4] or "", (match[2] or match[3]).lower()
+            stem, axis = match[2] or match[3] or "", (match[1] or match[4]).lower()
             axes.setdefault((series.container, stem), {})[axis] = series
     pairs = {}
     for (container, stem), pair in axes.items():
@@ -163,6 +163,7 @@ def chosen(
         vel = velocity or _first(of_it, "velocity", asked.velocity)
         if pos or vel:
             _tell_others(found, effector, (pos, vel), notes)
+            _tell_second(of_it, (pos, vel), notes)
             return pos, vel
     raise ImportFailedError(
         f"{path}: no cursor kinematics; expected one of {_usual()} in processing/behavior, found "
@@ -215,6 +216,17 @@ def _tell_others(
         )
 
 
+def _tell_second(
+    of_it: list[Series], taken: tuple[Series | None, Series | None], notes: list[str]
+) -> None:
+    """Name series of the same effector and kind as one that was taken."""
+    kinds = {s.kind: s.name for s in taken if s}
+    notes += [
+        f"{kinds[s.kind]} taken; not taken, of the same kind: {s.name}. Choose with --{s.kind}"
+        for s in of_it if s.kind in kinds and s not in taken and _n_axes(s) > 1
+    ]  # fmt: skip
+
+
 def _usual() -> str:
     return ", ".join(f"{e}_{k}" for k in ("pos", "vel") for e in EFFECTORS)
 
@@ -229,6 +241,7 @@ class Track:
     """One series in SI units. times: (n,) seconds. values: (n, 2) metres or m/s.
 
     conversion, offset, metres: `values = (stored * conversion + offset) * metres`.
+    columns: which of the stored `n_columns` are x and y.
     """
 
     name: str
@@ -238,6 +251,8 @@ class Track:
     offset: float
     metres: float
     arbitrary: bool
+    columns: Columns = XY
+    n_columns: int = 2
 
 
 def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str]) -> Track:
@@ -258,18 +273,20 @@ def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str])
     texts = [str(getattr(first, field, None) or "") for field in ("description", "comments")]
     columns = asked.columns if len(parts) == 1 else None
     here: list[str] = []
-    data = xy(data, times, [*texts, series.frame], columns=columns, what=what, notes=here)
+    chosen_columns = xy(data, times, [*texts, series.frame], columns=columns, what=what, notes=here)
     scales = [_scale(part, kind, asked, what, here) for part in series.parts]
     notes += [note.replace(what, series.name, 1) for note in dict.fromkeys(here)]
     conversion, offset, metres = (np.array(column) for column in zip(*scales, strict=True))
     return Track(
         name=series.name,
         times=times,
-        values=(data * conversion + offset) * metres,
+        values=(signed(data, chosen_columns) * conversion + offset) * metres,
         conversion=float(conversion[0]),
         offset=float(offset[0]),
         metres=float(metres[0]),
         arbitrary=is_arbitrary(series.unit),
+        columns=chosen_columns,
+        n_columns=data.shape[1],
     )
 
 
@@ -282,11 +299,27 @@ def _scale(
         raise ImportFailedError(
             f"{what} has conversion {conversion} and offset {offset}; expected finite numbers"
         )
+    if asked.unit is None:
+        _check_description(part, conversion, what)
     metres = factor_said(
         str(part.unit or ""), conversion, speed=kind == "velocity", asked=asked.unit, what=what,
         notes=notes,
     )  # fmt: skip
     return conversion, offset, metres
+
+
+def _check_description(part: Any, conversion: float, what: str) -> None:
+    """Raise ImportFailedError if the description is in another unit of length than the unit."""
+    unit = metres_in(str(part.unit or ""))
+    words = units_in(str(part.description or ""))
+    if unit is None or not words or any(
+        np.isclose(metres, [unit, unit * conversion]).any() for metres in words.values()
+    ):  # fmt: skip
+        return
+    raise ImportFailedError(
+        f"{what} has the unit {part.unit!r}, but its description says {next(iter(words))!r} "
+        f"({str(part.description)[:80]!r}): which is it? Say with --unit"
+    )
 
 
 def _numbers(series: Any, path: Path) -> tuple[Floats, Floats]:

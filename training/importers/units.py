@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from decoder.errors import ImportFailedError
 from streaming.lengths import is_speed, metres_in, says_nothing
@@ -47,6 +48,13 @@ def is_arbitrary(word: str) -> bool:
     """Whether the word says that the numbers are of no unit of length."""
     plain = word.strip().strip("[]()").lower()
     return plain.partition("/")[0].strip() in ARBITRARY
+
+
+def units_in(text: str) -> dict[str, float]:
+    """Units of length that a description names (`where (mm)`, `in cm`), and metres in each."""
+    found = re.findall(r"[(\[]\s*([^()\[\]]+?)\s*[)\]]|\bin ([\w/]+)", text.lower())
+    words = [word for pair in found for word in pair if word]
+    return {word: metres for word in words if (metres := metres_in(word)) is not None}
 
 
 def factor_said(
