@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from decoder.errors import SessionError
 from decoder.files import replacing
+from streaming.units import repeated_units
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -271,8 +272,8 @@ def _check_span(name: str, session: Session) -> None:
 def _check_units(name: str, unit_ids: tuple[str, ...]) -> None:
     if not unit_ids:
         raise SessionError(f"{name}: no units; expected at least one sorted or thresholded unit")
-    if len(set(unit_ids)) != len(unit_ids):
-        raise SessionError(f"{name}: unit ids repeat; each unit needs an id of its own")
+    if problem := repeated_units(unit_ids):
+        raise SessionError(f"{name}: {problem}")
     if odd := [unit_id for unit_id in unit_ids if not unit_id or "\0" in unit_id]:
         raise SessionError(f"{name}: a unit's id is {odd[0][:80]!r}; expected a name")
 
@@ -435,7 +436,11 @@ def _unescaped(text: str) -> str:
 
 
 def load(
-    path: Path | str, *, lazy: bool = False, columns: tuple[int, int] | None = None
+    path: Path | str,
+    *,
+    lazy: bool = False,
+    columns: tuple[int, int] | None = None,
+    repair: bool = False,
 ) -> Session:
     """Read a session file; SessionError says what is wrong with one that can't be used.
 
@@ -443,13 +448,17 @@ def load(
         is negative is turned round.
     lazy: map spikes and kinematics into memory instead of reading them, so that only what is
         used takes room. The file must not be written to meanwhile.
+    repair: leave out spikes without a time, and kinematics samples whose stamps repeat, step back
+        or are far off, with a note; else a file that has some is refused.
     """
     path = Path(path)
     if not path.exists():
         raise SessionError(f"{path}: no such file; expected a session (.h5)")
     try:
         with h5py.File(path, "r") as file:
-            session = _from_hdf5(file, path.stem, _Mapped(path) if lazy else _whole, columns)
+            session = _from_hdf5(
+                file, path.stem, _Mapped(path) if lazy else _whole, columns, repair
+            )
     except SessionError:
         raise
     except OSError as error:
@@ -544,14 +553,18 @@ def _let_go(session: Session) -> None:
 
 
 def _from_hdf5(
-    file: h5py.File, default_id: str, read: Read, columns: tuple[int, int] | None
+    file: h5py.File,
+    default_id: str,
+    read: Read,
+    columns: tuple[int, int] | None,
+    repair: bool,
 ) -> Session:
     """Read torch_brain's layout: datasets of `spikes`, `units`, `cursor` and interval groups."""
     notes: list[str] = []
     name = _text(file, "session", "id") or default_id
-    cursor_times, pos, vel = _kinematics(_moving(file, notes), name, notes, read, columns)
-    times, units = _spikes(file["spikes"], name, notes, read)
-    trials = _trials(file)
+    cursor_times, pos, vel = _kinematics(_moving(file, notes), name, notes, read, columns, repair)
+    times, units = _spikes(file["spikes"], name, notes, read, repair)
+    trials = _trials(file, notes)
     domain, (train, valid, test) = _domains(file, cursor_times, trials, notes)
     ours = _text(file, "brainset", "id") == "volition"
     unit_ids = _unit_ids(file["units"]["id"], name)
@@ -585,11 +598,16 @@ def _date(text: str | None) -> datetime.datetime | None:
 
 def _moving(file: h5py.File, notes: list[str]) -> h5py.Group:
     """The group of kinematics: the cursor, or what other brainsets have in its place."""
-    for name in CURSORS:
-        if name in file and any(_columns_named(file[name], kind) for kind in ("pos", "vel")):
-            if name != CURSORS[0]:
-                notes.append(f"no cursor in the file; its {name} was taken")
-            return file[name]
+    moving = [
+        name for name in CURSORS
+        if name in file and any(_columns_named(file[name], kind) for kind in ("pos", "vel"))
+    ]  # fmt: skip
+    for name in moving[:1]:
+        if name != CURSORS[0]:
+            notes.append(f"no cursor in the file; its {name} was taken")
+        if moving[1:]:
+            notes.append(f"not taken, of others than {name}: {', '.join(moving[1:])}")
+        return file[name]
     raise KeyError(f"no {', '.join(CURSORS)} with pos or vel")
 
 
@@ -599,7 +617,12 @@ def _columns_named(group: h5py.Group, kind: str) -> str | None:
 
 
 def _kinematics(
-    cursor: h5py.Group, name: str, notes: list[str], read: Read, columns: tuple[int, int] | None
+    cursor: h5py.Group,
+    name: str,
+    notes: list[str],
+    read: Read,
+    columns: tuple[int, int] | None,
+    repair: bool,
 ) -> tuple[Floats, Floats, Floats]:
     """Times, position and velocity; velocity by gradient where there is none."""
     times = _timestamps(cursor, read)
@@ -610,6 +633,8 @@ def _kinematics(
         if label
     }
     times, values = _finite(times, values, notes)
+    if repair and times.ndim == 1:
+        times, values = _ascending(times, values, notes)
     _check_kinematics(name, times, **values)
     if "vel" not in values:
         values["vel"] = velocity_of(values["pos"], times)
@@ -661,11 +686,30 @@ def _finite(
     return times[good], {kind: column[good] for kind, column in values.items()}
 
 
-def _spikes(spikes: h5py.Group, name: str, notes: list[str], read: Read) -> tuple[Floats, Ints]:
+def _ascending(
+    times: Floats, values: dict[str, Floats], notes: list[str]
+) -> tuple[Floats, dict[str, Floats]]:
+    """Samples whose stamps ascend, as those of every import (`streaming.stamps`)."""
+    from streaming.stamps import in_order
+
+    if any(len(column) != len(times) for column in values.values()):
+        return times, values  # the check says so
+    timed = np.flatnonzero(np.isfinite(times))
+    kept, at = in_order(times[timed], notes)
+    return at, {kind: column[timed[kept]] for kind, column in values.items()}
+
+
+def _spikes(
+    spikes: h5py.Group, name: str, notes: list[str], read: Read, repair: bool
+) -> tuple[Floats, Ints]:
     """Times and unit indices, in time order."""
     times = _timestamps(spikes, read)
     units = np.asanyarray(read(spikes["unit_index"]), dtype=np.int64)
     if times.shape == units.shape:  # else `check` refuses them
+        timed = np.isfinite(times)
+        if repair and not timed.all():
+            notes.append(f"{int((~timed).sum())} spikes without a finite time were left out")
+            times, units = times[timed], units[timed]
         times, units, was_sorted = sorted_spikes(times, units)
         if was_sorted:
             notes.append("spikes were out of order and have been sorted")
@@ -722,12 +766,14 @@ def _interval(file: h5py.File, name: str) -> Floats | None:
     return np.stack([edges[first, 0], latest_end[np.roll(first, -1)]], axis=1)
 
 
-def _trials(file: h5py.File) -> Trials | None:
+def _trials(file: h5py.File, notes: list[str]) -> Trials | None:
     """Trials in time order; those without a finite start and end are no trials."""
     if "trials" not in file or "start" not in file["trials"]:
         return None
     edges = _edges(file["trials"])
     good = np.flatnonzero(np.isfinite(edges).all(axis=1) & (edges[:, 1] > edges[:, 0]))
+    if n_bad := len(edges) - len(good):
+        notes.append(f"{n_bad} trials without a start and an end were left out")
     if len(good) == 0:
         return None
     good = good[np.argsort(edges[good, 0], kind="stable")]
@@ -735,6 +781,10 @@ def _trials(file: h5py.File) -> Trials | None:
         return Trials(intervals=edges[good])
     target = _array(file["trials"], "target_pos")
     is_xy = target.ndim == 2 and target.shape[0] == len(edges) and target.shape[1] >= 2
+    if not is_xy:
+        notes.append(f"targets of shape {target.shape} were left out; expected two per trial")
+    elif target.shape[1] > 2:
+        notes.append(f"targets have {target.shape[1]} values; the first two were taken as x and y")
     return Trials(intervals=edges[good], target_pos=target[good, :2] if is_xy else None)
 
 

@@ -119,3 +119,20 @@ def test_what_says_nothing_of_itself_is_no_recording(tmp_path: Path, about: str)
     (path / recording.ABOUT).write_text(about)
     with pytest.raises(SessionError, match=r"not a recording|not what a recording says"):
         read_recording(path)
+
+
+def test_markers_and_a_date_that_cannot_be_used_are_said(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    about = json.loads((path / recording.ABOUT).read_text())
+    (path / recording.ABOUT).write_text(json.dumps({**about, "recorded_at": "yesterday"}))
+    texts = [(2.0, "trial_start 0"), (4.0, "trial_end 0"), (502.0, "trial_start 1"),
+             (503.0, "target 1 5 -3"), (504.0, "trial_end 1")]  # fmt: skip
+    lines = [json.dumps({"time": time, "text": text}) for time, text in texts]
+    (path / recording.MARKERS_FILE).write_text("\n".join(lines))
+    notes = read_recording(path).notes
+    for what in (
+        "1 trials begin before the kinematics",
+        "its date 'yesterday' was not understood",
+        "targets lie up to 5 m from the middle of the movement",
+    ):
+        assert any(what in note for note in notes), what

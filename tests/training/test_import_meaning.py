@@ -647,3 +647,78 @@ def test_a_session_id_that_is_no_files_name_is_said(tmp_path: Path) -> None:
     session = import_recording(write(tmp_path / "s.nwb", position(), session_id="lab/day one"))
     assert session.session_id == "lab_day_one"
     assert said(session, "session 'lab/day one' is called lab_day_one")
+
+
+def test_spikes_stamped_once_per_chunk_or_stored_twice_are_said(tmp_path: Path) -> None:
+    fast = [np.sort(np.random.default_rng(i).uniform(0, END_S, 1200)) for i in range(3)]
+    session = import_recording(write(tmp_path / "s.nwb", position(), spikes=fast))
+    assert not said(session, "at the very time of another")
+    for name, odd in (
+        ("chunks", [np.ceil(times / 0.05) * 0.05 for times in fast]),
+        ("twice", [np.repeat(times, 2) for times in fast]),
+    ):
+        session = import_recording(write(tmp_path / f"{name}.nwb", position(), spikes=odd))
+        assert said(session, "spikes come at the very time of another of their unit")
+
+
+def test_single_samples_of_no_hand_are_said(tmp_path: Path) -> None:
+    lost = POS.copy()
+    lost[::700] = -9999.0
+    session = import_recording(write(tmp_path / "s.nwb", position(lost)))
+    assert said(session, "kinematics samples are of no hand (up to ")
+
+
+def test_wild_stamps_of_others_sessions_cost_one_sample_and_one_spike(stored: Path) -> None:
+    n_samples, n_spikes = (len(a) for a in (sessions.load(stored).cursor_times,
+                                            sessions.load(stored).spike_times))  # fmt: skip
+    with h5py.File(stored, "r+") as file:
+        file["cursor/timestamps"][700] = 1e8
+        file["spikes/timestamps"][5] = np.nan
+    with pytest.raises(SessionError, match="don't ascend"):
+        sessions.load(stored)
+    session = import_recording(stored)
+    assert len(session.cursor_times) == n_samples - 1
+    assert len(session.spike_times) == n_spikes - 1
+    assert said(session, "1 kinematics samples with stamps that repeat, step back or are far off")
+    assert said(session, "1 spikes without a finite time were left out")
+
+
+def test_a_second_effector_of_others_sessions_is_named(stored: Path) -> None:
+    with h5py.File(stored, "r+") as file:
+        file.copy("cursor", "hand")
+    assert said(import_recording(stored), "not taken, of others than cursor: hand")
+
+
+def test_others_sessions_with_targets_or_velocity_in_another_unit_are_said(stored: Path) -> None:
+    with h5py.File(stored, "r+") as file:
+        file["trials/target_pos"][:] *= 100
+        file["cursor/vel"][:] *= 10
+    session = import_recording(stored)
+    assert said(session, "targets lie up to")
+    assert said(session, "velocity is 10 times the gradient of position")
+
+
+def test_targets_of_three_values_in_others_sessions_are_said(stored: Path) -> None:
+    with h5py.File(stored, "r+") as file:
+        target = file["trials/target_pos"][:]
+        del file["trials/target_pos"]
+        file["trials/target_pos"] = np.column_stack([target, 0 * target[:, 0]])
+    session = import_recording(stored)
+    np.testing.assert_array_equal(session.trials.target_pos, target)
+    assert said(session, "targets have 3 values; the first two were taken as x and y")
+
+
+def test_unit_ids_that_repeat_are_refused_in_the_same_words_everywhere(stored: Path) -> None:
+    with h5py.File(stored, "r+") as file:
+        ids = file["units/id"][:]
+        ids[1] = ids[0]
+        file["units/id"][:] = ids
+    with pytest.raises(SessionError, match=r"1 unit ids name more than one unit .*probe1/7"):
+        import_recording(stored)
+
+
+def test_no_option_is_named_that_the_file_does_not_take(stored: Path) -> None:
+    with h5py.File(stored, "r+") as file:
+        file["spikes/timestamps"][:] *= 1000
+    with pytest.raises(SessionError, match="look like milliseconds: expected seconds"):
+        import_recording(stored)

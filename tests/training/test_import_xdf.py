@@ -321,3 +321,26 @@ def test_markers_without_clock_offsets_are_said(tmp_path: Path) -> None:
     )
     session = imported(tmp_path, spikes(), kinematics(), bare)
     assert said(session, "markers without clock offsets, on their sender's clock: marks (Markers)")
+
+
+def test_spikes_in_milliseconds_name_no_option_that_is_refused(tmp_path: Path) -> None:
+    late = spikes()
+    late = replace(late, times=late.times * 1000)
+    with pytest.raises(ImportFailedError, match="look like milliseconds: expected seconds"):
+        imported(tmp_path, late, kinematics())
+
+
+def test_counts_that_come_at_another_rate_than_their_stream_says_are_said(tmp_path: Path) -> None:
+    ends = 1000.0 + 0.02 * np.arange(1, 3000)
+    counts = np.ones((len(ends), 1), dtype="<i4")
+    xml = info("bins", "SpikeCounts", 1, 20, "int32", channels(["a"], [""]))
+    session = imported(tmp_path, Stream(xml, ends, counts), kinematics())
+    np.testing.assert_allclose(session.spike_times, ends - 0.01, atol=1e-6)
+    assert said(session, "'bins' says 20 Hz, but its stamps are 0.02 s apart")
+
+
+@pytest.mark.parametrize("labels", ["Right_X Right_Y", "right.x right.y", "RightX RightY"])
+def test_channels_are_found_by_the_prefix_that_is_named(tmp_path: Path, labels: str) -> None:
+    xml = info("mocap", "Kinematics", 2, 100, "double64", channels(labels.split(), ["cm", "cm"]))
+    session = imported(tmp_path, spikes(), Stream(xml, TIMES, POS * 100), position="Right")
+    np.testing.assert_allclose(session.cursor_pos, POS, atol=1e-12)

@@ -96,7 +96,7 @@ def _import_session(path: Path, asked: Asked) -> Session:
             f"{path}: a session has one cursor and times in seconds; leave --position, --velocity "
             "and --spike-unit out"
         )
-    session = load(path, columns=asked.columns)
+    session = load(path, columns=asked.columns, repair=True)
     if asked.unit is not None:
         session = in_metres(session, asked.unit)
     else:

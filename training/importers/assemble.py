@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
-from streaming.plausible import judged
+from streaming.plausible import AGREES, FOLLOWS, STRANGE, agreement, judged
 from streaming.sessions import (
     Floats,
     Ints,
@@ -26,9 +26,6 @@ from streaming.stamps import in_order, placed
 from training.importers.asked import Asked
 from training.importers.series import Track
 
-AGREES = 5.0  # velocity may be so many times the position's gradient, or less
-FOLLOWS = 0.5  # correlation from which on the two are of one movement
-STRANGE = 0.2  # and below which they aren't
 LONGEST_ID = 100  # characters of a session's id
 
 
@@ -37,6 +34,7 @@ class Parts:
     """What a reader found. position, velocity: at times of their own; one of them may be None.
 
     cuts: (n, 2) seconds in which spikes weren't recorded. arbitrary: kinematics have no unit.
+    can_convert: spike times can be in other units than seconds.
     """
 
     path: Path
@@ -52,6 +50,7 @@ class Parts:
     notes: list[str]
     arbitrary: bool = False
     cuts: tuple[tuple[float, float], ...] = ()
+    can_convert: bool = False
 
 
 def assemble(parts: Parts, asked: Asked) -> Session:
@@ -93,7 +92,10 @@ def assemble(parts: Parts, asked: Asked) -> Session:
     )
     sure = asked.unit is not None or parts.arbitrary
     try:
-        session = judged(check(session), sure_of_unit=sure, sure_of_times=asked.spikes_outside)
+        session = judged(
+            check(session), sure_of_unit=sure, sure_of_times=asked.spikes_outside,
+            can_convert=parts.can_convert, compared=True,
+        )  # fmt: skip
         return with_domains(session)
     except SessionError as error:
         raise ImportFailedError(f"{path}: {error}") from error
@@ -197,13 +199,10 @@ def _compare(
     notes: list[str],
 ) -> None:  # fmt: skip
     """Whether velocity is the position's: of the same size, and the same movement."""
-    gradient = velocity_of(pos, times)
-    power = float((gradient**2).sum()), float((vel**2).sum())
-    if not min(power) > 0:
+    found = agreement(pos, vel, times)
+    if found is None:
         return
-    together = float((gradient * vel).sum())
-    correlation = together / float(np.sqrt(power[0] * power[1]))
-    ratio = float(np.sqrt(power[1] / power[0]))
+    correlation, ratio = found
     if correlation > FOLLOWS and not 1 / AGREES < ratio < AGREES:
         raise ImportFailedError(
             f"{path}: {vel_name} is {ratio:.3g} times the gradient of {pos_name}, the same "

@@ -84,6 +84,7 @@ def _parts(nwb: Any, path: Path, asked: Asked) -> Parts:
         notes=notes,
         arbitrary=any(track.arbitrary for track in (pos, vel) if track),
         cuts=cuts,
+        can_convert=True,
     )
 
 

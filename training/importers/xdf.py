@@ -35,6 +35,7 @@ KINEMATICS, MARKERS = "Kinematics", "Markers"
 OVERLAP_S = 1.0  # by which parts of a restarted sender may overlap
 SHIFT_S = 2.0  # spans that differ by so much at both ends are of clocks apart
 MAX_RATE_HZ = 1000.0  # of a unit; a count above it is none
+RATE_OFF = 0.1  # share by which stamps may differ from the rate of a stream of counts
 MOST_LISTED = 10
 
 
@@ -182,8 +183,8 @@ def _kinematics_streams(
     found = [s for s in streams if _text(s, "type") == KINEMATICS and _has_data(s)]
     if found:
         return found
-    wanted = [{f"{p}_x", f"{p}_y"} for p in (asked.position or "pos", asked.velocity or "vel")]
-    named = [s for s in streams if any(w <= set(_labels(s)) for w in wanted) and _has_data(s)]
+    wanted = (asked.position or "pos", asked.velocity or "vel")
+    named = [s for s in streams if any(_axes_of(p, _labels(s)) for p in wanted) and _has_data(s)]
     if named:
         notes.append(f"no stream of type {KINEMATICS!r}; taken by its channels: "
                      f"{_stream_list(named)}")  # fmt: skip
@@ -314,7 +315,7 @@ def _spikes(stream: Stream, path: Path, notes: list[str]) -> tuple[list[str], Fl
     on_time = spikes_on_line(stamps, name, notes)
     samples, stamps = samples[on_time], stamps[on_time]
     if _text(stream, "type") == COUNTS:
-        return _counted(stream, samples, stamps, path)
+        return _counted(stream, samples, stamps, path, notes)
     if samples.shape[1] < 2:
         raise ImportFailedError(
             f"{path}: the spike stream has samples of shape {samples.shape[1:]}; "
@@ -346,7 +347,7 @@ def _described(stream: Stream, path: Path) -> dict[tuple[int, int], str]:
 
 
 def _counted(
-    stream: Stream, counts: np.ndarray[Any, Any], ends: Floats, path: Path
+    stream: Stream, counts: np.ndarray[Any, Any], ends: Floats, path: Path, notes: list[str]
 ) -> tuple[list[str], Floats, Ints]:
     """Spikes of counts (n_bins, n_units), spread evenly in their bins, as the daemon does."""
     unit_ids, rate_hz = _labels(stream), float(_text(stream, "nominal_srate") or 0.0)
@@ -357,7 +358,7 @@ def _counted(
         )
     if problem := repeated_units(unit_ids):
         raise ImportFailedError(f"{path}: stream {_text(stream, 'name')!r}: {problem}")
-    bin_s = 1.0 / rate_hz
+    bin_s = _bin_s(rate_hz, ends, _text(stream, "name"), notes)
     most = np.ceil(MAX_RATE_HZ * bin_s)
     finite = np.nan_to_num(counts.astype(np.float64), nan=0.0, posinf=0.0)
     flat = np.clip(finite, 0, most).round().astype(np.int64).ravel()
@@ -365,6 +366,20 @@ def _counted(
     rank = np.arange(len(cell)) - np.repeat(np.cumsum(flat) - flat, flat)
     times = ends[cell // counts.shape[1]] - bin_s + (rank + 0.5) / flat[cell] * bin_s
     return unit_ids, times, cell % counts.shape[1]
+
+
+def _bin_s(rate_hz: float, ends: Floats, name: str, notes: list[str]) -> float:
+    """Seconds of a bin: between stamps, if they are regular and say other than the rate."""
+    steps = np.diff(ends)
+    usual = float(np.median(steps)) if len(steps) else 0.0
+    regular = usual > 0 and float((np.abs(steps / usual - 1) < RATE_OFF).mean()) > 0.9
+    if not regular or abs(usual * rate_hz - 1) < RATE_OFF:
+        return 1.0 / rate_hz
+    notes.append(
+        f"stream {name!r} says {rate_hz:g} Hz, but its stamps are {usual:.3g} s apart; its bins "
+        "were taken to be that long"
+    )
+    return usual
 
 
 def _labels(stream: Stream) -> list[str]:
@@ -409,6 +424,19 @@ def _no_channels(path: Path, prefix: str, source: Source) -> ImportFailedError:
     )
 
 
+def _axes_of(prefix: str, labels: Sequence[str]) -> list[str] | None:
+    """The labels of x and y, such as `pos_x`; `Right` also finds `Right_X`, `right.x`, `RightX`."""
+    exact = [f"{prefix}_{axis}" for axis in "xy"]
+    if set(exact) <= set(labels):
+        return exact
+    found = [
+        [label for label in labels if re.fullmatch(rf"{re.escape(prefix)}[ _.-]?{axis}", label,
+                                                    re.IGNORECASE)]
+        for axis in "xy"
+    ]  # fmt: skip
+    return [matches[0] for matches in found] if all(len(m) == 1 for m in found) else None
+
+
 def _columns(
     stream: Stream, prefixes: dict[str, str], path: Path, asked: Asked, notes: list[str]
 ) -> dict[str, Floats]:
@@ -421,8 +449,8 @@ def _columns(
         )
     found = {}
     for kind, prefix in prefixes.items():
-        wanted = [f"{prefix}_{axis}" for axis in "xy"]
-        if prefix == NONE or not set(wanted) <= set(labels):
+        wanted = _axes_of(prefix, labels)
+        if prefix == NONE or wanted is None:
             continue
         if twice := [label for label in wanted if labels.count(label) > 1]:
             raise ImportFailedError(
