@@ -722,3 +722,12 @@ def test_no_option_is_named_that_the_file_does_not_take(stored: Path) -> None:
         file["spikes/timestamps"][:] *= 1000
     with pytest.raises(SessionError, match="look like milliseconds: expected seconds"):
         import_recording(stored)
+
+
+def test_domains_of_others_sessions_end_with_the_kinematics(stored: Path) -> None:
+    with h5py.File(stored, "r+") as file:
+        file["cursor/timestamps"][2000:] -= 5.0
+    session = import_recording(stored)
+    end = session.cursor_times[-1]
+    assert session.domain[-1, 1] == session.test_domain[-1, 1] == end
+    assert said(session, "domains reached beyond the kinematics")

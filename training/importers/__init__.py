@@ -27,7 +27,7 @@ from pathlib import Path
 from decoder.errors import ImportFailedError
 from streaming.plausible import judged
 from streaming.recording import SUFFIX, read_recording
-from streaming.sessions import TOO_FAST, Session, load
+from streaming.sessions import MIN_GAP_S, TOO_FAST, Session, intersect, load, with_domains
 from training.importers.asked import Asked
 from training.importers.nwb import import_nwb
 from training.importers.series import EFFECTORS
@@ -96,7 +96,7 @@ def _import_session(path: Path, asked: Asked) -> Session:
             f"{path}: a session has one cursor and times in seconds; leave --position, --velocity "
             "and --spike-unit out"
         )
-    session = load(path, columns=asked.columns, repair=True)
+    session = _inside_kinematics(load(path, columns=asked.columns, repair=True))
     if asked.unit is not None:
         session = in_metres(session, asked.unit)
     else:
@@ -104,6 +104,27 @@ def _import_session(path: Path, asked: Asked) -> Session:
             session, notes=tuple(n for n in session.notes if not n.startswith(TOO_FAST))
         )
     return judged(session, sure_of_unit=asked.unit is not None, sure_of_times=asked.spikes_outside)
+
+
+def _inside_kinematics(session: Session) -> Session:
+    """The session with domains that end where its kinematics do."""
+    low, high = float(session.cursor_times[0]), float(session.cursor_times[-1])
+    if session.domain[0, 0] >= low - MIN_GAP_S and session.domain[-1, 1] <= high + MIN_GAP_S:
+        return session
+    domain, train, valid, test = (
+        intersect(session.intervals(split), low, high)
+        for split in ("all", "train", "valid", "test")
+    )
+    if len(domain) == 0:
+        raise ImportFailedError(
+            f"{session.session_id}: its domain has no kinematics, which are from {low:.1f} to "
+            f"{high:.1f} s; expected both at one time"
+        )
+    note = f"domains reached beyond the kinematics; cut to {low:.1f} to {high:.1f} s"
+    session = replace(session, domain=domain, notes=(*session.notes, note))
+    if min(map(len, (train, valid, test))) == 0:
+        return with_domains(session)
+    return replace(session, train_domain=train, valid_domain=valid, test_domain=test)
 
 
 def _import_folder(path: Path, asked: Asked) -> Session:
