@@ -23,13 +23,14 @@ class Stream:
 
     xml: its StreamInfo. times: (n_samples,) float64, seconds on the sender's clock.
     values: (n_samples, n_channels) numbers, or one string a sample.
-    clock_offset_s: what the recorder measured between its clock and the sender's; None if nothing.
+    clock_offset_s: what the recorder measured between its clock and the sender's, always or at each
+    sample; None if nothing.
     """
 
     xml: str
     times: NDArray[np.float64]
     values: NDArray[np.generic] | Sequence[str]
-    clock_offset_s: float | None = 0.0
+    clock_offset_s: float | NDArray[np.float64] | None = 0.0
 
 
 def write(
@@ -82,7 +83,8 @@ def _value(value: object) -> bytes:
 
 
 def _clock_offset(stream: Stream, first: int) -> bytes:
-    return struct.pack("<dd", float(stream.times[first]), stream.clock_offset_s or 0.0)
+    offset = np.broadcast_to(np.asarray(stream.clock_offset_s), len(stream.times))[first]
+    return struct.pack("<dd", float(stream.times[first]), float(offset))
 
 
 def _footer(stream: Stream) -> bytes:

@@ -225,6 +225,49 @@ def test_a_stream_without_clock_offsets_is_noted_with_its_shift(tmp_path: Path) 
         imported(tmp_path, far, kinematics())
 
 
+def with_a_clock_that_steps(stream: Stream, by_s: float, at_s: float = 1030.0) -> Stream:
+    """The sender's clock steps; the recorder measures so with the next chunk."""
+    after = stream.times >= at_s
+    return replace(
+        stream,
+        times=stream.times + by_s * after,
+        clock_offset_s=0.0002 * np.cos(stream.times) - by_s * after,
+    )
+
+
+@pytest.mark.parametrize("by_s", [3.0, -3.0, 0.5, -0.5, 40.0, -40.0])
+@pytest.mark.parametrize("which", ["spikes", "kinematics"])
+def test_a_clock_that_steps_shifts_no_stamp(tmp_path: Path, which: str, by_s: float) -> None:
+    made = {"spikes": spikes(), "kinematics": kinematics()}
+    made[which] = with_a_clock_that_steps(made[which], by_s)
+    session = imported(tmp_path, *made.values())
+    times = session.spike_times if which == "spikes" else session.cursor_times
+    true = SPIKE_TIMES if which == "spikes" else TIMES
+    near = np.abs(times[:, None] - true[None, :: len(true) // 200]).min(axis=0)
+    assert np.quantile(near, 0.95) < 0.01
+    if abs(by_s) < 5:
+        name = {"spikes": "rig", "kinematics": "kin"}[which]
+        assert said(session, f"the clock of {name!r} stepped 1 time")
+
+
+@pytest.mark.parametrize("chunk", [0, 3, len(TIMES) // 512])
+def test_a_single_wrong_clock_offset_is_no_step(tmp_path: Path, chunk: int) -> None:
+    offsets = np.zeros(len(TIMES))
+    offsets[512 * chunk] = 2.0
+    session = imported(tmp_path, spikes(), replace(kinematics(), clock_offset_s=offsets))
+    assert said(session, "clock offsets of 'kin' that disagree")
+    np.testing.assert_allclose(session.cursor_times, TIMES, atol=0.01)
+
+
+def test_a_recorders_clock_that_steps_moves_the_stamps_near_the_step(tmp_path: Path) -> None:
+    offsets = 2.0 * (TIMES >= 1030.0)
+    session = imported(tmp_path, spikes(), replace(kinematics(), clock_offset_s=offsets))
+    assert said(session, "only to within a few seconds")
+    early = session.cursor_times < 1020.0
+    np.testing.assert_allclose(session.cursor_times[early], TIMES[: early.sum()], atol=0.01)
+    assert session.cursor_times[-1] == pytest.approx(TIMES[-1] + 2.0, abs=0.01)
+
+
 def test_stamps_of_the_wall_clock_are_refused_by_that_name(tmp_path: Path) -> None:
     with pytest.raises(ImportFailedError, match=r"Unix time \(2023-11-14\)"):
         imported(tmp_path, replace(spikes(), times=SPIKE_TIMES + 1.7e9), kinematics())

@@ -29,6 +29,7 @@ from training.importers.complaints import as_notes, complaints, first_line
 from training.importers.series import EFFECTORS, Track
 from training.importers.units import factor_asked, factor_said, is_arbitrary
 from training.importers.xdf_chunks import open_sound
+from training.importers.xdf_clocks import is_steady, on_one_clock
 
 SPIKES, EVENTS, COUNTS = "Spikes", "SpikeEvents", "SpikeCounts"
 KINEMATICS, MARKERS = "Kinematics", "Markers"
@@ -57,6 +58,7 @@ def import_xdf(path: Path, asked: Asked | None = None) -> Session:
             file, damage = open_sound(path)
             with file:
                 streams, header = pyxdf.load_xdf(file, dejitter_timestamps=False)
+                stepped = _put_clocks_right(streams, path)
     except Exception as error:  # pyxdf raises bare Exception, struct.error, ParseError, …
         raise ImportFailedError(
             f"{path}: not a readable XDF file ({first_line(error)}); it may be truncated. "
@@ -66,6 +68,7 @@ def import_xdf(path: Path, asked: Asked | None = None) -> Session:
     if len(damage) > 3:
         notes.append(f"damaged, left out: {len(damage) - 3} more chunks")
     notes += as_notes([line for line in said if "clock-segments differ" not in line], "pyxdf")
+    notes += stepped
     try:
         parts = _parts(streams, header, path, asked, notes)
     except SessionError:
@@ -83,6 +86,46 @@ def import_xdf(path: Path, asked: Asked | None = None) -> Session:
 
 
 Stream = dict[str, Any]
+
+
+def _put_clocks_right(streams: list[Stream], path: Path) -> list[str]:
+    """Stamps of streams whose offsets pyxdf draws no right line through; notes of what was done."""
+    import pyxdf
+
+    wrong = [
+        stream["info"]["stream_id"]
+        for stream in streams
+        if len(stream["info"]["clock_segments"]) == 1 and not is_steady(stream["clock_values"])
+    ]
+    if not wrong:
+        return []
+    file, _ = open_sound(path)  # pyxdf closes it
+    with file:
+        raw, _ = pyxdf.load_xdf(file, dejitter_timestamps=False, synchronize_clocks=False)
+    as_sent = {stream["info"]["stream_id"]: stream for stream in raw}
+    notes = []
+    for stream in streams:
+        if stream["info"]["stream_id"] in wrong:
+            sent = as_sent[stream["info"]["stream_id"]]
+            stream["time_stamps"], steps = on_one_clock(
+                np.asarray(sent["time_stamps"], dtype=np.float64),
+                sent["clock_times"],
+                sent["clock_values"],
+            )
+            notes.append(_about_clock(_text(stream, "name"), steps))
+    return notes
+
+
+def _about_clock(name: str, steps: list[tuple[float, float]]) -> str:
+    if not steps:
+        return f"clock offsets of {name!r} that disagree with those around them were not used"
+    where = ", ".join(f"{start:.1f}" for start, _ in steps[:3])
+    vague = sum(stop > start for start, stop in steps)
+    return (
+        f"the clock of {name!r} stepped {len(steps)} times (at {where} s); its stamps were put "
+        "right by its clock offsets"
+        + (f", {vague} times only to within a few seconds" if vague else "")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

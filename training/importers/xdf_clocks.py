@@ -1,0 +1,93 @@
+"""Senders whose clock stepped while an XDF file was recorded: each part by its own clock offsets.
+
+pyxdf draws one line through the clock offsets of a stream unless they step by several seconds, so
+a smaller step would shift every stamp of the stream. Here the offsets are cut where they step by
+more than they can be wrong, and the stamps where they step by as much the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from streaming.sessions import Floats, Ints
+
+STEP_S = 0.1  # between two measurements of an offset; wrong by a few ms, drift is less
+ALIKE = 3  # measurements beside a step that say how large it is
+MANY = 10  # measurements that show a drift
+
+
+def steps_of(values: Sequence[float]) -> list[Ints]:
+    """Numbers of the offsets (n,) in seconds that belong together, in order: a part each.
+
+    One that disagrees with those before and those after belongs to none.
+    """
+    parts: list[list[int]] = []
+    for number, value in enumerate(values):
+        if parts and abs(value - _level(values, parts[-1][-ALIKE:])) <= STEP_S:
+            parts[-1].append(number)
+            continue
+        after = values[number + 1 : number + 2]
+        if not parts or (len(after) and abs(after[0] - value) <= STEP_S):
+            parts.append([number])
+    sure = [part for part in parts if len(part) > 1] or parts
+    return [np.array(part) for part in sure]
+
+
+def is_steady(values: Sequence[float]) -> bool:
+    """Whether all offsets (n,) in seconds lie on one line."""
+    return not len(values) or [len(part) for part in steps_of(values)] == [len(values)]
+
+
+def on_one_clock(
+    stamps: Floats, clock_times: Sequence[float], values: Sequence[float]
+) -> tuple[Floats, list[tuple[float, float]]]:
+    """Stamps (n,) of a sender on the recorder's clock, and between which times it stepped.
+
+    clock_times, values: (k,) when the offsets were measured, sender's clock, and the offsets, s.
+    If stamps don't step with the offset, the times are those of the measurements around the step.
+    """
+    at, offset = np.asarray(clock_times, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    parts = steps_of(values)
+    cuts, stepped = [0], []
+    for before, after in pairwise(parts):
+        a, b = int(before[-1]), int(after[0])
+        step_s = _level(offset, before[-ALIKE:]) - _level(offset, after[:ALIKE])
+        cut = _where_stamps_step(stamps, cuts[-1], float(at[a]), step_s)
+        if cut is None:
+            middle = (at[a] + offset[a] + at[b] + offset[b]) / 2 - offset[a]
+            cut = cuts[-1] + int(np.searchsorted(stamps[cuts[-1] :], middle))
+            stepped.append((float(at[a] + offset[a]), float(at[b] + offset[b])))
+        else:
+            moment = float(stamps[cut - 1] + offset[a])
+            stepped.append((moment, moment))
+        cuts.append(cut)
+    put_right = stamps.copy()
+    for part, (start, stop) in zip(parts, pairwise([*cuts, len(stamps)]), strict=True):
+        put_right[start:stop] += _line(at[part], offset[part], stamps[start:stop])
+    return put_right, stepped
+
+
+def _level(values: Sequence[float] | Floats, numbers: Sequence[int] | Ints) -> float:
+    return float(np.median([values[number] for number in numbers]))
+
+
+def _where_stamps_step(stamps: Floats, first: int, last_known: float, step_s: float) -> int | None:
+    """The first stamp after the step that is nearest to the measurement before it; None if none."""
+    steps = np.diff(stamps[first:])
+    likely = np.flatnonzero(np.abs(steps - step_s) <= max(STEP_S / 2, 0.05 * abs(step_s)))
+    if len(likely) == 0:
+        return None
+    nearest = likely[np.argmin(np.abs(stamps[first:][likely] - last_known))]
+    return first + int(nearest) + 1
+
+
+def _line(at: Floats, offset: Floats, stamps: Floats) -> Floats:
+    """Offsets at stamps (n,): a line through many measurements, the median of a few."""
+    if len(at) < MANY:
+        return np.full(len(stamps), np.median(offset))
+    middle = at.mean()
+    slope, level = np.polyfit(at - middle, offset, 1)
+    return np.asarray(level + slope * (stamps - middle))
