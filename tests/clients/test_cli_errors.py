@@ -137,7 +137,8 @@ def test_ctrl_c_at_any_moment_prints_no_traceback(session: Path, tmp_path: Path,
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         said, _ = process.communicate(timeout=300)
-        assert str(ROOT) not in said, (moment, said)
+        ours = said.replace(f"{ROOT}/.venv/", "")  # before our first line Python prints its own
+        assert str(ROOT) not in ours, (moment, said)
 
 
 @one_family

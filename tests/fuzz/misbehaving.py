@@ -27,7 +27,7 @@ def case(folder: Path, rng: np.random.Generator, scratch: Path) -> None:
         case "raises":
             raise KeyError("a bug")
         case "talks":
-            raise BundleError("one line\nand another")
+            raise BundleError("a line without end, " * 100)
         case "crashes":
             ctypes.string_at(0)
         case "hangs":

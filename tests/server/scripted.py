@@ -121,7 +121,7 @@ class ScriptedDaemon:
         self._socket = ControlSocket(settings.control)
         birth = {"at": self._started, "pid": os.getpid(), **self.does()}
         with (folder / "births").open("a") as file:
-            file.write(json.dumps(birth) + "\n")
+            file.write(f"\n{json.dumps(birth)}\n")  # behind what a killed one left
 
     def does(self) -> dict[str, Any]:
         return {

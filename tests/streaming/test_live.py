@@ -23,6 +23,7 @@ from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
 from training.reference import expected_output
 
 STALE_S = 0.25
+OFFSET_S = 0.002  # by which a clock offset may move from one tick to the next, at most
 
 
 def stream_of(tiny) -> str:
@@ -38,24 +39,28 @@ def is_decoding(frame: wire.CursorFrame) -> bool:
 
 
 def assert_safe(frames: list[wire.CursorFrame]) -> None:
-    """Valid only while decoding, zero otherwise, no gap in the sequence."""
+    """Valid only while decoding, zero otherwise, in order, and nearly all are here.
+
+    The sender keeps a tenth of a second for a reader that isn't there, as on a busy machine.
+    """
     for frame in frames:
         assert frame.valid == (frame.state == "decoding")
         assert frame.valid or frame.velocity == (0.0, 0.0)
     seqs = [frame.seq for frame in frames]
-    assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+    assert seqs == sorted(set(seqs))
+    assert len(seqs) > 0.8 * (seqs[-1] - seqs[0])
 
 
 def assert_only_silence_interrupts(frames: list[wire.CursorFrame]) -> None:
     """What follows a valid frame is valid, unless the sender or this frame was held up too long.
 
-    On a busy machine either may be.
+    On a busy machine either may be. The stamp of the newest spike moves with the clock offset.
     """
     for before, frame in pairwise(frames):
         if before.valid and not frame.valid:
             silent_s = frame.window_end - before.newest_spike
             assert frame.state == "stale", f"{frame.state} after a valid frame"
-            assert max(silent_s, frame.latency_ms / 1e3) > STALE_S
+            assert max(silent_s, frame.latency_ms / 1e3) > STALE_S - OFFSET_S
 
 
 def record(name: str) -> pylsl.StreamInlet:
@@ -112,6 +117,18 @@ def test_live_velocities_equal_the_reference_on_the_same_spikes(tiny, tmp_path: 
         worst = max(worst, np.abs((np.array(frame.velocity) - mean) / scale - expected).max())
     assert len(valid) > 150
     assert worst <= 1e-4
+
+
+@pytest.mark.timing
+def test_a_reader_that_keeps_up_misses_no_frame(tiny, tmp_path: Path) -> None:
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
+        CursorSubscriber(address, max_age_s=None) as cursor,
+        running(tmp_path / "replay.log", *replay(tiny)),
+    ):
+        frames = frames_until(cursor, is_decoding)
+        frames += frames_until(cursor, lambda f: f.seq > frames[0].seq + 500)
+    assert [frame.seq for frame in frames] == list(range(frames[0].seq, frames[-1].seq + 1))
 
 
 def test_a_killed_source_is_stale_within_the_limit_and_a_new_one_resumes(
