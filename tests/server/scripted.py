@@ -11,6 +11,7 @@ HTTP. Both are forked from one process that has everything imported, in millisec
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import mmap
 import os
@@ -48,8 +49,8 @@ from streaming.settings import DaemonSettings
 PR_SET_PDEATHSIG = 1
 PATIENCE = float(os.environ.get("VOLITION_TEST_PATIENCE", "1"))  # more if others need the machine
 QUICK = Timing(
-    look_every_s=0.001,
-    beat_every_s=0.01,
+    look_every_s=0.003,
+    beat_every_s=0.02,
     answer_s=0.7 * PATIENCE,
     order_s=0.8 * PATIENCE,
     fresh_s=1.0 * PATIENCE,
@@ -350,8 +351,11 @@ class ServerProcess:
                 "pid": wanted.pid,
             },
             "previous": wanted.previous,
-            "changes": self.journal.changes(50),
         }
+
+    def on_changes(self, after: int) -> list[dict[str, Any]]:
+        """Changes of the journal with a number above `after`, oldest first."""
+        return [c for c in reversed(self.journal.changes(50)) if c["number"] > after]
 
     def on_stop(self) -> None:
         self.calibrations.stop()
@@ -386,6 +390,8 @@ def main(address: str) -> None:
     """Fork what is asked for, until nobody is there."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     parent = os.getppid()
+    gc.collect()
+    gc.freeze()  # so that collections in the forked ones touch, and copy, none of these pages
     with Listener(address, family="AF_UNIX", backlog=64) as listener:
         raw: socket.socket = listener._listener._socket  # type: ignore[attr-defined]
         raw.settimeout(1.0)

@@ -242,9 +242,7 @@ class Rig:
         """Two daemons that died young bring the last good decoder back: no lost order."""
         if self.server_pid is None:
             return
-        for change in reversed(self.ask("wanted")["changes"]):  # oldest first
-            if change["number"] <= self.seen:
-                continue
+        for change in self.ask("changes", after=self.seen):
             self.seen = change["number"]
             if change["what"] in ("daemon died", "not started"):
                 self.deaths += 1
@@ -274,18 +272,17 @@ class Rig:
         deadline = time.monotonic() + QUIET_S
         while True:
             does = self.does()
-            if does is not None:
+            if does is not None and all(does[field] in due for field, due in self.due.items()):
                 self.take_fallbacks()
-                is_due = all(does[field] in allowed for field, allowed in self.due.items())
-                if is_due and self.is_allowed(does) and self.is_settled(does):
+                if self.is_allowed(does) and self.is_settled(does):
                     break
             assert time.monotonic() < deadline, (does, self.allowed(), self.log("server"))
-            time.sleep(0.002)
+            time.sleep(0.004)
         self.check_births()
         self.due.clear()
         wanted = self.ask("wanted")
         pairs = {p for p in self.decoders if p == (wanted["active"], wanted["previous"])}
-        assert pairs, (wanted["active"], wanted["previous"], self.allowed(), wanted["changes"][:8])
+        assert pairs, (wanted, self.allowed(), self.ask("changes", after=0)[-8:])
         self.decoders = pairs
         self.paused, self.gain, self.input = {does["paused"]}, {does["gain"]}, {does["input"]}
 
