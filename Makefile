@@ -13,15 +13,17 @@ demo: $(READY)
 test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder \
 		-m 'not slow and not soak and not timing'; \
-	parallel=$$?; $(BIN)/python -m pytest -m timing && exit $$parallel
+	parallel=$$?; $(BIN)/python -m pytest -m 'timing and not slow' && exit $$parallel
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The rest of what CI runs.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m 'slow and not timing'; \
+	parallel=$$?; $(BIN)/python -m pytest -m 'slow and timing' && exit $$parallel
 
 test-gpu: $(READY)
 	$(BIN)/python -m training.bench_gpu --json gpu.json

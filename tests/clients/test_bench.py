@@ -55,6 +55,7 @@ def test_bench_corpus_says_what_opening_and_training_cost(corpus: Path) -> None:
     assert result["open_s"] > 0
 
 
+@pytest.mark.slow
 def test_bench_of_ticks_is_the_default() -> None:
     cases = volition("bench", "--preset", "rt", "--runs", "10")
     assert [case["spikes_per_s"] for case in cases] == [500, 2000, 20000]

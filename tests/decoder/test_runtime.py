@@ -16,10 +16,10 @@ from training.reference import random_bundle, reference_inputs, reference_output
 
 OUTPUT_SCALE = 1.0  # of random_bundle
 TOLERANCE = 1e-5 * OUTPUT_SCALE
-CASES = [pytest.param("rt", n_units, id=f"rt-{n_units}-units") for n_units in (1, 96, 300)] + [
-    pytest.param("poyo-1.3m", 96, id="poyo-1.3m-96-units"),
-    pytest.param("poyo-11.8m", 1, id="poyo-11.8m-1-unit", marks=pytest.mark.slow),
-    pytest.param("poyo-11.8m", 300, id="poyo-11.8m-300-units", marks=pytest.mark.slow),
+SLOW = (("rt", 1), ("rt", 300), ("poyo-1.3m", 96), ("poyo-11.8m", 1), ("poyo-11.8m", 300))
+CASES = [
+    ("rt", 96),
+    *(pytest.param(preset, n_units, marks=pytest.mark.slow) for preset, n_units in SLOW),
 ]
 
 

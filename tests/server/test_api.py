@@ -44,7 +44,7 @@ def get(server: Server, path: str, **headers: str) -> httpx.Response:
 NOT_HERE = "ignored_auth"  # sends more wrong tokens than an address may; the next test is for it
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_documented_request_is_answered_as_documented(idle: Server, tmp_path: Path) -> None:
     config = tmp_path / "schemathesis.toml"
     config.write_text("[generation]\nmax-examples = 8\n")

@@ -33,6 +33,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timing  # learning takes the time it is given, so what it reaches is the machine's, too
 def test_40_s_of_an_unseen_subject_are_enough(flow: Flow) -> None:
     result = flow.as_dict()
@@ -45,6 +46,7 @@ def test_40_s_of_an_unseen_subject_are_enough(flow: Flow) -> None:
     assert live >= 0.10 + ridge(parted(flow.session, collected(flow), scored(flow)))
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_they_are_worth_nine_tenths_of_ten_minutes_and_more_than_a_start_from_scratch(
     flow: Flow, tmp_path: Path
@@ -104,7 +106,7 @@ def ridge(session: Session) -> float:
     return r2(session.velocity_at(times), Ridge(session).decode(times)).r2_mean
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_decoder_of_shuffled_labels_is_rejected(tmp_path: Path) -> None:
     session = simulate(n_units=96, minutes=5.0, subject=UNSEEN, seed=4244)
     n = len(session.cursor_times)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pylsl
+import pytest
 
 from decoder.gate import Evidence
 from server.children import Child
@@ -46,6 +47,7 @@ def hardly_running(pid: int, *, run_s: float, stop_s: float) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
@@ -70,6 +72,7 @@ def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
     assert evidence.r2().value > 0.3
 
 
+@pytest.mark.slow
 def test_a_shadow_of_two_that_are_alike_goes_on_for_longer_than_was_asked_for(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:

@@ -51,7 +51,7 @@ def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Serv
         assert client.resume().daemon.paused is None
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_server_finds_the_daemon_and_the_calibration_again(
     server: Server, unseen: Session, play: Play
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_running_calibration_can_be_finished_early_or_cancelled(
         assert client.calibration(second.id).state == "cancelled"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
     server: Server, unseen: Session, play: Play
 ) -> None:

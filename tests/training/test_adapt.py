@@ -20,7 +20,7 @@ from training.pretrain import PretrainSettings, pretrain
 from training.simulate import simulate
 
 
-@pytest.fixture(scope="module", params=["rt", "stream"])
+@pytest.fixture(scope="module", params=[pytest.param("rt", marks=pytest.mark.slow), "stream"])
 def pretrained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
     run = tmp_path_factory.mktemp("pretrained") / "run"
     session = simulate(n_units=24, minutes=2.0, subject=0, seed=1)

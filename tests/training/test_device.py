@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     tables: dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="module", params=["rt", "stream"])
+@pytest.fixture(scope="module", params=[pytest.param("rt", marks=pytest.mark.slow), "stream"])
 def pair(request, tmp_path_factory) -> Pair:
     folder = tmp_path_factory.mktemp("device")
     model, config, bundle = random_bundle(request.param, N_UNITS, folder, seed=3)

@@ -75,6 +75,7 @@ def test_the_report_needs_nothing_else(evaluation) -> None:
     assert page.count("<svg") >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", ["possm"], indirect=True)  # the baselines take the time
 def test_the_command_prints_baselines_beside_the_bundle(tiny, tmp_path: Path) -> None:
     report = tmp_path / "report.html"

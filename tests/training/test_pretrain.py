@@ -133,8 +133,8 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in names)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("preset", [pytest.param("poyo-1.3m", marks=pytest.mark.slow), "stream"])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["poyo-1.3m", "stream"])
 def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) -> None:
     """Dropout included: masks belong to the micro-batch, not to the process."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -150,8 +150,8 @@ def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) ->
     assert largest_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("preset", [pytest.param("rt", marks=pytest.mark.slow), "stream"])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["rt", "stream"])
 def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path, preset: str) -> None:
     run = tmp_path / "killed"
     arguments = ("--preset", preset, "--steps", "100", "-o")

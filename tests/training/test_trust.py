@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from clients.demo import BUNDLES
 from training.trust import FAULTS, study, summary, trials
 
 
+@pytest.mark.slow
 def test_no_calibration_of_wrong_data_is_promoted_to_a_users_harm(tmp_path: Path) -> None:
     path = tmp_path / "trust.json"
     given = {"count": len(FAULTS), "steps": 2, "method": "ridge"}

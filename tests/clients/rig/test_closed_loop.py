@@ -13,7 +13,7 @@ from clients.rig.trial import read_trials
 from tests.rig import learning_s
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_participant_steers_with_a_decoder_of_its_own_units_until_they_drift(
     tmp_path: Path,
 ) -> None:

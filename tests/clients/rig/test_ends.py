@@ -10,6 +10,7 @@ import pytest
 from tests.rig import running, wait_for
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_rig_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
