@@ -110,7 +110,7 @@ def test_the_time_allowed_is_kept_and_annealed_over(tiny: TinyDecoder, today) ->
     settings = AdaptSettings(method="scratch", steps=10**6, batch_size=2, allowed_s=allowed_s)
     calibrate(model, record, today, settings, on_step=note)
     assert shares == sorted(shares)
-    assert shares[0] == 0.0
+    assert shares[0] < 0.5
     assert shares[-1] == 1.0
     assert len(shares) > 2
     learning_s, slowest_s = times[-2] - times[0], np.diff(times[:-1]).max()
