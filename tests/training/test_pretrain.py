@@ -134,7 +134,7 @@ def largest_difference(one: Path, other: Path) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["poyo-1.3m", "stream"])
+@pytest.mark.parametrize("preset", ["rt", "stream"])
 def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) -> None:
     """Dropout included: masks belong to the micro-batch, not to the process."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
