@@ -141,6 +141,46 @@ def test_ctrl_c_at_any_moment_prints_no_traceback(session: Path, tmp_path: Path,
         assert str(ROOT) not in ours, (moment, said)
 
 
+def test_ctrl_c_in_an_import_or_a_destructor_is_not_lost(tmp_path: Path) -> None:
+    """Python drops an exception in a destructor, and an import may turn it into another."""
+    (tmp_path / "slow_library.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    for _ in range(1000): pass\n"
+        "except BaseException:\n"
+        "    os.abort()  # as a library in C++ does\n"
+    )
+    program = """
+import os, signal, sys
+from clients import __main__, cli
+
+class Handle:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def verb():
+    if sys.argv[1] == "import":
+        import slow_library
+    else:
+        handle = Handle()
+        del handle
+    while True:
+        pass
+
+cli.app = verb
+__main__.main()
+"""
+    for moment in ("import", "destructor"):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, moment], cwd=tmp_path, timeout=60,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert ended.returncode == 130, (moment, ended)
+        assert not ended.stderr, (moment, ended)
+
+
 @one_family
 def test_what_a_replay_scored_is_printed_when_the_daemon_ends_before_it(
     tiny, tmp_path: Path
