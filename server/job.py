@@ -35,7 +35,7 @@ from server.settings import ServerSettings
 
 log = logging.getLogger("volition.server")
 
-WAIT_FOR_STREAMS_S = 3.0
+WAIT_FOR_STREAMS_S = 8.0  # on a busy machine answers take seconds
 SAVE_EVERY_S = 1.0
 # Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
 # within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.

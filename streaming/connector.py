@@ -45,6 +45,7 @@ class Connector(Generic[AnInlet]):
 
     def __init__(self, query: Query, open_inlet: Open[AnInlet]) -> None:
         self.problem: str | None = None
+        self.is_opening = False  # one answers; on a busy machine it takes seconds to open
         self._query = query
         self._open = open_inlet
         self._order = object()  # another one for each thing to look for
@@ -185,7 +186,11 @@ class Connector(Generic[AnInlet]):
             while wanted():
                 lookout.wait(LOOK_S, self._stop)
                 if candidates():
-                    return choose(self._query, self._open, candidates, self._stop)
+                    self.is_opening = True
+                    try:
+                        return choose(self._query, self._open, candidates, self._stop)
+                    finally:
+                        self.is_opening = False
                 if silent is None:
                     self.problem = self._garbled(lookout)
                 self._stop.wait(POLL_S)
@@ -311,6 +316,11 @@ class Source(Generic[AnInlet]):
     def problem(self) -> str | None:
         """Why it isn't read, if something is wrong."""
         return self._connector.problem or self._why or None
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether a stream answers, and is being opened."""
+        return self._connector.is_opening
 
     def tend(self) -> AnInlet | None:
         """The open stream; None while there is none. Never blocks."""

@@ -6,6 +6,7 @@ Stamps are mapped to this host's clock with LSL's time correction, as spikes are
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 
 import numpy as np
@@ -147,8 +148,14 @@ class Markers:
         return sorted({inlets[-1].name for inlets in list(self._open.values()) if inlets})
 
     def wait(self, timeout_s: float) -> None:
-        """Until those that are there by now are open, or `timeout_s` have passed."""
+        """Until those that are there by now, and one of the name if there is one, are open.
+
+        At most `timeout_s`: markers are optional.
+        """
+        deadline = time.monotonic() + timeout_s
         self._looked.wait(timeout_s)
+        while self._query.name is not None and not self._open and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def drain(self) -> list[tuple[float, str]]:
         """Times and texts of what waits, of all streams. Never blocks, never raises."""

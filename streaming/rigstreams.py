@@ -20,8 +20,9 @@ from streaming.lsl import Floats, Ints, SpikeInlet, StreamQuery
 from streaming.search import Query
 
 LEAST_S = 4.0  # looking and opening take a second or two
+OPENING_S = 10.0  # more for a stream that answers in time, on a busy machine
 HOPELESS_S = 4.0  # a stream that can't be opened for so long is not waited for any longer
-MARKERS_WAIT_S = 0.5  # a rig may have none
+MARKERS_WAIT_S = 4.0  # a rig may have none, or one that never opens
 
 AnInlet = TypeVar("AnInlet", bound=Inlet)
 
@@ -52,15 +53,15 @@ class RigStreams:
         deadline = time.monotonic() + max(timeout_s, LEAST_S)
         try:
             if not _opens(self._spikes, deadline):
-                raise StreamError(
-                    self._spikes.problem
-                    or f"no spike stream of {self._spikes.query}; is the rig sending?"
+                raise _unopened(
+                    self._spikes,
+                    f"no spike stream of {self._spikes.query}; is the rig sending?",
                 )
             if not _opens(self._kinematics, deadline):
-                raise StreamError(
-                    self._kinematics.problem
-                    or f"no kinematics stream ({self._kinematics.query}); nothing would label the "
-                    "spikes"
+                raise _unopened(
+                    self._kinematics,
+                    f"no kinematics stream ({self._kinematics.query}); nothing would label the "
+                    "spikes",
                 )
             self._markers.wait(MARKERS_WAIT_S)
         except StreamError:
@@ -122,10 +123,21 @@ class RigStreams:
 
 
 def _opens(source: Source[AnInlet], deadline: float) -> bool:
-    """Whether the stream opens until then, and without a problem that stays."""
+    """Whether the stream opens until then, and without a problem that stays.
+
+    One that answers by then has `OPENING_S` more.
+    """
     hopeful_until = time.monotonic() + HOPELESS_S
-    while source.tend() is None and time.monotonic() < min(deadline, hopeful_until):
+    while source.tend() is None:
+        now = time.monotonic()
         if source.problem is None:
-            hopeful_until = time.monotonic() + HOPELESS_S
+            hopeful_until = now + HOPELESS_S
+        if now > hopeful_until or now > deadline + source.is_opening * OPENING_S:
+            break
         time.sleep(POLL_S)
     return source.inlet is not None
+
+
+def _unopened(source: Source[AnInlet], absent: str) -> StreamError:
+    busy = f"a stream of {source.query} answers, but didn't open in time; is this machine busy?"
+    return StreamError(source.problem or (busy if source.is_opening else absent))

@@ -16,7 +16,7 @@ from clients.control import ProblemError
 from clients.demo import BUNDLES
 from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
-from server.schemas import CalibrationRequest, FiltersPatch
+from server.schemas import Calibration, CalibrationRequest, FiltersPatch
 from streaming.sessions import Session
 from streaming.settings import RESTARTED
 from tests.rig import DEADLINE_S, Process, frames_until, wait_for
@@ -29,6 +29,11 @@ def request_for(session: Session, **given: object) -> CalibrationRequest:
     name = session.session_id
     values = {"seconds": 10.0, "method": "units", "promote": "auto"} | given
     return CalibrationRequest(kinematics=f"{name}-kinematics", markers=f"{name}-markers", **values)
+
+
+def has_collected(calibration: Calibration, seconds: float) -> bool:
+    assert calibration.problem is None, calibration
+    return calibration.collected_s > seconds
 
 
 def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Server) -> None:
@@ -60,7 +65,7 @@ def test_a_killed_server_finds_the_daemon_and_the_calibration_again(
         with server.client() as client:
             daemon = client.status().daemon
             begun = client.start_calibration(request_for(unseen, seconds=20.0), "a-key")
-            wait_for("data", lambda: client.calibration(begun.id).collected_s > 5.0)
+            wait_for("data", lambda: has_collected(client.calibration(begun.id), 5.0))
         server.stop(signal.SIGKILL)
         seq = cursor.receive(timeout_s=DEADLINE_S).seq
         frames = frames_until(cursor, lambda frame: frame.seq > seq + 200)
@@ -86,7 +91,7 @@ def test_an_interrupted_calibration_can_be_discarded(
 ) -> None:
     with play(unseen), server.client() as client:
         begun = client.start_calibration(request_for(unseen, seconds=60.0))
-        wait_for("data", lambda: client.calibration(begun.id).collected_s > 1.0)
+        wait_for("data", lambda: has_collected(client.calibration(begun.id), 1.0))
         server.stop(signal.SIGKILL)
         server.start()
         folder = server.home / "calibrations" / begun.id
@@ -97,13 +102,12 @@ def test_an_interrupted_calibration_can_be_discarded(
             client.calibration(begun.id)
 
 
-@pytest.mark.long
 def test_a_running_calibration_can_be_finished_early_or_cancelled(
     server: Server, unseen: Session, play: Play
 ) -> None:
     with play(unseen), server.client() as client:
         begun = client.start_calibration(request_for(unseen, seconds=600.0, promote="manual"))
-        wait_for("data", lambda: client.calibration(begun.id).collected_s > 20.0)
+        wait_for("data", lambda: has_collected(client.calibration(begun.id), 20.0))
         with pytest.raises(ProblemError, match="wait for it, or cancel it"):
             client.start_calibration(request_for(unseen))
         client.finish_calibration(begun.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pylsl
 import pytest
 
 from decoder.errors import SessionError, StreamError
-from streaming import sessions
+from streaming import rigstreams, sessions
 from streaming.lsl import StreamQuery
 from streaming.outlets import kinematics_info, spikes_info
 from streaming.record import Recorder, RecordSettings
@@ -188,6 +189,50 @@ def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:
     saved = sessions.load(sessions.save(session, tmp_path))
     np.testing.assert_allclose(saved.trials.target_pos, session.trials.target_pos)
     relabelled(saved, "intention")
+
+
+def test_streams_that_answer_in_time_may_open_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine opening takes seconds; a calibration failed, "is the rig sending?"."""
+    monkeypatch.setattr(rigstreams, "LEAST_S", 0.0)
+    name = f"busy-{time.time_ns()}"
+    spikes = pylsl.StreamInfo(f"{name}-s", "SpikeEvents", 2, 0.0, pylsl.cf_int32, f"{name}-s")
+    kinematics = pylsl.StreamInfo(
+        f"{name}-k", "CursorVelocity", 2, 50.0, pylsl.cf_float32, f"{name}-k"
+    )
+    kinematics.set_channel_labels(["vel_x", "vel_y"])
+    outlets = [pylsl.StreamOutlet(spikes), pylsl.StreamOutlet(kinematics)]
+    streams = rigstreams.RigStreams(StreamQuery(name=f"{name}-s"), f"{name}-k", None)
+    sources = streams._spikes, streams._kinematics
+    wait_for("answers", lambda: all(source.is_opening or source.tend() for source in sources))
+    streams.wait(0.0)
+    streams.close()
+    assert streams.names["kinematics"] == f"{name}-k"
+    del outlets
+
+
+def test_markers_that_answer_late_are_waited_for(tmp_path: Path) -> None:
+    """On a busy machine they did after the others, and a recording lost its first trial."""
+    name = f"late-{time.time_ns()}"
+    spikes = pylsl.StreamInfo(f"{name}-s", "SpikeEvents", 2, 0.0, pylsl.cf_int32, f"{name}-s")
+    kinematics = pylsl.StreamInfo(
+        f"{name}-k", "CursorVelocity", 2, 50.0, pylsl.cf_float32, f"{name}-k"
+    )
+    kinematics.set_channel_labels(["vel_x", "vel_y"])
+    outlets = [pylsl.StreamOutlet(spikes), pylsl.StreamOutlet(kinematics)]
+    settings = RecordSettings(
+        spikes=StreamQuery(name=f"{name}-s"), kinematics=f"{name}-k", markers=f"{name}-m"
+    )
+    markers = pylsl.StreamInfo(f"{name}-m", "Markers", 1, 0.0, pylsl.cf_string, f"{name}-m")
+    late = threading.Timer(2.5, lambda: outlets.append(pylsl.StreamOutlet(markers)))
+    late.start()
+    recorder = Recorder(tmp_path, "today", settings)
+    recorder.start()
+    with recorder:
+        late.join()
+        outlets[2].push_sample(["trial_start 0"], pylsl.local_clock())
+        wait_for("the marker", lambda: recorder.poll() or recorder.n_markers == 1)
 
 
 def test_velocity_alone_is_enough(tmp_path: Path) -> None:
