@@ -45,7 +45,7 @@ class Connector(Generic[AnInlet]):
 
     def __init__(self, query: Query, open_inlet: Open[AnInlet]) -> None:
         self.problem: str | None = None
-        self.is_opening = False  # one answers; on a busy machine it takes seconds to open
+        self.is_opening = False  # one answers, and `tend` doesn't have it yet
         self._query = query
         self._open = open_inlet
         self._order = object()  # another one for each thing to look for
@@ -146,6 +146,7 @@ class Connector(Generic[AnInlet]):
         problem, found = self._tried(order, silent)
         if problem is not None:
             self.problem = problem
+            self.is_opening = False
             self._stop.wait(self._retry_s)
             self._retry_s = min(2 * self._retry_s, RETRY_AT_MOST_S)
             return
@@ -153,6 +154,7 @@ class Connector(Generic[AnInlet]):
             self._retry_s = RETRY_S
             self.problem = None
             self._found = order, found
+        self.is_opening = False
         if found is not None or (silent is not None and silent is self._silent):
             self._looking = False
 
@@ -187,10 +189,7 @@ class Connector(Generic[AnInlet]):
                 lookout.wait(LOOK_S, self._stop)
                 if candidates():
                     self.is_opening = True
-                    try:
-                        return choose(self._query, self._open, candidates, self._stop)
-                    finally:
-                        self.is_opening = False
+                    return choose(self._query, self._open, candidates, self._stop)
                 if silent is None:
                     self.problem = self._garbled(lookout)
                 self._stop.wait(POLL_S)

@@ -128,14 +128,16 @@ def _opens(source: Source[AnInlet], deadline: float) -> bool:
     One that answers by then has `OPENING_S` more.
     """
     hopeful_until = time.monotonic() + HOPELESS_S
-    while source.tend() is None:
+    while True:
+        is_opening = source.is_opening  # until `tend` has it: so it is asked first
+        if source.tend() is not None:
+            return True
         now = time.monotonic()
         if source.problem is None:
             hopeful_until = now + HOPELESS_S
-        if now > hopeful_until or now > deadline + source.is_opening * OPENING_S:
-            break
+        if now > hopeful_until or now > deadline + is_opening * OPENING_S:
+            return False
         time.sleep(POLL_S)
-    return source.inlet is not None
 
 
 def _unopened(source: Source[AnInlet], absent: str) -> StreamError:

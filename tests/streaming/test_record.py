@@ -191,18 +191,22 @@ def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:
     relabelled(saved, "intention")
 
 
+def spikes_and_velocity(name: str) -> list[pylsl.StreamOutlet]:
+    spikes = pylsl.StreamInfo(f"{name}-s", "SpikeEvents", 2, 0.0, pylsl.cf_int32, f"{name}-s")
+    kinematics = pylsl.StreamInfo(
+        f"{name}-k", "CursorVelocity", 2, 50.0, pylsl.cf_float32, f"{name}-k"
+    )
+    kinematics.set_channel_labels(["vel_x", "vel_y"])
+    return [pylsl.StreamOutlet(spikes), pylsl.StreamOutlet(kinematics)]
+
+
 def test_streams_that_answer_in_time_may_open_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine opening takes seconds; a calibration failed, "is the rig sending?"."""
     monkeypatch.setattr(rigstreams, "LEAST_S", 0.0)
     name = f"busy-{time.time_ns()}"
-    spikes = pylsl.StreamInfo(f"{name}-s", "SpikeEvents", 2, 0.0, pylsl.cf_int32, f"{name}-s")
-    kinematics = pylsl.StreamInfo(
-        f"{name}-k", "CursorVelocity", 2, 50.0, pylsl.cf_float32, f"{name}-k"
-    )
-    kinematics.set_channel_labels(["vel_x", "vel_y"])
-    outlets = [pylsl.StreamOutlet(spikes), pylsl.StreamOutlet(kinematics)]
+    outlets = spikes_and_velocity(name)
     streams = rigstreams.RigStreams(StreamQuery(name=f"{name}-s"), f"{name}-k", None)
     sources = streams._spikes, streams._kinematics
     wait_for("answers", lambda: all(source.is_opening or source.tend() for source in sources))
@@ -215,12 +219,7 @@ def test_streams_that_answer_in_time_may_open_later(
 def test_markers_that_answer_late_are_waited_for(tmp_path: Path) -> None:
     """On a busy machine they did after the others, and a recording lost its first trial."""
     name = f"late-{time.time_ns()}"
-    spikes = pylsl.StreamInfo(f"{name}-s", "SpikeEvents", 2, 0.0, pylsl.cf_int32, f"{name}-s")
-    kinematics = pylsl.StreamInfo(
-        f"{name}-k", "CursorVelocity", 2, 50.0, pylsl.cf_float32, f"{name}-k"
-    )
-    kinematics.set_channel_labels(["vel_x", "vel_y"])
-    outlets = [pylsl.StreamOutlet(spikes), pylsl.StreamOutlet(kinematics)]
+    outlets = spikes_and_velocity(name)
     settings = RecordSettings(
         spikes=StreamQuery(name=f"{name}-s"), kinematics=f"{name}-k", markers=f"{name}-m"
     )
