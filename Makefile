@@ -26,7 +26,7 @@ test-slow: $(READY)
 	parallel=$$?; $(BIN)/python -m pytest -m 'slow and timing' && exit $$parallel
 
 test-gpu: $(READY)
-	$(BIN)/python -m training.bench_gpu --json gpu.json
+	$(BIN)/python -m training.studies.bench_gpu --json gpu.json
 
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s

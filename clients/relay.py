@@ -19,7 +19,7 @@ from clients.subscriber import CursorSubscriber
 from decoder.errors import SettingsError
 from streaming.clock import Metronome
 from streaming.signals import stop_on_signal
-from streaming.wire import DEFAULT_ADDRESS
+from streaming.wire.messages import DEFAULT_ADDRESS
 
 TYPE = "CursorVelocity"  # not `Kinematics`: nobody should calibrate a decoder on itself
 LABELS = ("vel_x", "vel_y")

@@ -25,8 +25,8 @@ import zmq
 import zmq.asyncio
 from pylsl import local_clock
 
-from streaming import wire
-from streaming.sockets import Socket, limited
+from streaming.wire import messages as wire
+from streaming.wire.sockets import Socket, limited
 
 _CURSOR = wire.TOPICS["cursor"].prefix
 

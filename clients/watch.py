@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
-from streaming import wire
+from streaming.wire import messages as wire
 
 REFRESH_S = 0.05
 SILENT_S = 0.5

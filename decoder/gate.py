@@ -10,7 +10,8 @@ confidence interval over blocks (a ratio estimate with Student's t; Cochran, Sam
     reject      worse, with the whole interval below zero, or no better than chance
     undecided   so many seconds can't tell
 
-It does not know where the seconds come from (`training.crossval`, `server.shadow`).
+It does not know where the seconds come from (`training.calibration.crossval`,
+`server.calibration.shadow`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from decoder import errors
 from server.schemas import Problem
-from streaming.control import NoAnswerError
+from streaming.wire.control import NoAnswerError
 
 log = logging.getLogger("volition.server")
 

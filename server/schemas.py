@@ -13,8 +13,8 @@ import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from decoder.filters import LIMITS, Filters
-from streaming import wire
-from streaming.lsl import StreamKind
+from streaming.inlets.spikes import StreamKind
+from streaming.wire import messages as wire
 
 Method = Literal["auto", "units", "units+head", "full", "scratch", "kalman", "ridge"]
 Labels = Literal["kinematics", "intention", "retrospective"]
@@ -170,7 +170,9 @@ def _model_of(struct: type[msgspec.Struct], doc: str) -> type[BaseModel]:
     return create_model(struct.__name__, __base__=Answer, __doc__=doc, **fields)
 
 
-DaemonStatus = _model_of(wire.Status, "What the daemon says of itself (streaming/wire.py).")
+DaemonStatus = _model_of(
+    wire.Status, "What the daemon says of itself (streaming/wire/messages.py)."
+)
 
 
 class ServerStatus(Answer):

@@ -3,7 +3,7 @@
 home = "/var/lib/volition"
 port = 8000
 
-[daemon]            # streaming.settings.DaemonSettings
+[daemon]            # streaming.daemon.settings.DaemonSettings
 tick_ms = 5
 stream_name = "rig-spikes"
 """
@@ -26,8 +26,8 @@ from pydantic_settings import (
 )
 
 from decoder.errors import SettingsError
-from streaming.control import check_reach
-from streaming.settings import DaemonSettings
+from streaming.daemon.settings import DaemonSettings
+from streaming.wire.control import check_reach
 
 DEFAULT_CONTROL = "tcp://127.0.0.1:5557"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

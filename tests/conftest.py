@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from decoder.bundle import Bundle, open_bundle
-from streaming import sessions
-from streaming.sessions import Session
+from decoder.bundles.bundle import Bundle, open_bundle
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session
 from tests import isolation
-from training import runs
-from training.export import export_model
-from training.families import Config, Model, build
-from training.model import ModelConfig
-from training.possm import PossmConfig
-from training.simulate import simulate
-from training.windows import OutputScale, unit_words
+from training.data.simulate import simulate
+from training.data.windows import OutputScale, unit_words
+from training.exports.export import export_model
+from training.models.families import Config, Model, build
+from training.models.possm import PossmConfig
+from training.models.poyo import ModelConfig
+from training.pretraining import runs
 
 isolation.own_lsl_session()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in the background: children would, too

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from streaming.lsl import StreamKind
+    from streaming.inlets.spikes import StreamKind
 
 ROLES = ("spikes", "kinematics", "markers")
 
@@ -117,7 +117,7 @@ def send(name: str, kind: str, unit_ids: list[str]) -> None:
     """
     import pylsl
 
-    from streaming.outlets import kinematics_info, markers_info, spikes_info
+    from streaming.recording.outlets import kinematics_info, markers_info, spikes_info
 
     source = f"{name}-rig"  # the same after a restart
     spiking = f"{name}-spikes", f"{source}-s"
@@ -145,8 +145,8 @@ def send(name: str, kind: str, unit_ids: list[str]) -> None:
 
 def receive(name: str, kind: StreamKind) -> None:
     """Read all three as a recorder does, and say every tenth of a second what came since."""
-    from streaming.lsl import StreamQuery
-    from streaming.rigstreams import RigStreams
+    from streaming.inlets.spikes import StreamQuery
+    from streaming.recording.rigstreams import RigStreams
 
     query = StreamQuery(kind=kind, name=f"{name}-spikes")
     streams = RigStreams(query, f"{name}-kinematics", f"{name}-markers")

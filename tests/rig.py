@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
-from clients.demo import free_port
+from clients.cli.demo import free_port
 from clients.subscriber import CursorSubscriber
-from streaming import wire
+from streaming.wire import messages as wire
 
 T = TypeVar("T")
 DEADLINE_S = 90.0  # waiting costs nothing when all is well; a busy machine needs it

@@ -17,23 +17,19 @@ ALLOWED = {
     "streaming": {"decoder"},
     "training": {
         "decoder",
-        "streaming.jumps",
         "streaming.columns",
         "streaming.lengths",
-        "streaming.lines",
-        "streaming.plausible",
-        "streaming.recording",
+        "streaming.recording.raw",
         "streaming.sessions",
-        "streaming.stamps",
-        "streaming.trials",
         "streaming.units",
+        "streaming.wire.lines",
     },
     "server": {"decoder", "streaming"},
     "clients": {"decoder", "streaming", "training", "server"},
 }
 # The training folder needs torch; clients may touch it only inside a function.
 LAZY = {("clients", "training")}
-NUMPY_ONLY = ("training.simulate",)  # that part of it needs none
+NUMPY_ONLY = ("training.data.simulate",)  # that part of it needs none
 
 
 def imports_of(path: Path) -> list[tuple[str, bool]]:
@@ -78,11 +74,11 @@ def test_decoder_and_streaming_never_name_torch() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "streaming.loop",
-        "streaming.replay",
+        "streaming.daemon.loop",
+        "streaming.recording.replay",
         "clients.watch",
         "clients.rig.command",
-        "clients.rig.participant",
+        "clients.participant.participant",
     ],
 )
 def test_what_serves_a_rig_loads_without_torch(module: str) -> None:
@@ -92,8 +88,9 @@ def test_what_serves_a_rig_loads_without_torch(module: str) -> None:
 
 def test_the_daemon_opens_and_decodes_a_bundle_without_torch(tiny) -> None:
     code = (
-        "import sys; from decoder.bundle import open_bundle; from decoder.runtime import *; "
+        "import sys; from decoder.bundles.bundle import open_bundle; "
+        "from decoder.runtimes.base import *; "
         f"r = open_runtime(open_bundle({str(tiny.bundle.path)!r}), epoch=0.0); r.warm_up(); "
-        "import streaming.loop; print(r.decode(1.0)); assert 'torch' not in sys.modules"
+        "import streaming.daemon.loop; print(r.decode(1.0)); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -22,15 +22,15 @@ from weakref import WeakSet
 
 import msgspec
 
-from clients.demo import BUNDLES
-from clients.recalibration import SHIPPED, Server
-from clients.rig.drift import Drift
+from clients.benches.recalibration import SHIPPED, Server
+from clients.cli.demo import BUNDLES
+from clients.participant.drift import Drift
 from clients.rig.score import BlockScore, score_trials
-from clients.rig.trial import Trial, read_trials
-from clients.rig.workspace import Block, Mode
+from clients.task.trial import Trial, read_trials
+from clients.task.workspace import Block, Mode
 from decoder.errors import SettingsError, TrainingError
-from server.children import Child
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels, Method, Promote
+from server.supervision.children import Child
 
 READY_S = 30.0
 MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile

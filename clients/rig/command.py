@@ -28,13 +28,13 @@ from rich.console import Console
 
 from clients.rig.score import BlockScore, across, score_trials
 from clients.rig.score_report import print_scores
-from clients.rig.task import TaskRun, TaskSettings
-from clients.rig.trial import Trial
-from clients.rig.window import Window
-from clients.rig.workspace import Block
+from clients.task.task import TaskRun, TaskSettings
+from clients.task.trial import Trial
+from clients.task.window import Window
+from clients.task.workspace import Block
 from decoder.errors import SettingsError, VolitionError
-from streaming.lines import Message, say, say_problem
 from streaming.signals import stop_on_signal
+from streaming.wire.lines import Message, say, say_problem
 
 HEARD_WITHIN_S = 60.0
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from clients.rig.trial import Trial
-from clients.rig.workspace import Point
-from streaming.sessions import Floats
+from clients.task.trial import Trial
+from clients.task.workspace import Point
+from streaming.sessions.format import Floats
 
 REVERSAL_M = 0.0005  # a turn back by less is jitter and no change of direction
 Z_95 = 1.959964

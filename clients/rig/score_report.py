@@ -20,7 +20,7 @@ from clients.rig.score import (
     by_block,
     score_trials,
 )
-from clients.rig.trial import Trial
+from clients.task.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ def _cell(spread: Spread | None, digits: int) -> str:
 
 def write_report(trials: Sequence[Trial], path: Path) -> None:
     """Write the page, whole or not at all. Needs matplotlib."""
-    from training.page import write_page
+    from training.evaluation.page import write_page
 
     write_page(render(trials), path)
 
@@ -107,7 +107,7 @@ def save_paths(trials: Sequence[Trial], path: Path) -> None:
     """The cursor's paths as SVG, a panel a block in closed loop. Needs matplotlib."""
     from matplotlib.figure import Figure
 
-    from training.page import svg, write_page
+    from training.evaluation.page import svg, write_page
 
     blocks = by_block([trial for trial in trials if trial.mode == "closed"])
     widest_cm = _widest_cm(blocks.values())
@@ -122,7 +122,7 @@ def save_paths(trials: Sequence[Trial], path: Path) -> None:
 
 def render(trials: Sequence[Trial]) -> str:
     """The page as text: table, learning curves, every block's paths, definitions."""
-    from training.page import PAGE
+    from training.evaluation.page import PAGE
 
     scores, blocks = score_trials(trials), by_block(trials)
     widest_cm = _widest_cm(blocks.values())
@@ -166,8 +166,8 @@ def _definitions() -> str:
 def _learning_curves(blocks: dict[tuple[str, str], list[Trial]]) -> str:
     from matplotlib.figure import Figure
 
-    from training.page import svg
-    from training.plots import COLOURS
+    from training.evaluation.page import svg
+    from training.evaluation.plots import COLOURS
 
     figure = Figure(figsize=(10, 5))
     success, time_s = figure.subplots(2, 1, sharex=True)
@@ -197,7 +197,7 @@ def _learning_curves(blocks: dict[tuple[str, str], list[Trial]]) -> str:
 def _paths(trials: Sequence[Trial], widest_cm: float) -> str:
     from matplotlib.figure import Figure
 
-    from training.page import svg
+    from training.evaluation.page import svg
 
     figure = Figure(figsize=(4.6, 4.6))
     _draw_paths(figure.subplots(), trials, widest_cm)
@@ -210,7 +210,7 @@ def _widest_cm(blocks: Iterable[Sequence[Trial]]) -> float:
 
 
 def _draw_paths(axes: Axes, trials: Sequence[Trial], widest_cm: float) -> None:
-    from training.plots import COLOURS
+    from training.evaluation.plots import COLOURS
 
     for trial in trials[-PATHS_SHOWN:]:
         x, y = 100 * np.array(trial.path).T

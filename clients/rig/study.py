@@ -25,10 +25,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from clients.participant.drift import Drift
 from clients.rig.closed_loop import Loop, LoopSettings, running_loop, side_by_side
-from clients.rig.drift import Drift
 from clients.rig.score import BlockScore, Spread, across, score_trials
-from clients.rig.trial import read_trials
+from clients.task.trial import read_trials
 from decoder.files import write_text
 from server.schemas import Labels, Method
 
@@ -196,8 +196,8 @@ def plot_delays(rows: list[Row], path: Path) -> None:
     """Bit rate over tick length and over added latency: a point a seed, a line of means."""
     from matplotlib.figure import Figure
 
-    from training.page import svg, write_page
-    from training.plots import COLOURS
+    from training.evaluation.page import svg, write_page
+    from training.evaluation.plots import COLOURS
 
     figure = Figure(figsize=(8, 3.4))
     panels = figure.subplots(1, 2, sharey=True)

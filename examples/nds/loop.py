@@ -26,13 +26,13 @@ from typing import Any, get_args
 import numpy as np
 from pylsl import local_clock
 
-from clients.demo import BUNDLES
-from clients.recalibration import SHIPPED, Server
+from clients.benches.recalibration import SHIPPED, Server
+from clients.cli.demo import BUNDLES
 from clients.subscriber import CursorSubscriber
 from decoder.errors import StreamError
 from server.schemas import CalibrationRequest, FiltersPatch, Method
-from streaming.labels import VELOCITY, KinematicsInlet, find_kinematics
-from streaming.lsl import EVENTS, RESOLVE_S, StreamQuery, find_spikes
+from streaming.inlets.kinematics import VELOCITY, KinematicsInlet, find_kinematics
+from streaming.inlets.spikes import EVENTS, RESOLVE_S, StreamQuery, find_spikes
 
 HERE = Path(__file__).parent
 UNITS = 96
@@ -183,7 +183,7 @@ def live_r2(
     address: str, behavior: KinematicsInlet, until: Callable[[], object]
 ) -> dict[str, float]:
     """R² of live frames against the behaviour stream's velocity at the same instants."""
-    from training.baselines import r2
+    from training.baselines.ridge import r2
 
     frames, times, values = [], [], []
     with (

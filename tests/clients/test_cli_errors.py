@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from clients.subscriber import CursorSubscriber
-from streaming import sessions
+from streaming.sessions import format as sessions
 from tests.clients.test_cli import volition
 from tests.rig import daemon, frames_until
 from tests.streaming.test_live import is_decoding, stream_of
-from training.simulate import simulate
+from training.data.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
 one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)  # any decoder will do

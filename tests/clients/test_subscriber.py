@@ -13,8 +13,8 @@ import zmq
 
 from clients.subscriber import AsyncCursorSubscriber, CursorSubscriber, _ShortestWay
 from decoder.errors import StreamError
-from streaming import wire
-from streaming.publish import Publisher
+from streaming.wire import messages as wire
+from streaming.wire.publish import Publisher
 from tests.rig import DEADLINE_S, wait_for
 
 

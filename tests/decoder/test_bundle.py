@@ -16,10 +16,10 @@ import pytest
 from onnx import TensorProto
 from safetensors.numpy import load_file, save_file
 
-from decoder.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, open_bundle, write
+from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, open_bundle, write
+from decoder.bundles.manifest import checksum
 from decoder.errors import BundleError, TrainingError
-from decoder.manifest import checksum
-from training.runs import load_model
+from training.pretraining.runs import load_model
 
 
 @pytest.fixture

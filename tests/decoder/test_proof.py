@@ -16,11 +16,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from decoder.bundle import GRAPH, MANIFEST, TABLES, Bundle, open_bundle
+from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, Bundle, open_bundle
+from decoder.bundles.manifest import checksum
 from decoder.errors import BundleError
-from decoder.manifest import checksum
-from decoder.proof import Spikes, prove, prove_apart
-from decoder.runtime import RuntimeSettings, open_runtime
+from decoder.runtimes.base import RuntimeSettings, open_runtime
+from decoder.runtimes.proof import Spikes, prove, prove_apart
 from tests.rig import wait_for
 
 
@@ -125,7 +125,8 @@ def test_a_graph_that_is_no_decoder_is_refused_here_and_apart(
 def test_a_proof_ends_when_the_daemon_that_asked_for_it_is_killed(copy: Path) -> None:
     bundle = with_graph(copy, endless)
     code = (
-        "import sys; from decoder.bundle import open_bundle; from decoder.proof import *\n"
+        "import sys\nfrom decoder.bundles.bundle import open_bundle\n"
+        "from decoder.runtimes.proof import *\n"
         "prove_apart(open_bundle(sys.argv[1]), RuntimeSettings())"
     )
     asks = subprocess.Popen([sys.executable, "-c", code, str(bundle.path)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decoder.ring import COMPACT_FLOOR, TokenRing
+from decoder.memory.ring import COMPACT_FLOOR, TokenRing
 
 
 def rows_of(times: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 
 from decoder.errors import BundleError, ProviderError
-from decoder.runtime import CPU, RuntimeSettings, open_runtime
-from training.reference import random_bundle, reference_inputs, reference_output
+from decoder.runtimes.base import CPU, RuntimeSettings, open_runtime
+from training.evaluation.reference import random_bundle, reference_inputs, reference_output
 
 OUTPUT_SCALE = 1.0  # of random_bundle
 TOLERANCE = 1e-5 * OUTPUT_SCALE

@@ -22,10 +22,10 @@ import pytest
 import typer
 import yaml
 
-from clients.cli import app
-from clients.demo import free_port
+from clients.cli.demo import free_port
+from clients.cli.verbs import app
 from server.settings import ServerSettings
-from streaming.settings import RESTARTED, DaemonSettings
+from streaming.daemon.settings import RESTARTED, DaemonSettings
 from tests.rig import DEADLINE_S, daemon, wait_for
 
 ROOT = Path(__file__).parents[2]

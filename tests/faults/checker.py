@@ -16,7 +16,7 @@ import zmq
 from pylsl import local_clock
 
 from decoder.errors import StreamError
-from streaming import wire
+from streaming.wire import messages as wire
 from tests.faults.sender import SENT
 
 STALE_S = 0.25

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from clients.demo import BUNDLES
-from decoder import bundle
-from decoder.families import RidgeSizes, RidgeTables
-from training.linear import ridge_graph
+from clients.cli.demo import BUNDLES
+from decoder.bundles import bundle
+from decoder.bundles.families import RidgeSizes, RidgeTables
+from training.baselines.linear import ridge_graph
 
 TRIGGER_HZ = 2000.0  # of the trigger unit; half a second of it is 1 m/s
 LAGS, BIN_S = 10, 0.05

@@ -11,9 +11,9 @@ import msgspec
 import zmq
 from pylsl import local_clock
 
-from clients.demo import free_port
+from clients.cli.demo import free_port
 from decoder.errors import VolitionError
-from streaming import wire
+from streaming.wire import messages as wire
 from tests.faults import decoders
 from tests.faults.checker import PREFIX, Checker
 from tests.faults.fault import Fault, Seconds

@@ -9,8 +9,8 @@ import numpy as np
 from pylsl import local_clock
 
 from decoder.errors import VolitionError
-from streaming.recording import SPIKES_FILE, read_recording
-from streaming.sessions import Session
+from streaming.recording.raw import SPIKES_FILE, read_recording
+from streaming.sessions.format import Session
 from tests.faults.fault import Fault, Seconds
 from tests.faults.network import Link, no_root, small_disk
 from tests.faults.rig import Rig
@@ -108,7 +108,7 @@ def sender_killed(rig: RecorderRig) -> Seconds:
 
 def _recorded(path: Path) -> Session:
     """From the folder, or the session that was made of it."""
-    from streaming import sessions
+    from streaming.sessions import format as sessions
 
     made = path.with_suffix(".h5")
     return sessions.load(made) if made.exists() else read_recording(path)

@@ -19,14 +19,15 @@ from typing import Self, TypeVar
 import numpy as np
 from pylsl import local_clock
 
+from clients.benches.recalibration import Server
+from clients.cli.demo import BUNDLES, free_port
 from clients.control import ControlClient
-from clients.demo import BUNDLES, free_port
-from clients.recalibration import Server
 from clients.subscriber import StatusSubscriber
-from decoder.bundle import open_bundle
+from decoder.bundles.bundle import open_bundle
 from decoder.errors import VolitionError
 from server.schemas import FiltersPatch
-from streaming import control, wire
+from streaming.wire import control
+from streaming.wire import messages as wire
 from tests.faults.checker import Checker, broken_rules, longest_silence, undeliverable
 from tests.faults.fault import Seconds
 from tests.faults.network import Link

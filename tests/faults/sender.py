@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pylsl
 
-from decoder.bundle import open_bundle
-from streaming.outlets import kinematics_info, spikes_info
+from decoder.bundles.bundle import open_bundle
+from streaming.recording.outlets import kinematics_info, spikes_info
 
 CHUNK_S = 0.005
 BIN_S = 0.01

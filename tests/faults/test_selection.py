@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from streaming import wire
+from streaming.wire import messages as wire
 from tests.faults import campaign
 from tests.faults.checker import broken_rules, undeliverable
 from tests.faults.fault import Try

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from decoder.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, open_bundle
-from decoder.manifest import checksum
+from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, open_bundle
+from decoder.bundles.manifest import checksum
 from tests.fuzz.mutate import Rng, mutate_bytes, mutate_json
 
 SHIPPED = Path(__file__).parents[2] / "clients" / "demo_data"
@@ -26,8 +26,8 @@ SHIPPED = Path(__file__).parents[2] / "clients" / "demo_data"
 
 def prepare(folder: Path) -> None:
     """The shipped bundles, and both linear decoders fitted to a simulated session."""
-    from training.linear import fit_linear
-    from training.simulate import simulate
+    from training.baselines.linear import fit_linear
+    from training.data.simulate import simulate
 
     for path in SHIPPED.glob("*.bundle"):
         shutil.copytree(path, folder / path.name)
@@ -38,8 +38,8 @@ def prepare(folder: Path) -> None:
 
 def case(folder: Path, rng: Rng, scratch: Path) -> None:
     """Damage a copy of one bundle in one way, open it, decode with it."""
-    from decoder.proof import prove
-    from decoder.runtime import open_runtime
+    from decoder.runtimes.base import open_runtime
+    from decoder.runtimes.proof import prove
 
     originals = sorted(folder.glob("*.bundle"))
     bundle = scratch / "damaged.bundle"

@@ -15,10 +15,10 @@ import msgspec
 import numpy as np
 import zmq
 
-from clients.demo import free_port
+from clients.cli.demo import free_port
 from clients.subscriber import CursorSubscriber
 from decoder.filters import Filters
-from streaming import control
+from streaming.wire import control
 from tests.fuzz.harness import LONGEST_LINE, MEMORY_BYTES, Failure, Report
 from tests.fuzz.messages import message
 from tests.rig import Process, daemon, frames_until

@@ -14,11 +14,11 @@ import numpy as np
 import zmq
 from pylsl import local_clock
 
-from clients.demo import free_port
+from clients.cli.demo import free_port
 from clients.subscriber import CursorSubscriber, StatusSubscriber
 from decoder.errors import VolitionError
 from decoder.filters import Filters
-from streaming import wire
+from streaming.wire import messages as wire
 from tests.fuzz.control import peak_mb
 from tests.fuzz.harness import LONGEST_LINE, MEMORY_BYTES, Failure, Report
 from tests.fuzz.messages import message

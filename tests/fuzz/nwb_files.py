@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from streaming import sessions
+from streaming.sessions import format as sessions
 from tests.fuzz import hdf5
 from tests.fuzz.mutate import Rng, mutate_bytes
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from streaming import recording, sessions
+from streaming.recording import raw as recording
+from streaming.sessions import format as sessions
 from tests.fuzz.mutate import Rng, mutate_bytes, mutate_json
 
 FILES = (recording.SPIKES_FILE, recording.KINEMATICS_FILE, recording.MARKERS_FILE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from streaming import sessions
+from streaming.sessions import format as sessions
 from tests.fuzz import hdf5
 from tests.fuzz.mutate import Rng
 
@@ -15,7 +15,7 @@ def prepare(folder: Path) -> None:
     import h5py
     from torch_brain.data import RegularTimeSeries
 
-    from training.simulate import simulate
+    from training.data.simulate import simulate
 
     path = sessions.save(simulate(n_units=6, minutes=0.5, subject=1, seed=5), folder)
     other = Path(shutil.copy(path, folder / "other.h5"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streaming import sessions
+from streaming.sessions import format as sessions
 from tests import xdf_writer
 from tests.fuzz.mutate import Rng, mutate_bytes
 
@@ -33,8 +33,8 @@ def prepare(folder: Path) -> None:
 
 
 def _streams() -> list[xdf_writer.Stream]:
-    from streaming import replay
-    from training.simulate import simulate
+    from streaming.recording import replay
+    from training.data.simulate import simulate
 
     session = simulate(n_units=4, minutes=0.5, subject=1, seed=5)
     events = np.stack([session.spike_units, np.zeros_like(session.spike_units)], axis=1)

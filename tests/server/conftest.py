@@ -11,12 +11,12 @@ from pathlib import Path
 import pylsl
 import pytest
 
-from clients.demo import BUNDLES
-from clients.recalibration import UNSEEN, Server
-from streaming import sessions
-from streaming.sessions import Session
+from clients.benches.recalibration import UNSEEN, Server
+from clients.cli.demo import BUNDLES
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session
 from tests.rig import DEADLINE_S, Process, running
-from training.simulate import simulate
+from training.data.simulate import simulate
 
 POSSM = BUNDLES / "possm.bundle"
 Play = Callable[[Session], AbstractContextManager[Process]]

@@ -32,19 +32,20 @@ from typing import Any, BinaryIO
 import msgspec
 
 from decoder.errors import VolitionError
-from server.calibration import Calibrations
-from server.children import Child
-from server.daemon import Supervisor, known_bundle
-from server.journal import Journal
-from server.process import Adopted, Process
-from server.registry import Registry
+from server.calibration.calibrations import Calibrations
 from server.schemas import CalibrationRequest
 from server.settings import ServerSettings
-from server.timing import Timing
-from streaming import control, wire
-from streaming.control import ControlSocket
-from streaming.lsl import StreamQuery
-from streaming.settings import DaemonSettings
+from server.store.journal import Journal
+from server.store.registry import Registry
+from server.supervision.children import Child
+from server.supervision.daemon import Supervisor, known_bundle
+from server.supervision.process import Adopted, Process
+from server.supervision.timing import Timing
+from streaming.daemon.settings import DaemonSettings
+from streaming.inlets.spikes import StreamQuery
+from streaming.wire import control
+from streaming.wire import messages as wire
+from streaming.wire.control import ControlSocket
 
 PR_SET_PDEATHSIG = 1
 PATIENCE = float(os.environ.get("VOLITION_TEST_PATIENCE", "1"))  # more if others need the machine
@@ -106,7 +107,7 @@ def decoder_of(bundle: Path) -> str:
 
 
 class ScriptedDaemon:
-    """Answers commands as `streaming.loop.Daemon` does."""
+    """Answers commands as `streaming.daemon.loop.Daemon` does."""
 
     def __init__(self, bundle: Path, settings: DaemonSettings, folder: Path) -> None:
         assert settings.control is not None

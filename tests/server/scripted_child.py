@@ -22,7 +22,7 @@ def main(module: str, folder: Path) -> None:
     while (folder / f"{module} hangs").exists():
         time.sleep(0.01)
     order = json.loads(sys.stdin.readline())
-    if module == "server.collect":
+    if module == "server.calibration.collect":
         say(collected=5.0, spikes=1000)
         session = Path(order["folder"]) / "session.h5"
         session.write_bytes(b"")
@@ -35,7 +35,7 @@ def main(module: str, folder: Path) -> None:
         "candidate": [0.1 * value for value in varied],
         "active": [0.6 * value for value in varied],
     }
-    if module == "server.shadow":
+    if module == "server.calibration.shadow":
         say(done=evidence)
         return
     if (folder / "alike").exists():

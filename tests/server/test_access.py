@@ -17,13 +17,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from clients.demo import free_port
-from clients.recalibration import Server
+from clients.benches.recalibration import Server
+from clients.cli.demo import free_port
 from decoder.errors import BundleError
-from server.logs import open_log, shorten
-from server.registry import FILES, Registry
 from server.settings import ServerSettings
-from streaming.settings import DaemonSettings
+from server.store.registry import FILES, Registry
+from server.supervision.logs import open_log, shorten
+from streaming.daemon.settings import DaemonSettings
 from tests.rig import running, wait_for
 from tests.server.conftest import POSSM
 
@@ -143,7 +143,9 @@ def _command(pid: int) -> bytes:
 
 
 def _children(server: Server) -> list[int]:
-    path = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    path = Path(
+        f"/proc/{server.supervision.process.pid}/task/{server.supervision.process.pid}/children"
+    )
     tasks = path.parent.parent.glob("*/children")
     return [int(pid) for task in tasks for pid in task.read_text().split()]
 
@@ -276,14 +278,14 @@ def test_half_open_connections_keep_neither_keeper_nor_operator_from_their_work(
         )
         with server.client() as another:
             assert another.pause("fire").daemon.paused == "fire"
-        descriptors = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        descriptors = len(list(Path(f"/proc/{server.supervision.process.pid}/fd").iterdir()))
         assert descriptors < 700
     server.stop()
     assert (server.home / "server.log").stat().st_size < 1_000_000
 
 
 def test_a_request_that_never_ends_is_given_up(server: Server) -> None:
-    from server.connections import REQUEST_S
+    from server.api.connections import REQUEST_S
 
     began = time.monotonic()
     ours = (f"Authorization: Bearer {TOKEN}", "Content-Type: application/json")

@@ -17,12 +17,12 @@ import httpx
 import numpy as np
 import pytest
 
-from clients.recalibration import Server
+from clients.benches.recalibration import Server
 from decoder.errors import SettingsError
-from server.access import OPEN_TO_ALL
+from server.api.access import OPEN_TO_ALL
 from server.schemas import CalibrationRequest, Input
 from server.settings import ServerSettings
-from streaming.sessions import Session
+from streaming.sessions.format import Session
 from tests.server.conftest import POSSM, Play
 from tests.server.test_survival import request_for
 
@@ -131,7 +131,7 @@ def test_a_settings_file_sets_server_and_daemon(
 
 
 def test_a_second_server_of_one_home_is_refused(idle: Server) -> None:
-    from server.app import only_server
+    from server.api.app import only_server
 
     same = ServerSettings(home=idle.home)
     with pytest.raises(SettingsError, match="choose another home"), only_server(same):
@@ -209,7 +209,7 @@ def test_a_full_disk_ends_a_calibration_with_what_to_do(
     }  # fmt: skip
     (tmp_path / "data").mkdir()
     with play(unseen), subprocess.Popen(
-        [sys.executable, "-m", "server.collect"],
+        [sys.executable, "-m", "server.calibration.collect"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
     ) as collector:  # fmt: skip

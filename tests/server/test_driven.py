@@ -12,18 +12,18 @@ import numpy as np
 import pylsl
 import pytest
 
-from clients.recalibration import Server
+from clients.benches.recalibration import Server
 from clients.subscriber import CursorSubscriber
-from decoder.bundle import open_bundle
-from server.driven import Driving, before_filters, read_driving
+from decoder.bundles.bundle import open_bundle
+from server.calibration.driven import Driving, before_filters, read_driving
 from server.schemas import CalibrationRequest, FiltersPatch
-from streaming import sessions
-from streaming.sessions import Session
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session
 from tests.rig import frames_until
 from tests.server.conftest import Play
 from tests.streaming.test_live import is_decoding
-from training.offline import decode_split
-from training.simulate import simulate
+from training.data.simulate import simulate
+from training.evaluation.offline import decode_split
 
 GAIN = 0.4
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients.recalibration import UNSEEN, Flow, recalibrate
+from clients.benches.recalibration import UNSEEN, Flow, recalibrate
 from server.schemas import CalibrationRequest
-from streaming.sessions import Session
+from streaming.sessions.format import Session
 from tests.rig import learning_s
 from tests.server.conftest import POSSM
-from training import runs
-from training.adapt import AdaptSettings, calibrate, first_seconds
-from training.baselines import Ridge, r2
-from training.offline import decode_split
-from training.reweigh import write_adapted
-from training.simulate import simulate
+from training.baselines.ridge import Ridge, r2
+from training.calibration.adapt import AdaptSettings, calibrate, first_seconds
+from training.data.simulate import simulate
+from training.evaluation.offline import decode_split
+from training.exports.reweigh import write_adapted
+from training.pretraining import runs
 
 SECONDS, BEFORE_S, AFTER_S = 40.0, 5.0, 20.0
 
@@ -84,7 +84,7 @@ def parted(session: Session, train: np.ndarray, scored: np.ndarray) -> Session:
 
 def adapted(folder: Path, session: Session, method: str) -> float:
     """R² on the test domain of the shipped model, adapted to the training domain."""
-    from decoder.bundle import open_bundle
+    from decoder.bundles.bundle import open_bundle
 
     model, record = runs.load_model(POSSM)
     whole = replace(session, train_domain=np.array([

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from decoder.errors import SettingsError
-from server.calibration import Calibrations
-from server.daemon import Supervisor
-from server.journal import Journal, JournalError
-from server.registry import Registry
+from server.calibration.calibrations import Calibrations
 from server.schemas import Calibration, CalibrationRequest
 from server.settings import ServerSettings
-from server.wanted import Wanted
-from streaming.settings import DaemonSettings
+from server.store.journal import Journal, JournalError
+from server.store.registry import Registry
+from server.store.wanted import Wanted
+from server.supervision.daemon import Supervisor
+from streaming.daemon.settings import DaemonSettings
 
 
 def test_a_journal_is_read_again_as_it_was_written(tmp_path: Path) -> None:

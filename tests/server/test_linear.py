@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from clients.benches.recalibration import Server
 from clients.control import ProblemError
-from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
-from decoder.bundle import open_bundle
+from decoder.bundles.bundle import open_bundle
 from server.schemas import Calibration
-from streaming.sessions import Session
+from streaming.sessions.format import Session
 from tests.rig import frames_until
 from tests.server.conftest import POSSM, Play
 from tests.server.test_survival import request_for

@@ -33,13 +33,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from clients.demo import BUNDLES, free_port
-from decoder import bundle
-from decoder.bundle import open_bundle
-from decoder.families import RidgeSizes, RidgeTables
-from streaming.control import ControlClient, GetStatus, NoAnswerError
+from clients.cli.demo import BUNDLES, free_port
+from decoder.bundles import bundle
+from decoder.bundles.bundle import open_bundle
+from decoder.bundles.families import RidgeSizes, RidgeTables
+from streaming.wire.control import ControlClient, GetStatus, NoAnswerError
 from tests.server.scripted import PATIENCE, Script, fork, forking
-from training.linear import ridge_graph
+from training.baselines.linear import ridge_graph
 
 STEPS_PER_RUN = 50
 EACH_TIME = 500  # steps between two lines of progress

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from server.children import Child, ChildEndedError
-from streaming.control import GetStatus
+from server.supervision.children import Child, ChildEndedError
+from streaming.wire.control import GetStatus
 from tests.rig import wait_for
 from tests.server.scripted import QUICK
 from tests.server.test_model import RefusedError, Rig, World, a_world
@@ -276,10 +276,13 @@ def test_a_server_that_dies_in_a_promotion_knows_afterwards_what_became_of_it(ri
         assert does(rig, decoder="a")()
 
 
-@pytest.mark.parametrize("module", ["training.worker", "server.collect", "server.shadow"])
+@pytest.mark.parametrize(
+    "module",
+    ["training.calibration.worker", "server.calibration.collect", "server.calibration.shadow"],
+)
 def test_a_process_that_hangs_is_ended_and_its_calibration_with_it(rig: Rig, module: str) -> None:
     rig.ask("input", name="left")  # a shadow needs a stream
-    with_shadow = {"shadow": True, "shadow_s": 5.0} if module == "server.shadow" else {}
+    with_shadow = {"shadow": True, "shadow_s": 5.0} if module == "server.calibration.shadow" else {}
     hangs = rig.folder / f"{module} hangs"
     hangs.touch()
     identity = rig.ask("calibrate", allowed_s=0.5, **with_shadow)

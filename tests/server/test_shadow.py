@@ -15,13 +15,13 @@ import pylsl
 import pytest
 
 from decoder.gate import Evidence
-from server.children import Child
-from server.shadow import LOOKS
-from streaming.lines import Message
-from streaming.outlets import kinematics_info, spikes_info
-from streaming.sessions import Session
+from server.calibration.shadow import LOOKS
+from server.supervision.children import Child
+from streaming.recording.outlets import kinematics_info, spikes_info
+from streaming.sessions.format import Session
+from streaming.wire.lines import Message
 from tests.server.conftest import POSSM, Play
-from training.linear import fit_linear
+from training.baselines.linear import fit_linear
 
 SECONDS = 2.0
 POSITIONS = ("pos_x", "pos_y")
@@ -56,7 +56,7 @@ def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
     )
     good = fit_linear(known, "ridge", tmp_path / "good.bundle")
     with play(unseen):
-        shadow = Child("server.shadow", log=tmp_path / "shadow.log")
+        shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
             shadow.tell(
                 active=str(POSSM), candidate=str(good.path), seconds=SECONDS,
@@ -77,7 +77,7 @@ def test_a_shadow_of_two_that_are_alike_goes_on_for_longer_than_was_asked_for(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
     with play(unseen):
-        shadow = Child("server.shadow", log=tmp_path / "shadow.log")
+        shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
             shadow.tell(
                 active=str(POSSM), candidate=str(POSSM), seconds=SECONDS,
@@ -104,7 +104,7 @@ def test_a_silent_leftover_of_the_same_name_is_left_for_the_stream_that_sends(
         pylsl.StreamOutlet(kinematics_info(kinematics, f"{kinematics}-old", POSITIONS, 100.0)),
     ]
     with play(unseen):
-        shadow = Child("server.shadow", log=tmp_path / "shadow.log")
+        shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
             shadow.tell(
                 active=str(POSSM), candidate=str(POSSM), seconds=SECONDS, spikes=spikes,

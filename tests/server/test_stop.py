@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import httpx
 
-from clients.recalibration import Server
+from clients.benches.recalibration import Server
 from decoder.errors import VolitionError
-from streaming.sessions import Session
+from streaming.sessions.format import Session
 from tests.rig import wait_for
 from tests.server.conftest import Play
 from tests.server.test_survival import request_for

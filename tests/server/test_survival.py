@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from clients.benches.recalibration import Server
+from clients.cli.demo import BUNDLES
 from clients.control import ProblemError
-from clients.demo import BUNDLES
-from clients.recalibration import Server
 from clients.subscriber import CursorSubscriber
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch
-from streaming.sessions import Session
-from streaming.settings import RESTARTED
+from streaming.daemon.settings import RESTARTED
+from streaming.sessions.format import Session
 from tests.rig import DEADLINE_S, Process, frames_until, wait_for
 from tests.server.conftest import POSSM, Play
 from tests.streaming.test_live import assert_only_silence_interrupts, is_decoding

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decoder.possm import PossmRuntime
-from training.baselines import r2
-from training.export import export_run
-from training.offline import index_in_bundle
-from training.pretrain import PretrainSettings, pretrain
-from training.simulate import simulate
+from decoder.runtimes.possm import PossmRuntime
+from training.baselines.ridge import r2
+from training.data.simulate import simulate
+from training.evaluation.offline import index_in_bundle
+from training.exports.export import export_run
+from training.pretraining.pretrain import PretrainSettings, pretrain
 
 HOURS = 4
 TRAINED_S, VALIDATED_S = 500.0, 100.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from decoder.runtime import FUTURE_S
-from streaming.admission import Admission
+from decoder.runtimes.base import FUTURE_S
+from streaming.inlets.admission import Admission
 from streaming.units import UNKNOWN
 
 NOW = 100.0

@@ -13,11 +13,11 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.connector import Connector, Source, open_stream
-from streaming.inlet import Inlet
-from streaming.labels import KinematicsInlet, MarkerInlet, Markers
-from streaming.lsl import SpikeInlet, StreamQuery
-from streaming.search import Lookout, Query
+from streaming.inlets.connector import Connector, Source, open_stream
+from streaming.inlets.inlet import Inlet
+from streaming.inlets.kinematics import KinematicsInlet, MarkerInlet, Markers
+from streaming.inlets.search import Lookout, Query
+from streaming.inlets.spikes import SpikeInlet, StreamQuery
 from tests.rig import DEADLINE_S, wait_for
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import zmq
 
-from clients.demo import free_port
+from clients.cli.demo import free_port
 from clients.subscriber import CursorSubscriber
 from decoder.filters import Filters
-from streaming import control
-from streaming.control import ControlClient
-from streaming.sockets import MAX_MESSAGE
+from streaming.wire import control
+from streaming.wire.control import ControlClient
+from streaming.wire.sockets import MAX_MESSAGE
 from tests.rig import daemon, frames_until
 
 COMMANDS = (

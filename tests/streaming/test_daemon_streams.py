@@ -15,10 +15,10 @@ import pylsl
 import pytest
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
-from decoder.bundle import open_bundle
-from decoder.runtime import CPU
-from streaming import wire
-from streaming.outlets import spikes_info
+from decoder.bundles.bundle import open_bundle
+from decoder.runtimes.base import CPU
+from streaming.recording.outlets import spikes_info
+from streaming.wire import messages as wire
 from tests.faults import decoders
 from tests.rig import daemon, frames_until, wait_for
 from tests.streaming.test_live import assert_safe, is_decoding, stream_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from streaming.jumps import ORDERED_S, SPIKES_S, Line, judge
+from streaming.sessions.jumps import ORDERED_S, SPIKES_S, Line, judge
 
 REGULAR = 100.0 + 0.01 * np.arange(3000)
 

@@ -9,7 +9,7 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.labels import COLUMNS, KinematicsInlet, find_kinematics, find_markers
+from streaming.inlets.kinematics import COLUMNS, KinematicsInlet, find_kinematics, find_markers
 from tests.rig import DEADLINE_S, wait_for
 
 

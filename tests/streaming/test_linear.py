@@ -13,13 +13,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from clients.subscriber import CursorSubscriber
-from decoder.bundle import Bundle
-from streaming import sessions, wire
+from decoder.bundles.bundle import Bundle
+from streaming.sessions import format as sessions
+from streaming.wire import messages as wire
 from tests.rig import daemon, frames_until, running
 from tests.streaming.test_live import assert_safe, drain, is_decoding, record
-from training.baselines import BIN_S, N_LAGS
-from training.linear import Kind, fit_linear
-from training.simulate import simulate
+from training.baselines.linear import Kind, fit_linear
+from training.baselines.ridge import BIN_S, N_LAGS
+from training.data.simulate import simulate
 
 N_UNITS = 40
 

@@ -18,10 +18,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
-from decoder import bundle as bundles
-from streaming import sessions, wire
+from decoder.bundles import bundle as bundles
+from streaming.sessions import format as sessions
+from streaming.wire import messages as wire
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
-from training.reference import expected_output
+from training.evaluation.reference import expected_output
 
 STALE_S = 0.25
 OFFSET_S = 0.002  # by which a clock offset may move from one tick to the next, at most

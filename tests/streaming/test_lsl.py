@@ -12,7 +12,8 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.lsl import (
+from streaming.inlets.search import Lookout
+from streaming.inlets.spikes import (
     MAX_NEW_UNITS,
     MAX_UNITS,
     Connector,
@@ -20,7 +21,6 @@ from streaming.lsl import (
     StreamQuery,
     find_spikes,
 )
-from streaming.search import Lookout
 from streaming.units import UNKNOWN, UnitMatch
 from tests.rig import DEADLINE_S, wait_for
 

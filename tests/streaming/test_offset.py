@@ -15,10 +15,10 @@ import pylsl
 import pytest
 from pylsl.lib import lib
 
-from streaming.inlet import Inlet
-from streaming.labels import KinematicsInlet, MarkerInlet
-from streaming.lsl import SpikeInlet
-from streaming.offset import ClockOffset, Estimate
+from streaming.inlets.inlet import Inlet
+from streaming.inlets.kinematics import KinematicsInlet, MarkerInlet
+from streaming.inlets.offset import ClockOffset, Estimate
+from streaming.inlets.spikes import SpikeInlet
 from tests.rig import wait_for
 
 QUICK_S = 0.0004

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clients.subscriber import CursorSubscriber
-from streaming import sessions
+from streaming.sessions import format as sessions
 from tests.rig import DEADLINE_S, daemon, frames_until, running
 from tests.streaming.test_live import is_decoding, stream_of
 from tests.streaming.test_record import record_arguments
@@ -74,9 +74,9 @@ def test_a_stream_by_its_type_alone_is_found_without_multicast(
 _LOOK = """
 import json, sys
 import pylsl
-from streaming.labels import find_kinematics, find_markers
-from streaming.lsl import StreamQuery, find_spikes
-from streaming.outlets import kinematics_info, markers_info, spikes_info
+from streaming.inlets.kinematics import find_kinematics, find_markers
+from streaming.inlets.spikes import StreamQuery, find_spikes
+from streaming.recording.outlets import kinematics_info, markers_info, spikes_info
 
 name = sys.argv[1]
 outlets = [

@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoder import bundle as bundles
-from decoder.bundle import Bundle
+from decoder.bundles import bundle as bundles
+from decoder.bundles.bundle import Bundle
 from decoder.filters import Filters
-from decoder.runtime import FUTURE_S, MAX_RATE_HZ, Runtime, open_runtime
-from streaming import wire
-from streaming.control import Arm, Pause, Resume, Rollback, SetFilters
-from streaming.loop import Daemon
-from streaming.lsl import StreamQuery
-from streaming.settings import DaemonSettings
-from streaming.states import State
+from decoder.runtimes.base import FUTURE_S, MAX_RATE_HZ, Runtime, open_runtime
+from streaming.daemon.loop import Daemon
+from streaming.daemon.settings import DaemonSettings
+from streaming.inlets.spikes import StreamQuery
+from streaming.wire import messages as wire
+from streaming.wire.control import Arm, Pause, Resume, Rollback, SetFilters
+from streaming.wire.states import State
 
 TICK_S = 0.02
 STALE_S = 0.25

@@ -14,14 +14,15 @@ import pylsl
 import pytest
 
 from decoder.errors import SessionError, StreamError
-from streaming import rigstreams, sessions
-from streaming.lsl import StreamQuery
-from streaming.outlets import kinematics_info, spikes_info
-from streaming.record import Recorder, RecordSettings
-from streaming.recording import KINEMATICS_FILE, SPIKES_FILE, read_recording
+from streaming.inlets.spikes import StreamQuery
+from streaming.recording import rigstreams
+from streaming.recording.outlets import kinematics_info, spikes_info
+from streaming.recording.raw import KINEMATICS_FILE, SPIKES_FILE, read_recording
+from streaming.recording.record import Recorder, RecordSettings
+from streaming.sessions import format as sessions
 from tests.rig import DEADLINE_S, Process, running, wait_for
 from tests.streaming.test_live import stream_of
-from training.labels import relabelled
+from training.calibration.labels import relabelled
 
 
 def record_arguments(tiny, folder: Path, *more: str) -> tuple[str, ...]:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from clients.cli import app
+from clients.cli.verbs import app
 from decoder.errors import SessionError
-from streaming import recording, sessions
-from streaming.recording import read_recording
-from streaming.sessions import duration_s
+from streaming.recording import raw as recording
+from streaming.recording.raw import read_recording
+from streaming.sessions import format as sessions
+from streaming.sessions.format import duration_s
 from training.importers import import_recording
 
 N = 3000

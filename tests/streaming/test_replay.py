@@ -12,8 +12,8 @@ import pylsl
 import pytest
 
 from decoder.errors import SessionError, SettingsError
-from streaming.outlets import MAX_CHUNK_S
-from streaming.replay import (
+from streaming.recording.outlets import MAX_CHUNK_S
+from streaming.recording.replay import (
     Mapping,
     Replay,
     ReplaySettings,
@@ -21,11 +21,11 @@ from streaming.replay import (
     markers_info,
     spikes_info,
 )
-from streaming.sessions import Session
+from streaming.sessions.format import Session
 from tests import xdf_writer
 from tests.rig import DEADLINE_S, Pace, wait_for
+from training.data.simulate import simulate
 from training.importers import import_recording
-from training.simulate import simulate
 
 
 @pytest.fixture(scope="module")

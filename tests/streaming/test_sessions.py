@@ -25,11 +25,11 @@ from torch_brain.data import (
 from torch_brain.datasets import Dataset, DatasetIndex, SpikingDatasetMixin
 
 from decoder.errors import SessionError
-from streaming import sessions
-from streaming.sessions import Session, Trials, duration_s
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session, Trials, duration_s
 from tests.rig import wait_for
-from training.simulate import simulate
-from training.windows import window_ends
+from training.data.simulate import simulate
+from training.data.windows import window_ends
 
 ROOT = Path(__file__).parents[2]
 

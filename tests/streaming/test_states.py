@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from streaming.states import State, StreamWatch
+from streaming.wire.states import State, StreamWatch
 
 TICK_S = 0.01
 

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import zmq
 
-from clients.demo import free_port
+from clients.cli.demo import free_port
 from clients.subscriber import CursorSubscriber
-from decoder import bundle as bundles
-from decoder.bundle import Bundle
+from decoder.bundles import bundle as bundles
+from decoder.bundles.bundle import Bundle
 from decoder.filters import Filters
-from decoder.runtime import open_runtime
-from streaming import control, wire
-from streaming.control import ControlClient
-from streaming.settings import RESTARTED
+from decoder.runtimes.base import open_runtime
+from streaming.daemon.settings import RESTARTED
 from streaming.units import UNKNOWN, UnitMatch
+from streaming.wire import control
+from streaming.wire import messages as wire
+from streaming.wire.control import ControlClient
 from tests.decoder.test_proof import endless, with_graph
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
 from tests.streaming.test_live import (
@@ -33,7 +34,7 @@ from tests.streaming.test_live import (
     stream_of,
 )
 from tests.streaming.test_promise import TICK_S, Rig
-from training.linear import fit_linear
+from training.baselines.linear import fit_linear
 
 
 def changed(tiny, folder: Path, *, drop: int = 0, scale: float = 1.0) -> Bundle:

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from pylsl import local_clock
 
-from clients.demo import free_port
+from clients.cli.demo import free_port
 from clients.subscriber import CursorSubscriber, StatusSubscriber
-from streaming import wire
-from streaming.publish import Publisher
-from streaming.watchdog import Watchdog
+from streaming.daemon.watchdog import Watchdog
+from streaming.wire import messages as wire
+from streaming.wire.publish import Publisher
 from tests.clients.test_subscriber import frame
 from tests.rig import daemon, frames_until, running, wait_for
 from tests.streaming.test_live import is_decoding, replay, stream_of

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from decoder import bundle as bundles
+from decoder.bundles import bundle as bundles
 from decoder.errors import TrainingError
-from decoder.runtime import open_runtime
-from streaming.sessions import Session, duration_s
-from training import runs
-from training.adapt import AdaptSettings, first_seconds, identify_units, with_session
-from training.export import export_model, refold
-from training.pretrain import PretrainSettings, pretrain
-from training.simulate import simulate
+from decoder.runtimes.base import open_runtime
+from streaming.sessions.format import Session, duration_s
+from training.calibration.adapt import AdaptSettings, first_seconds, identify_units, with_session
+from training.data.simulate import simulate
+from training.exports.export import export_model, refold
+from training.pretraining import runs
+from training.pretraining.pretrain import PretrainSettings, pretrain
 
 
 @pytest.fixture(scope="module", params=[pytest.param("rt", marks=pytest.mark.slow), "stream"])
@@ -86,7 +86,7 @@ def test_a_session_that_is_known_is_refused(pretrained, today) -> None:
 
 
 def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
-    from training.checkpoints import save_run
+    from training.pretraining.checkpoints import save_run
 
     model, record = identify_units(*pretrained, today, AdaptSettings(steps=2))
     save_run(tmp_path / "today", record, runs.weights(model))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.attention import _attend_padded, attend, padded
+from training.models.attention import _attend_padded, attend, padded
 
 HEADS, LATENTS, DIM, ROWS, ROTARY = 2, 5, 8, 11, 2
 

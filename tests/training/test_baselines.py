@@ -10,17 +10,17 @@ from sklearn.metrics import r2_score
 
 from decoder.errors import TrainingError
 from decoder.score import pooled_r2
-from streaming.sessions import Session
-from training import gru
-from training.baselines import (
+from streaming.sessions.format import Session
+from training.baselines import gru
+from training.baselines.kalman import Kalman
+from training.baselines.ridge import (
     BIN_S,
     Ridge,
     counts_before,
     evaluation_times,
     r2,
 )
-from training.kalman import Kalman
-from training.simulate import simulate
+from training.data.simulate import simulate
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from clients.demo import BUNDLES
+from clients.cli.demo import BUNDLES
 from decoder.errors import TrainingError
 from decoder.gate import Evidence, decide
-from streaming.sessions import Session, duration_s, intersect
+from streaming.sessions.format import Session, duration_s, intersect
 from tests.conftest import TinyDecoder
-from training import adapt, runs
-from training.adapt import Adapted
-from training.calibration import Plan, Ready, judged, mean_of, prepare
-from training.crossval import APART_S, N_FOLDS, Compared, folds
-from training.linear import fit_linear
-from training.plausible import doubts, lag
-from training.simulate import simulate
+from training.baselines.linear import fit_linear
+from training.calibration import adapt
+from training.calibration.adapt import Adapted
+from training.calibration.crossval import APART_S, N_FOLDS, Compared, folds
+from training.calibration.learn import Plan, Ready, judged, mean_of, prepare
+from training.calibration.plausible import doubts, lag
+from training.data.simulate import simulate
+from training.pretraining import runs
 
 SECONDS = 40.0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from training.curves import curves, plot
-from training.pretrain import PretrainSettings, pretrain
-from training.simulate import simulate
+from training.data.simulate import simulate
+from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.studies.curves import curves, plot
 
 
 def test_runs_become_curves(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from decoder.device import BucketedGraph
 from decoder.errors import ProviderError
-from decoder.runtime import _cuda_driver_present, open_runtime
-from training.device import device_tables, export_device_graph
-from training.reference import random_bundle
+from decoder.runtimes.base import _cuda_driver_present, open_runtime
+from decoder.runtimes.device import BucketedGraph
+from training.evaluation.reference import random_bundle
+from training.exports.device import device_tables, export_device_graph
 
 TOLERANCE = 1e-5  # of the output scale, which is 1
 BUCKETS = (64, 1_024)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from decoder.errors import TrainingError
-from training.evaluate import evaluate
-from training.offline import decode_split
-from training.reference import expected_output
-from training.report import render, write_report
+from training.evaluation.evaluate import evaluate
+from training.evaluation.offline import decode_split
+from training.evaluation.reference import expected_output
+from training.evaluation.report import render, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -12,11 +12,11 @@ import pytest
 
 from decoder.errors import SessionError, StreamError
 from streaming.columns import NO_UNIT
-from streaming.labels import find_kinematics
-from streaming.lsl import StreamQuery
-from streaming.outlets import spikes_info
-from streaming.record import Recorder, RecordSettings
-from streaming.sessions import Session
+from streaming.inlets.kinematics import find_kinematics
+from streaming.inlets.spikes import StreamQuery
+from streaming.recording.outlets import spikes_info
+from streaming.recording.record import Recorder, RecordSettings
+from streaming.sessions.format import Session
 from tests import xdf_writer
 from tests.rig import DEADLINE_S, wait_for
 from training.importers import import_recording

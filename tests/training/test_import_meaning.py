@@ -13,13 +13,13 @@ from pynwb import NWBFile
 from torch_brain.data import RegularTimeSeries
 from typer.testing import CliRunner
 
-from clients.cli import app
+from clients.cli.verbs import app
 from decoder.errors import ImportFailedError, SessionError, VolitionError
-from streaming import sessions
-from streaming.sessions import Session, duration_s, within
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session, duration_s, within
 from tests.training.nwb_files import END_S, POS, SPIKES, TIMES, VEL, position, velocity, write
+from training.data.simulate import simulate
 from training.importers import import_recording
-from training.simulate import simulate
 
 
 def said(session: Session, what: str) -> bool:
@@ -503,7 +503,7 @@ def test_the_date_of_a_recording_is_kept(tmp_path: Path) -> None:
 
 
 def test_printed_rates_count_only_spikes_inside(tmp_path: Path) -> None:
-    from clients.reports import session_summary
+    from clients.cli.reports import session_summary
 
     long = [np.arange(0.1, 1.8 * END_S, 0.25)] * 3
     session = import_recording(write(tmp_path / "s.nwb", position(), spikes=long))

@@ -14,11 +14,12 @@ from pynwb import NWBHDF5IO, NWBFile, TimeSeries
 from pynwb.behavior import Position, SpatialSeries
 
 from decoder.errors import ImportFailedError, SessionError
-from streaming import replay, sessions
-from streaming.sessions import Session, duration_s
+from streaming.recording import replay
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session, duration_s
 from tests import xdf_writer
+from training.data.simulate import simulate
 from training.importers import import_recording
-from training.simulate import simulate
 
 END_S = 60.0
 TIMES = np.arange(0.0, END_S, 0.02)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from decoder.errors import TrainingError
-from streaming.sessions import Session, Trials, check, duration_s, within
-from training.labels import HOLD_RADIUS_M, REACTION_S, relabelled
-from training.simulate import simulate
+from streaming.sessions.format import Session, Trials, check, duration_s, within
+from training.calibration.labels import HOLD_RADIUS_M, REACTION_S, relabelled
+from training.data.simulate import simulate
 
 
 @pytest.fixture(scope="module")

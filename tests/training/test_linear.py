@@ -9,19 +9,21 @@ import numpy as np
 import onnx
 import pytest
 
-from decoder.bundle import GRAPH, Bundle, open_bundle
+from decoder.bundles.bundle import GRAPH, Bundle, open_bundle
+from decoder.bundles.families import KalmanSizes
 from decoder.errors import TrainingError
-from decoder.families import KalmanSizes
 from decoder.gate import Evidence
-from decoder.runtime import open_runtime
-from streaming import sessions
-from streaming.sessions import Session
-from training import linear, runs, worker
-from training.baselines import Ridge
-from training.kalman import Kalman
-from training.linear import fit_linear
-from training.offline import decode_split
-from training.simulate import simulate
+from decoder.runtimes.base import open_runtime
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session
+from training.baselines import linear
+from training.baselines.kalman import Kalman
+from training.baselines.linear import fit_linear
+from training.baselines.ridge import Ridge
+from training.calibration import worker
+from training.data.simulate import simulate
+from training.evaluation.offline import decode_split
+from training.pretraining import runs
 
 KINDS: dict[linear.Kind, type[Ridge] | type[Kalman]] = {"ridge": Ridge, "kalman": Kalman}
 TOLERANCE = 1e-5  # m/s
@@ -49,7 +51,7 @@ def test_a_bundle_decodes_as_the_baseline_does_offline(session, bundle, tick_s) 
 
 @pytest.mark.parametrize("lag", [1, 3])
 def test_a_filter_of_activity_that_leads_decodes_so(session, tmp_path, monkeypatch, lag) -> None:
-    monkeypatch.setattr("training.kalman.LAGS", (lag,))
+    monkeypatch.setattr("training.baselines.kalman.LAGS", (lag,))
     bundle = fit_linear(session, "kalman", tmp_path / "led.bundle")
     assert isinstance(bundle.manifest.sizes, KalmanSizes)
     assert bundle.manifest.sizes.lead_bins == lag

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from decoder.errors import TrainingError
-from streaming.sessions import Session
+from streaming.sessions.format import Session
 from tests.conftest import TinyDecoder
-from training import adapt, runs
-from training.adapt import HEADS, AdaptSettings, calibrate
-from training.export import EMBEDDINGS
-from training.simulate import simulate
+from training.calibration import adapt
+from training.calibration.adapt import HEADS, AdaptSettings, calibrate
+from training.data.simulate import simulate
+from training.exports.export import EMBEDDINGS
+from training.pretraining import runs
 
 FEW = AdaptSettings(steps=3, batch_size=2)
 

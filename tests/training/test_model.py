@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
-from training.families import PRESETS, build, n_parameters, preset
-from training.model import (
+from training.models.families import PRESETS, build, n_parameters, preset
+from training.models.poyo import (
     forward,
     latent_phases,
     latent_queries,

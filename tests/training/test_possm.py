@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from decoder.runtime import open_runtime
-from training import families, possm
-from training.export import export_model
-from training.model import SPIKE, START
-from training.possm import PossmConfig
-from training.reference import parallel_output, random_model
+from decoder.runtimes.base import open_runtime
+from training.evaluation.reference import parallel_output, random_model
+from training.exports.export import export_model
+from training.models import families, possm
+from training.models.possm import PossmConfig
+from training.models.poyo import SPIKE, START
 
 TOLERANCE = 1e-5  # of the output scale, which is 1 here
 

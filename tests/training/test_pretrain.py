@@ -20,16 +20,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from decoder.errors import TrainingError
-from streaming import sessions
+from streaming.sessions import format as sessions
 from tests.rig import wait_for
 from tests.streaming.test_sessions import perich_file
-from training import possm, runs
-from training import pretrain as pretraining
-from training.families import preset
-from training.pretrain import PretrainSettings, pretrain, settings_of
-from training.simulate import simulate
-from training.tuning import nearest_mean, tuning
-from training.windows import OutputScale, WindowSource, unit_words
+from training.data.simulate import simulate
+from training.data.tuning import nearest_mean, tuning
+from training.data.windows import OutputScale, WindowSource, unit_words
+from training.models import possm
+from training.models.families import preset
+from training.pretraining import pretrain as pretraining
+from training.pretraining import runs
+from training.pretraining.pretrain import PretrainSettings, pretrain, settings_of
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from tests.conftest import TinyDecoder
-from training import reweigh, runs
-from training.adapt import Adapted, AdaptSettings, calibrate
-from training.export import export_model
-from training.offline import decode_split
-from training.pretrain import decode_windows, window_source
-from training.reweigh import write_adapted
-from training.simulate import simulate
+from training.calibration.adapt import Adapted, AdaptSettings, calibrate
+from training.data.simulate import simulate
+from training.evaluation.offline import decode_split
+from training.exports import reweigh
+from training.exports.export import export_model
+from training.exports.reweigh import write_adapted
+from training.pretraining import runs
+from training.pretraining.pretrain import decode_windows, window_source
 
 FEW = AdaptSettings(steps=4, batch_size=2, learning_rate=1e-2)
 

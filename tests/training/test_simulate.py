@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streaming.sessions import Session, check
-from training.baselines import ridge_score
-from training.simulate import (
+from streaming.sessions.format import Session, check
+from training.baselines.ridge import ridge_score
+from training.data.simulate import (
     REFRACTORY_S,
     STEERED_GAIN,
     STEERED_WITHIN_M,
@@ -123,5 +123,7 @@ def test_ridge_finds_it_as_hard_as_a_real_recording(subject: int, seed: int) -> 
 
 
 def test_simulating_needs_no_torch() -> None:
-    code = "import sys, training.simulate; assert 'torch' not in sys.modules, 'torch was loaded'"
+    code = (
+        "import sys, training.data.simulate; assert 'torch' not in sys.modules, 'torch was loaded'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

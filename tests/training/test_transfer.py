@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from training.pretrain import PretrainSettings, pretrain
-from training.simulate import simulate
-from training.transfer import plot, transfer
+from training.data.simulate import simulate
+from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.studies.transfer import plot, transfer
 
 
 @pytest.mark.slow
 def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     tmp_path: Path, monkeypatch
 ) -> None:
-    from training import fewshot as module
-    from training.adapt import AdaptSettings
+    from training.calibration.adapt import AdaptSettings
+    from training.studies import fewshot as module
 
     monkeypatch.setattr(
         module, "AdaptSettings", lambda seconds, steps: AdaptSettings(seconds=seconds, steps=4)
@@ -44,8 +44,8 @@ def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
 
 @pytest.mark.slow
 def test_a_few_seconds_beside_scratch_and_ridge(tmp_path: Path, monkeypatch) -> None:
-    from training import fewshot as module
-    from training.adapt import AdaptSettings
+    from training.calibration.adapt import AdaptSettings
+    from training.studies import fewshot as module
 
     monkeypatch.setattr(
         module, "AdaptSettings", lambda seconds, steps: AdaptSettings(seconds=seconds, steps=4)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clients.demo import BUNDLES
-from training.trust import FAULTS, study, summary, trials
+from clients.cli.demo import BUNDLES
+from training.studies.trust import FAULTS, study, summary, trials
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from streaming.sessions import Session, intersect, time_after
-from training.simulate import simulate
-from training.tuning import N_FEATURES, nearest_mean, tuning
+from streaming.sessions.format import Session, intersect, time_after
+from training.data.simulate import simulate
+from training.data.tuning import N_FEATURES, nearest_mean, tuning
 
 
 def half(session: Session, first: bool) -> Session:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from decoder.errors import TrainingError
-from streaming.sessions import Session, continuous_domain, with_domains
-from training.model import END, N_QUERIES, SPIKE, START, ModelConfig
-from training.simulate import simulate
-from training.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
+from streaming.sessions.format import Session, continuous_domain, with_domains
+from training.data.simulate import simulate
+from training.data.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
+from training.models.poyo import END, N_QUERIES, SPIKE, START, ModelConfig
 
 N_UNITS, WINDOW_S, SESSION_ROW = 20, 1.0, 5
 LAYOUT = ModelConfig(sequence_length=WINDOW_S)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clients.demo import BUNDLES
-from training import runs
-from training.adapt import with_session
-from training.calibration import WARM_UP, prepare
-from training.export import export_model
-from training.simulate import simulate
+from clients.cli.demo import BUNDLES
+from training.calibration.adapt import with_session
+from training.calibration.learn import WARM_UP, prepare
+from training.data.simulate import simulate
+from training.exports.export import export_model
+from training.pretraining import runs
 
 
 def test_a_base_that_knows_the_session_of_the_warm_up_is_prepared_too(tmp_path: Path) -> None:

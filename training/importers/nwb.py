@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
-from streaming.sessions import Floats, Session, Trials
+from streaming.sessions.format import Floats, Session, Trials
 from streaming.units import repeated_units
-from training.importers.asked import Asked
-from training.importers.assemble import Parts, assemble
-from training.importers.complaints import as_notes, complaints, first_line
+from training.conversion.asked import Asked
+from training.conversion.assemble import Parts, assemble
+from training.conversion.complaints import as_notes, complaints, first_line
+from training.conversion.units import seconds_asked
 from training.importers.series import Series, Track, all_series, chosen, read
 from training.importers.targets import targets_of
-from training.importers.units import seconds_asked
 
 TELLING_ID = 3  # characters of a session id that tells a session from others, at least one a letter
 OBSERVED_S = 1e-3  # between observed intervals; a shorter break is none

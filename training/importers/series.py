@@ -16,11 +16,11 @@ import numpy as np
 
 from decoder.errors import ImportFailedError
 from streaming.lengths import is_speed, metres_in
-from streaming.sessions import Floats
-from training.importers.asked import NONE, Asked
+from streaming.sessions.format import Floats
+from training.conversion.asked import NONE, Asked
+from training.conversion.complaints import first_line
+from training.conversion.units import factor_said, is_arbitrary, units_in
 from training.importers.axes import XY, Columns, signed, xy
-from training.importers.complaints import first_line
-from training.importers.units import factor_said, is_arbitrary, units_in
 
 EFFECTORS = ("cursor", "hand", "finger", "eye")  # whose movement is taken, in this order
 MOST_LISTED = 12

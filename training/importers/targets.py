@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from streaming.sessions import Floats
+from streaming.sessions.format import Floats
+from training.conversion.units import units_in
 from training.importers.axes import XY, named_axes, signed
 from training.importers.series import Track
-from training.importers.units import units_in
 
 SMALLER = {"cm": 0.01, "mm": 0.001}  # units of targets that don't fit a position in metres
 FITTING = 3.0  # targets may reach so much further than the position, or less

@@ -18,16 +18,16 @@ import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
 from streaming.columns import COLUMNS, NO_UNIT, names_no_unit
-from streaming.jumps import SPIKES_S, judge
-from streaming.sessions import Floats, Ints, Session
-from streaming.stamps import spikes_on_line
-from streaming.trials import trials_of
+from streaming.sessions.format import Floats, Ints, Session
+from streaming.sessions.jumps import SPIKES_S, judge
+from streaming.sessions.stamps import spikes_on_line
+from streaming.sessions.trials import trials_of
 from streaming.units import repeated_units
-from training.importers.asked import NONE, Asked
-from training.importers.assemble import Parts, assemble
-from training.importers.complaints import as_notes, complaints, first_line
+from training.conversion.asked import NONE, Asked
+from training.conversion.assemble import Parts, assemble
+from training.conversion.complaints import as_notes, complaints, first_line
+from training.conversion.units import factor_asked, factor_said, is_arbitrary
 from training.importers.series import EFFECTORS, Track
-from training.importers.units import factor_asked, factor_said, is_arbitrary
 from training.importers.xdf_chunks import open_sound
 from training.importers.xdf_clocks import is_steady, on_one_clock
 

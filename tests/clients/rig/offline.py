@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from clients.rig.drift import Drift
-from clients.rig.policy import LEAD_S
-from clients.rig.screen import Seen
-from clients.rig.simulated import Participant, ParticipantSettings
+from clients.participant.drift import Drift
+from clients.participant.policy import LEAD_S
+from clients.participant.screen import Seen
+from clients.participant.simulated import Participant, ParticipantSettings
 
 STEP_S = 0.01
 DISTANCE_M, RADIUS_M, HOLD_S, LIMIT_S = 0.08, 0.01, 0.3, 4.0

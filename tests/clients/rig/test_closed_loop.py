@@ -9,7 +9,7 @@ import pytest
 
 from clients.rig.closed_loop import LoopSettings, running_loop
 from clients.rig.score import score_trials
-from clients.rig.trial import read_trials
+from clients.task.trial import read_trials
 from tests.rig import learning_s
 
 

@@ -7,8 +7,8 @@ import math
 import msgspec
 import pytest
 
-from clients.rig.cursor import Cursor, FrameClock, Reach, mixed, toward
-from clients.rig.workspace import Block
+from clients.task.cursor import Cursor, FrameClock, Reach, mixed, toward
+from clients.task.workspace import Block
 from tests.clients.test_subscriber import frame
 
 BLOCK = Block()

@@ -17,14 +17,14 @@ import numpy as np
 import pylsl
 import pytest
 
-from clients.rig.drift import Drift, Drifting
-from clients.rig.neurons import Neurons, draw_population
-from clients.rig.policy import TICK_S, ForwardModel, Intention
-from clients.rig.screen import Glimpse, Screen, Seen
-from clients.rig.simulated import Participant, ParticipantSettings
+from clients.participant.drift import Drift, Drifting
+from clients.participant.neurons import Neurons, draw_population
+from clients.participant.policy import TICK_S, ForwardModel, Intention
+from clients.participant.screen import Glimpse, Screen, Seen
+from clients.participant.simulated import Participant, ParticipantSettings
 from decoder.errors import SettingsError
-from streaming.labels import COLUMNS
-from streaming.lsl import SpikeInlet
+from streaming.inlets.kinematics import COLUMNS
+from streaming.inlets.spikes import SpikeInlet
 from tests.clients.rig.offline import (
     DRIFT,
     RADIUS_M,

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from clients.rig.cursor import Cursor
-from clients.rig.play import BlockPlay
-from clients.rig.trial import Judge, Trial
-from clients.rig.workspace import Block, Target, Targets
+from clients.task.cursor import Cursor
+from clients.task.play import BlockPlay
+from clients.task.trial import Judge, Trial
+from clients.task.workspace import Block, Target, Targets
 from decoder.errors import SettingsError
 
 TICK_S = 0.01

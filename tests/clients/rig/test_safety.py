@@ -12,11 +12,11 @@ import pylsl
 import pytest
 
 from clients.rig.closed_loop import Loop, LoopSettings, running_loop, start_participant
-from clients.rig.trial import read_trials
 from clients.subscriber import CursorSubscriber
-from streaming.labels import POSITION, TARGET, find_kinematics
-from streaming.settings import DaemonSettings
-from streaming.wire import CursorFrame
+from clients.task.trial import read_trials
+from streaming.daemon.settings import DaemonSettings
+from streaming.inlets.kinematics import POSITION, TARGET, find_kinematics
+from streaming.wire.messages import CursorFrame
 from tests.rig import Pace, wait_for
 
 TICK_S = 0.01  # of the daemon, and of the task

@@ -12,7 +12,7 @@ import pytest
 
 from clients.rig import score
 from clients.rig.score_report import render, save_paths
-from clients.rig.trial import Trial, encode, read_trials
+from clients.task.trial import Trial, encode, read_trials
 from decoder.errors import SessionError
 from tests.clients.test_cli import volition
 

@@ -18,13 +18,12 @@ import numpy as np
 import pylsl
 import pytest
 
-from clients.rig.task import TaskRun, TaskSettings
-from clients.rig.trial import read_trials
-from clients.rig.window import ON_TARGET, TARGET, View, Window
-from clients.rig.workspace import Block, Target
+from clients.task.task import TaskRun, TaskSettings
+from clients.task.trial import read_trials
+from clients.task.window import ON_TARGET, TARGET, View, Window
+from clients.task.workspace import Block, Target
 from decoder.errors import SettingsError
-from streaming import sessions
-from streaming.labels import (
+from streaming.inlets.kinematics import (
     POSITION,
     VELOCITY,
     KinematicsInlet,
@@ -32,14 +31,15 @@ from streaming.labels import (
     find_kinematics,
     find_markers,
 )
-from streaming.labels import TARGET as TARGET_COLUMNS
-from streaming.lsl import RESOLVE_S, StreamQuery
-from streaming.publish import Publisher
-from streaming.record import Recorder, RecordSettings
-from streaming.recording import read_recording
+from streaming.inlets.kinematics import TARGET as TARGET_COLUMNS
+from streaming.inlets.spikes import RESOLVE_S, StreamQuery
+from streaming.recording.raw import read_recording
+from streaming.recording.record import Recorder, RecordSettings
+from streaming.sessions import format as sessions
+from streaming.wire.publish import Publisher
 from tests.clients.test_subscriber import frame
 from tests.rig import DEADLINE_S, Pace, wait_for
-from training.labels import relabelled
+from training.calibration.labels import relabelled
 
 QUICK = {"hold_s": 0.1, "limit_s": 2.0}
 FRAME_S = 0.01

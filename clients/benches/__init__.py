@@ -1,0 +1,1 @@
+"""`volition bench`: what a tick and a recalibration cost."""

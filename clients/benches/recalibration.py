@@ -1,0 +1,320 @@
+"""A whole recalibration on this machine, measured from outside: what a rig would see.
+
+    volition bench recalibrate --preset stream --runs 5
+
+A server, its daemon and a replay of a simulated subject whom the shipped decoder has never seen,
+in processes of their own, over LSL, ZeroMQ and HTTP. The decoder before and after is scored on the
+live frames; ticks are counted before and during.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from rich.console import Console
+
+from clients.cli.demo import BUNDLES, free_port
+from clients.control import ControlClient, UnreachableError
+from clients.harness import live
+from decoder.errors import StreamError, VolitionError
+from server.schemas import Calibration, CalibrationRequest
+from streaming.recording.replay import ReplaySettings
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session, Split
+from streaming.wire import messages as wire
+
+UNSEEN = 9  # a simulated subject; the shipped decoders know 0 to 3
+SHIPPED = {"stream": "possm", "rt": "poyo"}
+BEFORE_S, AFTER_S = 15.0, 20.0
+LEAD_S = 3.0  # of the replay, so that who listens is there in time
+LONGEST_LEARNING_S = 600.0
+TIMEOUT_S = 120.0
+
+
+class Server:
+    """`volition serve` in a process of its own, on free ports; stopped with its daemon at the end.
+
+    home: where its state lies. address: where its daemon publishes. url: of its REST interface.
+    """
+
+    def __init__(self, bundle: Path, home: Path, stream: str, **more: str) -> None:
+        ports = [free_port() for _ in range(3)]
+        self.home, self._bundle = home, bundle
+        self.url, self.address = f"http://127.0.0.1:{ports[0]}", f"tcp://127.0.0.1:{ports[1]}"
+        self.variables = {
+            "VOLITION_HOME": str(home),
+            "VOLITION_PORT": str(ports[0]),
+            "VOLITION_ADDRESS": self.address,
+            "VOLITION_CONTROL": f"tcp://127.0.0.1:{ports[2]}",
+            "VOLITION_STREAM_NAME": stream,
+            **more,
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.stop()
+
+    def start(self) -> None:
+        """Begin, and wait until the daemon answers. Raises StreamError where it doesn't."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "clients", "serve", "--bundle", str(self._bundle)],
+                stdout=log, stderr=log, env=os.environ | self.variables,
+            )  # fmt: skip
+        deadline = time.monotonic() + TIMEOUT_S
+        try:
+            while not self._answers():
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise StreamError(f"no server: {(self.home / 'server.log').read_text()}")
+                time.sleep(0.05)
+        except VolitionError:
+            self.stop()
+            raise
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return client.status().answered
+        except UnreachableError:
+            return False
+
+    def client(self) -> ControlClient:
+        """Of its REST interface."""
+        return ControlClient(self.url, token=self.variables.get("VOLITION_TOKEN"))
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Send a signal, wait until the process has ended."""
+        self.process.send_signal(number)
+        try:
+            self.process.wait(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass
+class Flow:
+    """One recalibration on a live stream.
+
+    times: when each state of the calibration was first heard of, s on the LSL clock.
+    """
+
+    session: Session
+    frames: live.LiveFrames = field(default_factory=live.LiveFrames)
+    calibration: Calibration | None = None
+    times: dict[str, float] = field(default_factory=dict)
+    data_ended: float = 0.0  # time of the last labelled sample, s on the LSL clock
+    problem: VolitionError | None = None
+
+    def of(self, decoder: str | None) -> list[wire.CursorFrame]:
+        """Frames of one decoder."""
+        return [frame for frame in self.frames.frames if frame.decoder == decoder]
+
+    def r2(self, decoder: str | None, *, last_s: float | None = None) -> float:
+        """Live causal R² of a decoder's valid frames, of the last seconds where given."""
+        from training.baselines.ridge import r2
+
+        assert self.frames.mapping is not None
+        valid = [frame for frame in self.of(decoder) if frame.valid]
+        if last_s is not None:
+            valid = [f for f in valid if f.window_end > valid[-1].window_end - last_s]
+        times = self.frames.mapping.to_recorded(np.array([frame.window_end for frame in valid]))
+        decoded = np.array([frame.velocity for frame in valid])
+        return r2(self.session.velocity_at(times), decoded).r2_mean
+
+    @property
+    def took_s(self) -> float:
+        """From the last labelled sample to the new decoder's first frame."""
+        assert self.calibration is not None
+        return self.of(self.calibration.candidate)[0].published - self.data_ended
+
+    def ticks(self, start: float, end: float) -> dict[str, float]:
+        """Ticks between two times, those missed, and those that came a tick late or later."""
+        frames = [frame for frame in self.frames.frames if start <= frame.window_end < end]
+        missed, n_ticks = live.late_ticks(frames)
+        tick_s = float(np.median(np.diff([frame.window_end for frame in frames])))
+        latency = np.array([frame.latency_ms for frame in frames])
+        return {
+            "ticks": n_ticks,
+            "missed": missed,
+            "late": int((latency > 1e3 * tick_s).sum()),
+            "latency_p50_ms": float(np.percentile(latency, 50)),
+            "latency_p999_ms": float(np.percentile(latency, 99.9)),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """For scripts."""
+        assert self.calibration is not None
+        frames = self.frames.frames
+        begun, ended = self.times["collecting"], frames[-1].window_end
+        ids = [frame.decoder for frame in frames]
+        sequence = np.diff([frame.seq for frame in frames])
+        calibration = self.calibration
+        return {
+            "state": calibration.state,
+            "method": calibration.method,
+            "collected_s": calibration.collected_s,
+            "took_s": self.took_s if calibration.state == "promoted" else None,
+            "held_out": calibration.held_out.model_dump() if calibration.held_out else None,
+            "live_r2_before": self.r2(frames[0].decoder),
+            "live_r2_after": self.r2(frames[-1].decoder, last_s=AFTER_S),
+            "ticks_before": self.ticks(frames[0].window_end, begun),
+            "ticks_during_and_after": self.ticks(begun, ended),
+            "changes_of_decoder": int(sum(a != b for a, b in pairwise(ids))),
+            "sequence_gaps": int((sequence != 1).sum()),
+        }
+
+
+class _EnoughError(Exception):
+    """What was to be seen was seen."""
+
+
+def recalibrate(
+    bundle: Path,
+    session: Session,
+    request: CalibrationRequest,
+    folder: Path,
+    *,
+    before_s: float = BEFORE_S,
+    after_s: float = AFTER_S,
+    split: Split = "all",
+    **variables: str,
+) -> Flow:
+    """Decode a session live with a bundle, recalibrate by request, decode on.
+
+    before_s, after_s: valid seconds before the request, and after its end. split: what is played.
+    Raises what the calibration's client raises, StreamError where nothing streams.
+    """
+    prefix = _prefix()
+    flow = Flow(session=session)
+    asked = request.model_copy(
+        update={"kinematics": f"{prefix}-kinematics", "markers": f"{prefix}-markers"}
+    )
+    settings = _played(before_s + request.seconds + LONGEST_LEARNING_S + after_s, split)
+    path = sessions.save(session, folder)
+    with Server(bundle, folder / "home", f"{prefix}-spikes", **variables) as server:
+        asking = threading.Thread(target=_ask, args=(server, flow, asked), daemon=True)
+
+        def see(frame: wire.CursorFrame, frames: live.LiveFrames) -> None:
+            flow.frames = frames
+            if not asking.ident and _valid_s(frames) >= before_s:
+                asking.start()
+            ended = max(flow.times.values(), default=np.inf) if not asking.is_alive() else np.inf
+            if asking.ident and frame.window_end > ended + after_s:
+                raise _EnoughError
+
+        with suppress(_EnoughError):
+            live.collect(path, settings, server.address, see)
+        if flow.problem is not None:
+            raise flow.problem
+        assert flow.calibration is not None
+        recorded = folder / "home" / "calibrations" / flow.calibration.id
+        if files := list(recorded.glob("*.h5")):
+            flow.data_ended = float(sessions.load(files[0]).cursor_times[-1])
+    return flow
+
+
+def undisturbed(bundle: Path, session: Session, folder: Path, *, seconds: float) -> Flow:
+    """The same processes for so many valid seconds, with nothing asked of them: a control."""
+    flow = Flow(session=session)
+    path = sessions.save(session, folder)
+    with Server(bundle, folder / "home", f"{_prefix()}-spikes") as server:
+
+        def see(frame: wire.CursorFrame, frames: live.LiveFrames) -> None:
+            flow.frames = frames
+            if _valid_s(frames) >= seconds:
+                raise _EnoughError
+
+        with suppress(_EnoughError):
+            live.collect(path, _played(seconds + LEAD_S, "all"), server.address, see)
+    return flow
+
+
+def _prefix() -> str:
+    """Of the names of this process's streams."""
+    return f"volition-flow-{os.getpid()}"
+
+
+def _played(seconds: float, split: Split) -> ReplaySettings:
+    return ReplaySettings(
+        split=split, seconds=seconds, wait_for_consumer=True, lead_s=LEAD_S, name_prefix=_prefix()
+    )
+
+
+def _ask(server: Server, flow: Flow, request: CalibrationRequest) -> None:
+    from pylsl import local_clock
+
+    try:
+        with server.client() as client:
+            for flow.calibration in client.calibrate(request):
+                flow.times.setdefault(flow.calibration.state, local_clock())
+    except VolitionError as error:
+        flow.problem = error
+        flow.times["failed"] = local_clock()
+
+
+def _valid_s(frames: live.LiveFrames) -> float:
+    valid = sum(frame.valid for frame in frames.frames)
+    return valid * (frames.frames[1].window_end - frames.frames[0].window_end) if valid else 0.0
+
+
+def bench(console: Console, *, preset: str, runs: int, seconds: float) -> dict[str, Any]:
+    """Recalibrate the shipped decoder for another day of an unseen subject, `runs` times.
+
+    A control follows each: the same replay for as long, without a calibration.
+    """
+    from training.data.simulate import simulate
+
+    bundle, results = BUNDLES / f"{SHIPPED[preset]}.bundle", []
+    for run in range(runs):
+        with tempfile.TemporaryDirectory() as folder, console.status(f"run {run + 1} of {runs}…"):
+            session = simulate(n_units=96, minutes=4.0, subject=UNSEEN, seed=5000 + run)
+            flow = recalibrate(bundle, session, CalibrationRequest(seconds=seconds), Path(folder))
+            result = flow.as_dict()
+            control = undisturbed(
+                bundle, session, Path(folder, "control"), seconds=_valid_s(flow.frames)
+            )
+            result["ticks_of_control"] = control.ticks(-np.inf, np.inf)
+            results.append(result)
+        console.print(summary(result))
+    took = [result["took_s"] for result in results if result["took_s"] is not None]
+    return {
+        "preset": preset,
+        "runs": results,
+        "promoted": len(took),
+        "took_s_p50": float(np.median(took)) if took else None,
+    }
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One run in a line."""
+    control, during = result["ticks_of_control"], result["ticks_during_and_after"]
+    took = "" if result["took_s"] is None else f" after {result['took_s']:.1f} s"
+    return (
+        f"{result['state']} ({result['method']}){took}: live R² {result['live_r2_before']:.3f} -> "
+        f"{result['live_r2_after']:.3f}; missed {during['missed']} of "
+        f"{during['ticks']} ticks during and after, {control['missed']} of {control['ticks']} of "
+        f"the same without a calibration; late {during['late']}, {control['late']}; p99.9 "
+        f"{during['latency_p999_ms']:.2f}, {control['latency_p999_ms']:.2f} ms; "
+        f"{result['sequence_gaps']} gaps, {result['changes_of_decoder']} change of decoder"
+    )

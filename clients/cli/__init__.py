@@ -1,0 +1,1 @@
+"""The `volition` command, one file per group of verbs."""

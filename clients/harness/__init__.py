@@ -1,0 +1,1 @@
+"""Replay, daemon and server as child processes, for whoever measures them."""

@@ -1,0 +1,1 @@
+"""A simulated participant: sees the screen, wants a movement, fires."""

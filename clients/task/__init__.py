@@ -1,0 +1,1 @@
+"""A cursor task: its rules, its cursor, its window, its streams."""

@@ -1,0 +1,183 @@
+"""A decoder on disk: one folder, nothing pickled, checked before use.
+
+    NAME.bundle/
+      manifest.json         schema version, sizes, outputs, unit ids, provenance, metrics, checksums
+                            of the other files and of itself (`decoder.bundles.manifest`)
+      graph.onnx            the streaming graph of one preset or kind; knows no unit
+      tables.safetensors    what depends on today's units: inputs of the graph
+      weights.safetensors   all weights of the model, so that the bundle alone can be adapted
+
+A bundle is written whole or not at all (`decoder.files`). This module knows the files and their
+checksums; sizes and tables of each family are in `decoder.bundles.families`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from decoder.bundles.families import FAMILIES, FLOAT64, Tables
+from decoder.bundles.graphs import check_whole
+from decoder.bundles.manifest import (
+    GRAPH,
+    MANIFEST,
+    TABLES,
+    WEIGHTS,
+    HistoryPoint,
+    Manifest,
+    Output,
+    as_text,
+    read_manifest,
+)
+from decoder.errors import BundleError, brief
+from decoder.files import replacing
+
+__all__ = [
+    "GRAPH", "MANIFEST", "RUN", "TABLES", "WEIGHTS", "Bundle", "HistoryPoint", "Manifest", "Output",
+    "new_decoder_id", "open_bundle", "read_manifest", "write",
+]  # fmt: skip
+
+log = logging.getLogger("volition.bundle")
+
+RUN = "run"  # key of the metadata in the weights' file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle: verified manifest and tables; the graph stays a file.
+
+    is_sealed: the manifest has a checksum of itself; bundles of earlier versions have none.
+    """
+
+    path: Path
+    manifest: Manifest
+    tables: Tables
+    is_sealed: bool
+
+    @property
+    def graph_path(self) -> Path:
+        return self.path / GRAPH
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / WEIGHTS
+
+
+def new_decoder_id(session_id: str) -> str:
+    """An id that no other decoder has."""
+    return f"{session_id}-{uuid.uuid4().hex[:8]}"
+
+
+def write(
+    path: Path | str,
+    *,
+    manifest: Manifest,
+    graph: Path,
+    tables: Tables,
+    weights: Mapping[str, NDArray[np.generic]],
+    run: str | None = None,
+) -> Bundle:
+    """Write a bundle folder, whole or not at all; checksums are filled in.
+
+    run: what `training.pretraining.runs` has to know of the weights to go on with them, as JSON.
+    Raises BundleError if `path` exists and is not a bundle, so that nothing else is replaced, and
+    if it can't be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is not a bundle; choose another name")
+    with replacing(path, BundleError) as partial:
+        partial.mkdir()
+        shutil.copyfile(graph, partial / GRAPH)
+        save_file(tables.as_dict(), partial / TABLES)
+        # safetensors writes an array of another order as its memory lies
+        rows = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+        save_file(rows, partial / WEIGHTS, metadata=None if run is None else {RUN: run})
+        for name in (TABLES, WEIGHTS):  # safetensors lets only the owner read
+            shutil.copymode(partial / GRAPH, partial / name)
+        checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}
+        complete = manifest.model_copy(update={"checksums": checksums})
+        (partial / MANIFEST).write_text(as_text(complete), encoding="utf-8")
+    return open_bundle(path)
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open and verify a bundle: schema version, ranges, checksums, shapes. Raises BundleError."""
+    path = Path(path)
+    try:
+        manifest, is_sealed = read_manifest(path)
+        for name in (GRAPH, TABLES, WEIGHTS):
+            _verify_checksum(path, name, manifest.checksums.get(name))
+        check_whole(path / GRAPH)
+        tables = _read_tables(path / TABLES, manifest)
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise BundleError(f"{str(path)!r} can't be read ({brief(error)})") from error
+    if not is_sealed:
+        log.warning(
+            "%s is of an earlier version: nothing notices if its manifest is changed, since it has "
+            "no checksum of itself; export the run again",
+            path,
+        )
+    return Bundle(path=path, manifest=manifest, tables=tables, is_sealed=is_sealed)
+
+
+def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
+    if not (path / name).is_file():
+        raise BundleError(f"{path}: {name} is missing; copy the whole folder again")
+    seen = _sha256(path / name)
+    if seen != expected:
+        raise BundleError(
+            f"{path}: {name} has sha256 {seen[:12]}…, the manifest says "
+            f"{(expected or 'none')[:12]}…; the file was changed or damaged, export or copy the "
+            "bundle again"
+        )
+
+
+def _read_tables(file: Path, manifest: Manifest) -> Tables:
+    """Only tables of the expected shapes are read, however much else the file holds."""
+    expected = manifest.sizes.table_shapes(len(manifest.unit_ids))
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            names = set(opened.keys())
+            tables = {
+                name: _read_table(opened, file, name, shape, name in names)
+                for name, shape in expected.items()
+            }
+    except SafetensorError as error:
+        raise BundleError(f"{file}: can't be read ({brief(error)})") from error
+    return FAMILIES[manifest.family].tables(**tables)
+
+
+def _read_table(
+    opened: Any, file: Path, name: str, shape: tuple[int, ...], is_there: bool
+) -> NDArray[Any]:
+    wanted = "F64" if name in FLOAT64 else "F32"
+    what = "nothing"
+    if is_there:
+        part = opened.get_slice(name)
+        seen = tuple(part.get_shape())
+        if (seen, part.get_dtype()) == (shape, wanted):
+            table: NDArray[Any] = opened.get_tensor(name)
+            if not np.isfinite(table).all():
+                raise BundleError(f"{file}: {name} has NaN or infinity; export the run again")
+            return table
+        what = f"{part.get_dtype()} {seen}"
+    raise BundleError(
+        f"{file}: {name} is {brief(what)}, expected {wanted} {shape}; export the run again"
+    )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The spikes that a decoder remembers: ring, token rows, closed chunks."""

@@ -1,0 +1,87 @@
+"""The streaming model in memory: a state that every closed chunk of spikes moves on.
+
+At a decode all chunks that have ended are closed (`decoder.memory.chunks`), one step of the graph
+each; then the open chunk, as far as it has come, is run from the last closed state, and that is the
+answer. So a tick costs one chunk, whatever came before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.bundles.bundle import Bundle
+from decoder.bundles.families import PossmSizes
+from decoder.errors import BundleError
+from decoder.memory.chunks import EDGE_S, Chunks
+from decoder.runtimes.base import AttentionRuntime, Floats, Ints, Runtime, RuntimeSettings
+
+
+class PossmRuntime(AttentionRuntime):
+    """The streaming model."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        epoch: float,
+        settings: RuntimeSettings | None = None,
+        like: Runtime | None = None,
+    ) -> None:
+        sizes = bundle.manifest.sizes
+        if not isinstance(sizes, PossmSizes):
+            raise BundleError(f"{bundle.path}: family {bundle.manifest.family!r} has no state")
+        self._chunks = Chunks(
+            chunk_s=sizes.chunk_s,
+            window_s=sizes.window_s,
+            fresh=np.zeros(sizes.hidden, dtype=np.float32),
+        )
+        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
+        self._whole = np.ones((), dtype=np.float32)
+
+    @property
+    def state(self) -> NDArray[np.float32]:
+        """(hidden,) of the last closed chunk."""
+        return self._chunks.state
+
+    def append(self, times: Floats, unit_index: Ints) -> None:
+        """See `Runtime.append`; chunks that late spikes belong to are opened again."""
+        super().append(times, unit_index)
+        if len(times):
+            self._chunks.reopen(float(times.min()))
+
+    def decode(self, window_end: float) -> Floats:
+        """See `Runtime.decode`."""
+        chunks = self._chunks
+        chunks.arrive(window_end)
+        while (end := chunks.next_end) < window_end - EDGE_S:
+            _, state = self._step(end - EDGE_S, self._whole)
+            chunks.close(state)
+        since = window_end - self.window_s
+        self._ring.forget_before(min(since, chunks.oldest_edge))
+        self.n_spikes = self._ring.window(since, window_end)[1]
+        passed = (window_end - chunks.end) / chunks.chunk_s
+        output, _ = self._step(window_end, np.array(passed, dtype=np.float32))
+        return self._velocity(output)
+
+    def continue_from(self, other: Runtime) -> None:
+        """Take over the states of another decoder of the same graph: it was the same movement."""
+        if isinstance(other, PossmRuntime) and other.same_graph(self.bundle):
+            self._chunks.take_over(other._chunks)
+
+    def reset(self) -> None:
+        """Forget every spike and the state."""
+        super().reset()
+        self._chunks.forget()
+
+    def _step(self, until: float, share: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Output and next state over the open chunk, up to `until`."""
+        start = self._chunks.end  # spikes within EDGE_S of a chunk's end belong to the next
+        rows, _ = self._ring.window(start - EDGE_S, until)
+        return self._run(rows, start, state=self._chunks.state, share=share)
+
+    def _try(self, rows: NDArray[np.float32]) -> None:
+        self._run(rows, self._epoch, state=self._chunks.fresh, share=self._whole)
+
+    def _kept_s(self) -> float:
+        return self.window_s + 3 * self._chunks.chunk_s

@@ -1,0 +1,1 @@
+"""The REST interface: app, routes, access, connections."""

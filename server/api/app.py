@@ -1,0 +1,187 @@
+"""The control plane: a REST interface beside the decode daemon, which goes on without it.
+
+    volition serve --bundle monkey.bundle
+
+Lifecycle: `serve` builds the app and runs it under uvicorn; the app's start adopts or starts the
+daemon, its end stops what runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import re
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
+
+from decoder.errors import SettingsError
+from server import problems
+from server.api.access import Gate, documented_token
+from server.api.connections import ImpatientProtocol, most_waiting
+from server.api.routes import Parts, health, v1
+from server.calibration.calibrations import Calibrations
+from server.problems import documented
+from server.schemas import Problem
+from server.settings import ServerSettings
+from server.store.journal import Journal
+from server.store.registry import Registry
+from server.supervision.daemon import Supervisor, known_bundle
+
+log = logging.getLogger("volition.server")
+
+GRACE_S = 2  # for open event streams, when the server stops
+
+
+def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
+    """Run until SIGINT or SIGTERM.
+
+    bundle: registered, and decoded with unless it was given before.
+    Raises SettingsError where another server uses the same home, BundleError for a bad bundle.
+    """
+    with only_server(settings), bound(settings) as listener:
+        journal, registry = Journal(settings.home / "journal.sqlite"), Registry(settings.decoders)
+        given = known_bundle(registry, journal, bundle) if bundle is not None else None
+        supervisor = Supervisor(settings, journal, registry)
+        parts = Parts(
+            settings=settings,
+            journal=journal,
+            registry=registry,
+            supervisor=supervisor,
+            calibrations=Calibrations(settings, journal, supervisor, registry),
+        )
+        config = uvicorn.Config(
+            build_app(parts, given),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+            http=ImpatientProtocol,
+            ws="none",
+            backlog=most_waiting(),
+        )
+        _Server(config, parts).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams first: those that are cut off later each print a traceback."""
+
+    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._parts.stopping.set()
+        await super().shutdown(sockets)
+
+
+@contextmanager
+def only_server(settings: ServerSettings) -> Iterator[None]:
+    """Hold the home folder and the daemon's control address for this process."""
+    address = re.sub(r"[^A-Za-z0-9]+", "-", settings.control)
+    with ExitStack() as held:
+        for path, what in (
+            (settings.home / "server.lock", f"uses {settings.home}; choose another home"),
+            (Path(tempfile.gettempdir()) / f"volition-{address}.lock",
+             f"keeps the daemon on {settings.control}; choose another control address"),
+        ):  # fmt: skip
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = held.enter_context(path.open("w"))
+            except OSError as error:
+                raise SettingsError(f"{path} can't be written ({error})") from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise SettingsError(f"another server {what}") from error
+        yield
+
+
+@contextmanager
+def bound(settings: ServerSettings) -> Iterator[socket.socket]:
+    """The listening socket, before anything else is touched. Raises SettingsError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise SettingsError(
+            f"can't listen on {settings.host}:{settings.port} ({error.strerror}); choose another "
+            "host or port"
+        ) from error
+    with listener:
+        # Inherited by every connection. asyncio leaves Nagle's algorithm on for such a socket, and
+        # an answer of two writes then waits 40 ms for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield listener
+
+
+def build_app(parts: Parts, given: str | None = None) -> FastAPI:
+    """The app over these parts. given: see `Supervisor.start`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        parts.supervisor.start(given)
+        log.info(
+            "http://%s:%d, home %s, daemon on %s",
+            parts.settings.host, parts.settings.port, parts.settings.home, parts.settings.control,
+        )  # fmt: skip
+        with ExitStack() as ends:  # each of them, whatever the others do
+            ends.callback(parts.journal.close)
+            ends.callback(parts.supervisor.stop)
+            ends.callback(parts.calibrations.stop)
+            yield
+
+    app = FastAPI(
+        title="Volition",
+        version=version("volition"),
+        description="Real-time neural decoding: the control plane. For research.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=documented(400, 403, 413),
+    )
+    app.state.parts = parts
+    problems.install(app)
+    app.include_router(health)
+    needs_token = documented_token(parts.settings)
+    app.include_router(
+        v1, dependencies=needs_token, responses=documented(401, 429) if needs_token else None
+    )
+    app.add_middleware(Gate, settings=parts.settings)
+    if parts.settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=parts.settings.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Location"],
+        )
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with problems as the answer to requests that are not as documented."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        schemas = document["components"]["schemas"]
+        schemas["Problem"] = Problem.model_json_schema()
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        for path in document["paths"].values():
+            for operation in path.values():
+                if "422" in operation["responses"]:
+                    operation["responses"] |= {"422": documented(422)[422]}
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,1 @@
+"""Calibrations: collect, learn, judge, promote."""

@@ -1,0 +1,157 @@
+"""Collects one calibration: writes its streams to disk, then makes a session of them.
+
+    python -m server.calibration.collect    told by a line of JSON, see `Order`
+
+A process of its own, so that no disk touches a tick. Told `{"finish": true}` it ends with what it
+has; when its standard input ends it only closes its files, and a later one can go on with them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from decoder.errors import SessionError, VolitionError
+from server.calibration.driven import DaemonLog, before_filters, read_driving
+from streaming.inlets.spikes import StreamKind, StreamQuery
+from streaming.recording.raw import read_recording
+from streaming.recording.record import Recorder, RecordSettings
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session, duration_s
+from streaming.wire.lines import Message, say, say_problem, told
+
+SAY_EVERY_S = 0.2
+MIN_FREE_BYTES = 200e6
+MIN_SECONDS = 5.0
+MIN_UNITS, MIN_SPIKES = 4, 20  # units with so many spikes
+MIN_SPEED_M_S = 0.005  # the 90th percentile of the calibration's speeds
+
+
+class Order(msgspec.Struct, kw_only=True):
+    """What to collect, and where to. resume: go on with what is there.
+
+    frames: address that the daemon publishes on, which may be moving the cursor.
+    """
+
+    folder: str
+    session: str
+    seconds: float
+    subject: str
+    spikes_kind: StreamKind
+    spikes: str | None
+    kinematics: str | None
+    markers: str | None
+    wait_s: float
+    resume: bool
+    frames: str | None = None
+
+
+class Collector:
+    """Runs one order; `listen` hears what the server says meanwhile."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.finish = self.abandoned = False
+        self._said_at = 0.0
+        self._recorder = Recorder(
+            Path(order.folder),
+            order.session,
+            RecordSettings(
+                spikes=StreamQuery(kind=order.spikes_kind, name=order.spikes),
+                kinematics=order.kinematics,
+                markers=order.markers,
+                wait_s=order.wait_s,
+            ),
+            subject=order.subject,
+            resume=order.resume,
+        )
+
+    def listen(self, messages: Iterator[Message]) -> None:
+        """Until the server is gone."""
+        for message in messages:
+            self.finish |= bool(message.get("finish"))
+            self._recorder.should_stop |= self.finish
+        self.abandoned = self._recorder.should_stop = True
+
+    def collect(self) -> Path | None:
+        """The session's file; None where the server went away before the end."""
+        check_space(Path(self.order.folder))
+        self._recorder.start()
+        address = self.order.frames
+        with self._recorder, DaemonLog(self._recorder.path, address) as self._daemon:
+            self._recorder.run(self.order.seconds, self._report)
+        if self.abandoned and not self.finish:
+            return None
+        say(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
+        session = read_recording(self._recorder.path, cut=False)
+        session = before_filters(session, read_driving(self._recorder.path))
+        check_calibration(session)
+        return sessions.save(session, Path(self.order.folder))
+
+    def _report(self, recorder: Recorder) -> None:
+        self._daemon.poll()
+        if time.monotonic() - self._said_at > SAY_EVERY_S:
+            self._said_at = time.monotonic()
+            say(collected=recorder.labelled_s, spikes=recorder.n_spikes)
+
+
+def check_space(folder: Path) -> None:
+    """Raise SessionError where the disk has no room for a calibration."""
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        raise SessionError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB left, expected at least "
+            f"{MIN_FREE_BYTES / 1e6:.0f}; make room"
+        )
+
+
+def check_calibration(session: Session) -> None:
+    """Raise SessionError where nothing can be learned from a session, and say why."""
+    seconds = duration_s(session.domain)
+    if seconds < MIN_SECONDS:
+        raise SessionError(
+            f"{seconds:.1f} s were labelled; expected at least {MIN_SECONDS:g}, better 40; "
+            "collect longer"
+        )
+    n_active = int((np.bincount(session.spike_units) >= MIN_SPIKES).sum())
+    if n_active < MIN_UNITS:
+        raise SessionError(
+            f"{n_active} of {session.n_units} units had {MIN_SPIKES} spikes or more in "
+            f"{seconds:.0f} s; expected at least {MIN_UNITS}. Check thresholds and the spike stream"
+        )
+    speed = float(np.percentile(np.linalg.norm(session.cursor_vel, axis=1), 90))
+    if speed < MIN_SPEED_M_S:
+        raise SessionError(
+            f"there was too little movement: 90 % of speeds are below {speed:.4f} m/s, expected "
+            f"{MIN_SPEED_M_S:g} or more. Have the cursor moved during the calibration, and check "
+            "the kinematics' unit (metres)"
+        )
+
+
+def main() -> None:
+    """Take one order, carry it out."""
+    messages = told()
+    first: Message | None = next(messages, None)
+    if first is None:
+        return
+    try:
+        collector = Collector(msgspec.convert(first, Order))
+        threading.Thread(target=collector.listen, args=(messages,), daemon=True).start()
+        path = collector.collect()
+    except VolitionError as error:
+        say_problem(error)
+    except OSError as error:
+        say_problem(SessionError(f"{first.get('folder')}: can't be written ({error}); make room"))
+    else:
+        if path is not None:
+            say(done=str(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Whether the daemon's own velocity moved the cursor while kinematics were recorded.
+
+In closed loop the cursor moves as the output filters let it: at a gain of 0.4, at 0.4 of what was
+decoded. A decoder that learned that velocity would pass through the same gain again. So frames and
+filter settings are recorded with the data, and where the cursor followed the frames its velocity is
+divided by the gain: that is what a decoder should give.
+
+Smoothing, dead zone and limits aren't undone: they don't scale a steady movement, and can't be.
+The daemon must publish on this host's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Self, TextIO
+
+import msgspec
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from decoder.errors import SessionError
+from decoder.filters import Filters
+from streaming.sessions.format import Floats, Session
+from streaming.wire import messages as wire
+
+FRAME = np.dtype([("time", "<f8"), ("velocity", "<f8", (2,))])
+FRAMES_FILE, FILTERS_FILE = "frames.bin", "filters.jsonl"
+MOVING = 0.1  # of the 90th percentile of speeds: what is slower says nothing
+LONGEST_WAY_S = 0.2  # from a frame's publication to the cursor's velocity
+LAG_STEP_S = 0.01
+BLOCK_S = 1.0  # that is driven by the daemon, or is not
+ALIKE, MOST = 0.25, 0.75  # relative error, and the share of moving samples that must keep it
+_CURSOR, _STATUS = (wire.TOPICS[name].prefix for name in ("cursor", "status"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driving:
+    """What the daemon did. times (n,): when frames left, s; velocity (n, 2), m/s; zero if invalid.
+
+    gain_times (m,), gains (m,): the output filters' gain from each time on.
+    """
+
+    times: Floats
+    velocity: Floats
+    gain_times: Floats
+    gains: Floats
+
+    def gain_at(self, times: Floats) -> Floats:
+        """The gain (n,) at each time; the first known one before that."""
+        if len(self.gains) == 0:
+            return np.ones(len(times))
+        index = np.searchsorted(self.gain_times, times, side="right") - 1
+        return np.asarray(self.gains[np.maximum(index, 0)])
+
+    def drove(self, times: Floats, velocity: Floats) -> NDArray[np.bool_]:
+        """Which of the cursor's samples, times (n,) and velocity (n, 2), followed the frames."""
+        driven = np.zeros(len(times), dtype=bool)
+        if len(times) == 0 or len(self.times) == 0:
+            return driven
+        speed = np.linalg.norm(velocity, axis=1)
+        moving = speed > MOVING * float(np.percentile(speed, 90))
+        lags = np.arange(0.0, LONGEST_WAY_S + LAG_STEP_S / 2, LAG_STEP_S)
+        follows = [moving & self._alike(times - lag, velocity, speed) for lag in lags]
+        best = follows[int(np.argmax([f.sum() for f in follows]))]
+        block = ((times - times[0]) / BLOCK_S).astype(np.int64)
+        n_moving = np.bincount(block, weights=moving)
+        n_following = np.bincount(block, weights=best)
+        return np.asarray(((n_moving > 0) & (n_following >= MOST * n_moving))[block])
+
+    def _alike(self, at: Floats, velocity: Floats, speed: Floats) -> NDArray[np.bool_]:
+        """Where the newest frame's velocity at times `at` (n,) is about `velocity` (n, 2)."""
+        index = np.searchsorted(self.times, at, side="right") - 1
+        error = np.linalg.norm(velocity - self.velocity[np.maximum(index, 0)], axis=1)
+        return np.asarray((index >= 0) & (error <= ALIKE * speed))
+
+
+def before_filters(session: Session, driving: Driving) -> Session:
+    """The session with the velocity that was decoded, where the daemon moved the cursor."""
+    driven = driving.drove(session.cursor_times, session.cursor_vel)
+    gain = driving.gain_at(session.cursor_times)
+    changed = driven & (gain > 0) & (gain != 1.0)
+    if not changed.any():
+        return session
+    factor = np.where(changed, 1.0 / np.where(gain > 0, gain, 1.0), 1.0)
+    gains = ", ".join(f"{g:g}" for g in np.unique(gain[changed]))
+    note = (
+        f"{changed.mean():.0%} of the velocity was the decoder's own, after output filters of gain "
+        f"{gains}; it was divided by that"
+    )
+    return replace(
+        session, cursor_vel=session.cursor_vel * factor[:, None], notes=(*session.notes, note)
+    )
+
+
+class DaemonFrames:
+    """Listens to the daemon that publishes on an address, if there is one; `drain` says what came.
+
+    It subscribes to more than the topic, to a frame's first bytes, too: what asks for the topic
+    alone counts as a rig that listens (`arm`), which this is not.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        for prefix, header in ((_CURSOR, _map_header(wire.CursorFrame)), (_STATUS, b"")):
+            self._socket.setsockopt(zmq.SUBSCRIBE, prefix + header)
+        if address is not None:
+            self._socket.connect(address.replace("*", "127.0.0.1").replace("0.0.0.0", "127.0.0.1"))
+        self._filters: Filters | None = None
+
+    def drain(self) -> tuple[NDArray[np.void], list[tuple[float, Filters]]]:
+        """Frames (n,) of `FRAME` since the last call, and filters that are new. Never blocks."""
+        frames: list[tuple[float, tuple[float, float]]] = []
+        changes: list[tuple[float, Filters]] = []
+        while True:
+            try:
+                message = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return np.array(frames, dtype=FRAME), changes
+            try:
+                if message.startswith(_CURSOR):
+                    frame = wire.decode_frame(message[len(_CURSOR) :])
+                    frames.append((frame.published, frame.velocity))
+                else:
+                    status = wire.decode_status(message[len(_STATUS) :])
+                    if status.filters != self._filters:
+                        self._filters = status.filters
+                        changes.append((status.started + status.uptime_s, status.filters))
+            except (msgspec.MsgspecError, ValueError):
+                continue  # of another version: nothing is known of such a daemon
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._context.destroy(linger=0)
+
+
+def _map_header(struct: type[msgspec.Struct]) -> bytes:
+    """The first byte of a struct in msgpack: a map of so many fields."""
+    return msgspec.msgpack.encode(dict.fromkeys(struct.__struct_fields__))[:1]
+
+
+class DaemonLog:
+    """Writes what `DaemonFrames` hears beside a recording, to be appended to by the next one."""
+
+    def __init__(self, folder: Path, address: str | None) -> None:
+        self._frames: BinaryIO = (folder / FRAMES_FILE).open("ab")
+        self._filters: TextIO = (folder / FILTERS_FILE).open("a")
+        self._daemon = DaemonFrames(address)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.poll()
+        for file in (self._frames, self._filters):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        self._daemon.close()
+
+    def poll(self) -> None:
+        """Write what came. Raises OSError if the disk fails."""
+        frames, changes = self._daemon.drain()
+        self._frames.write(frames.tobytes())
+        for at, filters in changes:
+            self._filters.write(json.dumps({"time": at, **vars(filters)}) + "\n")
+
+
+def read_driving(folder: Path) -> Driving:
+    """What a `DaemonLog` wrote, whole or cut short; nothing if there was none."""
+    try:
+        content = (folder / FRAMES_FILE).read_bytes()
+        lines = (folder / FILTERS_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        content, lines = b"", []
+    except OSError as error:
+        raise SessionError(f"{folder}: can't be read ({error})") from error
+    frames = np.frombuffer(content[: len(content) // FRAME.itemsize * FRAME.itemsize], FRAME)
+    frames = frames[np.argsort(frames["time"], kind="stable")]
+    gains = []
+    for line in lines:
+        try:
+            change = json.loads(line)
+        except json.JSONDecodeError:
+            break  # cut short
+        gains.append((float(change["time"]), float(change["gain"])))
+    known = np.array(gains, dtype=np.float64).reshape(-1, 2)
+    return Driving(
+        times=frames["time"].astype(np.float64),
+        velocity=frames["velocity"].astype(np.float64),
+        gain_times=known[:, 0],
+        gains=known[:, 1],
+    )

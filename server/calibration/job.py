@@ -1,0 +1,375 @@
+"""One calibration at work: collect labelled data, learn today's units, score, swap.
+
+    collecting -> training -> [shadowing] -> promoting -> promoted | rejected | undecided | ready
+                                             (or failed, cancelled, interrupted, at any point)
+
+`decoder.gate` decides. What it leaves undecided is for the operator, who may activate the candidate
+by `POST /v1/decoders/{id}/activate`.
+
+A request that names the data of an earlier calibration begins with the training.
+
+The daemon decodes on, undisturbed: collecting, learning and shadowing are processes of their own
+(`server.supervision.children`). Its folder has its data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from decoder.errors import SessionError, StreamError, VolitionError
+from decoder.gate import Evidence, decide
+from server.problems import ConflictError, NotFoundError, problem_of
+from server.schemas import RUNNING, Calibration, Scores, State
+from server.settings import ServerSettings
+from server.store.journal import Journal, JournalError, now
+from server.store.registry import Entry, Registry
+from server.supervision.children import Child
+from server.supervision.daemon import Supervisor
+
+log = logging.getLogger("volition.server")
+
+WAIT_FOR_STREAMS_S = 8.0  # on a busy machine answers take seconds
+SAVE_EVERY_S = 1.0
+# Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
+# within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
+ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
+
+
+StartChild = Callable[..., Child]
+
+
+class Job:
+    """A calibration that runs, in a thread of its own."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        key: str | None,
+        *,
+        settings: ServerSettings,
+        journal: Journal,
+        supervisor: Supervisor,
+        registry: Registry,
+        who: str,
+        resume: bool = False,
+        start_child: StartChild = Child,
+    ) -> None:
+        self.calibration = calibration
+        self._key, self._who, self._resume = key, who, resume
+        self._settings, self._journal = settings, journal
+        self._supervisor, self._registry = supervisor, registry
+        self.folder = settings.calibrations / calibration.id
+        self._start_child = start_child
+        self._cancelled = threading.Event()
+        self._is_decided = False  # it can't be cancelled any more
+        self._children: list[Child] = []
+        self._starting = threading.Lock()
+        self._collector: Child | None = None
+        self._saved_at = 0.0
+        self._collected_at = 0.0
+        self._held_out = self._live = Evidence.none()
+        self._thread = threading.Thread(target=self._run, name=calibration.id, daemon=True)
+
+    @property
+    def runs(self) -> bool:
+        return self.calibration.state in RUNNING
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def finish(self, *, who: str) -> None:
+        """Collect no more; go on with what is there."""
+        if self.calibration.state != "collecting" or self._collector is None:
+            raise ConflictError(
+                f"{self.calibration.id} is {self.calibration.state}; only a calibration that "
+                "collects can be finished"
+            )
+        self._journal.note(who, "calibration", id=self.calibration.id, state="finish")
+        self._collector.tell(finish=True)
+
+    def cancel(self, *, who: str) -> None:
+        """End it, and wait until it has. Raises ConflictError if it ends by itself.
+
+        Either it is cancelled or its candidate may be promoted, never both.
+        """
+        with self._starting:
+            if self._is_decided:
+                raise ConflictError(
+                    f"{self.calibration.id} is {self.calibration.state} and can't be cancelled any "
+                    "more; roll back if its decoder is not wanted"
+                )
+            self._who = who
+            self._cancelled.set()
+            for child in self._children:
+                child.kill()
+        self.wait()
+        if self.calibration.state != "cancelled":
+            raise ConflictError(f"{self.calibration.id} has just ended: {self.calibration.state}")
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def save(self) -> None:
+        """Into the journal, as it stands."""
+        self._saved_at = time.monotonic()
+        self._journal.save_calibration(
+            self.calibration.id, self._key, self.calibration.model_dump_json()
+        )
+
+    def _run(self) -> None:
+        try:
+            self._calibrate()
+        except VolitionError as error:
+            self._failed(error)
+        except OSError as error:
+            self._failed(SessionError(f"{self.folder}: can't be written ({error}); make room"))
+        except Exception as error:
+            log.exception("calibration %s", self.calibration.id)
+            self._failed(VolitionError(f"a fault of ours: {error!r}"))
+        finally:
+            for child in self._children:
+                child.stop()
+
+    def _failed(self, error: VolitionError) -> None:
+        if self._cancelled.is_set():
+            self._enter("cancelled")
+            return
+        self.calibration.problem = problem_of(error)
+        lost = self.calibration.state == "collecting" and isinstance(error, StreamError)
+        self._enter("interrupted" if lost and self.calibration.collected_s > 0 else "failed")
+
+    def _enter(self, state: State) -> None:
+        if state not in RUNNING:
+            self.calibration.ended = now()
+        self.calibration.state = state
+        try:
+            self.save()
+            self._journal.note(self._who, "calibration", id=self.calibration.id, state=state)
+        except JournalError as error:  # what was collected and learned counts, not the record
+            log.error("%s", error)
+
+    def _child(self, module: str) -> Child:
+        with self._starting:
+            if self._cancelled.is_set():
+                raise ConflictError("cancelled")
+            child = self._start_child(module, log=self._settings.logs / f"{module}.log")
+            self._children.append(child)
+        return child
+
+    def _calibrate(self) -> None:
+        base = self._base()
+        self.calibration.base = base.manifest.decoder_id
+        self.calibration.before = self._active()
+        trainer = self._child("training.calibration.worker")
+        trainer.tell(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
+        session = self._collect(trainer)
+        self._enter("training")
+        self._learn(trainer, session, ALLOWED_S[base.manifest.family])
+        if self.calibration.request.shadow:
+            self._enter("shadowing")
+            self._shadow()
+        self._enter("promoting")
+        self._decide()
+
+    def _base(self) -> Entry:
+        """The decoder that learning begins from."""
+        asked = self.calibration.request.base
+        entry = self._pretrained() if asked is None else self._registry.get(asked)
+        if entry.manifest.family not in ALLOWED_S:
+            raise ConflictError(
+                f"{entry.manifest.decoder_id} is a {entry.manifest.family} decoder, which nothing "
+                f"can be learned from; name a base of family {' or '.join(ALLOWED_S)}"
+            )
+        return entry
+
+    def _pretrained(self) -> Entry:
+        """What was pretrained and the active decoder came from, no recalibration of it.
+
+        Where that is not in the registry, the recalibration: it has all weights too.
+        """
+        active = self._active()
+        if active is None:
+            raise ConflictError("there is no decoder to begin from; register one, or name a base")
+        entry = self._registry.get(active)
+        base = entry.manifest.provenance.get("base")
+        if base is None:
+            return entry
+        try:
+            return self._registry.get(str(base))
+        except NotFoundError:
+            return entry
+
+    def _active(self) -> str | None:
+        """The decoder in use, or that will be when a daemon runs again."""
+        status = self._supervisor.status
+        return status.decoder if status else self._supervisor.wanted.active
+
+    def _collect(self, trainer: Child) -> str:
+        """Returns the session's file. A trainer that can't work ends it at once."""
+        request = self.calibration.request
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if request.data is not None:
+            self._collected_at = time.monotonic()
+            return str(session_file(self._settings, request.data))
+        if self._resume:
+            with contextlib.suppress(NotFoundError):
+                return str(session_file(self._settings, self.calibration.id))
+        query, status = self._supervisor.wanted.input, self._supervisor.status
+        decoded = status.stream if status is not None else None
+        collector = self._child("server.calibration.collect")
+        collector.tell(
+            folder=str(self.folder.absolute()),
+            session=self.calibration.id,
+            seconds=request.seconds,
+            subject=request.subject,
+            spikes_kind=query.kind,
+            spikes=request.spikes or decoded or query.name,
+            kinematics=request.kinematics,
+            markers=request.markers,
+            frames=self._settings.daemon.address,
+            wait_s=WAIT_FOR_STREAMS_S,
+            resume=self._resume,
+        )
+        self._collector = collector
+        for message in collector.messages(silent_s=self._patience_s(request.seconds)):
+            if "done" in message:
+                return str(message["done"])
+            self.calibration.collected_s = float(message["collected"])
+            self.calibration.spikes = int(message["spikes"])
+            self._collected_at = time.monotonic()
+            trainer.check()
+            if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                self.save()
+        raise AssertionError("messages end with `done`, or raise")
+
+    def _learn(self, trainer: Child, session: str, allowed_s: float) -> None:
+        request = self.calibration.request
+        decoder = self._active()
+        active = self._registry.get(decoder).path if decoder else None
+        self.calibration.before = decoder
+        candidate = self.folder / "candidate.bundle"
+        trainer.tell(
+            session=session,
+            active=str(active.absolute()) if active else None,
+            output=str(candidate.absolute()),
+            method=request.method,
+            labels=request.labels,
+            allowed_s=request.allowed_s or allowed_s,
+            seed=request.seed,
+        )
+        silent_s = self._patience_s((request.allowed_s or allowed_s) + self.calibration.collected_s)
+        for message in trainer.messages(silent_s=silent_s, within_s=3 * silent_s):
+            if "phase" in message:
+                self.calibration.phase = str(message["phase"])
+                self.calibration.share = float(message["share"])
+            elif "done" in message:
+                made = message["done"]
+                self._held_out = Evidence.from_lists(made["evidence"])
+                self.calibration.held_out = scores_of(self._held_out)
+                self.calibration.method = made["method"]
+                self.calibration.doubts = made["doubts"]
+        entry = self._registry.add(candidate)
+        shutil.rmtree(candidate, ignore_errors=True)
+        self.calibration.candidate = entry.manifest.decoder_id
+
+    def _shadow(self) -> None:
+        status = self._supervisor.status
+        if status is None or status.stream is None:
+            raise ConflictError("no daemon decodes a stream; nothing to decode beside")
+        request = self.calibration.request
+        assert self.calibration.candidate is not None
+        shadow = self._child("server.calibration.shadow")
+        shadow.tell(
+            active=str(self._registry.get(status.decoder).path.absolute()),
+            candidate=str(self._registry.get(self.calibration.candidate).path.absolute()),
+            seconds=request.shadow_s,
+            spikes=status.stream,
+            spikes_kind=self._supervisor.wanted.input.kind,
+            kinematics=request.kinematics,
+            frames=self._settings.daemon.address,
+            held_out=self._held_out.as_lists(),
+        )
+        silent_s = self._patience_s(request.shadow_s)
+        for message in shadow.messages(silent_s=silent_s, within_s=10 * silent_s):
+            evidence = message.get("evidence") or message.get("done")
+            if evidence is not None:
+                self._live = Evidence.from_lists(evidence)
+                self.calibration.live = scores_of(self._live)
+        if self._live.compared_s < request.shadow_s:
+            self.calibration.doubts.append(
+                f"{self._live.compared_s:.1f} s could be compared on the live stream, of "
+                f"{request.shadow_s:g}; do spikes and kinematics still come, and does something "
+                "else than the daemon move the cursor?"
+            )
+
+    def _patience_s(self, work_s: float) -> float:
+        """How long a process may be silent that works for so long; a busy machine is slow."""
+        return self._supervisor.timing.silent_s + work_s
+
+    def _decide(self) -> None:
+        """Promote the candidate if it is better, and if it is for us to do so."""
+        calibration = self.calibration
+        assert calibration.candidate is not None
+        with self._starting:
+            if self._cancelled.is_set():
+                raise ConflictError("cancelled")
+            self._is_decided = True
+        verdict = decide(self._held_out, self._live, calibration.doubts)
+        calibration.verdict = verdict.why
+        match verdict.answer:
+            case "promote":
+                state: State = self._promote() if calibration.request.promote == "auto" else "ready"
+            case "reject":
+                state = "rejected"
+            case "undecided":
+                state = "undecided"
+        if self._collected_at:
+            calibration.took_s = time.monotonic() - self._collected_at
+        self._enter(state)
+
+    def _promote(self) -> State:
+        """Decode with the candidate, unless another decoder was activated meanwhile."""
+        calibration = self.calibration
+        assert calibration.candidate is not None
+        if self._active() != calibration.before:  # it was never compared with this one
+            calibration.verdict = f"{self._active()} was activated meanwhile; compare with it"
+            return "ready"
+        self._supervisor.activate(calibration.candidate, who=f"{self._who}, {calibration.id}")
+        return "promoted"
+
+
+def session_file(settings: ServerSettings, identity: str) -> Path:
+    """What a calibration collected. Raises NotFoundError where it is no whole session yet."""
+    for path in (settings.calibrations / identity).glob("*.h5"):
+        return path
+    raise NotFoundError(
+        f"{identity} has no whole session to learn from; resume it, or collect anew"
+    )
+
+
+def scores_of(evidence: Evidence) -> Scores:
+    """A gate's evidence for people."""
+    better, r2, active = evidence.better_by(), evidence.r2().value, evidence.active_r2()
+    return Scores(
+        candidate=_known(r2),
+        active=_known(active),
+        seconds=evidence.compared_s,
+        better_by=_known(better.value) if better else None,
+        at_least=_known(better.low) if better else None,
+        at_most=_known(better.high) if better else None,
+    )
+
+
+def _known(value: float | None) -> float | None:
+    """A finite number, or None: JSON has no others."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,250 @@
+"""Decodes a live stream with two decoders side by side, and compares both with the kinematics.
+
+    python -m server.calibration.shadow    told by a line of JSON, see `Order`
+
+Neither moves anything: the daemon goes on. Both see the same spikes at the same ticks, by the
+runtime that the daemon uses; velocities are compared where the kinematics have come. It ends when
+the two can be told apart, of twice and four times as many seconds if need be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from pylsl import local_clock
+
+from decoder.bundles.bundle import open_bundle
+from decoder.errors import StreamError, VolitionError
+from decoder.gate import Evidence, decide
+from decoder.runtimes.base import RuntimeSettings, open_runtime
+from server.calibration.driven import FRAME, DaemonFrames, Driving
+from streaming.clock import Metronome
+from streaming.inlets.admission import Admission
+from streaming.inlets.kinematics import POSITION, VELOCITY, KinematicsInlet, find_kinematics
+from streaming.inlets.spikes import (
+    SPIKES,
+    Floats,
+    Ints,
+    SpikeInlet,
+    StreamKind,
+    StreamQuery,
+    find_spikes,
+)
+from streaming.sessions.format import continuous_domain, velocity_of, within
+from streaming.units import UnitMatch
+from streaming.wire.lines import say, say_problem, told_while_working
+
+Bools = NDArray[np.bool_]
+
+TICK_S = 0.02
+RESOLVE_S, OPEN_S = 2.0, 10.0
+SAY_EVERY_S = 1.0
+LONGEST_STEP_S = 0.25  # between two ticks that are compared, on a machine that can't keep up
+LOOKS = (1.0, 2.0, 4.0)  # of the seconds asked for: then it may end
+SLOWEST = 8.0  # times as long as asked for, and no more: a loaded machine, labels with gaps
+START_S = 60.0  # until the first second is compared
+SILENT_S = 30.0  # without anything more to compare
+
+
+class Order(msgspec.Struct, kw_only=True):
+    """Two bundles, a spike stream, labels, and for how long.
+
+    frames: address that the daemon publishes on, which may be moving the cursor.
+    held_out: `Evidence.as_lists` of the calibration, which counts too.
+    """
+
+    active: str
+    candidate: str
+    seconds: float
+    spikes: str
+    spikes_kind: StreamKind = SPIKES
+    kinematics: str | None
+    frames: str | None = None
+    held_out: dict[str, list[float] | None] | None = None
+
+
+class Shadow:
+    """One decoder at work on the live stream."""
+
+    def __init__(self, path: str, inlet: SpikeInlet) -> None:
+        self.runtime = open_runtime(
+            open_bundle(Path(path)), epoch=local_clock(), settings=RuntimeSettings(provider="cpu")
+        )
+        self.runtime.warm_up()
+        self._admission = Admission(self.runtime.window_s)
+        self._inlet = inlet
+        self._match = UnitMatch(inlet.unit_ids, self.runtime.bundle.manifest.unit_ids)
+        self._began: float | None = None
+        self.decoded: list[tuple[float, float, float]] = []  # time, x, y
+
+    @property
+    def window_s(self) -> float:
+        return self.runtime.window_s
+
+    @property
+    def knows_units(self) -> bool:
+        return self._match.n_known > 0
+
+    def tick(self, window_end: float, times: Floats, units: Ints) -> None:
+        """Take the tick's spikes, decode once the window is full."""
+        if len(self._inlet.unit_ids) != self._match.n_stream:
+            self._match = UnitMatch(self._inlet.unit_ids, self.runtime.bundle.manifest.unit_ids)
+        self._began = window_end if self._began is None else self._began
+        self.runtime.append(
+            *self._admission.admit(
+                times, self._match(units), window_end=window_end, now=local_clock()
+            )
+        )
+        if window_end - self._began >= self.runtime.window_s:
+            x, y = self.runtime.decode(window_end)
+            self.decoded.append((window_end, float(x), float(y)))
+
+
+class Labels:
+    """The kinematics as they come, and what the daemon does meanwhile."""
+
+    def __init__(self, inlet: KinematicsInlet, frames: str | None) -> None:
+        self._inlet, self._daemon = inlet, DaemonFrames(frames)
+        self._times, self._values = inlet.drain()
+        self._frames = np.empty(0, dtype=FRAME)
+
+    def poll(self) -> None:
+        """Take what came."""
+        times, values = self._inlet.drain()
+        self._times = np.append(self._times, times)
+        self._values = np.append(self._values, values, axis=0)
+        frames, _ = self._daemon.drain()
+        self._frames = np.append(self._frames, frames)
+
+    def velocity_at(self, ticks: Floats) -> tuple[Floats, Bools]:
+        """Velocity (n, 2) m/s at each tick, and where it says something of decoders.
+
+        It says nothing before and after the kinematics, in a gap of theirs, or where the daemon
+        moves the cursor: that velocity is the active decoder's own.
+        """
+        times, first = np.unique(self._times, return_index=True)
+        if len(times) < 2:
+            return np.zeros((len(ticks), 2)), np.zeros(len(ticks), dtype=bool)
+        velocity = _velocity(times, self._values[first])
+        at = np.column_stack([np.interp(ticks, times, axis) for axis in velocity.T])
+        after = np.searchsorted(times, ticks).clip(1, len(times) - 1)
+        driving = Driving(
+            times=self._frames["time"], velocity=self._frames["velocity"],
+            gain_times=np.empty(0), gains=np.empty(0),
+        )  # fmt: skip
+        usable = within(ticks, continuous_domain(times)) & np.isfinite(at).all(axis=1)
+        return at, usable & ~driving.drove(times, velocity)[after]
+
+
+def compare(active: Shadow, candidate: Shadow, labels: Labels) -> Evidence:
+    """Both decoders' errors at the ticks that both decoded and that are labelled."""
+    both = [np.array(shadow.decoded).reshape(-1, 3) for shadow in (active, candidate)]
+    ticks = np.intersect1d(both[0][:, 0], both[1][:, 0])
+    true, usable = labels.velocity_at(ticks)
+    ticks, true = ticks[usable], true[usable]
+    if len(ticks) < 2:
+        return Evidence.none()
+    first, second = (decoded[np.isin(decoded[:, 0], ticks), 1:] for decoded in both)
+    steps = np.diff(ticks)  # a loaded machine skips some: the time between counts all the same
+    covered_s = float(steps[steps <= LONGEST_STEP_S].sum())
+    return Evidence.of(
+        true, second, first if active.knows_units else None, tick_s=covered_s / len(ticks)
+    )
+
+
+def opened(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
+    """Both streams, tried for `OPEN_S`: senders on a loaded machine are slow to answer."""
+    give_up_at = time.monotonic() + OPEN_S
+    while True:
+        try:
+            return _opened_once(order)
+        except StreamError:
+            if time.monotonic() > give_up_at:
+                raise
+            say(phase="opening streams and decoders")
+
+
+def _opened_once(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
+    spikes = find_spikes(StreamQuery(kind=order.spikes_kind, name=order.spikes), RESOLVE_S)
+    if spikes is None:
+        raise _missing(order.spikes)
+    try:
+        kinematics = find_kinematics(order.kinematics, RESOLVE_S)
+        if kinematics is None:
+            raise _missing(order.kinematics or "of type 'Kinematics'")
+    except StreamError:
+        spikes.close()
+        raise
+    return spikes, kinematics
+
+
+def _missing(stream: str) -> StreamError:
+    return StreamError(f"stream {stream} isn't there; both decoders can't be compared")
+
+
+def run(order: Order) -> Evidence:
+    """Compare for `order.seconds`, and longer while the two can't be told apart.
+
+    Says what it has every second, returns the last. Raises StreamError if nothing can be compared.
+    """
+    say(phase="opening streams and decoders")
+    inlet, kinematics = opened(order)
+    active, candidate = Shadow(order.active, inlet), Shadow(order.candidate, inlet)
+    labels, metronome = Labels(kinematics, order.frames), Metronome(TICK_S)
+    held_out = Evidence.from_lists(order.held_out) if order.held_out else Evidence.none()
+    looks = [order.seconds * factor for factor in LOOKS]
+    evidence, said_at = Evidence.none(), time.monotonic()
+    progressed_at, end_at = said_at, said_at + SLOWEST * order.seconds + START_S
+    while time.monotonic() < end_at:
+        window_end = metronome.wait()
+        spike_times, units = inlet.drain(window_end)
+        for shadow in (active, candidate):
+            shadow.tick(window_end, spike_times, units)
+        labels.poll()
+        if (now := time.monotonic()) - said_at <= SAY_EVERY_S:
+            continue
+        said_at, before_s = now, evidence.compared_s
+        evidence = compare(active, candidate, labels)
+        say(evidence=evidence.as_lists())
+        progressed_at = now if evidence.compared_s > before_s else progressed_at
+        if now - progressed_at > SILENT_S:
+            break
+        while looks and evidence.compared_s >= looks[0]:
+            looks.pop(0)
+            if not looks or decide(held_out, evidence).answer != "undecided":
+                return evidence
+    if not len(evidence.seconds):
+        raise StreamError(
+            f"nothing could be compared of {order.seconds:g} s; do spikes and kinematics still "
+            "come, and does the cursor move by itself?"
+        )
+    return evidence
+
+
+def _velocity(times: Floats, values: Floats) -> Floats:
+    """(n, 2) m/s, from the positions where the stream has none."""
+    velocity = values[:, VELOCITY]
+    return velocity if np.isfinite(velocity).all() else velocity_of(values[:, POSITION], times)
+
+
+def main() -> None:
+    """Take one order, carry it out."""
+    with contextlib.suppress(OSError):
+        os.nice(5)
+    first = next(told_while_working())
+    try:
+        done = run(msgspec.convert(first, Order))
+    except VolitionError as error:
+        say_problem(error)
+    else:
+        say(done=done.as_lists())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What outlives the server: journal, registry of decoders, the orders in force."""

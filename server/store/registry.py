@@ -1,0 +1,122 @@
+"""The decoders that this server knows: a folder of bundles, whose own ids name them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from decoder.bundles.bundle import (
+    GRAPH,
+    MANIFEST,
+    TABLES,
+    WEIGHTS,
+    Manifest,
+    open_bundle,
+    read_manifest,
+)
+from decoder.errors import BundleError, VolitionError
+from decoder.files import replacing
+from server.problems import NotFoundError
+
+SUFFIX = ".bundle"
+FILES = (GRAPH, TABLES, WEIGHTS, MANIFEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A bundle of the registry, by its manifest."""
+
+    path: Path
+    manifest: Manifest
+    added: datetime
+
+
+class Registry:
+    """Bundles in `folder`, a subfolder each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def all(self) -> list[Entry]:
+        """Every bundle with a readable manifest, newest first. Checksums are not verified."""
+        found = [_entry(path) for path in self.folder.glob(f"*{SUFFIX}")]
+        return sorted(
+            (entry for entry in found if entry is not None),
+            key=lambda entry: entry.added,
+            reverse=True,
+        )
+
+    def get(self, decoder: str) -> Entry:
+        """One bundle. Raises NotFoundError."""
+        if _is_name(decoder):
+            entry = _entry(self.path_for(decoder))
+            if entry is not None and entry.manifest.decoder_id == decoder:
+                return entry
+        for entry in self.all():  # its folder was named by a person
+            if entry.manifest.decoder_id == decoder:
+                return entry
+        raise NotFoundError(f"no decoder {decoder!r} is registered; see GET /v1/decoders")
+
+    def is_usable(self, decoder: str | None) -> bool:
+        """Whether a decoder is here, and its files are as its manifest says."""
+        try:
+            return decoder is not None and bool(open_bundle(self.get(decoder).path))
+        except VolitionError:
+            return False
+
+    def path_for(self, decoder: str) -> Path:
+        """Where a bundle of this id belongs."""
+        return self.folder / f"{decoder}{SUFFIX}"
+
+    def add(self, path: Path) -> Entry:
+        """Verify a bundle and copy its files here, whole or not at all.
+
+        What is here already stays. Raises BundleError where it can't be used or written.
+        """
+        decoder = open_bundle(path).manifest.decoder_id
+        if not _is_name(decoder):
+            raise BundleError(f"{path}: decoder id {decoder!r} can't be a folder's name")
+        target = self.path_for(decoder)
+        if not _is_whole(target):
+            self._copy(path, target)
+        return self.get(decoder)
+
+    def _copy(self, path: Path, target: Path) -> None:
+        """Put a copy in place, over one that is damaged; on the disk before anything names it.
+
+        Only the files of a bundle, whatever else is in the folder; what is behind a link is copied.
+        """
+        try:
+            with replacing(target, BundleError) as partial:
+                partial.mkdir()
+                for name in FILES:
+                    shutil.copyfile(path / name, partial / name)
+                open_bundle(partial)
+        except BundleError:
+            if not _is_whole(target):  # else somebody else was first
+                raise
+
+
+def _entry(path: Path) -> Entry | None:
+    """A folder's bundle; None while it is being replaced, or if it is not one."""
+    try:
+        manifest, _ = read_manifest(path)
+        added = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime, UTC)
+    except (OSError, BundleError):
+        return None
+    return Entry(path=path, manifest=manifest, added=added)
+
+
+def _is_name(decoder: str) -> bool:
+    """Whether a folder can be called so."""
+    return Path(decoder).name == decoder and not decoder.startswith(".") and "\0" not in decoder
+
+
+def _is_whole(target: Path) -> bool:
+    try:
+        return bool(open_bundle(target))
+    except BundleError:
+        return False

@@ -1,0 +1,359 @@
+"""What the decode daemon does, by request: pause, filters, input, decoders.
+
+What it should do (`server.store.wanted`) is the one truth: compared with what it says at every
+heartbeat, so that a daemon that was adopted, that others started again, or that missed a command,
+is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from decoder.bundles.bundle import open_bundle
+from decoder.errors import VolitionError
+from decoder.filters import Filters
+from server.problems import ConflictError, DaemonError
+from server.store.journal import Journal
+from server.store.registry import Registry
+from server.supervision.process import Process
+from server.supervision.supervisor import NEVER, Keeper
+from streaming.daemon.settings import RESTARTED
+from streaming.inlets.spikes import StreamQuery
+from streaming.wire import control
+from streaming.wire import messages as wire
+from streaming.wire.control import Command, NoAnswerError
+
+log = logging.getLogger("volition.server")
+
+
+class Supervisor(Keeper):
+    """Keeps one daemon running and tells it what to do, once `start` was called, until `stop`.
+
+    An order is first what the next daemon does (`wanted`), then in the journal, then sent, then
+    answered. So it holds whichever process dies in between. One that the daemon refuses is taken
+    back. Only a pause is sent before it is in the journal.
+    """
+
+    _telling: threading.RLock  # filters, input, resume: told and remembered together
+    _swapping: threading.RLock  # one change of decoder at a time
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._telling, self._swapping = threading.RLock(), threading.RLock()
+        self._pauses = 0  # a resume that was sent before the latest pause doesn't count
+        self._hand_over_not_before, self._hand_over_wait_s = NEVER, 0.0
+
+    def start(self, given: str | None = None) -> None:
+        """Adopt the daemon that answers, or start one if there is a decoder to start it with.
+
+        given: decoder to decode with from now on, whatever an adopted daemon does.
+        """
+        adopted = self.begin()
+        if not adopted and self._settings.daemon.paused is not None:
+            self.wanted.set(paused=self._settings.daemon.paused)
+        if given not in (None, self.wanted.active):
+            self.wanted.set(active=given, previous=self.wanted.active)
+            self._note("activate", decoder=given, before=self.wanted.previous)
+        self.wanted.try_to_keep()
+        self.watch()
+
+    def pause(self, why: str, *, who: str) -> None:
+        """Velocity zero from now on. It holds for the next daemon too, whatever fails here.
+
+        It waits for no disk, and for no other order.
+        """
+        with self._state:
+            self._pauses += 1
+            self.wanted.set(paused=why)
+            process = self._process
+        problem: VolitionError | None = None
+        if process is not None:
+            problem = self._pause(process)
+        not_kept = self.wanted.try_to_keep()
+        self._note("pause", who, why=why)
+        if (problem := problem or not_kept) is not None:
+            raise problem
+
+    def _pause(self, process: Process) -> VolitionError | None:
+        """Send the pause; why it was not heard by a daemon that still runs."""
+        try:
+            self.ask_at_once(control.Pause(why=self.wanted.paused or ""))
+        except VolitionError as error:
+            return None if self._is_gone(process) else error  # the next one begins paused
+        return None
+
+    def resume(self, *, who: str, command: Command | None = None) -> None:
+        """Decode again; by `control.Arm` only if all is there that a cursor needs."""
+        command = command or control.Resume()
+        with self._telling:
+            with self._state:
+                pauses, process = self._pauses, self._process
+                if process is None and isinstance(command, control.Resume):
+                    self.wanted.set(paused=None)
+            if process is not None or isinstance(command, control.Arm):
+                self.ask(command)
+                with self._state:
+                    is_newest = self._pauses == pauses
+                    if is_newest and self._process in (process, None):
+                        self.wanted.set(paused=None)
+                    elif is_newest:
+                        raise DaemonError("the daemon died meanwhile; resume the next one")
+                if not is_newest:
+                    self.ask_at_once(control.Pause(why=self.wanted.paused or ""))
+                    raise ConflictError("it was paused again meanwhile")
+            self.wanted.keep()
+        self._note(type(command).__name__.lower(), who)
+
+    def filter(self, changes: dict[str, Any], *, who: str) -> Filters:
+        """Change some settings of the output filters; returns all."""
+        with self._telling:
+            filters = dataclasses.replace(self.wanted.filters, **changes)
+            self._order(control.SetFilters(filters=filters), filters=filters)
+        self._note("filters", who, **changes)
+        return filters
+
+    def read_from(self, query: StreamQuery, *, who: str) -> None:
+        """Read another spike stream."""
+        with self._telling:
+            self._order(control.SetInput(kind=query.kind, name=query.name), input=query)
+        self._note("input", who, **dataclasses.asdict(query))
+
+    def _order(self, command: Command, **wanted: Any) -> None:
+        """Have the daemon do something, and every later one; or neither, if it refuses.
+
+        Raises JournalError if that was done, but could not be written down.
+        """
+        with self._state:
+            before = self.wanted.set(**wanted)
+            process = self._process
+        not_kept = self.wanted.try_to_keep()
+        if process is not None:
+            try:
+                self._tell(process, command)
+            except VolitionError:
+                self.wanted.set(**before)
+                self.wanted.try_to_keep()
+                raise
+        if not_kept is not None:
+            raise not_kept
+
+    def _tell(self, process: Process, command: Command) -> None:
+        """Send an order that `wanted` holds already: a daemon that dies meanwhile needs it no more.
+
+        The next one begins with what is wanted.
+        """
+        try:
+            self.ask(command)
+        except VolitionError:
+            if not self._is_gone(process):
+                raise
+
+    def activate(self, decoder: str, *, who: str) -> None:
+        """Decode with a decoder of the registry from the next tick on.
+
+        If no daemon runs, one is started with it.
+        Raises NotFoundError, BundleError, DaemonError.
+        """
+        path = self._registry.get(decoder).path
+        with self._swapping:
+            while True:
+                if self._waits_for_the_next():
+                    open_bundle(path)
+                    if self._next_begins_with(decoder, who=who, what="activate"):
+                        return
+                process = self._process
+                try:
+                    self._activate(decoder, path, who=who)
+                except NoAnswerError:
+                    if process is None or not self._is_gone(process):
+                        raise
+                else:
+                    return
+
+    def _activate(self, decoder: str, path: Path, *, who: str) -> None:
+        """Raises NoAnswerError if the daemon died, too."""
+        process, now = self._running()
+        if now.decoder != decoder:
+            self._load(process, decoder, path)
+            self._swap(control.Activate(decoder=decoder), decoder, now, who=who, what="activate")
+        elif self.wanted.active != decoder:
+            self._swap(control.GetStatus(), decoder, now, who=who, what="activate")
+
+    def rollback(self, *, who: str) -> None:
+        """Decode with the decoder before again. Raises DaemonError if there was none.
+
+        A daemon that doesn't answer is ended, and the next one begins with the decoder before.
+        """
+        with self._swapping:
+            instead_of, before = self._process, self.wanted.previous
+            try:
+                if not self._waits_for_the_next():
+                    self._rollback(who=who)
+                    return
+            except NoAnswerError:
+                if before is None or not self._settings.supervise:
+                    raise
+            if before is None:
+                raise DaemonError("there is no decoder before this one")
+            open_bundle(self._registry.get(before).path)
+            done = self._next_begins_with(before, who=who, what="rollback", instead_of=instead_of)
+            if not done:
+                self._rollback(who=who)
+
+    def _rollback(self, *, who: str) -> None:
+        process, now = self._running()
+        before = self.wanted.previous or now.previous
+        if before is None:
+            raise DaemonError("there is no decoder before this one")
+        command: Command = control.Rollback()
+        if now.decoder == before:
+            command = control.GetStatus()
+        elif now.previous != before:
+            self._load(process, before, self._registry.get(before).path)
+            command = control.Activate(decoder=before)
+        self._swap(command, before, now, who=who, what="rollback")
+
+    def _waits_for_the_next(self) -> bool:
+        """Whether no daemon runs, and this server starts one."""
+        return self._settings.supervise and self._process is None
+
+    def _next_begins_with(
+        self, decoder: str, *, who: str, what: str, instead_of: Process | None = None
+    ) -> bool:
+        """Start the next daemon with a decoder, at once; False if another one runs meanwhile.
+
+        instead_of: the one that runs, and is ended.
+        """
+        with self._state:
+            if self._process not in (instead_of, None):
+                return False
+            if (before := self.wanted.active) != decoder:
+                self.wanted.set(active=decoder, previous=before)
+            self._deaths_in_a_row, self._start_not_before = 0, NEVER
+        if instead_of is not None:
+            instead_of.kill()
+        not_kept = self.wanted.try_to_keep()
+        self._note(what, who, decoder=decoder, before=before)
+        if not_kept is not None:
+            raise not_kept
+        return True
+
+    def _running(self) -> tuple[Process, wire.Status]:
+        """The daemon and what it does. Raises DaemonError, NoAnswerError."""
+        process = self._process
+        status = self.ask(control.GetStatus())
+        if process is None or self._is_gone(process):
+            raise NoAnswerError("the daemon died meanwhile; ask again")
+        return process, status
+
+    def _load(self, process: Process, decoder: str, path: Path) -> None:
+        """Have the daemon open a decoder, and wait until it is warm."""
+        status = self.ask(control.Load(path=str(path.absolute())))
+        deadline = time.monotonic() + self.timing.load_s
+        while status.loading:
+            if time.monotonic() > deadline:
+                raise DaemonError(f"{path} was not loaded within {self.timing.load_s:g} s")
+            time.sleep(self.timing.look_every_s)
+            status = self.ask(control.GetStatus())
+        if self._is_gone(process):
+            raise NoAnswerError(f"the daemon died while it loaded {path}")
+        if status.load_problem is not None:
+            raise DaemonError(status.load_problem)
+        if status.candidate != decoder:
+            raise ConflictError(f"another decoder was loaded meanwhile: {status.candidate}")
+
+    def _swap(
+        self, command: Command, decoder: str, now: wire.Status, *, who: str, what: str
+    ) -> None:
+        """Have the daemon decode with one that is warm, and every later daemon too."""
+        before = now.decoder if now.decoder != decoder else self.wanted.active
+        try:
+            self._order(command, active=decoder, previous=before)
+        finally:
+            done = self.wanted.active == decoder
+            self._note(what if done else f"{what} refused", who, decoder=decoder, before=before)
+
+    def _compare(self, status: wire.Status) -> None:
+        """Have the daemon do what is wanted: another was told it, or this one was told otherwise.
+
+        One that waits for its server moves again only when it has been told all.
+        """
+        if not self._differs(status):
+            return
+        for lock, compare in (
+            (self._telling, self._compare_settings),
+            (self._swapping, self._compare_decoder),
+        ):
+            if not lock.acquire(blocking=False):
+                return  # somebody is changing it; the next beat looks again
+            try:
+                if not compare(self.ask(control.GetStatus())):
+                    return
+            finally:
+                lock.release()
+        if status.paused == RESTARTED and self.wanted.paused is None:
+            self.ask(control.Resume(paused_for=RESTARTED))
+
+    def _differs(self, status: wire.Status) -> bool:
+        query = self.wanted.input
+        return (
+            status.decoder != self.wanted.active
+            or status.paused != self.wanted.paused
+            or status.filters != self.wanted.filters
+            or (status.input_kind, status.input_name) != (query.kind, query.name)
+        )
+
+    def _compare_settings(self, status: wire.Status) -> bool:
+        if status.filters != self.wanted.filters:
+            self.ask(control.SetFilters(filters=self.wanted.filters))
+        query = self.wanted.input
+        if (status.input_kind, status.input_name) != (query.kind, query.name):
+            self.ask(control.SetInput(kind=query.kind, name=query.name))
+        if (paused := self.wanted.paused) is not None and status.paused != paused:
+            self.ask(control.Pause(why=paused))
+        elif status.paused not in (None, RESTARTED) and paused is None:
+            self.wanted.set_missing(paused=status.paused)  # by whoever speaks to it directly
+            self.wanted.try_to_keep()
+        return True
+
+    def _compare_decoder(self, status: wire.Status) -> bool:
+        """Whether it decodes with what is wanted, or does now. Refused, it is asked ever later."""
+        wanted, process = self.wanted.active, self._process
+        if status.decoder == wanted:
+            return True
+        if wanted is None or process is None:
+            self._register(status)
+            self.wanted.set_missing(active=status.decoder)
+            self.wanted.try_to_keep()
+            return True
+        if time.monotonic() < self._hand_over_not_before:
+            return False
+        try:
+            self._load(process, wanted, self._registry.get(wanted).path)
+            self.ask(control.Activate(decoder=wanted))
+        except NoAnswerError:
+            raise
+        except VolitionError as error:
+            timing = self.timing
+            wait_s = 2 * self._hand_over_wait_s or timing.beat_every_s
+            self._hand_over_wait_s = min(wait_s, timing.longest_back_off_s)
+            self._hand_over_not_before = time.monotonic() + self._hand_over_wait_s
+            self._say(f"the daemon can't go on with {wanted}: {error}")
+            return False
+        self._hand_over_wait_s = 0.0
+        self._note("handed over", decoder=wanted, before=status.decoder)
+        return True
+
+
+def known_bundle(registry: Registry, journal: Journal, bundle: Path) -> str | None:
+    """Register a bundle; its id, unless it was given before (others may be active since)."""
+    decoder = registry.add(bundle).manifest.decoder_id
+    if journal.recall("given") == decoder:
+        return None
+    journal.remember(given=decoder)
+    return decoder

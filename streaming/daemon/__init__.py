@@ -1,0 +1,1 @@
+"""The process that decodes: tick loop, commands, swap, health, watchdog."""

@@ -1,0 +1,37 @@
+"""The last seconds of the stream by its own unit numbers, for a decoder that is swapped in.
+
+The decoder in use keeps spikes of its own units only; the next one knows others. What came
+lately is kept here as it came, so that a swap costs no window of warming up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from decoder.memory.ring import Floats, Ints, TokenRing
+from decoder.runtimes.base import FUTURE_S, MAX_RATE_HZ
+
+KEEP_S = 1.5  # more than the window of any preset
+
+
+class RecentSpikes:
+    """Times (LSL clock, s) and stream unit indices of the last `KEEP_S` seconds."""
+
+    def __init__(self) -> None:
+        keep_s = KEEP_S + FUTURE_S
+        self._ring = TokenRing(int(MAX_RATE_HZ * keep_s), (0,), keep_s=keep_s)
+
+    def append(self, times: Floats, stream_units: Ints, *, now: float) -> None:
+        """Add what a tick drained at `now`, (n,) each."""
+        usable = np.isfinite(times) & (times > now - KEEP_S) & (times < now + FUTURE_S)
+        times, stream_units = times[usable], stream_units[usable]
+        self._ring.append(times, stream_units, np.empty((len(times), 0), dtype=np.float32))
+
+    def since(self, time_s: float) -> tuple[Floats, Ints]:
+        """Times and stream unit indices of spikes from `time_s` on."""
+        first = int(self._ring.times.searchsorted(time_s))
+        return self._ring.times[first:].copy(), self._ring.units[first:].copy()
+
+    def clear(self) -> None:
+        """Forget every spike."""
+        self._ring.clear()

@@ -1,0 +1,63 @@
+"""The daemon's settings: read once, from arguments and `VOLITION_…` variables."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from decoder.filters import Filters
+from streaming.inlets.spikes import StreamKind
+from streaming.wire.messages import DEFAULT_ADDRESS
+
+# Paused for this reason, a daemon is resumed by its server once it has been told all else. For one
+# that somebody else starts again: until the server has seen it, it must move nothing.
+RESTARTED = "restarted; waiting for the server"
+
+
+class DaemonSettings(BaseSettings):
+    """How the daemon runs. Every field can be set as `VOLITION_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="VOLITION_", frozen=True, extra="forbid")
+
+    tick_ms: float = Field(default=10.0, gt=0, le=1000, description="time between decodes, ms")
+    stream_type: StreamKind = "Spikes"
+    stream_name: str | None = None
+    address: str = Field(default=DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
+    control: str | None = Field(default=None, description="ZeroMQ address to take commands on")
+    control_open: bool = Field(
+        default=False, description="take commands on an address that other machines reach"
+    )
+    stale_after_ms: float = Field(
+        default=250.0,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="age of the newest spike, ms, at which decoding stops",
+    )
+    fault_speed: float = Field(
+        default=5.0,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="speed after the filters, m/s, above which a velocity is a fault",
+    )
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    require_provider: bool = False
+    min_known_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the bundle's units that the stream must have",
+    )
+    threads: int = Field(default=1, ge=1, le=64, description="threads of ONNX Runtime")
+    realtime: bool = Field(default=True, description="real-time priority where it is allowed")
+    paused: str | None = Field(default=None, description="begin paused, for this reason")
+    filters: Filters = Field(default=Filters(), description="output filters, as JSON")
+
+    @model_validator(mode="after")
+    def _required_provider_is_named(self) -> Self:
+        if self.require_provider and self.provider == "auto":
+            raise ValueError("require_provider needs a provider: cpu or cuda, not auto")
+        return self

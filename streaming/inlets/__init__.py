@@ -1,0 +1,1 @@
+"""LSL streams in: found, opened, read on this host's clock, admitted."""

@@ -1,0 +1,155 @@
+"""Which spikes the decoder may see: the policy for every kind of odd timestamp.
+
+| timestamp                                     | policy                | counter          |
+|-----------------------------------------------|-----------------------|------------------|
+| in the window, older than the last tick       | taken                 | `late`           |
+| in the window, older than the newest so far   | taken, put in order   | `out_of_order`   |
+| same unit and time as another of its tick     | taken                 | `duplicate`      |
+| ahead of now, by at most `FUTURE_S`           | kept for its window   | -                |
+| ahead of now by more                          | left out              | `future`         |
+| older than the window                         | left out              | `too_old`        |
+| more than `STEP_BACK_S` before the one before | as its own age says   | `backward_steps` |
+| zero, or not a number                         | left out              | `no_time`        |
+| any, of a unit that the bundle doesn't know   | left out              | `unknown_unit`   |
+
+An end of a bin (`SpikeCounts`) is judged as a spike at its time would be.
+
+Attention does not care in which order spikes came, so order inside the window is free.
+Duplicates are taken: a source that stamps a whole chunk alike sends true spikes that look so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.runtimes.base import FUTURE_S
+from streaming.units import UNKNOWN
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+STEP_BACK_S = 0.1
+
+
+@dataclass
+class Counters:
+    """Events since the start, by what was done with them."""
+
+    taken: int = 0
+    late: int = 0
+    out_of_order: int = 0
+    duplicate: int = 0
+    future: int = 0
+    too_old: int = 0
+    backward_steps: int = 0
+    no_time: int = 0
+    unknown_unit: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class Admission:
+    """Judges events tick by tick.
+
+    window_s: seconds of the decoder's window.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self.window_s = window_s
+        self.counters = Counters()
+        self.newest: float | None = None  # time of the newest spike taken, s
+        self.left_out: dict[str, int] = {}  # by reason, since something was taken
+        self._previous_time = -np.inf
+        self._newest_stamp = -np.inf
+        self._last_tick = -np.inf
+
+    def forget(self) -> None:
+        """The stream was lost: what comes next is another's. Counters go on."""
+        self.newest = None
+        self.left_out = {}
+        self._previous_time = self._newest_stamp = -np.inf
+
+    def admit(
+        self, times: Floats, unit_index: Ints, *, window_end: float, now: float
+    ) -> tuple[Floats, Ints]:
+        """The events to take, in arrival order.
+
+        times: (n_events,) float64, LSL clock of this host.
+        unit_index: (n_events,) int64, `UNKNOWN` where the bundle doesn't know the unit.
+        window_end: end of this tick's window; what is too old for it is left out.
+        now: when the events were drained; what lies ahead of it is from the future.
+        """
+        if len(times):
+            known = unit_index != UNKNOWN
+            timed, future, too_old = _by_time(times, window_end - self.window_s, now)
+            take = known & timed & ~future & ~too_old
+            self._leave_out("unknown_unit", ~known)
+            self._leave_out("no_time", known & ~timed)
+            self._leave_out("future", known & future)
+            self._leave_out("too_old", known & too_old)
+            self._count_backward_steps(times[timed & ~future])
+            times, unit_index = times[take], unit_index[take]
+            self._count_oddities(times, unit_index)
+            self._note_newest(times, now)
+        self._last_tick = window_end
+        return times, unit_index
+
+    def admit_bins(self, ends: Floats, *, window_end: float, now: float) -> Floats:
+        """Those ends of bins (n_bins,) that a spike would be taken at; they are signs of life."""
+        timed, future, too_old = _by_time(ends, window_end - self.window_s, now)
+        taken = timed & ~future & ~too_old
+        if taken.any():
+            self.left_out.clear()
+        for name, out in (("no_time", ~timed), ("future", future), ("too_old", too_old)):
+            self._note_left_out(name, int(out.sum()))
+        return ends[taken]
+
+    def _leave_out(self, name: str, out: NDArray[np.bool_]) -> None:
+        if n_out := int(out.sum()):
+            setattr(self.counters, name, getattr(self.counters, name) + n_out)
+            self._note_left_out(name, n_out)
+
+    def _note_left_out(self, name: str, n_out: int) -> None:
+        if n_out:
+            self.left_out[name] = self.left_out.get(name, 0) + n_out
+
+    def _count_backward_steps(self, times: Floats) -> None:
+        if len(times) == 0:
+            return
+        steps = np.diff(times, prepend=self._previous_time)
+        self.counters.backward_steps += int((steps < -STEP_BACK_S).sum())
+        self._previous_time = float(times[-1])
+
+    def _count_oddities(self, times: Floats, unit_index: Ints) -> None:
+        if len(times) == 0:
+            return
+        count = self.counters
+        count.taken += len(times)
+        count.late += int((times < self._last_tick).sum())
+        seen_before = np.empty_like(times)  # the newest time seen before each event
+        seen_before[0] = self._newest_stamp
+        seen_before[1:] = np.maximum(np.maximum.accumulate(times[:-1]), seen_before[0])
+        count.out_of_order += int((times < seen_before).sum())
+        if (np.diff(np.sort(times)) == 0).any():
+            pairs = np.stack([times, unit_index.astype(np.float64)], axis=1)
+            count.duplicate += len(pairs) - len(np.unique(pairs, axis=0))
+        self._newest_stamp = float(max(seen_before[-1], times[-1]))
+
+    def _note_newest(self, times: Floats, now: float) -> None:
+        """A stamp ahead of its arrival is no newer than its arrival: it must not hide silence."""
+        if len(times):
+            self.left_out.clear()
+            newest = min(float(times.max()), now)
+            self.newest = newest if self.newest is None else max(self.newest, newest)
+
+
+def _by_time(
+    times: Floats, oldest: float, now: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks (n,): has a time at all; of these, is from the future; is older than `oldest`."""
+    timed = np.isfinite(times) & (times != 0.0)
+    return timed, timed & (times > now + FUTURE_S), timed & (times < oldest)

@@ -1,0 +1,310 @@
+"""Spikes from Lab Streaming Layer, as times on this host's clock and the stream's unit indices.
+
+Three kinds of stream are read (see docs/STREAMS.md):
+
+- `Spikes`: irregular, int32, fields `channel, unit`; the stamp is the spike's time;
+  `desc/units` names each unit.
+- `SpikeCounts`: regular, one channel a unit; the stamp is the bin's end; each count becomes
+  spikes spread evenly inside its bin.
+- `SpikeEvents`, as neural-data-simulator sends them: like `Spikes` with a waveform behind;
+  without `desc/units` a unit's id is `channel/unit`.
+
+Stamps are mapped with LSL's time correction, added here rather than by `proc_clocksync` (it
+would add the same number) so that every frame can say which offset was applied. Nothing is
+dejittered: spikes are irregular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+import pylsl
+from numpy.typing import NDArray
+
+from decoder.errors import StreamError
+from streaming.inlets import connector
+from streaming.inlets.connector import open_stream
+from streaming.inlets.inlet import Inlet
+from streaming.inlets.search import Query
+from streaming.units import UNKNOWN, UnitMatch, repeated_units
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+StreamKind = Literal["Spikes", "SpikeCounts", "SpikeEvents"]
+KINDS: tuple[StreamKind, ...] = get_args(StreamKind)
+SPIKES, COUNTS, EVENTS = KINDS
+BUFFER_HUNDREDS = 4000  # liblsl counts hundreds of samples for irregular streams: 400,000 events
+BUFFER_S = 10  # for regular streams
+MAX_UNIT_RATE_HZ = 1000.0  # a count above it is no count of one unit's spikes
+MAX_NUMBERED = (4096, 256)  # channels and units of a stream that describes none
+MAX_UNITS = 4096  # of such a stream; events of more are of no known unit
+MAX_NEW_UNITS = 256  # that one drain of a decoder's stream numbers: the rest wait for the next
+MAX_CHANNEL = 2**20  # channel times unit numbers; a description beyond it is an error
+RESOLVE_S = 2.0  # how long a stream is looked for: peers are not asked at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamQuery(Query):
+    """Which stream of spikes to take: by `name` where given, else the only one of type `kind`."""
+
+    kind: StreamKind = SPIKES
+    name: str | None = None
+
+    how_to_choose: ClassVar[str] = "--stream-name"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise StreamError(f"stream type {self.kind!r}; expected one of {', '.join(KINDS)}")
+
+
+def find_spikes(query: StreamQuery, timeout_s: float) -> SpikeInlet | None:
+    """The one stream of spikes that matches, opened; None if there is none."""
+    return open_stream(query, SpikeInlet, timeout_s)
+
+
+class SpikeInlet(Inlet):
+    """An open stream of spikes.
+
+    unit_ids: ids of the stream's units; an event's unit index is its position there. It grows
+        where a stream without description brings units that it had not before.
+    bundle_units: the units that somebody wants to decode; None where all are of use.
+    min_known_share: raises StreamError where the stream describes fewer of the bundle's units.
+    bin_ends: of a stream with a regular rate, (n_bins,) of what was drained last, also of bins
+        without a spike; else None.
+    """
+
+    def __init__(
+        self,
+        found: pylsl.StreamInfo,
+        bundle_units: Sequence[str] | None = None,
+        *,
+        min_known_share: float = 0.0,
+    ) -> None:
+        self._bundle_units, self._min_known_share = bundle_units, min_known_share
+        regular = found.nominal_srate() > 0
+        self.max_buflen = BUFFER_S if regular else BUFFER_HUNDREDS
+        super().__init__(found)
+        self.bin_ends: Floats | None = _NO_TIMES if regular else None
+
+    def check(self, info: pylsl.StreamInfo) -> None:
+        """Read which units there are."""
+        self._parse = _parser(info, self._bundle_units)
+        if problem := repeated_units(self.unit_ids):
+            raise StreamError(f"stream {self.name!r}: {problem}")
+        if self._bundle_units is not None:
+            _check_match(self.name, self.unit_ids, self._bundle_units, self._min_known_share)
+
+    @property
+    def unit_ids(self) -> list[str]:
+        return self._parse.unit_ids
+
+    def drain(self, now: float) -> tuple[Floats, Ints]:
+        """Everything that waits: times (n,) on this host's clock, unit indices (n,).
+
+        Never blocks, and takes at most a full buffer. Raises StreamError where the sender went
+        away.
+        """
+        samples, times = self._pull(now)
+        if self.bin_ends is not None:
+            self.bin_ends = times
+        if len(times) == 0:
+            return _NO_TIMES, _NO_UNITS
+        return self._parse(samples, times)
+
+
+_NO_TIMES: Floats = np.empty(0)
+_NO_UNITS: Ints = np.empty(0, dtype=np.int64)
+
+
+def _check_match(
+    name: str, stream_units: Sequence[str], bundle_units: Sequence[str], min_known_share: float
+) -> None:
+    match = UnitMatch(stream_units, bundle_units)
+    if match.n_known == 0 and stream_units:
+        raise StreamError(
+            f"none of the {len(stream_units)} units of stream {name!r} ({stream_units[0]}, …) is "
+            f"among the bundle's {len(bundle_units)} ({bundle_units[0]}, …); is this the right "
+            "bundle?"
+        )
+    if match.n_known < min_known_share * len(bundle_units):
+        raise StreamError(
+            f"stream {name!r} has {match.n_known} of the bundle's {len(bundle_units)} "
+            f"units; expected at least {min_known_share:.0%} (--min-known-share); "
+            "recalibrate, or choose the bundle of these units"
+        )
+
+
+class _EventParser:
+    """Rows of `channel, unit, …` become unit indices by one table look-up.
+
+    most_new: pairs that nobody described are units too, so many more with each call. The table is
+        as large then as it can get, so that a tick only writes what is new.
+    """
+
+    def __init__(
+        self, name: str, described: Mapping[tuple[int, int], str], *, most_new: int = 0
+    ) -> None:
+        self.unit_ids: list[str] = []
+        self._most_new = most_new
+        shape = MAX_NUMBERED if most_new else _table_shape(name, described)
+        self._table = np.full(shape, UNKNOWN, dtype=np.int32)
+        for key, unit_id in described.items():
+            self._add(key, unit_id)
+
+    def __call__(self, samples: NDArray[np.generic], stamps: Floats) -> tuple[Floats, Ints]:
+        channel = samples[:, 0].astype(np.int64)
+        unit = samples[:, 1].astype(np.int64)
+        n_channels, n_units = self._table.shape
+        inside = (channel >= 0) & (channel < n_channels) & (unit >= 0) & (unit < n_units)
+        cell = np.where(inside, channel * n_units + unit, 0)
+        index = self._look_up(cell, inside)
+        if room := min(self._most_new, MAX_UNITS - len(self.unit_ids)):
+            new = np.unique(cell[inside & (index == UNKNOWN)])
+            for number in new[:room].tolist():
+                key = divmod(number, n_units)
+                self._add(key, f"{key[0]}/{key[1]}")
+            if len(new):
+                index = self._look_up(cell, inside)
+        return stamps, index
+
+    def _look_up(self, cell: Ints, inside: NDArray[np.bool_]) -> Ints:
+        return np.where(inside, self._table.ravel()[cell], UNKNOWN).astype(np.int64)
+
+    def _add(self, key: tuple[int, int], unit_id: str) -> None:
+        self._table[key] = len(self.unit_ids)
+        self.unit_ids.append(unit_id)
+
+
+def _table_shape(name: str, described: Mapping[tuple[int, int], str]) -> tuple[int, int]:
+    n_channels, n_units = (max(key[axis] for key in described) + 1 for axis in (0, 1))
+    if n_channels * n_units > MAX_CHANNEL:
+        raise StreamError(
+            f"stream {name!r} describes channel and unit numbers up to {max(described)}; "
+            "expected small ones, counted from 0"
+        )
+    return n_channels, n_units
+
+
+class _CountParser:
+    """Counts (n_bins, n_channels) become spikes spread evenly inside their bins."""
+
+    def __init__(self, labels: Iterable[str], bin_s: float) -> None:
+        self.unit_ids, self._bin_s = list(labels), bin_s
+
+    def __call__(self, samples: NDArray[np.generic], stamps: Floats) -> tuple[Floats, Ints]:
+        finite = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0)
+        most = np.ceil(MAX_UNIT_RATE_HZ * self._bin_s)
+        counts = np.clip(finite, 0, most).round().astype(np.int64)
+        flat = counts.ravel()
+        total = int(flat.sum())
+        if total == 0:
+            return _NO_TIMES, _NO_UNITS
+        cell = np.repeat(np.arange(len(flat)), flat)
+        first = np.cumsum(flat) - flat
+        rank = np.arange(total) - first[cell]
+        start = stamps[cell // counts.shape[1]] - self._bin_s
+        times = start + (rank + 0.5) / flat[cell] * self._bin_s
+        return times, cell % counts.shape[1]
+
+
+def _parser(
+    info: pylsl.StreamInfo, bundle_units: Sequence[str] | None
+) -> _EventParser | _CountParser:
+    if info.channel_format() == pylsl.cf_string:
+        raise StreamError(f"stream {info.name()!r} carries strings; expected numbers")
+    if info.type() == COUNTS:
+        return _count_parser(info)
+    return _event_parser(info, bundle_units)
+
+
+def _event_parser(info: pylsl.StreamInfo, bundle_units: Sequence[str] | None) -> _EventParser:
+    if info.channel_count() < 2:
+        raise StreamError(
+            f"stream {info.name()!r} has {info.channel_count()} channel; expected `channel, unit`"
+        )
+    if described := described_units(info):
+        return _EventParser(info.name(), described)
+    if info.type() != EVENTS:
+        raise StreamError(
+            f"stream {info.name()!r} has no desc/units; expected one `unit` each with id, "
+            "channel and unit (docs/STREAMS.md)"
+        )
+    most_new = MAX_UNITS if bundle_units is None else MAX_NEW_UNITS
+    return _EventParser(info.name(), _numbered_units(bundle_units or ()), most_new=most_new)
+
+
+def described_units(info: pylsl.StreamInfo) -> dict[tuple[int, int], str]:
+    """Unit id by (channel, unit), from a stream's `desc/units`."""
+    described: dict[tuple[int, int], str] = {}
+    node = info.desc().child("units").child("unit")
+    while not node.empty():
+        try:
+            key = (int(node.child_value("channel")), int(node.child_value("unit")))
+        except ValueError as error:
+            raise StreamError(
+                f"stream {info.name()!r}: desc/units has a unit without whole-number channel "
+                f"and unit ({error})"
+            ) from error
+        unit_id = node.child_value("id")
+        if described.setdefault(key, unit_id) != unit_id:
+            raise StreamError(
+                f"stream {info.name()!r}: desc/units calls channel {key[0]}, unit {key[1]} both "
+                f"{described[key]!r} and {unit_id!r}; expected one id. Number the channels of "
+                "several probes one after the other"
+            )
+        node = node.next_sibling("unit")
+    return {key: unit_id for key, unit_id in described.items() if min(key) >= 0}
+
+
+def _numbered_units(unit_ids: Sequence[str]) -> dict[tuple[int, int], str]:
+    """Those of a bundle's units whose id is `channel/unit` in numbers."""
+    numbered = {}
+    for unit_id in unit_ids:
+        channel, slash, unit = unit_id.partition("/")
+        if slash and channel.isdigit() and unit.isdigit():
+            key = int(channel), int(unit)
+            if key[0] < MAX_NUMBERED[0] and key[1] < MAX_NUMBERED[1]:
+                numbered[key] = unit_id
+    return numbered
+
+
+def _count_parser(info: pylsl.StreamInfo) -> _CountParser:
+    rate_hz = info.nominal_srate()
+    labels = info.get_channel_labels()
+    if not rate_hz > 0 or not labels or any(label is None for label in labels):
+        raise StreamError(
+            f"stream {info.name()!r} has rate {rate_hz} Hz and channel labels {labels}; expected "
+            "a regular rate and one label (the unit's id) a channel"
+        )
+    return _CountParser([str(label) for label in labels], 1.0 / rate_hz)
+
+
+class Connector(connector.Connector[SpikeInlet]):
+    """Keeps a stream open whose spikes a decoder knows.
+
+    `query` and `bundle_units` may be changed at any time; what was found with others is closed.
+    """
+
+    def __init__(
+        self, query: StreamQuery, bundle_units: Sequence[str], *, min_known_share: float = 0.0
+    ) -> None:
+        self._bundle_units = bundle_units
+
+        def open_inlet(found: pylsl.StreamInfo) -> SpikeInlet:
+            return SpikeInlet(found, self._bundle_units, min_known_share=min_known_share)
+
+        super().__init__(query, open_inlet)
+
+    @property
+    def bundle_units(self) -> Sequence[str]:
+        """What the stream has to have."""
+        return self._bundle_units
+
+    @bundle_units.setter
+    def bundle_units(self, bundle_units: Sequence[str]) -> None:
+        self._bundle_units = bundle_units
+        self.forget_found()

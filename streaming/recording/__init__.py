@@ -1,0 +1,1 @@
+"""Sessions from a rig and back to it: record, convert, replay."""

@@ -1,0 +1,145 @@
+"""The three streams of a rig, for whoever records them: spikes, kinematics, markers.
+
+Senders may come late, go and come back, with other units even: what is read goes on. It doesn't
+know what is done with what comes.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+import numpy as np
+import pylsl
+
+from decoder.errors import StreamError
+from streaming.inlets.connector import POLL_S, Source
+from streaming.inlets.inlet import Inlet
+from streaming.inlets.kinematics import COLUMNS, KINEMATICS, KinematicsInlet, Markers
+from streaming.inlets.search import Query
+from streaming.inlets.spikes import Floats, Ints, SpikeInlet, StreamQuery
+
+LEAST_S = 4.0  # looking and opening take a second or two
+OPENING_S = 10.0  # more for a stream that answers in time, on a busy machine
+HOPELESS_S = 4.0  # a stream that can't be opened for so long is not waited for any longer
+MARKERS_WAIT_S = 4.0  # a rig may have none, or one that never opens
+
+AnInlet = TypeVar("AnInlet", bound=Inlet)
+
+
+class RigStreams:
+    """Reads the streams, from its construction to `close`.
+
+    unit_ids: of the spikes; a spike's unit is a position there. Sender after sender may have its
+        own: `n_changes` tells when to look again, at these and at `names`.
+    names_unit: whether the kinematics have always said which unit they are in.
+    clock_jumps: when one of the senders' clocks was found to have jumped; LSL clock, s.
+    """
+
+    def __init__(self, spikes: StreamQuery, kinematics: str | None, markers: str | None) -> None:
+        self._spikes = Source(spikes, SpikeInlet)
+        self._kinematics = Source(Query(kind=KINEMATICS, name=kinematics), KinematicsInlet)
+        self._markers = Markers(markers)
+        self.unit_ids: list[str] = []
+        self.names: dict[str, str | None] = {}
+        self.names_unit = True
+        self.clock_jumps: list[float] = []
+
+    def wait(self, timeout_s: float) -> None:
+        """Until spikes and kinematics are open.
+
+        Raises StreamError if they aren't within `timeout_s`, or can't be; all is closed then.
+        """
+        deadline = time.monotonic() + max(timeout_s, LEAST_S)
+        try:
+            if not _opens(self._spikes, deadline):
+                raise _unopened(
+                    self._spikes,
+                    f"no spike stream of {self._spikes.query}; is the rig sending?",
+                )
+            if not _opens(self._kinematics, deadline):
+                raise _unopened(
+                    self._kinematics,
+                    f"no kinematics stream ({self._kinematics.query}); nothing would label the "
+                    "spikes",
+                )
+            self._markers.wait(MARKERS_WAIT_S)
+        except StreamError:
+            self.close()
+            raise
+        self._look()
+
+    @property
+    def n_changes(self) -> tuple[object, ...]:
+        """Another one whenever the units, the streams or their clocks have changed."""
+        opened = self._spikes.n_opened, self._kinematics.n_opened, len(self.clock_jumps)
+        return *opened, len(self.unit_ids), *self._markers.names
+
+    @property
+    def problem(self) -> str | None:
+        """Why spikes or kinematics aren't read, if something is wrong."""
+        return self._spikes.problem or self._kinematics.problem
+
+    def spikes(self) -> tuple[Floats, Ints]:
+        """Times (n,), units (n,) of what waits, as `SpikeInlet.drain`. Never blocks or raises."""
+        times, units = np.empty(0), np.empty(0, dtype=np.int64)
+        if (inlet := self._spikes.tend()) is not None:
+            try:
+                times, units = inlet.drain(pylsl.local_clock())
+            except StreamError as error:
+                self._spikes.lose(str(error))
+        self._look()
+        return times, units
+
+    def kinematics(self) -> tuple[Floats, Floats]:
+        """Times (n,) and values (n, 6), as `KinematicsInlet.drain`; never blocks or raises."""
+        if (inlet := self._kinematics.tend()) is not None:
+            try:
+                return inlet.drain()
+            except StreamError as error:
+                self._kinematics.lose(str(error))
+        return np.empty(0), np.empty((0, len(COLUMNS)))
+
+    def markers(self) -> list[tuple[float, str]]:
+        """Times and texts of what waits; never blocks or raises."""
+        return self._markers.drain()
+
+    def close(self) -> None:
+        """Close all."""
+        for stream in (self._spikes, self._kinematics, self._markers):
+            stream.close()
+
+    def _look(self) -> None:
+        if (spikes := self._spikes.inlet) is not None:
+            self.unit_ids = spikes.unit_ids
+            self.names["spikes"] = spikes.name
+        if (kinematics := self._kinematics.inlet) is not None:
+            self.names["kinematics"] = kinematics.name
+            self.names_unit &= kinematics.names_unit
+        self.names["markers"] = ", ".join(self._markers.names) or None
+        for inlet in (spikes, kinematics):
+            if inlet is not None and inlet.take_offset_jump():
+                self.clock_jumps.append(pylsl.local_clock())
+
+
+def _opens(source: Source[AnInlet], deadline: float) -> bool:
+    """Whether the stream opens until then, and without a problem that stays.
+
+    One that answers by then has `OPENING_S` more.
+    """
+    hopeful_until = time.monotonic() + HOPELESS_S
+    while True:
+        is_opening = source.is_opening  # until `tend` has it: so it is asked first
+        if source.tend() is not None:
+            return True
+        now = time.monotonic()
+        if source.problem is None:
+            hopeful_until = now + HOPELESS_S
+        if now > hopeful_until or now > deadline + is_opening * OPENING_S:
+            return False
+        time.sleep(POLL_S)
+
+
+def _unopened(source: Source[AnInlet], absent: str) -> StreamError:
+    busy = f"a stream of {source.query} answers, but didn't open in time; is this machine busy?"
+    return StreamError(source.problem or (busy if source.is_opening else absent))

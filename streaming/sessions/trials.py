@@ -1,0 +1,110 @@
+"""Trials and their targets from markers, as tasks and `volition replay` send them.
+
+| marker | means |
+|---|---|
+| `trial_start i`, `trial_end i` | when trial `i` began and ended; both may leave `i` out |
+| `target i X Y` | where its target is, in metres |
+
+Other markers are somebody else's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from streaming.sessions.format import Floats, Trials
+
+EDGE_S = 0.1  # by which a trial may begin before the first sample
+_EDGE = re.compile(r"trial_(start|end)\b\s*(\S*)")
+_TARGET = re.compile(r"target (\S+) (\S+) (\S+)")
+
+
+def trials_of(
+    markers: Iterable[tuple[float, str]],
+    times: Floats,
+    targets: Floats,
+    *,
+    metres: float = 1.0,
+    notes: list[str] | None = None,
+) -> Trials | None:
+    """The trials that begin inside the kinematics; None if there are none.
+
+    times: (n,) seconds of the kinematics, ascending. targets: (n, 2) metres, NaN where none is
+    shown; a trial's target is where it was last, unless a marker says where.
+    metres: in one unit of the markers' targets. notes: is told which trials and targets were left
+    out.
+    """
+    notes = [] if notes is None else notes
+    begun: dict[str, float] = {}
+    placed: dict[str, tuple[float, float]] = {}
+    intervals: list[tuple[float, float]] = []
+    at_end: list[Floats] = []
+    outside: list[float] = []
+    n_open = n_unread = 0
+    for time, text in sorted(markers, key=lambda marker: marker[0]):
+        if match := _TARGET.fullmatch(text):
+            at = (_number(match[2]) * metres, _number(match[3]) * metres)
+            placed[match[1]] = at
+            n_unread += not np.isfinite(at).all()
+        elif match := _EDGE.match(text):
+            edge, number = match[1], match[2]
+            if edge == "start":
+                n_open += number in begun
+                begun[number] = time
+                continue
+            start = begun.pop(number if number in begun or number else _latest(begun), None)
+            target = placed.pop(number, None)
+            if start is None or not start < time:
+                n_open += bool(intervals or outside or begun)  # else it began before the recorder
+                continue
+            if not times[0] - EDGE_S <= start:
+                outside.append(start)
+                continue
+            intervals.append((start, time))
+            shown = _last_shown(times, targets, start, time)
+            at_end.append(shown if target is None else np.array(target))
+        else:
+            n_unread += text.startswith("target ")
+    n_open += max(0, len(begun) - 1)  # one may go on when the recorder stops
+    _tell_left_out(n_open, outside, n_unread, float(times[0]), notes)
+    if not intervals:
+        return None
+    has_targets = bool(np.isfinite(at_end).all(axis=1).any())
+    return Trials(
+        intervals=np.array(intervals), target_pos=np.array(at_end) if has_targets else None
+    )
+
+
+def _tell_left_out(
+    n_open: int, outside: list[float], n_unread: int, begin_s: float, notes: list[str]
+) -> None:
+    if n_open:
+        notes.append(f"{n_open} trials without a start and an end were left out")
+    if outside:
+        notes.append(
+            f"{len(outside)} trials begin before the kinematics (from {min(outside):.1f} s on; "
+            f"these from {begin_s:.1f} s on) and were left out: are the markers on another clock?"
+        )
+    if n_unread:
+        notes.append(
+            f"{n_unread} markers of targets were not understood; expected `target I X Y`, metres"
+        )
+
+
+def _latest(begun: dict[str, float]) -> str:
+    return max(begun, key=lambda number: begun[number], default="")
+
+
+def _last_shown(times: Floats, targets: Floats, start: float, end: float) -> Floats:
+    first, last = np.searchsorted(times, (start, end))
+    return np.asarray(targets[last - 1]) if last > first else np.full(2, np.nan)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -1,0 +1,1 @@
+"""Messages out and commands in: ZeroMQ frames, control, states, JSON lines."""

@@ -1,0 +1,158 @@
+"""What leaves on ZeroMQ: every topic, its rate, its fields and their units.
+
+A message is one frame, `prefix + payload`, so that a subscriber may use CONFLATE (which drops
+multipart messages). The colon ends a topic, or a subscription to `cursor` would match
+`cursor.json` too. Payloads are msgpack maps, or the same content as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from decoder.errors import StreamError, brief
+from decoder.filters import Filters
+from streaming.wire.states import State
+
+SCHEMA_VERSION = 1
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic: its prefix on the wire, its rate, and what it carries."""
+
+    prefix: bytes
+    rate: str
+    carries: str
+
+
+TOPICS = {
+    "cursor": Topic(prefix=b"cursor:", rate="every tick", carries="CursorFrame, msgpack"),
+    "cursor.json": Topic(
+        prefix=b"cursor.json:",
+        rate="every tick, while somebody subscribes",
+        carries="CursorFrame, JSON",
+    ),
+    "status": Topic(
+        prefix=b"status:", rate="1 Hz and at every change of state", carries="Status, msgpack"
+    ),
+}
+
+
+class CursorFrame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One tick's decoded velocity, and what is needed to trust it or to run the tick again.
+
+    Times are seconds on the LSL clock of the daemon's host. `valid` is true only in state
+    `decoding`; in every other state the velocity is zero.
+    """
+
+    schema: int  # SCHEMA_VERSION
+    started: float  # s; the daemon's start, which tells one run's frames from another's
+    seq: int  # counts frames since the daemon's start, from 0
+    session: str  # the bundle's session
+    decoder: str  # the bundle's decoder id
+    state: str
+    valid: bool
+    window_end: float  # s; the decoded instant, and the tick's deadline
+    newest_spike: float | None  # s; newest spike admitted so far
+    decode_ms: float  # ms; this tick's run of the model
+    published: float  # s
+    velocity: tuple[float, float]  # m/s; x, y
+    n_spikes: int  # spikes in the window
+    n_drained: int  # events taken off the stream since the daemon's start
+    clock_offset: float  # s; added to the stamps of this tick's events
+    latency_ms: float  # ms; window end to publication
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Quantiles of one second's ticks, in ms."""
+
+    p50: float
+    p95: float
+    p99: float
+    p999: float
+    max: float
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon's health, once a second and whenever its state changes."""
+
+    schema: int
+    session: str
+    decoder: str
+    state: str
+    detail: str  # a sentence for people: what it waits for, what went wrong
+    provider: str  # the ONNX Runtime execution provider that really runs
+    started: float  # s; as in the frames
+    uptime_s: float
+    ticks: int  # frames published since the start
+    late_ticks: int  # deadlines skipped since the start
+    latency: Quantiles | None  # window end to publication, since the last status
+    spikes_per_s: float  # events drained, since the last status
+    backlog_s: float | None  # age of the oldest event drained in the last tick that had any
+    input_kind: str  # type of the stream that is read, or waited for
+    input_name: str | None  # its name; None where the only one of its type is taken
+    stream: str | None  # name of the open one
+    known_units: int
+    unknown_units: int  # units of the stream that the bundle doesn't know
+    missing_units: int  # units of the bundle that the stream doesn't have
+    window_s: float  # seconds of unbroken spikes before a decode is trusted
+    events: dict[str, int]  # `streaming.inlets.admission.Counters`
+    overflowed: int  # spikes left out because the ring was full
+    inlet_overflows: int  # times that LSL's own buffer was full when it was drained
+    offset_jumps: int  # steps of the sender's clock offset that emptied the window
+    bundle: str  # path of the decoder in use, on the daemon's host
+    previous: str | None  # decoder id that a rollback goes back to
+    candidate: str | None  # decoder id that is warm and can be activated
+    loading: bool  # a candidate is being opened
+    load_problem: str | None  # why the last candidate could not be opened
+    paused: str | None  # why decoding is paused; None where it isn't
+    filters: Filters
+    bias: tuple[float, float]  # m/s; taken off by the bias correction
+    pid: int  # process id of the daemon
+
+
+encode_frame = msgspec.msgpack.Encoder().encode
+encode_frame_json = msgspec.json.Encoder().encode
+
+Message = TypeVar("Message", CursorFrame, Status)
+
+
+def silenced(frame: CursorFrame) -> CursorFrame:
+    """A valid frame that is too old to move anything, as `stale`."""
+    return msgspec.structs.replace(
+        frame, valid=False, velocity=(0.0, 0.0), state=State.STALE.value, n_spikes=0
+    )
+
+
+def _reader(
+    what: str, decode: Callable[[bytes | memoryview], Message]
+) -> Callable[[bytes | memoryview], Message]:
+    """A decoder that raises StreamError, and nothing else, of a message that can't be read."""
+
+    def read(payload: bytes | memoryview) -> Message:
+        try:
+            message = decode(payload)
+        except Exception as error:  # also of text that is none, or nested too deep
+            raise StreamError(_unreadable(what, brief(error, 200))) from error
+        if message.schema != SCHEMA_VERSION:
+            raise StreamError(_unreadable(what, f"schema {message.schema}"))
+        return message
+
+    return read
+
+
+def _unreadable(what: str, why: str) -> str:
+    return (
+        f"a {what} can't be read ({why}); is the daemon of another version than this client "
+        f"(schema {SCHEMA_VERSION})?"
+    )
+
+
+decode_frame = _reader("frame", msgspec.msgpack.Decoder(CursorFrame).decode)
+decode_frame_json = _reader("frame", msgspec.json.Decoder(CursorFrame).decode)
+decode_status = _reader("status", msgspec.msgpack.Decoder(Status).decode)

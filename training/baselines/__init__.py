@@ -1,0 +1,1 @@
+"""Classical decoders to compare with: ridge, Kalman, GRU."""

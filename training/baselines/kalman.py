@@ -1,0 +1,110 @@
+"""The velocity Kalman filter, as labs run it beside newer decoders.
+
+State `x = [v_x, v_y]`, observation `y` = counts of 50 ms bins less their mean:
+
+    x_k = A x_{k-1} + w,  w ~ N(0, W)
+    y_k = C x_{k+lag} + q,  q ~ N(0, Q)
+
+A, C, W and Q are least-squares estimates (Wu, Gao, Bienenstock, Donoghue and Black, Neural
+Computation 2006). The lag between activity and movement and the noise added to Q's diagonal are
+those that do best on the validation domain. The gain is the steady state's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streaming.sessions.format import Floats, Session, Split
+from training.baselines.ridge import BIN_S, counts_before, enough_times, evaluation_times, r2
+
+LAGS = (0, 1, 2, 3)  # bins
+NOISES = (0.0, 1e-2, 1e-1)  # share of the mean count variance added to every unit's
+RICCATI_STEPS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """The fitted filter: `x' = A x + gain (y - C A x)`, y the counts of `lag` bins ago."""
+
+    lag: int
+    transition: Floats  # A (2, 2)
+    observation: Floats  # C (n_units, 2)
+    gain: Floats  # (2, n_units)
+
+
+class Kalman:
+    """Fitted on the training domain. Raises TrainingError where a domain holds no whole window."""
+
+    name = "velocity Kalman filter, 50 ms"
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        enough_times(session, "train", evaluation_times(session, "train"))
+        times = enough_times(session, "valid", evaluation_times(session, "valid"))
+        true = session.velocity_at(times)
+        self._bins: dict[Split, list[tuple[Floats, Floats]]] = {}
+        train = self._counts("train")
+        self.mean_count = np.concatenate([counts for _, counts in train]).mean(axis=0)
+        self.valid_r2 = -np.inf
+        for lag in LAGS:
+            for noise in NOISES:
+                fitted = self._fit(train, lag, noise)
+                score = r2(true, self._run(fitted, "valid", times)).r2_mean
+                if score > self.valid_r2:
+                    self.valid_r2, self.filter = score, fitted
+                    self.chosen = f"lag {1e3 * lag * BIN_S:.0f} ms, noise {noise:g}"
+
+    def decode(self, times: Floats, split: Split = "test") -> Floats:
+        """Velocity (n, 2) m/s at `times` of a split: of the last whole bin before each."""
+        return self._run(self.filter, split, times)
+
+    def _counts(self, split: Split) -> list[tuple[Floats, Floats]]:
+        """Bin ends (n,) and counts (n, n_units) of every interval of a split."""
+        if split not in self._bins:
+            grids = [np.arange(a + BIN_S, b, BIN_S) for a, b in self._session.intervals(split)]
+            counts = counts_before(self._session, np.concatenate([*grids, np.empty(0)]), 1)[:, :, 0]
+            parts = np.split(counts, np.cumsum([len(ends) for ends in grids])[:-1])
+            self._bins[split] = list(zip(grids, parts, strict=False))  # no interval, one empty part
+        return self._bins[split]
+
+    def _fit(self, train: list[tuple[Floats, Floats]], lag: int, noise: float) -> Filter:
+        moves = [self._session.velocity_at(ends) for ends, _ in train]
+        before = np.concatenate([v[:-1] for v in moves])
+        after = np.concatenate([v[1:] for v in moves])
+        transition = np.linalg.lstsq(before, after, rcond=None)[0].T
+        process = np.cov((after - before @ transition.T).T)
+        state = np.concatenate([v[lag:] for v in moves])
+        counts = np.concatenate([c[: max(0, len(c) - lag)] for _, c in train]) - self.mean_count
+        observation = np.linalg.lstsq(state, counts, rcond=None)[0].T
+        residual = np.cov((counts - state @ observation.T).T)
+        least = max(noise, 1e-6)  # a unit without a spike has no variance
+        residual += least * np.diag(residual).mean() * np.eye(len(residual))
+        weighted = np.linalg.solve(residual, observation).T  # C' Q^-1
+        information = weighted @ observation
+        covariance = process
+        for _ in range(RICCATI_STEPS):
+            predicted = transition @ covariance @ transition.T + process
+            covariance = np.linalg.inv(np.linalg.inv(predicted) + information)
+        return Filter(
+            lag=lag, transition=transition, observation=observation, gain=covariance @ weighted
+        )
+
+    def _run(self, fitted: Filter, split: Split, times: Floats) -> Floats:
+        estimate = np.zeros((len(times), 2))
+        for (start, end), (ends, counts) in zip(
+            self._session.intervals(split), self._counts(split), strict=True
+        ):
+            inside = (times >= start) & (times <= end)
+            if not len(ends) or not inside.any():
+                continue
+            state, decoded = np.zeros(2), np.zeros((len(ends), 2))
+            for k in range(fitted.lag, len(ends)):
+                state = fitted.transition @ state
+                seen = counts[k - fitted.lag] - self.mean_count
+                state = state + fitted.gain @ (seen - fitted.observation @ state)
+                decoded[k] = state
+            last = np.searchsorted(ends, times[inside] + 1e-9, side="right") - 1
+            estimate[inside] = decoded[np.maximum(last, 0)]
+        return estimate

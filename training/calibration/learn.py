@@ -1,0 +1,217 @@
+"""One calibration: what it learns from all labelled seconds, and what tells how good that is.
+
+As many models learn as there are folds, each from the other folds, all from the same pretrained
+one. Each is judged on what it never saw (`training.calibration.crossval`), and the mean of their
+weights is the decoder that may be promoted: it has learned from every second, and no time is spent
+on learning that isn't judged, or on judging that isn't learned. Models that begin alike and go a
+short way average well (model soups: Wortsman et al., ICML 2022): docs/RECALIBRATION.md has the
+figures. What doesn't begin from a pretrained model is learned once more, from all seconds.
+
+How the seconds came, and who is told, is for others (`training.calibration.worker`,
+`training.studies.trust`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.gate import Evidence
+from streaming.sessions.format import Session
+from training.baselines.linear import Kind, fit_linear
+from training.calibration.adapt import (
+    Adapted,
+    AdaptSettings,
+    Method,
+    OnStep,
+    calibrate,
+    first_seconds,
+)
+from training.calibration.crossval import N_FOLDS, cross_validate
+from training.calibration.plausible import doubts
+from training.data.simulate import simulate
+from training.exports.reweigh import write_adapted
+from training.models.families import Model
+from training.pretraining import runs
+
+OWN_SHARE = 0.4  # of the time allowed, for a decoder that is learned once more
+WARM_UP = {"n_units": 32, "minutes": 0.5, "subject": 0, "seed": 0}  # a session to warm up with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A pretrained decoder, loaded ahead."""
+
+    bundle: Bundle
+    model: Model
+    record: runs.RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to learn.
+
+    allowed_s: seconds of learning, all folds together; None for as many as it takes.
+    steps: of the method's last phase; None for the method's own.
+    """
+
+    method: Method | Kind
+    allowed_s: float | None
+    steps: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a calibration made, and what speaks for and against it.
+
+    method: whose result was kept. doubts: for the operator, see `training.calibration.plausible`.
+    """
+
+    made: Bundle
+    method: str
+    evidence: Evidence
+    doubts: list[str]
+
+
+def prepare(path: Path, on_step: Callable[[str], None] = lambda phase: None) -> Ready:
+    """Load a bundle and learn a little, so that all that is slow once is behind.
+
+    on_step: told what is begun.
+    """
+    on_step("loading")
+    model, record = runs.load_model(path)
+    on_step("warming up")
+    settings = AdaptSettings(method="full", seconds=None, steps=2)
+    warm_up = unknown_to(record, simulate(**WARM_UP))  # type: ignore[arg-type]
+    calibrate(model, record, warm_up, settings)
+    return Ready(bundle=open_bundle(path), model=model, record=record)
+
+
+def unknown_to(record: runs.RunRecord, session: Session) -> Session:
+    """The session by a name that the model doesn't know, so that it can be learned, or again."""
+    name, number = session.session_id, 2
+    while name in record.session_words:
+        name, number = f"{session.session_id}-{number}", number + 1
+    return replace(session, session_id=name)
+
+
+def judged(
+    session: Session, active: Bundle | None, path: Path, plan: Plan, ready: Ready,
+    on_step: OnStep = lambda share, r2, phase: None,
+) -> Judged:  # fmt: skip
+    """Learn from a session's training domain and compare with the active decoder.
+
+    path: of the bundle that is made. on_step: as of `training.calibration.adapt.calibrate`; the
+    phases are shares of all folds together.
+    """
+    session = unknown_to(ready.record, session)
+    learner = _Linear if plan.method in get_args(Kind) else _Adapting
+    learned = learner(plan, ready, on_step)
+    with tempfile.TemporaryDirectory() as folder:
+        compared = cross_validate(
+            lambda fold, number: learned.fold(fold, number, Path(folder) / f"{number}.bundle"),
+            session, active,
+        )  # fmt: skip
+    made, method = learned.all(session, path)
+    return Judged(
+        made=made,
+        method=method,
+        evidence=compared.evidence() if compared else Evidence.none(),
+        doubts=doubts(session, compared, active),
+    )
+
+
+class _Linear:
+    """Fits each fold, and then all."""
+
+    def __init__(self, plan: Plan, ready: Ready, on_step: OnStep) -> None:
+        self._kind, self._base = plan.method, ready.bundle.manifest.decoder_id
+        self._on_step = on_step
+
+    def fold(self, fold: Session, number: int, path: Path) -> Bundle:
+        """What is learned from a fold's training domain."""
+        self._on_step(number / N_FOLDS, 0.0, self._kind)
+        return self._fit(fold, path)
+
+    def all(self, session: Session, path: Path) -> tuple[Bundle, str]:
+        """What is learned from all of a session's training domain, and by which method."""
+        self._on_step(1.0, 0.0, self._kind)
+        return self._fit(session, path), self._kind
+
+    def _fit(self, session: Session, path: Path) -> Bundle:
+        kind: Kind = self._kind  # type: ignore[assignment]
+        return fit_linear(first_seconds(session, None), kind, path, base=self._base)
+
+
+class _Adapting:
+    """Adapts the pretrained model to each fold, and averages; see `_Linear` for the methods."""
+
+    def __init__(self, plan: Plan, ready: Ready, on_step: OnStep) -> None:
+        self._plan, self._ready, self._on_step = plan, ready, on_step
+        self._averages = plan.method != "scratch"
+        self._members: list[Adapted] = []
+
+    def fold(self, fold: Session, number: int, path: Path) -> Bundle:
+        """See `_Linear`."""
+
+        def on_step(share: float, r2: float, phase: str) -> None:
+            self._on_step((number + share) / N_FOLDS, r2, phase)
+
+        share = (1.0 if self._averages else 1.0 - OWN_SHARE) / N_FOLDS
+        adapted = self._adapt(fold, share, on_step)
+        self._members.append(adapted)
+        return self._write(adapted, path)
+
+    def all(self, session: Session, path: Path) -> tuple[Bundle, str]:
+        """See `_Linear`."""
+        if self._averages and self._members:
+            adapted = mean_of(self._members)
+        else:  # too few seconds for folds, or nothing that could be averaged
+            adapted = self._adapt(session, OWN_SHARE, self._on_step)
+        self._on_step(1.0, adapted.record.best_r2, "writing the bundle")
+        return self._write(adapted, path), adapted.method
+
+    def _adapt(self, session: Session, share: float, on_step: OnStep) -> Adapted:
+        plan, ready = self._plan, self._ready
+        settings = AdaptSettings(
+            method=plan.method,  # type: ignore[arg-type]
+            seconds=None, steps=plan.steps, seed=plan.seed,
+            allowed_s=None if plan.allowed_s is None else share * plan.allowed_s,
+        )  # fmt: skip
+        adapted = calibrate(ready.model, ready.record, session, settings, on_step=on_step)
+        adapted.record.settings["base"] = ready.bundle.manifest.decoder_id
+        return adapted
+
+    def _write(self, adapted: Adapted, path: Path) -> Bundle:
+        record = adapted.record
+        return write_adapted(
+            self._ready.bundle, adapted.model, record, record.session_words[-1], path,
+            {"validation_r2": record.best_r2},
+        )  # fmt: skip
+
+
+def mean_of(members: Sequence[Adapted]) -> Adapted:
+    """The mean of models that learned parts of one session, beginning from the same one."""
+    model, record, _ = members[0]
+    weights = [runs.weights(member.model) for member in members]
+    with torch.no_grad():
+        runs.set_weights(
+            model, {n: torch.stack([w[n] for w in weights]).mean(dim=0) for n in weights[0]}
+        )
+    name, records = record.session_words[-1], [member.record for member in members]
+    for scale in ("output_mean", "output_std"):
+        x, y = np.mean([getattr(one, scale)[name] for one in records], axis=0)
+        getattr(record, scale)[name] = (float(x), float(y))
+    record.unit_tuning = np.mean([one.unit_tuning for one in records], axis=0).round(3).tolist()
+    record.best_r2 = float(np.mean([one.best_r2 for one in records]))
+    methods = Counter(member.method for member in members)
+    return Adapted(model, record, methods.most_common(1)[0][0])

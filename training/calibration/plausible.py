@@ -1,0 +1,135 @@
+"""What may be wrong with a calibration whose scores are good: its data, not its decoder.
+
+Spikes and labels that are apart by the same time all along, or units that are silent only today,
+can be learned well, and are wrong as soon as the clock is right or the units are back. The active
+decoder learned from other data, so it tells: its velocity then comes earlier or later than the
+labels', and it relied on units that said nothing. Each doubt is a sentence for the operator, who
+decides. numpy only, but for the records of bundles.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.bundles.bundle import Bundle
+from decoder.bundles.families import KalmanTables, RidgeTables
+from decoder.errors import TrainingError
+from streaming.sessions.format import Floats, Session, duration_s
+from training.calibration.crossval import Compared, folds
+from training.data.tuning import LOG_RATE_SCALE
+from training.pretraining import runs
+
+FURTHEST_S, LAG_STEP_S = 0.6, 0.02  # lags that are tried
+APART_S = 0.12  # between the lags of two decoders of one movement, a Kalman filter's 0.1 included
+FOLLOWS = 0.4  # correlation from which the active decoder follows the movement at all
+OWN = 0.975  # correlation; no decoder comes so near to a movement that it doesn't make
+EXPECTED = 10.0  # spikes that a unit should have had where it had none
+MOST_SILENT = 0.2  # share of the units that the active decoder relied on
+
+
+def doubts(session: Session, compared: Compared | None, active: Bundle | None) -> list[str]:
+    """All that an operator should look at before the candidate decodes."""
+    found = [_silence(session, active)]
+    if compared is not None:
+        found += [_clock(session, compared), _own(session, compared)]
+    return [doubt for doubt in found if doubt is not None]
+
+
+def _clock(session: Session, compared: Compared) -> str | None:
+    """Whether the active decoder follows the labels, but at another time than the candidate."""
+    if compared.active is None:
+        return None
+    after_s, alike = lag(session, compared.times, compared.active)
+    own_s, _ = lag(session, compared.times, compared.candidate)
+    if alike < FOLLOWS or abs(after_s - own_s) <= APART_S:
+        return None
+    apart_ms = 1e3 * (after_s - own_s)
+    return (
+        f"the active decoder's velocity fits the labels best if they are moved by {apart_ms:.0f} "
+        "ms: the clocks of spikes and kinematics may be apart; check the senders' time stamps"
+    )
+
+
+def _own(session: Session, compared: Compared) -> str | None:
+    """Whether the labels are the active decoder's own velocity."""
+    if compared.active is None:
+        return None
+    _, alike = lag(session, compared.times, compared.active)
+    if alike < OWN:
+        return None
+    return (
+        f"the labels are the active decoder's own velocity (correlation {alike:.3f}), so that "
+        "nothing can be better; of closed loop, label by intention"
+    )
+
+
+def lag(session: Session, times: Floats, velocity: Floats) -> tuple[float, float]:
+    """How much later than a decoded velocity (n, 2) the labels move, s, and their correlation."""
+    decoded = velocity - velocity.mean(axis=0)
+    lags = np.arange(-FURTHEST_S, FURTHEST_S + LAG_STEP_S / 2, LAG_STEP_S)
+    alike = np.empty(len(lags))
+    for index, lag_s in enumerate(lags):
+        true = session.velocity_at(times + lag_s)
+        true = true - true.mean(axis=0)
+        power = float(np.square(decoded).sum() * np.square(true).sum())
+        alike[index] = float((decoded * true).sum()) / max(np.sqrt(power), 1e-12)
+    best = int(np.argmax(alike))
+    return float(lags[best]), float(alike[best])
+
+
+def _silence(session: Session, active: Bundle | None) -> str | None:
+    """Whether units that the active decoder relied on were silent, all along or for a while."""
+    if active is None:
+        return None
+    before = rates_before(active)
+    expected_hz = np.array([before.get(unit_id, 0.0) for unit_id in session.unit_ids])
+    relied_on = expected_hz > 0
+    if not relied_on.any():
+        return None
+    silent = np.zeros(session.n_units, dtype=bool)
+    total = counts_in(session, session.train_domain)
+    seconds = duration_s(session.train_domain)
+    for fold in folds(session):
+        part_s = duration_s(fold.test_domain)
+        here = counts_in(session, fold.test_domain)
+        elsewhere_hz = (total - here) / max(seconds - part_s, 1e-9)
+        silent |= (here == 0) & (elsewhere_hz * part_s >= EXPECTED)
+    silent |= (total == 0) & (expected_hz * seconds >= EXPECTED)
+    n_silent, n_known = int((silent & relied_on).sum()), int(relied_on.sum())
+    if n_silent <= MOST_SILENT * n_known:
+        return None
+    return (
+        f"{n_silent} of the {n_known} units that the active decoder relies on were silent, all "
+        "along or for a while; check the spike stream and its thresholds"
+    )
+
+
+def counts_in(session: Session, intervals: Floats) -> NDArray[np.int64]:
+    """Spikes (n_units,) of each unit in some intervals."""
+    counts = np.zeros(session.n_units, dtype=np.int64)
+    for start, end in intervals:
+        inside = session.spikes_between(start, end)
+        counts += np.bincount(session.spike_units[inside], minlength=session.n_units)
+    return counts
+
+
+def rates_before(bundle: Bundle) -> dict[str, float]:
+    """Of each unit that a decoder relies on: its rate when that was made, Hz; infinite if unknown.
+
+    Units that were silent then are left out.
+    """
+    unit_ids, session_id = bundle.manifest.unit_ids, bundle.manifest.session_id
+    if isinstance(bundle.tables, RidgeTables | KalmanTables):  # a silent unit's weights are zero
+        rows = np.abs(bundle.tables.tokens).reshape(len(unit_ids), -1).sum(axis=1)
+        return {u: np.inf for u, row in zip(unit_ids, rows, strict=True) if row > 0}
+    try:
+        record = runs.record_of(bundle)
+    except TrainingError:
+        return {}
+    rates = {
+        word: float(np.exp(features[-1] / LOG_RATE_SCALE))
+        for word, features in zip(record.unit_words, record.unit_tuning, strict=False)
+    }
+    named = {unit_id: rates.get(f"{session_id}/{unit_id}", 0.0) for unit_id in unit_ids}
+    return {unit_id: rate for unit_id, rate in named.items() if rate > 0}

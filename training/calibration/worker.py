@@ -1,0 +1,130 @@
+"""Learns a calibration for the server: a process that loads torch and the model ahead of its data.
+
+    python -m training.calibration.worker    # JSON lines: `Prepare`, then an `Order`
+
+It runs at the lowest priority and leaves one core alone, so that the daemon's ticks aren't late.
+The decoder that it makes learns from all labelled seconds. How good the method is, beside the
+decoder in use, is told by models that learn from parts of them (`training.calibration.crossval`),
+through the runtime that decodes live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+
+from decoder.bundles.bundle import open_bundle
+from decoder.errors import VolitionError
+from streaming.sessions import format as sessions
+from streaming.sessions.format import Session
+from streaming.wire.lines import Message, say, say_problem, told_while_working
+from training.baselines.linear import Kind
+from training.calibration.adapt import Method
+from training.calibration.labels import Labels, relabelled
+from training.calibration.learn import Plan, Ready, judged, prepare
+from training.pretraining.memory import keep_freed_memory
+
+log = logging.getLogger("volition.worker")
+
+SAY_EVERY_S = 0.2
+
+
+class Prepare(msgspec.Struct, kw_only=True):
+    """Load this bundle ahead."""
+
+    prepare: str
+    threads: int
+
+
+class Order(msgspec.Struct, kw_only=True):
+    """What to learn from which session's file, and the decoder to compare with."""
+
+    session: str
+    active: str | None
+    output: str
+    method: Literal[Method, Kind]
+    labels: Labels
+    allowed_s: float
+    seed: int
+
+
+def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
+    """Learn, write the bundle, and compare with the active decoder."""
+    began = time.monotonic()
+    say(phase="loading", share=0.0)
+    session = whole(relabelled(sessions.load(order.session), order.labels))
+    active = open_bundle(order.active) if order.active else None
+    plan = Plan(method=order.method, allowed_s=order.allowed_s, seed=order.seed)
+    done = judged(session, active, Path(order.output), plan, ready, Report())
+    took_s = time.monotonic() - began
+    log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
+             done.evidence.active_r2(), done.doubts)  # fmt: skip
+    return {
+        "method": done.method,
+        "evidence": done.evidence.as_lists(),
+        "doubts": done.doubts,
+        "learned_s": took_s,
+    }
+
+
+def whole(session: Session) -> Session:
+    """All that was collected is for learning."""
+    return replace(session, train_domain=session.domain)
+
+
+class Report:
+    """Tells the server of progress, a few times a second, and what is begun at once."""
+
+    def __init__(self) -> None:
+        self._said_at, self._phase = 0.0, ""
+
+    def __call__(self, share: float, held_out_r2: float, phase: str) -> None:
+        if phase != self._phase or time.monotonic() - self._said_at > SAY_EVERY_S:
+            self._said_at, self._phase = time.monotonic(), phase
+            say(phase=phase, share=share, r2=held_out_r2)
+
+
+def leave_the_daemon_alone() -> None:
+    """The lowest priority, and all cores but the last."""
+    os.nice(19)
+    with contextlib.suppress(AttributeError, OSError):  # only Linux can choose cores
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[:-1] or cores)
+
+
+def serve(messages: Iterator[Message]) -> None:
+    """Load what is said first, then learn until nobody asks any more."""
+    ready: Ready | None = None
+    for message in messages:
+        try:
+            if "prepare" in message:
+                ahead = msgspec.convert(message, Prepare)
+                torch.set_num_threads(ahead.threads)
+                ready = prepare(Path(ahead.prepare), lambda phase: say(preparing=phase))
+                say(prepared=str(ready.bundle.path))
+                continue
+            assert ready is not None, "an order before anything was prepared"
+            say(done=carry_out(msgspec.convert(message, Order), ready))
+        except VolitionError as error:
+            say_problem(error)
+
+
+def main() -> None:
+    """Serve the process that started this one."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    leave_the_daemon_alone()
+    keep_freed_memory()
+    serve(told_while_working())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What every importer needs: units of length, the user's choices, assembly of a session."""

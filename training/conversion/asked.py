@@ -1,0 +1,43 @@
+"""What somebody says about a file that it says wrongly or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from decoder.errors import ImportFailedError
+from training.conversion.units import factor_asked, seconds_asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Options of an import, as `import_recording` takes them."""
+
+    position: str | None = None
+    velocity: str | None = None
+    unit: str | None = None
+    columns: tuple[int, int] | None = None
+    spike_unit: str | None = None
+    spikes_outside: bool = False
+
+    def check(self) -> None:
+        """Raise ImportFailedError if an option means nothing."""
+        if self.unit is not None:
+            factor_asked(self.unit)
+        if self.spike_unit is not None:
+            seconds_asked(self.spike_unit)
+        if self.columns is not None and (
+            0 in self.columns or abs(self.columns[0]) == abs(self.columns[1])
+        ):
+            raise ImportFailedError(
+                f"columns {self.columns}; expected two different ones, counted from 1"
+            )
+        if self.position == self.velocity == NONE:
+            raise ImportFailedError("neither position nor velocity; expected one of them")
+
+    def names_anything(self) -> bool:
+        """Whether a series, columns or a unit of time were named."""
+        given = (self.position, self.velocity, self.columns, self.spike_unit)
+        return any(value is not None for value in given)
+
+
+NONE = "none"  # of --position and --velocity: take no such series

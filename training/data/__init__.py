@@ -1,0 +1,1 @@
+"""What models learn from: simulated sessions, windows of tokens, tuning of units."""

@@ -1,0 +1,84 @@
+"""How each unit's rate follows the movement: what tells which known unit a new one is like.
+
+Spike counts in bins of 50 ms, in units of their Poisson deviation, regressed on the velocity
+100 ms later, its speed, position and acceleration; and the rate. A new unit's embedding starts as
+a mean of those of the pretrained units whose tuning is nearest (`nearest_mean`), so that seconds of
+data go a long way.
+
+numpy only. It does not know the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streaming.sessions.format import Floats, Session, within
+
+BIN_S = 0.05
+LEAD_S = 0.1  # of spikes before the movement
+PENALTY = 30.0  # ridge, in bins: a few seconds say little
+MIN_RATE_HZ = 0.05
+COEFFICIENT_SCALE, LOG_RATE_SCALE = 5.0, 0.7  # so that a unit of distance means as much in each
+N_NEAREST = 8
+NEARNESS = 0.25  # squared distance at which a neighbour counts 1/e
+N_FEATURES = 8
+MAX_DISTANCES = 2**22  # at the same time: 32 MB, and about as much to find the nearest
+
+
+def tuning(session: Session) -> Floats:
+    """Features (n_units, N_FEATURES) of every unit, from the training domain."""
+    moving = within(session.cursor_times, session.train_domain)
+    deviation = session.cursor_vel[moving].std(axis=0)
+    counts, movement = [], []
+    for start_s, end_s in session.train_domain:
+        times = np.arange(start_s + LEAD_S, end_s - BIN_S, BIN_S)
+        if len(times) < 2:
+            continue
+        counts.append(_counts(session, times - LEAD_S))
+        velocity = session.velocity_at(times) / deviation
+        ahead, behind = session.velocity_at(times + BIN_S), session.velocity_at(times - BIN_S)
+        position = [np.interp(times, session.cursor_times, xy) for xy in session.cursor_pos.T]
+        movement.append(
+            np.column_stack([velocity, np.linalg.norm(velocity, axis=1), *position, ahead - behind])
+        )
+    if not counts:
+        return np.zeros((session.n_units, N_FEATURES))
+    count, regressors = np.concatenate(counts), np.concatenate(movement)
+    regressors = regressors - regressors.mean(axis=0)
+    regressors /= np.maximum(regressors.std(axis=0), 1e-12)
+    mean = np.maximum(count.mean(axis=0), MIN_RATE_HZ * BIN_S)
+    response = (count - count.mean(axis=0)) / np.sqrt(mean)
+    gram = regressors.T @ regressors + PENALTY * np.eye(regressors.shape[1])
+    coefficients = np.linalg.solve(gram, regressors.T @ response).T
+    log_rate = np.log(mean / BIN_S)[:, None]
+    return np.hstack([COEFFICIENT_SCALE * coefficients, LOG_RATE_SCALE * log_rate])
+
+
+def _counts(session: Session, centres: Floats) -> Floats:
+    """Spikes (n_bins, n_units) in bins around times that follow each other by `BIN_S`."""
+    first = centres[0] - BIN_S / 2
+    inside = session.spikes_between(first, first + len(centres) * BIN_S)
+    bins = ((session.spike_times[inside] - first) / BIN_S).astype(np.int64)
+    cell = bins.clip(0, len(centres) - 1) * session.n_units + session.spike_units[inside]
+    counts = np.bincount(cell, minlength=len(centres) * session.n_units)
+    return counts.reshape(len(centres), session.n_units).astype(np.float64)
+
+
+def nearest_mean(features: Floats, known: Floats, values: Floats) -> Floats:
+    """For each of `features` (n, F): the mean of `values` (m, dim) of its nearest `known` (m, F).
+
+    Nearer ones count more. Distances are held for a part of `features` at a time.
+    """
+    n_parts = max(1, -(-len(features) * len(known) // MAX_DISTANCES))
+    parts = [_nearest_mean(part, known, values) for part in np.array_split(features, n_parts)]
+    return np.concatenate(parts)
+
+
+def _nearest_mean(features: Floats, known: Floats, values: Floats) -> Floats:
+    squared = (features**2).sum(axis=1)[:, None] + (known**2).sum(axis=1) - 2.0 * features @ known.T
+    n_nearest = min(N_NEAREST, len(known))
+    nearest = np.argpartition(squared, n_nearest - 1, axis=1)[:, :n_nearest]
+    distance = np.take_along_axis(squared, nearest, axis=1)
+    weight = np.exp((distance.min(axis=1, keepdims=True) - distance) / NEARNESS)
+    weight /= weight.sum(axis=1, keepdims=True)
+    return np.asarray((values[nearest] * weight[..., None]).sum(axis=1))

@@ -1,0 +1,280 @@
+"""Windows of sessions as POYO's token batches.
+
+A window is some seconds of spikes with a start and an end token per unit, and queries with
+their true velocity. Windows lie inside one interval of their split: none reaches over a domain's
+edge or a gap. Training windows drop units at random (POYO's unit dropout).
+
+It does not know the model beyond its vocabulary, its window's length and what it is asked there
+(`Layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decoder.errors import TrainingError
+from streaming.sessions.format import Floats, Session, Split, within
+from training.models.poyo import END, SPIKE, START
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch, shapes as `training.models.poyo.forward`; targets (B, n_outputs, 2) are scaled."""
+
+    token: Tensor
+    times: Tensor
+    lengths: Tensor
+    session_index: Tensor
+    output_times: Tensor
+    target: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model's forward takes, by name."""
+        return {
+            "token": self.token,
+            "times": self.times,
+            "lengths": self.lengths,
+            "session_index": self.session_index,
+            "output_times": self.output_times,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputScale:
+    """Velocity in m/s is `output * std + mean`; each (2,) float64, from the training domain."""
+
+    mean: Floats
+    std: Floats
+
+    @classmethod
+    def of(cls, session: Session) -> OutputScale:
+        """Mean and standard deviation of the session's training velocity."""
+        vel = session.cursor_vel[within(session.cursor_times, session.train_domain)]
+        if len(vel) < 2 or not (vel.std(axis=0) > 0).all():
+            raise TrainingError(f"{session.session_id}: the cursor does not move in training data")
+        return cls(mean=vel.mean(axis=0), std=vel.std(axis=0))
+
+
+def unit_words(session: Session) -> list[str]:
+    """A session's words in the model's unit vocabulary: `session/unit`."""
+    return [f"{session.session_id}/{unit_id}" for unit_id in session.unit_ids]
+
+
+class Layout(Protocol):
+    """What windows a model reads: the part of its configuration that matters here."""
+
+    @property
+    def window_s(self) -> float: ...
+
+    @property
+    def n_together(self) -> int:
+        """Windows of one session that a batch should hold, if it holds any; 1: all the same."""
+
+    def training_queries(self, rng: np.random.Generator) -> Floats: ...
+
+    def walked_queries(self, step_s: float) -> Floats: ...
+
+
+class WindowSource:
+    """Draws training batches from sessions, and walks a split for evaluation.
+
+    sessions: in memory.
+    vocabulary: word -> row of the unit embedding (row 0 is torch_brain's padding).
+    session_rows: session id -> row of the session embedding.
+    sampling_power: a session is drawn in proportion to its training seconds to this power:
+        1 draws every second alike, 0 every session alike.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        vocabulary: Mapping[str, int],
+        session_rows: Mapping[str, int],
+        *,
+        layout: Layout,
+        scales: Mapping[str, OutputScale],
+        sampling_power: float = 1.0,
+    ) -> None:
+        self.sessions = list(sessions)
+        self.layout = layout
+        self.window_s = window_s = layout.window_s
+        self.scales = dict(scales)
+        self.n_words = len(vocabulary)
+        self._rows = [np.array([vocabulary[w] for w in unit_words(s)]) for s in self.sessions]
+        self._session_rows = [session_rows[s.session_id] for s in self.sessions]
+        self._starts = [_window_starts(s.train_domain, window_s) for s in self.sessions]
+        seconds = np.array([(edges[:, 1] - edges[:, 0]).sum() for edges in self._starts])
+        if not seconds.sum() > 0:
+            raise TrainingError(
+                f"no training interval is longer than the window of {window_s} s; "
+                "record longer trials or choose a preset with a shorter window"
+            )
+        seconds = np.where(seconds > 0, seconds**sampling_power, 0.0)
+        self._shares = seconds / seconds.sum()
+
+    def plan(
+        self,
+        rng: np.random.Generator,
+        batch_size: int,
+        *,
+        keep_units: tuple[float, float] = (0.4, 1.0),
+        micro: int | None = None,
+    ) -> list[WindowPlan]:
+        """Which windows a random training batch holds; `build` reads them.
+
+        micro: windows of a micro-batch, which are next to each other; None: one takes all.
+        keep_units: range of the share of units that stay; drawn once a batch, so that its
+            windows are of like length, and independently per window which units they are.
+        """
+        keep_share = rng.uniform(*keep_units)
+        plans = []
+        for index in self._draw_sessions(rng, batch_size, micro or batch_size):
+            end_s = _draw_start(self._starts[index], rng) + self.window_s
+            n_units = self.sessions[index].n_units
+            n_kept = max(1, round(keep_share * n_units))
+            kept = np.sort(rng.permutation(n_units)[:n_kept])
+            queries = self.layout.training_queries(rng)
+            plans.append(WindowPlan(int(index), end_s, kept, queries, self.window_s))
+        return plans
+
+    def _draw_sessions(self, rng: np.random.Generator, batch_size: int, micro: int) -> Ints:
+        """A session for each window: `n_together` of the same one in a micro-batch, or more."""
+        n_groups = max(1, micro // self.layout.n_together)
+        sizes = [len(group) for group in np.array_split(np.arange(micro), n_groups)]
+        sizes *= batch_size // micro
+        return np.repeat(rng.choice(len(self.sessions), size=len(sizes), p=self._shares), sizes)
+
+    def build(self, plans: Sequence[WindowPlan]) -> Batch:
+        """Read planned windows from their sessions."""
+        return _stack([self._window(plan) for plan in plans])
+
+    def draw(self, rng: np.random.Generator, batch_size: int, **options: Any) -> Batch:
+        """A random training batch; options as for `plan`."""
+        return self.build(self.plan(rng, batch_size, **options))
+
+    def walk(
+        self,
+        index: int,
+        split: Split,
+        *,
+        step_s: float,
+        layout: Layout | None = None,
+        batch_size: int = 32,
+        at_most: int | None = None,
+    ) -> Iterator[tuple[Floats, Batch]]:
+        """Batches of windows that answer for every `step_s` of a split.
+
+        layout: another than in training.
+        at_most: so many of the windows, the same random ones every time.
+        Yields times (B, n_queries) in seconds with each batch.
+        """
+        session = self.sessions[index]
+        every_unit = np.arange(session.n_units)
+        layout = layout or self.layout
+        queries = layout.walked_queries(step_s)
+        ends = window_ends(session, split, layout.window_s, step_s * len(queries))
+        if at_most is not None and len(ends) > at_most:
+            chosen = np.random.default_rng(0).permutation(len(ends))[:at_most]
+            ends = ends[np.sort(chosen)]
+        for chunk in np.array_split(ends, max(1, -(-len(ends) // batch_size))):
+            windows = [
+                self._window(WindowPlan(index, float(end), every_unit, queries, layout.window_s))
+                for end in chunk
+            ]
+            if windows:
+                yield chunk[:, None] - layout.window_s + queries, _stack(windows)
+
+    def _window(self, plan: WindowPlan) -> _Window:
+        session, rows = self.sessions[plan.index], self._rows[plan.index]
+        kept, queries = plan.kept, plan.queries
+        start_s = plan.end_s - plan.window_s
+        inside = session.spikes_between(start_s, plan.end_s)
+        units = session.spike_units[inside]
+        times = session.spike_times[inside] - start_s
+        if len(kept) < session.n_units:
+            keeps = np.zeros(session.n_units, dtype=bool)
+            keeps[kept] = True
+            chosen = keeps[units]
+            units, times = units[chosen], times[chosen]
+        kept_rows = rows[kept]
+        scale = self.scales[session.session_id]
+        return _Window(
+            token=np.concatenate(
+                [
+                    START * self.n_words + kept_rows,
+                    END * self.n_words + kept_rows,
+                    SPIKE * self.n_words + rows[units],
+                ]
+            ),
+            times=np.concatenate([np.zeros(len(kept)), np.full(len(kept), plan.window_s), times]),
+            session_row=self._session_rows[plan.index],
+            queries=queries,
+            target=(session.velocity_at(start_s + queries) - scale.mean) / scale.std,
+        )
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """One window: session, end (s), positions of kept units, query times in it, length (s)."""
+
+    index: int
+    end_s: float
+    kept: Ints
+    queries: Floats
+    window_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    token: Ints
+    times: Floats
+    session_row: int
+    queries: Floats
+    target: Floats
+
+
+def window_ends(session: Session, split: Split, window_s: float, step_s: float) -> Floats:
+    """Ends of windows, every `step_s`, that lie wholly inside one interval of a split."""
+    grids = [np.arange(start + window_s, end, step_s) for start, end in session.intervals(split)]
+    return np.concatenate(grids) if grids else np.empty(0)
+
+
+def _window_starts(domain: Floats, window_s: float) -> Floats:
+    """Where windows may start: (n, 2) intervals."""
+    edges = domain - np.array([0.0, window_s])
+    return np.asarray(edges[edges[:, 1] > edges[:, 0]])
+
+
+def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
+    lengths = edges[:, 1] - edges[:, 0]
+    index = rng.choice(len(edges), p=lengths / lengths.sum())
+    return float(rng.uniform(*edges[index]))
+
+
+def _stack(windows: Sequence[_Window]) -> Batch:
+    """One window's tokens after the other's."""
+    return Batch(
+        token=torch.from_numpy(np.concatenate([window.token for window in windows])),
+        times=torch.from_numpy(np.concatenate([window.times for window in windows])),
+        lengths=torch.tensor([len(window.token) for window in windows]),
+        session_index=torch.tensor([window.session_row for window in windows]),
+        output_times=torch.from_numpy(np.stack([window.queries for window in windows])),
+        target=torch.from_numpy(np.stack([window.target for window in windows])).float(),
+    )

@@ -1,0 +1,112 @@
+"""A bundle decodes a recorded split causally, at full speed, through the daemon's own runtime.
+
+Spikes are appended tick by tick and decoded at each tick, as live; only the clock isn't waited
+for. A window never reaches over an interval's edge.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from decoder.bundles.bundle import Bundle
+from decoder.errors import TrainingError
+from decoder.runtimes.base import Runtime, RuntimeSettings, open_runtime
+from streaming.sessions.format import Floats, Ints, Session, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What a bundle made of a split.
+
+    times: (n_ticks,) seconds of the recording. velocity: (n_ticks, 2) m/s.
+    tick_ms: (n_ticks,) what appending and decoding cost.
+    """
+
+    times: Floats
+    velocity: Floats
+    tick_ms: Floats
+
+
+def decode_split(
+    bundle: Bundle,
+    session: Session,
+    split: Split,
+    *,
+    tick_s: float = 0.01,
+    after_s: float = 0.0,
+    only_units: Ints | None = None,
+    threads: int = 1,
+) -> Decoded:
+    """Decode every `tick_s` of a split, from the first whole window of each interval.
+
+    after_s: seconds of each interval to leave out at least, so that decoders whose windows are not
+        equally long decode the same instants.
+    only_units: positions in the session's units; spikes of all others are left out.
+    Raises TrainingError where the session has no unit of the bundle, or no window fits.
+    """
+    if tick_s >= bundle.manifest.sizes.window_s:
+        raise TrainingError(f"a decode every {tick_s:g} s is too seldom for {bundle.path.name}")
+    unit_index = index_in_bundle(bundle, session)
+    if only_units is not None:
+        unit_index = np.where(np.isin(np.arange(session.n_units), only_units), unit_index, -1)
+    parts = []
+    runtime = open_runtime(
+        bundle, epoch=float(session.domain[0, 0]), settings=RuntimeSettings(threads=threads)
+    )
+    runtime.warm_up()
+    for start, end in session.intervals(split):
+        runtime.reset()
+        parts.append(_decode_interval(runtime, session, unit_index, (start, end), tick_s, after_s))
+    times = np.concatenate([part.times for part in parts]) if parts else np.empty(0)
+    if len(times) == 0:
+        raise TrainingError(
+            f"{session.session_id}: no window of {runtime.window_s:g} s fits the {split} domain"
+        )
+    return Decoded(
+        times=times,
+        velocity=np.concatenate([part.velocity for part in parts]),
+        tick_ms=np.concatenate([part.tick_ms for part in parts]),
+    )
+
+
+def index_in_bundle(bundle: Bundle, session: Session) -> Ints:
+    """Position in the bundle of each of the session's units; -1 where it doesn't know one."""
+    position = {unit_id: index for index, unit_id in enumerate(bundle.manifest.unit_ids)}
+    found = np.array([position.get(unit_id, -1) for unit_id in session.unit_ids], dtype=np.int64)
+    if (found < 0).all():
+        raise TrainingError(
+            f"none of {session.session_id}'s {session.n_units} units is among the bundle's "
+            f"{len(position)}; this bundle decodes {bundle.manifest.session_id}"
+        )
+    return found
+
+
+def _decode_interval(
+    runtime: Runtime,
+    session: Session,
+    unit_index: Ints,
+    interval: tuple[float, float],
+    tick_s: float,
+    after_s: float,
+) -> Decoded:
+    start, end = interval
+    first = start + max(runtime.window_s, after_s)
+    n_ticks = max(0, int(np.floor((end - first) / tick_s + 1e-9)) + 1)
+    times = first + tick_s * np.arange(n_ticks, dtype=np.float64)
+    velocity, cost = np.empty((n_ticks, 2)), np.empty(n_ticks)
+    inside = session.spikes_between(start, end)
+    spike_times = session.spike_times[inside]
+    spike_units = unit_index[session.spike_units[inside]]
+    spike_times, spike_units = spike_times[spike_units >= 0], spike_units[spike_units >= 0]
+    stops = np.searchsorted(spike_times, times, side="left")
+    done = 0
+    for tick, (window_end, stop) in enumerate(zip(times, stops, strict=True)):
+        began = time.perf_counter()
+        runtime.append(spike_times[done:stop], spike_units[done:stop])
+        velocity[tick] = runtime.decode(float(window_end))
+        cost[tick] = (time.perf_counter() - began) * 1e3
+        done = int(stop)
+    return Decoded(times=times, velocity=velocity, tick_ms=cost)

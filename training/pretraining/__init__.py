@@ -1,0 +1,1 @@
+"""Pretraining on many sessions: trainer, optimizer, runs and checkpoints on disk."""

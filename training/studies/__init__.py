@@ -1,0 +1,1 @@
+"""Experiments and benchmarks that docs/ report, one command each."""
