@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
-from clients.cli.demo import free_port
+from clients.harness.daemon import free_port
 from clients.subscriber import CursorSubscriber
 from streaming.wire import messages as wire
 

@@ -11,14 +11,8 @@ import io
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +24,17 @@ from rich.text import Text
 
 from clients.cli.reports import print_score
 from clients.harness import live
+from clients.harness.daemon import BUNDLES, TICK_MS, daemon, free_port
 from decoder.bundles.bundle import open_bundle
-from decoder.errors import BundleError, StreamError
+from decoder.errors import BundleError
 from streaming.recording.replay import ReplaySettings
 from streaming.sessions import format as sessions
 from streaming.sessions.format import Floats, Session
 from streaming.wire import messages as wire
 
-BUNDLES = Path(__file__).parents[1] / "demo_data"
 FAMILIES = ("poyo", "possm")
 # The first of the 24 sessions that every bundle was trained on; docs/DEMO.md has the commands.
 SESSION = {"n_units": 96, "minutes": 10.0, "subject": 0, "seed": 100}
-TICK_MS = 10.0
 SHOWN_S = 8.0
 WIDTH, HEIGHT = 96, 9
 BRAILLE_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
@@ -103,50 +96,6 @@ def save_picture(
     print_score(page, score)
     own_fonts = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     page.save_svg(str(path), title="volition demo", code_format=own_fonts)
-
-
-def free_port() -> int:
-    """A TCP port that is free on loopback, and that nobody else is given before this process ends.
-
-    The socket stays bound without listening: Linux then gives the port to no other socket that
-    asks for any free one, while servers, which set SO_REUSEADDR, can listen on it.
-    """
-    probe = socket.socket()
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    probe.bind(("127.0.0.1", 0))
-    port = int(probe.getsockname()[1])
-    if sys.platform == "linux":
-        probe.detach()
-    else:
-        probe.close()
-    return port
-
-
-@contextmanager
-def daemon(bundle: Path, address: str, stream_name: str) -> Iterator[subprocess.Popen[str]]:
-    """A decode daemon in a process of its own; stopped with SIGINT at the end."""
-    command = [
-        sys.executable, "-m", "clients", "decode", str(bundle),
-        "--tick-ms", str(TICK_MS), "--address", address, "--stream-name", stream_name,
-    ]  # fmt: skip
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stderr=log, text=True)
-        try:
-            yield process
-        except StreamError as error:
-            if process.poll() is None:
-                raise
-            log.seek(0)
-            said = log.read().strip()
-            raise StreamError(
-                f"the daemon ended with exit code {process.returncode}: {said}"
-            ) from error
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(timeout=10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 class View:

@@ -946,7 +946,8 @@ def bench_recalibrate(
 ) -> None:
     """Time a whole recalibration, from the last sample to the new decoder's first frame."""
     _needs_training()
-    from clients.benches.recalibration import SHIPPED, bench
+    from clients.benches.recalibration import bench
+    from clients.harness.server import SHIPPED
     from decoder.errors import SettingsError
 
     if preset not in SHIPPED:

@@ -22,8 +22,8 @@ from weakref import WeakSet
 
 import msgspec
 
-from clients.benches.recalibration import SHIPPED, Server
-from clients.cli.demo import BUNDLES
+from clients.harness.daemon import BUNDLES
+from clients.harness.server import SHIPPED, Server
 from clients.participant.drift import Drift
 from clients.rig.score import BlockScore, score_trials
 from clients.task.trial import Trial, read_trials

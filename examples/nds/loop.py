@@ -26,8 +26,8 @@ from typing import Any, get_args
 import numpy as np
 from pylsl import local_clock
 
-from clients.benches.recalibration import SHIPPED, Server
-from clients.cli.demo import BUNDLES
+from clients.harness.daemon import BUNDLES
+from clients.harness.server import SHIPPED, Server
 from clients.subscriber import CursorSubscriber
 from decoder.errors import StreamError
 from server.schemas import CalibrationRequest, FiltersPatch, Method

@@ -14,9 +14,9 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from clients.benches.recalibration import Server
-from clients.cli.demo import free_port
 from clients.control import AsyncControlClient, ControlClient, ProblemError, UnreachableError
+from clients.harness.daemon import free_port
+from clients.harness.server import Server
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Input
 from tests.rig import DEADLINE_S, Process, wait_for
 from tests.server.conftest import POSSM

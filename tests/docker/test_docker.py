@@ -22,8 +22,8 @@ import pytest
 import typer
 import yaml
 
-from clients.cli.demo import free_port
 from clients.cli.verbs import app
+from clients.harness.daemon import free_port
 from server.settings import ServerSettings
 from streaming.daemon.settings import RESTARTED, DaemonSettings
 from tests.rig import DEADLINE_S, daemon, wait_for

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from clients.cli.demo import BUNDLES
+from clients.harness.daemon import BUNDLES
 from decoder.bundles import bundle
 from decoder.bundles.families import RidgeSizes, RidgeTables
 from training.baselines.linear import ridge_graph

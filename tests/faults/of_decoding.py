@@ -11,7 +11,7 @@ import msgspec
 import zmq
 from pylsl import local_clock
 
-from clients.cli.demo import free_port
+from clients.harness.daemon import free_port
 from decoder.errors import VolitionError
 from streaming.wire import messages as wire
 from tests.faults import decoders

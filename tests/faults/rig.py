@@ -19,9 +19,9 @@ from typing import Self, TypeVar
 import numpy as np
 from pylsl import local_clock
 
-from clients.benches.recalibration import Server
-from clients.cli.demo import BUNDLES, free_port
 from clients.control import ControlClient
+from clients.harness.daemon import BUNDLES, free_port
+from clients.harness.server import Server
 from clients.subscriber import StatusSubscriber
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import VolitionError

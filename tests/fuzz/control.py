@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from clients.cli.demo import free_port
+from clients.harness.daemon import free_port
 from clients.subscriber import CursorSubscriber
 from decoder.filters import Filters
 from streaming.wire import control

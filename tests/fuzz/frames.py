@@ -14,7 +14,7 @@ import numpy as np
 import zmq
 from pylsl import local_clock
 
-from clients.cli.demo import free_port
+from clients.harness.daemon import free_port
 from clients.subscriber import CursorSubscriber, StatusSubscriber
 from decoder.errors import VolitionError
 from decoder.filters import Filters

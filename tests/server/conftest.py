@@ -11,8 +11,9 @@ from pathlib import Path
 import pylsl
 import pytest
 
-from clients.benches.recalibration import UNSEEN, Server
-from clients.cli.demo import BUNDLES
+from clients.benches.recalibration import UNSEEN
+from clients.harness.daemon import BUNDLES
+from clients.harness.server import Server
 from streaming.sessions import format as sessions
 from streaming.sessions.format import Session
 from tests.rig import DEADLINE_S, Process, running

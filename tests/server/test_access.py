@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from clients.benches.recalibration import Server
-from clients.cli.demo import free_port
+from clients.harness.daemon import free_port
+from clients.harness.server import Server
 from decoder.errors import BundleError
 from server.settings import ServerSettings
 from server.store.registry import FILES, Registry

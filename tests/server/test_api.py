@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from clients.benches.recalibration import Server
+from clients.harness.server import Server
 from decoder.errors import SettingsError
 from server.api.access import OPEN_TO_ALL
 from server.schemas import CalibrationRequest, Input

@@ -12,7 +12,7 @@ import numpy as np
 import pylsl
 import pytest
 
-from clients.benches.recalibration import Server
+from clients.harness.server import Server
 from clients.subscriber import CursorSubscriber
 from decoder.bundles.bundle import open_bundle
 from server.calibration.driven import Driving, before_filters, read_driving

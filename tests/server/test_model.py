@@ -33,7 +33,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from clients.cli.demo import BUNDLES, free_port
+from clients.harness.daemon import BUNDLES, free_port
 from decoder.bundles import bundle
 from decoder.bundles.bundle import open_bundle
 from decoder.bundles.families import RidgeSizes, RidgeTables

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import httpx
 
-from clients.benches.recalibration import Server
+from clients.harness.server import Server
 from decoder.errors import VolitionError
 from streaming.sessions.format import Session
 from tests.rig import wait_for

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from clients.benches.recalibration import Server
-from clients.cli.demo import BUNDLES
 from clients.control import ProblemError
+from clients.harness.daemon import BUNDLES
+from clients.harness.server import Server
 from clients.subscriber import CursorSubscriber
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch
 from streaming.daemon.settings import RESTARTED

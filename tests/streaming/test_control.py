@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 
-from clients.cli.demo import free_port
+from clients.harness.daemon import free_port
 from clients.subscriber import CursorSubscriber
 from decoder.filters import Filters
 from streaming.wire import control

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
-from clients.cli.demo import free_port
+from clients.harness.daemon import free_port
 from clients.subscriber import CursorSubscriber
 from decoder.bundles import bundle as bundles
 from decoder.bundles.bundle import Bundle

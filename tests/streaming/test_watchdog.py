@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from pylsl import local_clock
 
-from clients.cli.demo import free_port
+from clients.harness.daemon import free_port
 from clients.subscriber import CursorSubscriber, StatusSubscriber
 from streaming.daemon.watchdog import Watchdog
 from streaming.wire import messages as wire

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from clients.cli.demo import BUNDLES
+from clients.harness.daemon import BUNDLES
 from decoder.errors import TrainingError
 from decoder.gate import Evidence, decide
 from streaming.sessions.format import Session, duration_s, intersect

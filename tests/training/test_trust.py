@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.cli.demo import BUNDLES
+from clients.harness.daemon import BUNDLES
 from training.studies.trust import FAULTS, study, summary, trials
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clients.cli.demo import BUNDLES
+from clients.harness.daemon import BUNDLES
 from training.calibration.adapt import with_session
 from training.calibration.learn import WARM_UP, prepare
 from training.data.simulate import simulate

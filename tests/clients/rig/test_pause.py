@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from clients.benches.recalibration import Server
-from clients.cli.demo import free_port
 from clients.control import ControlClient
+from clients.harness.daemon import free_port
+from clients.harness.server import Server
 from clients.rig.command import server_paused_too
 from tests.rig import wait_for
 from tests.server.conftest import POSSM
