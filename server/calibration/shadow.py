@@ -22,7 +22,8 @@ from pylsl import local_clock
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import StreamError, VolitionError
 from decoder.gate import Evidence, decide
-from decoder.runtimes.base import RuntimeSettings, open_runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from server.calibration.driven import FRAME, DaemonFrames, Driving
 from streaming.clock import Metronome
 from streaming.inlets.admission import Admission
