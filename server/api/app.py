@@ -35,7 +35,7 @@ from server.schemas import Problem
 from server.settings import ServerSettings
 from server.store.journal import Journal
 from server.store.registry import Registry
-from server.supervision.daemon import Supervisor, known_bundle
+from server.supervision.daemon import SupervisedDaemon, known_bundle
 
 log = logging.getLogger("volition.server")
 
@@ -51,7 +51,7 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
     with only_server(settings), bound(settings) as listener:
         journal, registry = Journal(settings.home / "journal.sqlite"), Registry(settings.decoders)
         given = known_bundle(registry, journal, bundle) if bundle is not None else None
-        supervisor = Supervisor(settings, journal, registry)
+        supervisor = SupervisedDaemon(settings, journal, registry)
         parts = Parts(
             settings=settings,
             journal=journal,
@@ -125,7 +125,7 @@ def bound(settings: ServerSettings) -> Iterator[socket.socket]:
 
 
 def build_app(parts: Parts, given: str | None = None) -> FastAPI:
-    """The app over these parts. given: see `Supervisor.start`."""
+    """The app over these parts. given: see `SupervisedDaemon.start`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -41,7 +41,7 @@ from server.schemas import (
 from server.settings import ServerSettings
 from server.store.journal import Journal
 from server.store.registry import Entry, Registry
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import control
 from streaming.wire import messages as wire
@@ -57,7 +57,7 @@ class Parts:
     settings: ServerSettings
     journal: Journal
     registry: Registry
-    supervisor: Supervisor
+    supervisor: SupervisedDaemon
     calibrations: Calibrations
     stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 

@@ -31,7 +31,7 @@ from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Entry, Registry
 from server.supervision.children import Child
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 
 log = logging.getLogger("volition.server")
 
@@ -55,7 +55,7 @@ class Job:
         *,
         settings: ServerSettings,
         journal: Journal,
-        supervisor: Supervisor,
+        supervisor: SupervisedDaemon,
         registry: Registry,
         who: str,
         resume: bool = False,

@@ -20,8 +20,9 @@ from decoder.filters import Filters
 from server.problems import ConflictError, DaemonError
 from server.store.journal import Journal
 from server.store.registry import Registry
+from server.supervision.connection import NEVER
 from server.supervision.process import Process
-from server.supervision.supervisor import NEVER, Keeper
+from server.supervision.supervisor import Supervisor
 from streaming.daemon.settings import RESTARTED
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import control
@@ -31,7 +32,7 @@ from streaming.wire.control import Command, NoAnswerError
 log = logging.getLogger("volition.server")
 
 
-class Supervisor(Keeper):
+class SupervisedDaemon(Supervisor):
     """Keeps one daemon running and tells it what to do, once `start` was called, until `stop`.
 
     An order is first what the next daemon does (`wanted`), then in the journal, then sent, then
