@@ -35,10 +35,6 @@ class DaemonError(errors.VolitionError):
     """No daemon decodes, or it refused."""
 
 
-class ForbiddenError(errors.VolitionError):
-    """The caller may not."""
-
-
 # The most special kinds first.
 KINDS: tuple[tuple[type[errors.VolitionError], str, int, str], ...] = (
     (NotFoundError, "not-found", 404, "Not found"),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.bundles.bundle import Bundle
-from decoder.bundles.families import UnitTables
+from decoder.bundles.families import AttentionTables
 from decoder.memory.tokens import embed, phases
 from decoder.runtimes.base import Floats, Ints, Runtime
 from decoder.runtimes.onnx import RuntimeSettings
@@ -23,7 +23,7 @@ class AttentionRuntime(Runtime):
         settings: RuntimeSettings | None = None,
         graph_from: Runtime | None = None,
     ) -> None:
-        assert isinstance(bundle.tables, UnitTables), "families and tables agree in a Bundle"
+        assert isinstance(bundle.tables, AttentionTables), "families and tables agree in a Bundle"
         self._tables = bundle.tables
         super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._constant = {
@@ -48,7 +48,7 @@ class AttentionRuntime(Runtime):
         return outputs
 
 
-def _silence(tables: UnitTables) -> dict[str, NDArray[np.float32]]:
+def _silence(tables: AttentionTables) -> dict[str, NDArray[np.float32]]:
     """Inputs for a window without spikes.
 
     Zero keys make ONNX Runtime 1.31 die of a division by zero. One zero row is given instead,
