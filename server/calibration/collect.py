@@ -26,7 +26,7 @@ from streaming.sessions import format as sessions
 from streaming.sessions.format import Session, duration_s
 from streaming.wire.lines import Message, received, send, send_problem
 
-SAY_EVERY_S = 0.2
+REPORT_EVERY_S = 0.2
 MIN_FREE_BYTES = 200e6
 MIN_SECONDS = 5.0
 MIN_UNITS, MIN_SPIKES = 4, 20  # units with so many spikes
@@ -58,7 +58,7 @@ class Collector:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.finish = self.abandoned = False
-        self._said_at = 0.0
+        self._reported_at = 0.0
         self._recorder = Recorder(
             Path(order.folder),
             order.session,
@@ -96,8 +96,8 @@ class Collector:
 
     def _report(self, recorder: Recorder) -> None:
         self._daemon.poll()
-        if time.monotonic() - self._said_at > SAY_EVERY_S:
-            self._said_at = time.monotonic()
+        if time.monotonic() - self._reported_at > REPORT_EVERY_S:
+            self._reported_at = time.monotonic()
             send(collected=recorder.labelled_s, spikes=recorder.n_spikes)
 
 

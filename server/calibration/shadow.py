@@ -45,7 +45,7 @@ Bools = NDArray[np.bool_]
 
 TICK_S = 0.02
 RESOLVE_S, OPEN_S = 2.0, 10.0
-SAY_EVERY_S = 1.0
+REPORT_EVERY_S = 1.0
 LONGEST_STEP_S = 0.25  # between two ticks that are compared, on a machine that can't keep up
 LOOKS = (1.0, 2.0, 4.0)  # of the seconds asked for: then it may end
 SLOWEST = 8.0  # times as long as asked for, and no more: a loaded machine, labels with gaps
@@ -200,17 +200,17 @@ def run(order: Order) -> Evidence:
     labels, metronome = Labels(kinematics, order.frames), Metronome(TICK_S)
     held_out = Evidence.from_lists(order.held_out) if order.held_out else Evidence.none()
     looks = [order.seconds * factor for factor in LOOKS]
-    evidence, said_at = Evidence.none(), time.monotonic()
-    progressed_at, end_at = said_at, said_at + SLOWEST * order.seconds + START_S
+    evidence, reported_at = Evidence.none(), time.monotonic()
+    progressed_at, end_at = reported_at, reported_at + SLOWEST * order.seconds + START_S
     while time.monotonic() < end_at:
         window_end = metronome.wait()
         spike_times, units = inlet.drain(window_end)
         for shadow in (active, candidate):
             shadow.tick(window_end, spike_times, units)
         labels.poll()
-        if (now := time.monotonic()) - said_at <= SAY_EVERY_S:
+        if (now := time.monotonic()) - reported_at <= REPORT_EVERY_S:
             continue
-        said_at, before_s = now, evidence.compared_s
+        reported_at, before_s = now, evidence.compared_s
         evidence = compare(active, candidate, labels)
         send(evidence=evidence.as_lists())
         progressed_at = now if evidence.compared_s > before_s else progressed_at

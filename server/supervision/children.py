@@ -49,13 +49,13 @@ class Child:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 start_new_session=True, env=environment(),
             )  # fmt: skip
-        self._said: queue.Queue[Message | None] = queue.Queue()
+        self._received: queue.Queue[Message | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"{module}-reader", daemon=True).start()
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", module, *arguments]
 
-    def tell(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         """Send a line; a child that is gone is noticed by who reads."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ class Child:
 
         What else it said is forgotten.
         """
-        while not self._said.empty():
+        while not self._received.empty():
             self._read_one()
 
     def messages(self, *, silent_s: float, within_s: float = float("inf")) -> Iterator[Message]:
@@ -131,9 +131,9 @@ class Child:
                     raise
 
     def _read_one(self, timeout_s: float | None = None) -> Message:
-        message = self._said.get(timeout=timeout_s)
+        message = self._received.get(timeout=timeout_s)
         if message is None:
-            self._said.put(None)
+            self._received.put(None)
             raise ChildEndedError(
                 f"{self.module} ended with exit code {self._process.wait()}; see {self._log}"
             )
@@ -162,5 +162,5 @@ class Child:
         with self._process.stdout as lines:
             for line in lines:
                 with contextlib.suppress(json.JSONDecodeError):
-                    self._said.put(json.loads(line))
-        self._said.put(None)
+                    self._received.put(json.loads(line))
+        self._received.put(None)

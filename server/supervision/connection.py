@@ -59,7 +59,7 @@ class DaemonConnection:
         self._urgent = ControlClient(settings.control, timeout_s=timing.order_s)
         self._asking, self._asking_urgently = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
-        self._said: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
     @property
     def status(self) -> wire.Status | None:
@@ -85,7 +85,7 @@ class DaemonConnection:
             reply = client.ask(command, while_it_lives=process.lives)
         if reply.problem is not None:
             raise DaemonError(reply.problem)
-        self._heard(reply.status)
+        self._remember_answer(reply.status)
         return reply.status
 
     def _is_gone(self, process: Process) -> bool:
@@ -100,7 +100,7 @@ class DaemonConnection:
         self._process = process
         self.wanted.set(pid=process.pid)
 
-    def _heard(self, status: wire.Status) -> None:
+    def _remember_answer(self, status: wire.Status) -> None:
         """Keep the newest answer of the daemon that runs."""
         with self._state:
             now = self._status
@@ -122,7 +122,9 @@ class DaemonConnection:
         except (NoAnswerError, ProcessLookupError):
             return False
         except msgspec.DecodeError as error:
-            self._say(f"a daemon of another version runs on {self._settings.control}: {error}")
+            self._log_problem(
+                f"a daemon of another version runs on {self._settings.control}: {error}"
+            )
             return False
         finally:
             client.close()
@@ -147,7 +149,7 @@ class DaemonConnection:
                 ),
             )
         self.wanted.try_to_keep()
-        self._heard(status)
+        self._remember_answer(status)
         self._note("adopted", decoder=status.decoder, pid=status.pid)
         log.info("adopted daemon %d, which decodes with %s", status.pid, status.decoder)
         return True
@@ -179,13 +181,13 @@ class DaemonConnection:
         except JournalError as error:
             log.error("%s", error)
 
-    def _say(self, problem: str, error: BaseException | None = None) -> bool:
+    def _log_problem(self, problem: str, error: BaseException | None = None) -> bool:
         """Log a problem, but not again and again; returns whether it was logged."""
         now = time.monotonic()
-        if now - self._said.get(problem, NEVER) < SAME_AGAIN_S:
+        if now - self._logged_at.get(problem, NEVER) < SAME_AGAIN_S:
             return False
-        self._said = {p: at for p, at in self._said.items() if now - at < SAME_AGAIN_S}
-        self._said[problem] = now
+        self._logged_at = {p: at for p, at in self._logged_at.items() if now - at < SAME_AGAIN_S}
+        self._logged_at[problem] = now
         log.error("%s", problem, exc_info=error)
         return True
 

@@ -40,12 +40,12 @@ class SupervisedDaemon(Supervisor):
     back. Only a pause is sent before it is in the journal.
     """
 
-    _telling: threading.RLock  # filters, input, resume: told and remembered together
-    _swapping: threading.RLock  # one change of decoder at a time
+    _settings_lock: threading.RLock  # filters, input, resume: told and remembered together
+    _decoder_lock: threading.RLock  # one change of decoder at a time
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._telling, self._swapping = threading.RLock(), threading.RLock()
+        self._settings_lock, self._decoder_lock = threading.RLock(), threading.RLock()
         self._pauses = 0  # a resume that was sent before the latest pause doesn't count
         self._hand_over_not_before, self._hand_over_wait_s = NEVER, 0.0
 
@@ -91,7 +91,7 @@ class SupervisedDaemon(Supervisor):
     def resume(self, *, who: str, command: Command | None = None) -> None:
         """Decode again; by `control.Arm` only if all is there that a cursor needs."""
         command = command or control.Resume()
-        with self._telling:
+        with self._settings_lock:
             with self._state:
                 pauses, process = self._pauses, self._process
                 if process is None and isinstance(command, control.Resume):
@@ -112,7 +112,7 @@ class SupervisedDaemon(Supervisor):
 
     def filter(self, changes: dict[str, Any], *, who: str) -> Filters:
         """Change some settings of the output filters; returns all."""
-        with self._telling:
+        with self._settings_lock:
             filters = dataclasses.replace(self.wanted.filters, **changes)
             self._order(control.SetFilters(filters=filters), filters=filters)
         self._note("filters", who, **changes)
@@ -120,7 +120,7 @@ class SupervisedDaemon(Supervisor):
 
     def read_from(self, query: StreamQuery, *, who: str) -> None:
         """Read another spike stream."""
-        with self._telling:
+        with self._settings_lock:
             self._order(control.SetInput(kind=query.kind, name=query.name), input=query)
         self._note("input", who, **dataclasses.asdict(query))
 
@@ -135,7 +135,7 @@ class SupervisedDaemon(Supervisor):
         not_kept = self.wanted.try_to_keep()
         if process is not None:
             try:
-                self._tell(process, command)
+                self._send(process, command)
             except VolitionError:
                 self.wanted.set(**before)
                 self.wanted.try_to_keep()
@@ -143,7 +143,7 @@ class SupervisedDaemon(Supervisor):
         if not_kept is not None:
             raise not_kept
 
-    def _tell(self, process: Process, command: Command) -> None:
+    def _send(self, process: Process, command: Command) -> None:
         """Send an order that `wanted` holds already: a daemon that dies meanwhile needs it no more.
 
         The next one begins with what is wanted.
@@ -161,7 +161,7 @@ class SupervisedDaemon(Supervisor):
         Raises NotFoundError, BundleError, DaemonError.
         """
         path = self._registry.get(decoder).path
-        with self._swapping:
+        with self._decoder_lock:
             while True:
                 if self._waits_for_the_next():
                     open_bundle(path)
@@ -190,7 +190,7 @@ class SupervisedDaemon(Supervisor):
 
         A daemon that doesn't answer is ended, and the next one begins with the decoder before.
         """
-        with self._swapping:
+        with self._decoder_lock:
             instead_of, before = self._process, self.wanted.previous
             try:
                 if not self._waits_for_the_next():
@@ -287,8 +287,8 @@ class SupervisedDaemon(Supervisor):
         if not self._differs(status):
             return
         for lock, compare in (
-            (self._telling, self._compare_settings),
-            (self._swapping, self._compare_decoder),
+            (self._settings_lock, self._compare_settings),
+            (self._decoder_lock, self._compare_decoder),
         ):
             if not lock.acquire(blocking=False):
                 return  # somebody is changing it; the next beat looks again
@@ -344,7 +344,7 @@ class SupervisedDaemon(Supervisor):
             wait_s = 2 * self._hand_over_wait_s or timing.beat_every_s
             self._hand_over_wait_s = min(wait_s, timing.longest_back_off_s)
             self._hand_over_not_before = time.monotonic() + self._hand_over_wait_s
-            self._say(f"the daemon can't go on with {wanted}: {error}")
+            self._log_problem(f"the daemon can't go on with {wanted}: {error}")
             return False
         self._hand_over_wait_s = 0.0
         self._note("handed over", decoder=wanted, before=status.decoder)

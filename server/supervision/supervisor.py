@@ -72,8 +72,8 @@ class Supervisor(DaemonConnection, abc.ABC):
         self._deaths_in_a_row = 0
         self._start_not_before = NEVER
         self._threads = [
-            threading.Thread(target=self._keep, name="keeper", daemon=True),
-            threading.Thread(target=self._listen, name="heartbeat", daemon=True),
+            threading.Thread(target=self._watch_process, name="supervisor", daemon=True),
+            threading.Thread(target=self._watch_answers, name="heartbeat", daemon=True),
         ]
 
     def begin(self) -> bool:
@@ -112,7 +112,7 @@ class Supervisor(DaemonConnection, abc.ABC):
 
     # Whether the process lives.
 
-    def _keep(self) -> None:
+    def _watch_process(self) -> None:
         while not self._stopping.wait(self.timing.look_every_s):
             try:
                 if self._process is not None and not self._process.lives():
@@ -120,7 +120,7 @@ class Supervisor(DaemonConnection, abc.ABC):
                 if self._process is None and time.monotonic() >= self._start_not_before:
                     self._start_again()
             except Exception as error:
-                self._say(f"the keeper goes on: {error!r}", error)
+                self._log_problem(f"the keeper goes on: {error!r}", error)
                 self._back_off()
 
     def _start_again(self) -> None:
@@ -174,7 +174,7 @@ class Supervisor(DaemonConnection, abc.ABC):
         try:
             return open_log(self._settings.logs / "daemon.log")
         except OSError as error:  # a daemon without a log is better than none
-            self._say(f"the daemon has no log: {error}")
+            self._log_problem(f"the daemon has no log: {error}")
             return open("/dev/null", "wb")
 
     def _could_not_start(self, decoder: str, why: str) -> None:
@@ -184,7 +184,7 @@ class Supervisor(DaemonConnection, abc.ABC):
                 return
             self._deaths_in_a_row += 1
             self._back_off()
-        if self._say(f"no daemon can be started with {decoder}: {why}"):
+        if self._log_problem(f"no daemon can be started with {decoder}: {why}"):
             self._note("not started", decoder=decoder, why=why)
 
     def _died(self, process: Process) -> None:
@@ -226,24 +226,24 @@ class Supervisor(DaemonConnection, abc.ABC):
 
     # Whether it answers.
 
-    def _listen(self) -> None:
+    def _watch_answers(self) -> None:
         while not self._stopping.wait(self.timing.beat_every_s):
             process = self._process
             try:
                 self.wanted.keep()  # what a full disk refused before
             except JournalError as error:
-                self._say(str(error))
+                self._log_problem(str(error))
             if process is None:
                 continue
             try:
-                self._hear(process)
+                self._beat_once(process)
             except NoAnswerError:
                 self._end_if_hung(process)
             except Exception as error:
                 if not self._stopping.is_set():
-                    self._say(f"the heartbeat goes on: {error!r}", error)
+                    self._log_problem(f"the heartbeat goes on: {error!r}", error)
 
-    def _hear(self, process: Process) -> None:
+    def _beat_once(self, process: Process) -> None:
         status = self._beat.ask(control.GetStatus(), while_it_lives=process.lives).status
         if self._process is not process:
             return
@@ -252,7 +252,7 @@ class Supervisor(DaemonConnection, abc.ABC):
             process.kill()
             self._adopt_as(status)
             return
-        self._heard(status)
+        self._remember_answer(status)
         self._compare(status)
         self._trust(process, status)
         shorten(self._settings.logs / "daemon.log")
