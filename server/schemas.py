@@ -306,9 +306,7 @@ class Calibration(Answer):
     took_s: float | None = Field(
         default=None, description="time from the end of collection to the swap or the verdict, s"
     )
-    verdict: str = Field(
-        default="", description="why the candidate was rejected or left undecided"
-    )
+    verdict: str = Field(default="", description="why the candidate was rejected or left undecided")
     doubts: list[str] = Field(
         default=[], description="what to check before activating the candidate, whatever its score"
     )

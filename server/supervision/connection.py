@@ -1,7 +1,6 @@
-"""The connection to the one daemon that runs: its process, its last answer, commands to it.
+"""The connection to the running daemon: its process, its last answer, and commands to it.
 
-A daemon is taken when it was started, or adopted when it ran already: one that answers on the
-control address, or the one that an earlier server started.
+A daemon that is already running is adopted if it answers on the control address.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from streaming.wire.states import State
 log = logging.getLogger("volition.server")
 
 NEVER = -float("inf")
-SAME_AGAIN_S = 30.0  # a problem that stays is logged so often
+SAME_AGAIN_S = 30.0  # interval at which the same problem is logged again
 SUPERVISOR = "supervisor"
 
 
 class DaemonConnection:
-    """One daemon at a time; another takes its place when it was started or adopted."""
+    """Holds one daemon at a time. Starting or adopting a daemon replaces the one before."""
 
     def __init__(
         self, settings: ServerSettings, journal: Journal, registry: Registry, *, timing: Timing
@@ -48,11 +47,11 @@ class DaemonConnection:
         self.wanted = Wanted(journal, settings.daemon)
         self._process: Process | None = None
         self._status: wire.Status | None = None
-        self._answered_at = self._began_at = NEVER  # of the process, monotonic, s
-        self._proving_since = NEVER  # of its decoder
+        self._answered_at = self._began_at = NEVER  # monotonic, s
+        self._proving_since = NEVER  # since when the decoder has been on trial
         self._decoded = self._hung = False
-        # What a daemon is given, which one runs, and how often it died: changed together. Held for
-        # no longer than it takes to start a process, and never while disk or daemon are waited for.
+        # Guards `wanted`, the process and the count of deaths, which change together. Held at most
+        # while a process starts, and never while waiting for the disk or the daemon.
         self._state = threading.Lock()
         self._beat = ControlClient(settings.control, timeout_s=timing.answer_s)
         self._client = ControlClient(settings.control, timeout_s=timing.order_s)
@@ -63,25 +62,25 @@ class DaemonConnection:
 
     @property
     def status(self) -> wire.Status | None:
-        """What the daemon said last; None if none answers."""
+        """The daemon's last status; None if no daemon answers."""
         fresh = time.monotonic() - self._answered_at < self.timing.fresh_s
         return self._status if fresh else None
 
     def ask(self, command: Command) -> wire.Status:
-        """Have the daemon do something. Raises DaemonError if it refuses or none runs."""
+        """Send a command. Raises DaemonError if the daemon refuses it or none is running."""
         return self._ask(self._client, self._asking, command)
 
     def ask_at_once(self, command: Command) -> wire.Status:
-        """The same without a wait for other commands."""
+        """Send a command without waiting for other commands. Raises as `ask` does."""
         return self._ask(self._urgent, self._asking_urgently, command)
 
     def _ask(self, client: ControlClient, turn: threading.Lock, command: Command) -> wire.Status:
         process = self._process
         if process is None:
-            raise DaemonError("no daemon runs; activate a decoder first (GET /v1/decoders)")
+            raise DaemonError("no daemon is running; activate a decoder first (GET /v1/decoders)")
         with turn:
             if self._stopping.is_set():
-                raise DaemonError("the server is being stopped")
+                raise DaemonError("the server is stopping")
             reply = client.ask(command, while_it_lives=process.lives)
         if reply.problem is not None:
             raise DaemonError(reply.problem)
@@ -89,11 +88,11 @@ class DaemonConnection:
         return reply.status
 
     def _is_gone(self, process: Process) -> bool:
-        """Whether the daemon that a command was sent to runs no more."""
+        """Whether a process that a command was sent to has ended or been replaced."""
         return self._process is not process or not process.lives()
 
     def _take(self, process: Process) -> None:
-        """From now on this is the daemon; with `_state` held."""
+        """Make this process the current daemon. Call it with `_state` held."""
         self._status, self._answered_at = None, NEVER
         self._began_at = self._proving_since = time.monotonic()
         self._decoded = self._hung = False
@@ -101,11 +100,11 @@ class DaemonConnection:
         self.wanted.set(pid=process.pid)
 
     def _remember_answer(self, status: wire.Status) -> None:
-        """Keep the newest answer of the daemon that runs."""
+        """Keep an answer if it is the newest one of the current daemon."""
         with self._state:
             now = self._status
             if self._process is None or self._process.pid != status.pid:
-                return  # of one that died meanwhile
+                return  # from a daemon that has been replaced
             if now is None or now.started != status.started or now.ticks <= status.ticks:
                 begins_to_decode = status.state == State.DECODING and not self._decoded
                 if begins_to_decode or (now is not None and _which(now) != _which(status)):
@@ -115,7 +114,7 @@ class DaemonConnection:
             self._answered_at = time.monotonic()
 
     def _adopt(self) -> bool:
-        """Take a daemon that answers already as ours."""
+        """Adopt the daemon that answers on the control address; returns whether there is one."""
         client = ControlClient(self._settings.control, timeout_s=self.timing.adopt_s)
         try:
             return self._adopt_as(client.ask(control.GetStatus()).status)
@@ -123,16 +122,17 @@ class DaemonConnection:
             return False
         except msgspec.DecodeError as error:
             self._log_problem(
-                f"a daemon of another version runs on {self._settings.control}: {error}"
+                f"a daemon of another version is running on {self._settings.control}: {error}"
             )
             return False
         finally:
             client.close()
 
     def _adopt_as(self, status: wire.Status) -> bool:
-        """What the journal says holds for this daemon too; what it doesn't say is taken from it.
+        """Adopt the daemon that sent this status.
 
-        A pause is kept, whoever asked for it.
+        Values in the journal take precedence over the daemon's; missing values are taken from the
+        daemon. A pause is kept, whoever asked for it.
         """
         supervise = self._settings.supervise
         process = Adopted(status.pid) if supervise else Foreign(status.pid)
@@ -151,11 +151,11 @@ class DaemonConnection:
         self.wanted.try_to_keep()
         self._remember_answer(status)
         self._note("adopted", decoder=status.decoder, pid=status.pid)
-        log.info("adopted daemon %d, which decodes with %s", status.pid, status.decoder)
+        log.info("adopted daemon %d with decoder %s", status.pid, status.decoder)
         return True
 
     def _adopt_the_last(self) -> bool:
-        """The daemon of the server before, if it lives but is slow to answer; or its end."""
+        """Adopt the daemon of the earlier server if it answers in time; otherwise kill it."""
         pid = self.wanted.pid
         if not self._settings.supervise or pid is None or not _is_daemon(pid):
             return False
@@ -163,7 +163,7 @@ class DaemonConnection:
         while time.monotonic() < deadline:
             if self._adopt():
                 return True
-        log.error("daemon %d lives and does not answer; it is ended", pid)
+        log.error("daemon %d is running but does not answer; killing it", pid)
         with contextlib.suppress(ProcessLookupError):
             Adopted(pid).kill()
         return False
@@ -172,17 +172,17 @@ class DaemonConnection:
         try:
             self._registry.add(Path(status.bundle))
         except VolitionError as error:
-            log.error("the daemon's bundle can't be registered: %s", error)
+            log.error("can't register the daemon's bundle: %s", error)
 
     def _note(self, what: str, who: str = SUPERVISOR, **detail: Any) -> None:
-        """Into the journal; a full disk must keep neither a pause nor a start from happening."""
+        """Add a journal entry. A failure is only logged: a full disk must not prevent a pause."""
         try:
             self._journal.note(who, what, **detail)
         except JournalError as error:
             log.error("%s", error)
 
     def _log_problem(self, problem: str, error: BaseException | None = None) -> bool:
-        """Log a problem, but not again and again; returns whether it was logged."""
+        """Log a problem at most once per `SAME_AGAIN_S`; returns whether it was logged."""
         now = time.monotonic()
         if now - self._logged_at.get(problem, NEVER) < SAME_AGAIN_S:
             return False
@@ -193,12 +193,12 @@ class DaemonConnection:
 
 
 def _which(status: wire.Status) -> tuple[float, str]:
-    """The daemon's run and its decoder."""
+    """What identifies a run of the daemon with one decoder."""
     return status.started, status.decoder
 
 
 def _is_daemon(pid: int) -> bool:
-    """Whether a process is a decode daemon; a pid alone may be anybody's by now."""
+    """Whether a process is a decode daemon; the pid may have been reused."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:

@@ -1,10 +1,10 @@
-"""Keeps one decode daemon running: starts it or adopts it, and starts it again when it dies.
+"""Keeps one decode daemon running: starts or adopts it, and restarts it when it dies.
 
-The daemon is a process of its own that writes into a log file, so it goes on when this server dies,
-and the next server finds it on its control address. Two threads watch it: one looks whether its
-process lives and starts it again, one asks for its status and ends a daemon that hangs.
+The daemon is a separate process that writes to a log file. It survives the death of this server,
+and the next server finds it on its control address. Two threads watch it: one checks that its
+process is alive and restarts it, one asks for its status and kills it if it hangs.
 
-It does not know what the daemon should do (`server.supervision.daemon`).
+What the daemon should do is decided in `server.supervision.daemon`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Start = Callable[[Path, DaemonSettings, BinaryIO], Process]
 
 
 def start_daemon(bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Process:
-    """`volition decode` in a process of its own."""
+    """Start `volition decode` as a process that outlives this server."""
     return Own(
         subprocess.Popen(
             [sys.executable, "-m", "clients", "decode", str(bundle.absolute())],
@@ -52,9 +52,9 @@ def start_daemon(bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Pr
 
 
 class Supervisor(DaemonConnection, abc.ABC):
-    """Watches one daemon from `watch` until `stop`; `begin` finds or forgets the one before.
+    """Watches one daemon from `watch` until `stop`; `begin` adopts one that is already running.
 
-    start_daemon: starts a daemon of a bundle with settings, its output into a file.
+    start_daemon: starts a daemon from a bundle, settings and an output file.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class Supervisor(DaemonConnection, abc.ABC):
         ]
 
     def begin(self) -> bool:
-        """Adopt the daemon that answers, or that of the server before; whether there is one."""
+        """Adopt the running daemon, if any; returns whether there is one."""
         return self._adopt() or self._adopt_the_last()
 
     def watch(self) -> None:
-        """From now on there is a daemon whenever there is a decoder to run it with."""
+        """Start the threads that keep a daemon running as long as a decoder is active."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End the watch, and the daemon too unless the settings keep it.
+        """Stop watching, and stop the daemon unless `keep_daemon` is set.
 
-        An order that is being carried out goes first; one that comes later is refused.
+        Orders in progress are completed first; later ones are refused.
         """
         with self._state:
             self._stopping.set()
@@ -103,14 +103,14 @@ class Supervisor(DaemonConnection, abc.ABC):
 
     @property
     def restarting(self) -> bool:
-        """Whether a daemon should run, and the one that is to do so doesn't answer yet."""
+        """Whether a daemon should be running but does not answer yet."""
         return self._settings.supervise and self.wanted.active is not None and self.status is None
 
     @abc.abstractmethod
     def _compare(self, status: wire.Status) -> None:
-        """Have the daemon do what it should, if it says that it doesn't."""
+        """Correct the daemon if its status differs from what is wanted."""
 
-    # Whether the process lives.
+    # Liveness of the process.
 
     def _watch_process(self) -> None:
         while not self._stopping.wait(self.timing.look_every_s):
@@ -120,7 +120,7 @@ class Supervisor(DaemonConnection, abc.ABC):
                 if self._process is None and time.monotonic() >= self._start_not_before:
                     self._start_again()
             except Exception as error:
-                self._log_problem(f"the keeper goes on: {error!r}", error)
+                self._log_problem(f"the supervisor continues after: {error!r}", error)
                 self._back_off()
 
     def _start_again(self) -> None:
@@ -128,17 +128,17 @@ class Supervisor(DaemonConnection, abc.ABC):
             self._start_not_before = time.monotonic() + self.timing.beat_every_s
             self._adopt()
             return
-        if self._deaths_in_a_row and self._adopt():  # it died because another one runs
+        if self._deaths_in_a_row and self._adopt():  # another daemon holds its sockets
             return
         self._fall_back()
         if (decoder := self.wanted.active) is not None:
             self._launch(decoder)
 
     def _fall_back(self) -> None:
-        """After two deaths in a row: back to the last good decoder, if its files can be read.
+        """After two deaths in a row, go back to the last good decoder or else the previous one.
 
-        Otherwise to the one before. A good decoder that dies is kept if its own files can be read:
-        something else kills it.
+        Only a decoder with intact files is chosen. An active decoder that is good and intact stays:
+        the cause of the deaths must be something else.
         """
         active = self.wanted.active
         if self._deaths_in_a_row < 2 or active is None:
@@ -150,7 +150,7 @@ class Supervisor(DaemonConnection, abc.ABC):
             return
         with self._state:
             if self._deaths_in_a_row < 2 or self.wanted.active != active:
-                return  # another one was activated meanwhile
+                return  # another decoder has been activated
             self.wanted.set(active=other, previous=active)
         self._note("fell back", decoder=other, before=active)
         self.wanted.try_to_keep()
@@ -173,18 +173,18 @@ class Supervisor(DaemonConnection, abc.ABC):
     def _log_file(self) -> contextlib.AbstractContextManager[BinaryIO]:
         try:
             return open_log(self._settings.logs / "daemon.log")
-        except OSError as error:  # a daemon without a log is better than none
-            self._log_problem(f"the daemon has no log: {error}")
+        except OSError as error:  # better a daemon without a log than no daemon
+            self._log_problem(f"can't open the daemon's log, so it runs without one: {error}")
             return open("/dev/null", "wb")
 
     def _could_not_start(self, decoder: str, why: str) -> None:
-        """What keeps a daemon from being started counts as its death."""
+        """Count a failed start as a death."""
         with self._state:
             if self.wanted.active != decoder:
                 return
             self._deaths_in_a_row += 1
             self._back_off()
-        if self._log_problem(f"no daemon can be started with {decoder}: {why}"):
+        if self._log_problem(f"can't start a daemon with {decoder}: {why}"):
             self._note("not started", decoder=decoder, why=why)
 
     def _died(self, process: Process) -> None:
@@ -224,13 +224,13 @@ class Supervisor(DaemonConnection, abc.ABC):
         if process.lives():
             process.kill()
 
-    # Whether it answers.
+    # Heartbeat.
 
     def _watch_answers(self) -> None:
         while not self._stopping.wait(self.timing.beat_every_s):
             process = self._process
             try:
-                self.wanted.keep()  # what a full disk refused before
+                self.wanted.keep()  # retry writes that failed on a full disk
             except JournalError as error:
                 self._log_problem(str(error))
             if process is None:
@@ -241,14 +241,14 @@ class Supervisor(DaemonConnection, abc.ABC):
                 self._end_if_hung(process)
             except Exception as error:
                 if not self._stopping.is_set():
-                    self._log_problem(f"the heartbeat goes on: {error!r}", error)
+                    self._log_problem(f"the heartbeat continues after: {error!r}", error)
 
     def _beat_once(self, process: Process) -> None:
         status = self._beat.ask(control.GetStatus(), while_it_lives=process.lives).status
         if self._process is not process:
             return
         if status.pid != process.pid:
-            log.error("daemon %d answers, not %d; it is adopted", status.pid, process.pid)
+            log.error("daemon %d answers instead of %d; adopting it", status.pid, process.pid)
             process.kill()
             self._adopt_as(status)
             return
@@ -258,7 +258,7 @@ class Supervisor(DaemonConnection, abc.ABC):
         shorten(self._settings.logs / "daemon.log")
 
     def _trust(self, process: Process, status: wire.Status) -> None:
-        """A decoder is good once it has decoded for long enough; to wait for spikes is no proof."""
+        """Mark the decoder as good after `good_after_s` of decoding; waiting does not count."""
         with self._state:
             is_proven = time.monotonic() - self._proving_since > self.timing.good_after_s
             if self._process is not process or not (self._decoded and is_proven):
@@ -275,16 +275,16 @@ class Supervisor(DaemonConnection, abc.ABC):
             if silent_s > self.timing.hung_after_s:
                 with self._state:
                     if self._process is process:
-                        self._process = None  # whoever starts it will start it again
+                        self._process = None  # its own supervisor restarts it
             return
         answered = self._answered_at != NEVER
         if silent_s > (self.timing.hung_after_s if answered else self.timing.start_s):
-            log.error("daemon %d has not answered for %.1f s and is ended", process.pid, silent_s)
+            log.error("daemon %d has not answered for %.1f s; killing it", process.pid, silent_s)
             self._note("hung", pid=process.pid, silent_s=round(silent_s, 1))
             self._end(process)
 
     def _end(self, process: Process) -> None:
-        """End a daemon that hangs: a death that counts, and its decoder is good no longer."""
+        """Kill a hung daemon. It counts as a death, and its decoder is no longer good."""
         with self._state:
             if self._process is process:
                 self._hung = True
