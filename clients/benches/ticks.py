@@ -46,7 +46,7 @@ class _Runner:
     """One preset with random weights, as a runtime and as torch_brain's module if it has one."""
 
     def __init__(self, preset: str, folder: Path) -> None:
-        from decoder.runtimes.base import open_runtime
+        from decoder.runtimes.opening import open_runtime
         from training.evaluation.reference import random_bundle
 
         self.preset = preset

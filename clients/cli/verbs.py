@@ -424,7 +424,7 @@ def bundle(
     """Verify a bundle (versions, ranges, checksums, shapes), try it, and print what it holds."""
     from clients.cli.reports import print_bundle
     from decoder.bundles.bundle import open_bundle
-    from decoder.runtimes.base import RuntimeSettings
+    from decoder.runtimes.onnx import RuntimeSettings
     from decoder.runtimes.proof import prove_apart
 
     opened = open_bundle(path)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.errors import ProviderError
-from decoder.runtimes.base import CPU, CUDA, cuda_provider
+from decoder.runtimes.onnx import CPU, CUDA, cuda_provider
 
 if TYPE_CHECKING:
     import onnxruntime as ort

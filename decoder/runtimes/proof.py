@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.bundles.manifest import MAX_SPEED
 from decoder.errors import BundleError, VolitionError, brief
-from decoder.runtimes.base import Runtime, RuntimeSettings, open_runtime
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

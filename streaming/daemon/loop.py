@@ -24,7 +24,9 @@ from pylsl import local_clock
 from decoder.bundles.bundle import Bundle
 from decoder.errors import SettingsError, StreamError, brief
 from decoder.filters import OutputFilters, Velocity
-from decoder.runtimes.base import MAX_RATE_HZ, PROVIDERS, Runtime, RuntimeSettings, open_runtime
+from decoder.runtimes.base import MAX_RATE_HZ, Runtime
+from decoder.runtimes.onnx import PROVIDERS, RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from decoder.runtimes.proof import prove
 from streaming.clock import Clock, Metronome
 from streaming.daemon.health import TickHealth

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, Bundle, open_bundle
 from decoder.bundles.manifest import checksum
 from decoder.errors import BundleError
-from decoder.runtimes.base import RuntimeSettings, open_runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from decoder.runtimes.proof import Spikes, prove, prove_apart
 from tests.rig import wait_for
 

@@ -38,7 +38,7 @@ def prepare(folder: Path) -> None:
 
 def case(folder: Path, rng: Rng, scratch: Path) -> None:
     """Damage a copy of one bundle in one way, open it, decode with it."""
-    from decoder.runtimes.base import open_runtime
+    from decoder.runtimes.opening import open_runtime
     from decoder.runtimes.proof import prove
 
     originals = sorted(folder.glob("*.bundle"))

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from decoder.bundles import bundle as bundles
 from decoder.bundles.bundle import Bundle
 from decoder.filters import Filters
-from decoder.runtimes.base import FUTURE_S, MAX_RATE_HZ, Runtime, open_runtime
+from decoder.runtimes.base import FUTURE_S, MAX_RATE_HZ, Runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.daemon.loop import Daemon
 from streaming.daemon.settings import DaemonSettings
 from streaming.inlets.spikes import StreamQuery
@@ -583,7 +584,7 @@ def test_whatever_happens_a_valid_frame_keeps_its_promise_and_it_recovers(
     try:
         runtimes = [
             open_runtime(
-                o, epoch=0.0, settings=rig.daemon.runtime.settings, like=rig.daemon.runtime
+                o, epoch=0.0, settings=rig.daemon.runtime.settings, graph_from=rig.daemon.runtime
             )
             for o in others
         ]

@@ -11,7 +11,7 @@ import torch
 
 from decoder.bundles import bundle as bundles
 from decoder.errors import TrainingError
-from decoder.runtimes.base import open_runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.sessions.format import Session, duration_s
 from training.calibration.adapt import AdaptSettings, first_seconds, identify_units, with_session
 from training.data.simulate import simulate

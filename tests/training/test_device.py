@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from decoder.errors import ProviderError
-from decoder.runtimes.base import _cuda_driver_present, open_runtime
 from decoder.runtimes.device import BucketedGraph
+from decoder.runtimes.onnx import cuda_driver_present
+from decoder.runtimes.opening import open_runtime
 from training.evaluation.reference import random_bundle
 from training.exports.device import device_tables, export_device_graph
 
@@ -70,7 +71,7 @@ def test_more_spikes_than_slots_are_refused(pair: Pair) -> None:
 
 
 def test_cuda_that_does_not_run_is_said(pair: Pair) -> None:
-    if _cuda_driver_present():
+    if cuda_driver_present():
         pytest.skip("this machine has CUDA")
     with pytest.raises(ProviderError, match="CUDA was asked for, but ONNX Runtime runs CPU"):
         BucketedGraph(pair.path, tables=pair.tables, small=pair.small, device="cuda", buckets=(64,))

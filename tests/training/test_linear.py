@@ -13,7 +13,7 @@ from decoder.bundles.bundle import GRAPH, Bundle, open_bundle
 from decoder.bundles.families import KalmanSizes
 from decoder.errors import TrainingError
 from decoder.gate import Evidence
-from decoder.runtimes.base import open_runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.sessions import format as sessions
 from streaming.sessions.format import Session
 from training.baselines import linear
@@ -96,7 +96,7 @@ def test_every_graph_of_a_kind_is_the_same_file(session, bundle, tmp_path: Path)
     assert another.manifest.checksums[GRAPH] == bundle.manifest.checksums[GRAPH]
     onnx.checker.check_model(onnx.load(bundle.graph_path), full_check=True)
     runtime = open_runtime(bundle, epoch=0.0)
-    assert open_runtime(another, epoch=0.0, like=runtime)._session is runtime._session
+    assert open_runtime(another, epoch=0.0, graph_from=runtime)._session is runtime._session
 
 
 def test_a_linear_decoder_cannot_be_adapted(bundle: Bundle) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoder.runtimes.base import open_runtime
+from decoder.runtimes.opening import open_runtime
 from training.evaluation.reference import parallel_output, random_model
 from training.exports.export import export_model
 from training.models import families, possm

@@ -13,7 +13,9 @@ import numpy as np
 
 from decoder.bundles.bundle import Bundle
 from decoder.errors import TrainingError
-from decoder.runtimes.base import Runtime, RuntimeSettings, open_runtime
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from streaming.sessions.format import Floats, Ints, Session, Split
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from decoder.bundles.families import UnitTables
+from decoder.bundles.families import AttentionTables
 from decoder.runtimes.device import SLOTS
 from training.exports.export import (
     OPSET,
@@ -76,7 +76,7 @@ def both_ways(tokens: Tensor) -> Tensor:
     return torch.stack([tokens, swapped(tokens, tokens.shape[-1] // 4, -1)], dim=1)
 
 
-def device_tables(tables: UnitTables) -> dict[str, NDArray[np.float32]]:
+def device_tables(tables: AttentionTables) -> dict[str, NDArray[np.float32]]:
     """The graph's inputs that only a calibration changes."""
     tokens: NDArray[np.float32] = both_ways(torch.from_numpy(tables.tokens)).numpy()
     return {"tokens": tokens, **{name: getattr(tables, name) for name in TABLES[1:]}}
@@ -120,7 +120,7 @@ class DeviceGather(nn.Module):
         """spikes: (n_slots, 2) float64, unit (negative: no spike) and seconds since the start.
 
         tokens: `both_ways`. boundary_lse, boundary_value: see
-        `decoder.bundles.families.UnitTables`.
+        `decoder.bundles.families.AttentionTables`.
         """
         unit, since = spikes.unbind(1)
         known = torch.index_select(tokens, 0, unit.clamp(min=0).long())

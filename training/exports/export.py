@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch_brain.models.poyo import POYO
 
 from decoder.bundles import bundle
-from decoder.bundles.families import UnitTables
+from decoder.bundles.families import AttentionTables
 from decoder.errors import TrainingError
 from training.models import possm
 from training.models.families import Config, Model, family, sizes
@@ -88,7 +88,7 @@ class Gather(nn.Module):
         """tokens: (n_spikes, 2 * cross_heads, dim_head), keys then values, rotated to the clock.
 
         window_cos, window_sin: (n_rotary,), phases of the window's (chunk's) start on the clock.
-        boundary_lse, boundary_value: see `decoder.bundles.families.UnitTables`.
+        boundary_lse, boundary_value: see `decoder.bundles.families.AttentionTables`.
         """
         window_at = Phases(cos=window_cos, sin=window_sin)
         keys = tokens[:, : self.cross_heads].permute(1, 2, 0)
@@ -180,7 +180,7 @@ class StreamingPossm(nn.Module):
 @torch.no_grad()
 def fold_tables(
     model: Model, config: Config, unit_words: list[str], session_word: str
-) -> UnitTables:
+) -> AttentionTables:
     """Everything that depends on one session's units, computed in float64.
 
     unit_words: words of the model's unit vocabulary, in the order of the bundle's unit ids.
@@ -209,7 +209,7 @@ def fold_tables(
     queries = _latent_queries64(precise, encoder) * encoder.dim_head**-0.5
     scores = torch.einsum("hld,nhd->hln", queries, keys)
     attended = torch.einsum("hln,nhd->hld", scores.softmax(-1), values)
-    return UnitTables(
+    return AttentionTables(
         tokens=rows[SPIKE].flatten(1, 2).float().numpy(),
         boundary_lse=scores.logsumexp(-1).float().numpy(),
         boundary_value=attended.float().numpy(),

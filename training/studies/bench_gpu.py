@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.memory.tokens import embed
-from decoder.runtimes.base import RuntimeSettings, open_runtime
 from decoder.runtimes.device import BucketedGraph
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 
 PRESETS = ("rt", "poyo-1.3m", "poyo-11.8m", "stream", "stream-8m")
 RATES_HZ = (2_000, 20_000)
