@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
+from training.models.encoder import latent_phases, latent_queries
 from training.models.families import PRESETS, build, n_parameters, preset
-from training.models.poyo import (
-    forward,
-    latent_phases,
-    latent_queries,
-)
+from training.models.poyo import forward
 
 N_UNITS, BATCH, N_TOKENS = 30, 3, 200
 

@@ -13,8 +13,8 @@ from decoder.runtimes.base import open_runtime
 from training.evaluation.reference import parallel_output, random_model
 from training.exports.export import export_model
 from training.models import families, possm
-from training.models.possm import PossmConfig
-from training.models.poyo import SPIKE, START
+from training.models.config import PossmConfig
+from training.models.encoder import SPIKE, START
 
 TOLERANCE = 1e-5  # of the output scale, which is 1 here
 

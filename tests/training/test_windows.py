@@ -12,7 +12,8 @@ from decoder.errors import TrainingError
 from streaming.sessions.format import Session, continuous_domain, with_domains
 from training.data.simulate import simulate
 from training.data.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
-from training.models.poyo import END, N_QUERIES, SPIKE, START, ModelConfig
+from training.models.config import N_QUERIES, ModelConfig
+from training.models.encoder import END, SPIKE, START
 
 N_UNITS, WINDOW_S, SESSION_ROW = 20, 1.0, 5
 LAYOUT = ModelConfig(sequence_length=WINDOW_S)

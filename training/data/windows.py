@@ -21,7 +21,7 @@ from torch import Tensor
 
 from decoder.errors import TrainingError
 from streaming.sessions.format import Floats, Session, Split, within
-from training.models.poyo import END, SPIKE, START
+from training.models.encoder import END, SPIKE, START
 
 Ints = NDArray[np.int64]
 

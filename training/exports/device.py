@@ -28,9 +28,11 @@ from training.exports.export import (
     without_traces,
 )
 from training.models import possm
+from training.models.config import ModelConfig, PossmConfig
+from training.models.encoder import omega
 from training.models.families import Config, Model
-from training.models.possm import PossmConfig
-from training.models.poyo import ModelConfig, Phases, omega, read_out, split_rows
+from training.models.poyo import read_out
+from training.models.rotary import Phases, split_rows
 
 EXAMPLE_UNITS, EXAMPLE_SLOTS = 4, 8
 TABLES = ("tokens", "boundary_lse", "boundary_value", "session")

@@ -38,24 +38,21 @@ from decoder.bundles import bundle
 from decoder.bundles.families import UnitTables
 from decoder.errors import TrainingError
 from training.models import possm
-from training.models.families import Config, Model, family, sizes
-from training.models.possm import Possm, PossmConfig
-from training.models.poyo import (
+from training.models.config import ModelConfig, PossmConfig
+from training.models.encoder import (
     END,
     SPIKE,
     START,
-    ModelConfig,
-    Phases,
-    from_pairs,
     latent_phases,
     latent_queries,
     merge_spikes,
     omega,
-    process,
-    read_out,
-    rotate,
     unit_tables,
 )
+from training.models.families import Config, Model, family, sizes
+from training.models.possm import Possm
+from training.models.poyo import process, read_out
+from training.models.rotary import Phases, from_pairs, rotate
 from training.pretraining import runs
 
 OPSET = 23

@@ -38,9 +38,10 @@ from training.exports.export import (
     streaming_module,
     write_bundle,
 )
+from training.models.config import ModelConfig, PossmConfig
+from training.models.encoder import latent_phases
 from training.models.families import Config, Model, family
-from training.models.possm import PossmConfig
-from training.models.poyo import ModelConfig, Phases, latent_phases, split_rows
+from training.models.rotary import Phases, split_rows
 from training.pretraining import runs
 
 Array = NDArray[np.generic]

@@ -18,8 +18,8 @@ from torch_brain.models.poyo import POYO
 from decoder.bundles.families import PossmSizes, Sizes
 from decoder.errors import TrainingError
 from training.models import possm, poyo
-from training.models.possm import Possm, PossmConfig
-from training.models.poyo import ModelConfig
+from training.models.config import ModelConfig, PossmConfig
+from training.models.possm import Possm
 
 Config: TypeAlias = ModelConfig | PossmConfig
 Model: TypeAlias = POYO | Possm

@@ -13,9 +13,8 @@ up to the GRU; `training.exports.export` writes the same weights as a graph of o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,106 +22,22 @@ from torch_brain.models.poyo import FeedForward
 from torch_brain.nn import InfiniteVocabEmbedding, RotaryCrossAttention, RotaryTimeEmbedding
 
 from decoder.memory.chunks import EDGE_S
-from streaming.sessions.format import Floats
 from training.models.attention import attend_chunks
-from training.models.poyo import (
+from training.models.config import PossmConfig
+from training.models.encoder import (
     SPIKE,
     START,
-    ModelConfig,
-    Phases,
     compact,
-    from_pairs,
     latent_phases,
     latent_queries,
     merge_spikes,
     omega,
-    to_pairs,
 )
+from training.models.rotary import Phases, from_pairs, to_pairs
 
 EMB_INIT_SCALE = 0.02  # as torch_brain's POYO
-N_OPEN = 8  # queries of a training window inside chunks
-MAX_WALK_S = 4.0
 FRESH_SHARE = 0.3  # of training windows that begin with a fresh state
 N_AGES = 4  # numbers that tell the GRU how much of a chunk has passed
-
-
-@dataclass(frozen=True, kw_only=True)
-class PossmConfig:
-    """Sizes of a streaming model.
-
-    chunk_s: seconds of a chunk. warm_up_s: seconds after a reset until the state is worth
-    trusting. train_s: seconds of a training window. n_carried: windows that a state has been
-    through before one.
-    """
-
-    chunk_s: float = 0.04
-    warm_up_s: float = 0.4
-    train_s: float = 1.0
-    n_carried: int = 4
-    num_latents: int = 8
-    dim: int = 64
-    dim_head: int = 16
-    cross_heads: int = 2
-    hidden: int = 128
-    dropout: float = 0.0
-    t_min: float = 1e-2
-    t_max: float = 4.0
-    dim_out: int = 2
-
-    @property
-    def encoder(self) -> ModelConfig:
-        """The encoder, as that of a POYO whose window is one chunk."""
-        return ModelConfig(
-            sequence_length=self.chunk_s,
-            latent_step=self.chunk_s,
-            num_latents_per_step=self.num_latents,
-            dim=self.dim,
-            depth=0,
-            dim_head=self.dim_head,
-            cross_heads=self.cross_heads,
-            ffn_dropout=self.dropout,
-            lin_dropout=self.dropout,
-            atn_dropout=0.0,
-            t_min=self.t_min,
-            t_max=self.t_max,
-            dim_out=self.dim_out,
-        )
-
-    @property
-    def n_chunks(self) -> int:
-        """Chunks of a training window."""
-        return round(self.train_s / self.chunk_s)
-
-    @property
-    def window_s(self) -> float:
-        """Seconds of a training window."""
-        return self.train_s
-
-    @property
-    def n_together(self) -> int:
-        """Windows of one session in a batch, so that states can be carried from one to another."""
-        return self.n_carried
-
-    def training_queries(self, rng: np.random.Generator) -> Floats:
-        """Times in a training window that are asked for: every chunk's end, and some between."""
-        first = math.ceil(self.warm_up_s / self.chunk_s)
-        ends = self.chunk_s * np.arange(first, self.n_chunks + 1)
-        return np.append(rng.uniform(self.warm_up_s, self.train_s, N_OPEN), ends)
-
-    def walking(self, intervals: Floats) -> PossmConfig:
-        """With windows for walking these intervals (n, 2): longer ones, since live states are old.
-
-        Three intervals of four hold one.
-        """
-        lengths = intervals[:, 1] - intervals[:, 0]
-        fitting = float(np.percentile(lengths, 25)) - self.chunk_s
-        longest = min(max(fitting, self.train_s), MAX_WALK_S)
-        return replace(self, train_s=self.chunk_s * int(longest / self.chunk_s + EDGE_S))
-
-    def walked_queries(self, step_s: float) -> Floats:
-        """Times, every `step_s`, that one window answers for when a recording is walked."""
-        n_steps = max(1, int((self.train_s - self.warm_up_s) / step_s + EDGE_S))
-        return np.asarray(self.train_s - step_s * np.arange(n_steps, dtype=np.float64)[::-1])
 
 
 class Possm(nn.Module):

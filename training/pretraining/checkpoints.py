@@ -22,8 +22,8 @@ from torch import Tensor
 
 from decoder.errors import TrainingError, brief
 from decoder.files import replacing
+from training.models.config import ModelConfig
 from training.models.families import build
-from training.models.poyo import ModelConfig
 from training.pretraining import runs
 
 PREFIX = "model."

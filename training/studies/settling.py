@@ -24,7 +24,7 @@ from training.baselines.ridge import r2
 from training.data.windows import WindowPlan
 from training.evaluation.plots import finish
 from training.models import families
-from training.models.possm import PossmConfig
+from training.models.config import PossmConfig
 from training.pretraining import runs
 from training.pretraining.pretrain import window_source
 
