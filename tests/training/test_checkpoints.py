@@ -12,8 +12,8 @@ from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
 from training.evaluation.reference import reference_inputs, reference_output
+from training.exports.checkpoints import export_checkpoint, import_checkpoint, save_run
 from training.pretraining import runs
-from training.pretraining.checkpoints import export_checkpoint, import_checkpoint, save_run
 
 SIZES = {
     "sequence_length": 1.0, "latent_step": 0.25, "num_latents_per_step": 4, "dim": 32, "depth": 1,

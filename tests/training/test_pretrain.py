@@ -28,9 +28,9 @@ from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, WindowSource, unit_words
 from training.models import possm
 from training.models.families import preset
-from training.pretraining import pretrain as pretraining
-from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain, settings_of
+from training.pretraining import runs, trainer
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -291,16 +291,16 @@ def test_validation_takes_a_small_part_of_a_timed_run_however_long_it_is(
     session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Due at every step by the clock; the pause after one is then four times what it took."""
-    monkeypatch.setattr(pretraining, "VALIDATE_EVERY_S", 1e-3)
-    score, spans = pretraining.Trainer._score, []
+    monkeypatch.setattr(trainer, "VALIDATE_EVERY_S", 1e-3)
+    score, spans = trainer.Trainer._score, []
 
-    def timed(trainer: pretraining.Trainer) -> float:
+    def timed(running: trainer.Trainer) -> float:
         began = time.monotonic()
-        found = max(score(trainer) for _ in range(3))
+        found = max(score(running) for _ in range(3))
         spans.append((began, time.monotonic()))
         return found
 
-    monkeypatch.setattr(pretraining.Trainer, "_score", timed)
+    monkeypatch.setattr(trainer.Trainer, "_score", timed)
     pretrain([session], tmp_path / "run", settings(steps=None, minutes=0.15))
     due = spans[:-1]  # the last one comes when time is up
     assert due
@@ -324,7 +324,7 @@ def test_most_windows_of_a_corpus_begin_with_a_carried_state(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(possm, "_carried", counted)
-        patch.setattr(pretraining, "N_VALIDATIONS", 1)
+        patch.setattr(trainer, "N_VALIDATIONS", 1)
         pretrain(corpus, tmp_path / "run", given)
     assert np.mean(shares) > 0.55
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))

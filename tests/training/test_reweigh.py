@@ -17,7 +17,7 @@ from training.exports import reweigh
 from training.exports.export import export_model
 from training.exports.reweigh import write_adapted
 from training.pretraining import runs
-from training.pretraining.pretrain import decode_windows, window_source
+from training.pretraining.scoring import decode_windows, window_source
 
 FEW = AdaptSettings(steps=4, batch_size=2, learning_rate=1e-2)
 

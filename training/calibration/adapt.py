@@ -43,7 +43,7 @@ from training.models.config import PossmConfig
 from training.models.families import Model, build
 from training.pretraining import runs
 from training.pretraining.optimizer import Optimizers, build_optimizers
-from training.pretraining.pretrain import window_source
+from training.pretraining.scoring import window_source
 
 Method = Literal["units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]

@@ -12,18 +12,23 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from decoder.errors import TrainingError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def launch(run: Path, precision: str = "32-true") -> Fabric:
     """A launched Fabric that logs to `run/tensorboard`."""
+    from lightning_fabric import Fabric  # imports torch._dynamo: 1.7 s
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
     if precision not in PRECISIONS:
         raise TrainingError(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     world = int(os.environ.get("WORLD_SIZE", "1"))
