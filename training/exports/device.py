@@ -19,14 +19,8 @@ from torch import Tensor, nn
 
 from decoder.bundles.families import UnitTables
 from decoder.runtimes.device import SLOTS
-from training.exports.export import (
-    OPSET,
-    StreamingPossm,
-    StreamingPOYO,
-    quiet_export,
-    streaming_module,
-    without_traces,
-)
+from training.exports.graph import OPSET, quiet_export, without_traces
+from training.exports.modules import StreamingPossm, StreamingPOYO, streaming_module
 from training.models import possm
 from training.models.config import ModelConfig, PossmConfig
 from training.models.encoder import omega

@@ -26,17 +26,13 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from decoder.bundles import bundle
-from training.exports.export import (
-    EMBEDDINGS,
+from training.exports.export import EMBEDDINGS, changed_weights, export_model, refold, write_bundle
+from training.exports.modules import (
     INPUTS,
     StreamingPossm,
     StreamingPOYO,
-    changed_weights,
     example_inputs,
-    export_model,
-    refold,
     streaming_module,
-    write_bundle,
 )
 from training.models.config import ModelConfig, PossmConfig
 from training.models.encoder import latent_phases
