@@ -19,7 +19,7 @@ def inputs(lengths: list[int]) -> dict[str, Tensor]:
         "queries": torch.randn(HEADS, LATENTS, DIM, generator=generator).requires_grad_(),
         "table": torch.randn(ROWS, 2, HEADS, DIM, generator=generator).requires_grad_(),
         "token": torch.randint(0, ROWS, (n_tokens,), generator=generator),
-        "turn": torch.polar(torch.ones_like(angle), angle),
+        "rotation": torch.polar(torch.ones_like(angle), angle),
         "lengths": torch.tensor(lengths),
     }
 

@@ -157,18 +157,18 @@ def test_gradients_equal_those_of_a_plain_softmax(monkeypatch) -> None:
         assert float((ours[name] - gradient).abs().max()) <= 1e-5 * scale, name
 
 
-def _plain(queries, table, *, silence_lse, silence_value, token, turn, lengths):
+def _plain(queries, table, *, silence_lse, silence_value, token, rotation, lengths):
     """Chunk by chunk, without any trick."""
     gathered = []
-    for chunk, (rows, turns) in enumerate(
-        zip(table[token].split(lengths.tolist()), turn.split(lengths.tolist()), strict=True)
+    for chunk, (rows, rotations) in enumerate(
+        zip(table[token].split(lengths.tolist()), rotation.split(lengths.tolist()), strict=True)
     ):
-        n_rotary = turns.shape[-1]
+        n_rotary = rotations.shape[-1]
         pairs = torch.view_as_complex(
             rows[..., : 2 * n_rotary].unflatten(-1, (n_rotary, 2)).contiguous()
         )
-        turned = torch.view_as_real(pairs * turns[:, None, None]).flatten(-2)
-        rows = torch.cat([turned, rows[..., 2 * n_rotary :]], dim=-1)
+        rotated = torch.view_as_real(pairs * rotations[:, None, None]).flatten(-2)
+        rows = torch.cat([rotated, rows[..., 2 * n_rotary :]], dim=-1)
         logit = torch.einsum("hmd,lhd->hml", queries, rows[:, 0]) * queries.shape[-1] ** -0.5
         weight = torch.cat([silence_lse[chunk][..., None], logit], dim=-1).softmax(-1)
         value = torch.einsum("hml,lhd->hmd", weight[..., 1:], rows[:, 1])

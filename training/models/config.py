@@ -1,4 +1,4 @@
-"""Sizes of the models, and what each family asks of a training window."""
+"""Sizes of the two model families, and the query times of their windows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 from decoder.memory.chunks import EDGE_S
 from streaming.sessions.format import Floats
 
-N_QUERIES = 16  # of a training window
+N_QUERIES = 16  # per training window of POYO
+N_OPEN = 8  # queries inside chunks, per training window of a streaming model
+MAX_WALK_S = 4.0  # longest window for walking a recording with a streaming model
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes of a POYO; names and meanings as in `torch_brain.models.POYO`."""
+    """Sizes of a POYO, by the names of `torch_brain.models.POYO`."""
 
     sequence_length: float = 1.0
     latent_step: float = 0.125
@@ -34,45 +36,41 @@ class ModelConfig:
 
     @property
     def n_rotary(self) -> int:
-        """Rotary frequencies per head: half of the head is rotated, in pairs."""
+        """Rotary frequencies per head. Half of each head is rotated, in pairs."""
         return self.dim_head // 4
 
     @property
     def window_s(self) -> float:
-        """Seconds of a window, in training and live."""
+        """Length of a window in seconds, in training and live."""
         return self.sequence_length
 
     @property
     def n_together(self) -> int:
-        """A window knows nothing of others."""
+        """Windows of one session per group in a batch; POYO's windows are independent."""
         return 1
 
     def training_queries(self, rng: np.random.Generator) -> Floats:
-        """Times in a training window that are asked for: denser towards its end, one there."""
+        """Draw the query times of a training window: denser towards its end, one at the end."""
         ages = rng.uniform(size=N_QUERIES - 1) ** 2
         return np.append(self.sequence_length * (1.0 - ages), self.sequence_length)
 
     def walking(self, intervals: Floats) -> ModelConfig:
-        """With windows for walking these intervals (n, 2): the same."""
+        """The configuration for walking intervals (n, 2) of a recording: this one."""
         return self
 
     def walked_queries(self, step_s: float) -> Floats:
-        """Times that one window answers for when a recording is walked: its end."""
+        """Query times of one window when a recording is walked: the window's end."""
         return np.array([self.sequence_length])
-
-
-N_OPEN = 8  # queries of a training window inside chunks
-
-MAX_WALK_S = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PossmConfig:
     """Sizes of a streaming model.
 
-    chunk_s: seconds of a chunk. warm_up_s: seconds after a reset until the state is worth
-    trusting. train_s: seconds of a training window. n_carried: windows that a state has been
-    through before one.
+    chunk_s: length of a chunk in seconds.
+    warm_up_s: seconds after a reset until the state can be trusted.
+    train_s: length of a training window in seconds.
+    n_carried: how many other windows a state passes through before its own.
     """
 
     chunk_s: float = 0.04
@@ -91,7 +89,7 @@ class PossmConfig:
 
     @property
     def encoder(self) -> ModelConfig:
-        """The encoder, as that of a POYO whose window is one chunk."""
+        """The encoder's sizes: those of a POYO whose window is one chunk."""
         return ModelConfig(
             sequence_length=self.chunk_s,
             latent_step=self.chunk_s,
@@ -110,29 +108,29 @@ class PossmConfig:
 
     @property
     def n_chunks(self) -> int:
-        """Chunks of a training window."""
+        """Chunks per training window."""
         return round(self.train_s / self.chunk_s)
 
     @property
     def window_s(self) -> float:
-        """Seconds of a training window."""
+        """Length of a training window in seconds."""
         return self.train_s
 
     @property
     def n_together(self) -> int:
-        """Windows of one session in a batch, so that states can be carried from one to another."""
+        """Windows of one session per group in a batch, so that states can be carried over."""
         return self.n_carried
 
     def training_queries(self, rng: np.random.Generator) -> Floats:
-        """Times in a training window that are asked for: every chunk's end, and some between."""
+        """Draw the query times of a training window: the end of each chunk, and some inside."""
         first = math.ceil(self.warm_up_s / self.chunk_s)
         ends = self.chunk_s * np.arange(first, self.n_chunks + 1)
         return np.append(rng.uniform(self.warm_up_s, self.train_s, N_OPEN), ends)
 
     def walking(self, intervals: Floats) -> PossmConfig:
-        """With windows for walking these intervals (n, 2): longer ones, since live states are old.
+        """The configuration for walking intervals (n, 2), with longer windows: live states are old.
 
-        Three intervals of four hold one.
+        75 % of the intervals are at least one window long.
         """
         lengths = intervals[:, 1] - intervals[:, 0]
         fitting = float(np.percentile(lengths, 25)) - self.chunk_s
@@ -140,6 +138,6 @@ class PossmConfig:
         return replace(self, train_s=self.chunk_s * int(longest / self.chunk_s + EDGE_S))
 
     def walked_queries(self, step_s: float) -> Floats:
-        """Times, every `step_s`, that one window answers for when a recording is walked."""
+        """Query times of one window when a recording is walked, every `step_s` to its end."""
         n_steps = max(1, int((self.train_s - self.warm_up_s) / step_s + EDGE_S))
         return np.asarray(self.train_s - step_s * np.arange(n_steps, dtype=np.float64)[::-1])

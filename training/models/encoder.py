@@ -1,7 +1,7 @@
 """The spike encoder of both model families: a few latents attend to the spikes of a window.
 
-The functions compute torch_brain's encoder from its weights, equal to float32 rounding, with less
-work (`training.models.poyo`).
+The functions compute torch_brain's encoder from its weights, equal to float32 rounding, but with
+less work (`training.models.poyo`).
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class SpikeEncoder(Protocol):
 
 
 def omega(model: SpikeEncoder, config: ModelConfig) -> Tensor:
-    """Rotary frequencies (n_rotary,) float64, rad/s: torch_brain's float32 values, widened."""
+    """Rotary frequencies (n_rotary,) in rad/s: torch_brain's float32 values as float64."""
     frequencies: Tensor = model.rotary_emb.omega
     return frequencies[: config.n_rotary].double()
 
 
 def unit_tables(model: SpikeEncoder, config: ModelConfig, units: Tensor | None = None) -> Tensor:
-    """Keys and values of every token: (n_token_types, n_units, 2, cross_heads, dim_head), in
-    torch_brain's layout.
+    """Keys and values of all tokens: (n_token_types, n_units, 2, cross_heads, dim_head).
 
-    A token is the sum of its type and its unit, both projected by themselves: LayerNorm of a sum
-    is a sum of what it centres, over a deviation that follows from their dot products.
+    Heads are in torch_brain's layout. A token is the sum of a type embedding and a unit embedding.
+    Both are centred and projected separately; their dot products give the deviation that LayerNorm
+    divides the sum by.
 
-    units: (n_units,) rows of the unit embedding; all of them where left out.
+    units: (n_units,) rows of the unit embedding; default: all.
     """
     attention = model.enc_atn
     norm, project = attention.norm_context, attention.to_kv
@@ -63,7 +63,7 @@ def unit_tables(model: SpikeEncoder, config: ModelConfig, units: Tensor | None =
 
 
 def latent_phases(model: SpikeEncoder, config: ModelConfig) -> Phases:
-    """Phases (n_latents, n_rotary) of all latents, from the window's start."""
+    """Phases (n_latents, n_rotary) of all latents, relative to the window's start."""
     n_steps = round(config.sequence_length / config.latent_step)
     frequencies = omega(model, config)
     steps = torch.arange(n_steps, dtype=torch.float64, device=frequencies.device)
@@ -72,7 +72,7 @@ def latent_phases(model: SpikeEncoder, config: ModelConfig) -> Phases:
 
 
 def latent_queries(model: SpikeEncoder, config: ModelConfig, latents_at: Phases) -> Tensor:
-    """Encoder queries (cross_heads, n_latents, dim_head), rotated to their time in the window."""
+    """Encoder queries (cross_heads, n_latents, dim_head), rotated to their times in the window."""
     attention = model.enc_atn
     weight = split_rows(attention.to_q.weight, config)
     per_step = F.linear(attention.norm(model.latent_emb.weight), weight)
@@ -86,8 +86,8 @@ def merge_spikes(
 ) -> Tensor:
     """Latents (..., n_latents, dim) after the encoder.
 
-    attended: (..., cross_heads, n_latents, dim_head), what latents gathered from spikes, in
-        the window's frame (values rotated by their time since the window's start).
+    attended: (..., cross_heads, n_latents, dim_head), the attention output over spikes, in the
+        window's frame (values rotated by their time since the window's start).
     """
     attention = model.enc_atn
     gathered = rotate(attended, latents_at.back()).transpose(-2, -3).flatten(-2)
@@ -100,10 +100,10 @@ def merge_spikes(
 
 
 def compact(model: SpikeEncoder, config: ModelConfig, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (n_tokens,) of a table (n_rows, 2, cross_heads, dim_head) of this batch's units, as
-    `unit_tables` makes it.
+    """Build a token table of this batch's units only, and renumber the tokens to its rows.
 
-    So that a step costs what its units cost, however many units the vocabulary has.
+    The cost of a step then depends on the units in its batch, not on the size of the vocabulary.
+    Returns tokens (n_tokens,) and the table (n_rows, 2, cross_heads, dim_head).
     """
     n_words = len(model.unit_emb.weight)
     unit, kind = token % n_words, token // n_words

@@ -1,13 +1,14 @@
-"""A streaming sibling of POYO: the same spike tokens, a short chunk at a time, a recurrent state.
+"""The streaming model: POYO's spike tokens, one short chunk at a time, with a recurrent state.
 
-The class of POSSM (Ryoo et al., NeurIPS 2025). A few latents attend to the spikes of one chunk,
-as POYO's encoder does: unit embeddings, rotary times inside the chunk. Beside spikes they attend
-to one silence token a unit (POYO's start token), so that an empty chunk means something and rates
-survive the softmax's normalisation. What latents gather drives a GRU; its state is read out.
+It belongs to the class of POSSM (Ryoo et al., NeurIPS 2025). A few latents attend to the spikes of
+one chunk, as in POYO's encoder: unit embeddings, with rotary times inside the chunk. They also
+attend to one silence token per unit (POYO's start token). Without it, an empty chunk would carry no
+information, and the softmax would normalise firing rates away. The latents drive a GRU, and its
+state is read out.
 
-At any time the open chunk, however short yet, is run from the state of the last closed one: a
-decode at `t` sees every spike before `t`. Training asks at such times too, all chunks in parallel
-up to the GRU; `training.exports.export` writes the same weights as a graph of one step.
+A decode at `t` sees every spike before `t`: it runs the open chunk, however short, from the state
+after the last closed chunk. Training queries such times too, and computes all chunks in parallel up
+to the GRU. `training.exports` writes the same weights as a graph of one step.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from training.models.encoder import (
 )
 from training.models.rotary import Phases, from_pairs, to_pairs
 
-EMB_INIT_SCALE = 0.02  # as torch_brain's POYO
-FRESH_SHARE = 0.3  # of training windows that begin with a fresh state
-N_AGES = 4  # numbers that tell the GRU how much of a chunk has passed
+EMB_INIT_SCALE = 0.02  # as in torch_brain's POYO
+FRESH_SHARE = 0.3  # of training windows start from a fresh state
+N_AGES = 4  # GRU inputs that encode how much of a chunk has passed
 
 
 class Possm(nn.Module):
-    """The weights; names as in torch_brain's POYO as far as it has the part.
+    """The weights of a streaming model. Parts that POYO has too share torch_brain's names.
 
-    carried_share: of the last training batch's windows, which began with a carried state.
+    carried_share: share of the last training batch's windows that started from a carried state.
     """
 
     def __init__(self, config: PossmConfig) -> None:
@@ -79,10 +80,11 @@ def _feed_forward(config: PossmConfig) -> nn.Sequential:
 
 
 def chunk_input(model: Possm, config: PossmConfig, gathered: Tensor, share: Tensor) -> Tensor:
-    """What drives the GRU: (..., num_latents * dim + N_AGES).
+    """The GRU's input for a chunk: (..., num_latents * dim + N_AGES).
 
-    gathered: (..., cross_heads, num_latents, dim_head), what latents gathered, heads
-        `[real | imaginary | unrotated]`. share: (...) of the chunk that has passed, 0 to 1.
+    gathered: (..., cross_heads, num_latents, dim_head), the attention output over spikes, heads
+        `[real | imaginary | unrotated]`.
+    share: (...), how much of the chunk has passed, 0 to 1.
     """
     latents = merge_spikes(model, config.encoder, gathered, latent_phases(model, config.encoder))
     angles = torch.pi * share.float()[..., None] * torch.tensor([0.5, 1.0], device=share.device)
@@ -90,7 +92,7 @@ def chunk_input(model: Possm, config: PossmConfig, gathered: Tensor, share: Tens
 
 
 def step(model: Possm, inputs: Tensor, state: Tensor) -> Tensor:
-    """The state (..., hidden) after one more chunk, as `torch.nn.GRU` defines it."""
+    """The state (..., hidden) after one more chunk, as defined by `torch.nn.GRU`."""
     weight_in, weight_state, bias_in, bias_state = model.gru.all_weights[0]
     reset, update, new = F.linear(inputs, weight_in, bias_in).chunk(3, dim=-1)
     kept = F.linear(state, weight_state, bias_state).chunk(3, dim=-1)
@@ -101,7 +103,7 @@ def step(model: Possm, inputs: Tensor, state: Tensor) -> Tensor:
 
 
 def read_state(model: Possm, state: Tensor, session: Tensor) -> Tensor:
-    """Outputs (..., dim_out) from states (..., hidden) and session embeddings (..., dim)."""
+    """Decode outputs (..., dim_out) from states (..., hidden) and session embeddings (..., dim)."""
     hidden = model.state_out(state) + session
     outputs: Tensor = model.readout(hidden + model.out_ffn(hidden))
     return outputs
@@ -117,11 +119,10 @@ def forward(
     session_index: Tensor,
     output_times: Tensor,
 ) -> Tensor:
-    """Outputs (B, n_outputs, dim_out) in windows that begin with a fresh state.
+    """Outputs (B, n_outputs, dim_out) of windows that start from a fresh state.
 
-    In training most begin with one that was carried on (`_carried`).
-
-    Arguments as for `training.models.poyo.forward`; end tokens are left out.
+    In training, most windows start from a carried state instead (`_carried`).
+    Arguments are as for `training.models.poyo.forward`; end tokens are ignored.
     """
     encoder, device = config.encoder, token.device
     n_windows, n_chunks = len(lengths), config.n_chunks
@@ -140,7 +141,7 @@ def forward(
 
     asked = _Asked.of(config, output_times)
     begin = asked.chunk.double() * config.chunk_s
-    apart = 2.0 * config.train_s  # so that times of all windows ascend
+    apart = 2.0 * config.train_s  # one ascending time axis for all windows
     order = times + window * apart
     first = torch.searchsorted(order, begin - EDGE_S + asked.window * apart)
     n_open = torch.searchsorted(order, asked.time + asked.window * apart) - first
@@ -157,7 +158,7 @@ def forward(
         silence_lse=lse[whose],
         silence_value=value[whose],
         token=torch.cat([row, row[again]]),
-        turn=torch.complex(at.cos, at.sin),
+        rotation=torch.complex(at.cos, at.sin),
         lengths=torch.cat([n_closed, n_open]),
     )
     share = torch.cat(
@@ -170,7 +171,7 @@ def forward(
     if model.training:
         begins = _carried(model, config, closed.detach(), session_index)
     states, _ = _recur(model, closed, begins[None])
-    states = torch.cat([begins[:, None], states], dim=1)  # before each chunk, and after all
+    states = torch.cat([begins[:, None], states], dim=1)  # before each chunk, then after the last
     with torch.autocast(device.type, enabled=False):
         stepped = step(model, opened.float(), states[asked.window, asked.chunk])
     state = states[torch.arange(n_windows, device=device)[:, None], asked.closed_before]
@@ -180,24 +181,25 @@ def forward(
 
 @torch.no_grad()
 def _carried(model: Possm, config: PossmConfig, inputs: Tensor, session_index: Tensor) -> Tensor:
-    """States (B, hidden) that windows begin with in training: some fresh, most carried on.
+    """The states (B, hidden) that training windows start from: a few fresh, most carried over.
 
-    Live, a state runs for hours. So it goes through up to `n_carried` other windows of its session
-    first, as many as the batch has, without gradient. `training.data.windows` draws several of
-    each. `model.carried_share` says how many windows did begin with such a state.
+    Live, a state runs for hours. To imitate that, a state first passes through up to `n_carried`
+    other windows of its session in the batch, without gradients; `training.data.windows` draws
+    several windows of each session. `model.carried_share` is set to the share of windows that
+    start from a carried state.
     """
     order = session_index.argsort(stable=True)
     ranked, here = session_index[order], torch.arange(len(order), device=order.device)
     first = torch.searchsorted(ranked, ranked)
     last = torch.searchsorted(ranked, ranked, right=True) - 1
-    before = torch.empty_like(order)  # the window before each, in the circle of its session
+    before = torch.empty_like(order)  # each window's predecessor, cyclically within its session
     before[order] = order[torch.where(here == first, last, here - 1)]
     n_of_session = torch.empty_like(order)
     n_of_session[order] = last - first + 1
     state = inputs.new_zeros(1, len(inputs), model.gru.hidden_size)
-    for turn in range(config.n_carried):
+    for n_passed in range(1, config.n_carried + 1):
         ends = _recur(model, inputs, state)[1]
-        goes_on = (turn + 1 < n_of_session)[:, None]  # or it would come to the window itself
+        goes_on = (n_passed < n_of_session)[:, None]  # otherwise it would reach its own window
         state = torch.where(goes_on, ends[:, before], state)
     fresh = torch.rand(len(inputs), 1, device=inputs.device) < FRESH_SHARE
     model.carried_share = ((n_of_session > 1) & ~fresh[:, 0]).float().mean()
@@ -205,7 +207,7 @@ def _carried(model: Possm, config: PossmConfig, inputs: Tensor, session_index: T
 
 
 def _recur(model: Possm, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """States (B, n_chunks, hidden) after every chunk, and the last (1, B, hidden), in float32."""
+    """States (B, n_chunks, hidden) after each chunk, and the last (1, B, hidden), in float32."""
     with torch.autocast(inputs.device.type, enabled=False):
         states, last = model.gru(inputs.float(), state.float())
     return states, last
@@ -213,9 +215,9 @@ def _recur(model: Possm, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """Queries inside chunks, (n_open,) each: their window, number, chunk and time in the window.
+    """The queries inside chunks: window, number, chunk and time in the window, each (n_open,).
 
-    closed_before: (B, n_outputs), chunks that are closed at each query, of all queries.
+    closed_before: (B, n_outputs), the number of closed chunks at each query of the batch.
     """
 
     window: Tensor
@@ -241,9 +243,10 @@ class _Asked:
 def _silence(
     queries: Tensor, tables: Tensor, row: Tensor, window: Tensor, n_windows: int
 ) -> tuple[Tensor, Tensor]:
-    """What latents find in the silence tokens of each window's units: log-sum-exp and value.
+    """Attention over the silence tokens of each window's units.
 
-    row, window: (n,) of every silence token. Returns (B, heads, latents) and
+    row, window: (n,), table row and window of each silence token.
+    Returns the log-sum-exp (B, heads, latents) and the attended value
     (B, heads, latents, dim_head).
     """
     present = torch.zeros(n_windows, len(tables), dtype=torch.bool, device=row.device)

@@ -23,7 +23,7 @@ from training.models.rotary import Phases, from_pairs, rotate, split_rows, to_pa
 
 
 def process(model: POYO, config: ModelConfig, latents: Tensor, latents_at: Phases) -> Tensor:
-    """The self-attention layers over latents (..., n_latents, dim)."""
+    """Run the self-attention layers over latents (..., n_latents, dim)."""
     per_part = latents_at.per_head().per_head()
     dropout = config.atn_dropout if model.training else 0.0
     for attention, feed_forward in model.proc_layers:
@@ -49,9 +49,10 @@ def read_out(
     latents_at: Phases,
     outputs_at: Phases,
 ) -> Tensor:
-    """Outputs (B, n_outputs, dim_out).
+    """Decode outputs (B, n_outputs, dim_out) from the latents.
 
-    latents: (B, n_latents, dim). session: (B, dim), session embeddings.
+    latents: (B, n_latents, dim).
+    session: (B, dim), session embeddings.
     outputs_at: phases (B, n_outputs, n_rotary) of the queries.
     """
     attention = model.dec_atn
@@ -88,10 +89,10 @@ def forward(
 ) -> Tensor:
     """POYO's outputs (B, n_outputs, dim_out), equal to `POYO.forward` to float32 rounding.
 
-    token: (n_tokens,) int64, `token_type * vocabulary + unit`, one window after the other.
-    times: (n_tokens,) float64, seconds from the window's start.
-    lengths: (B,) int64, tokens of each window.
-    output_times: (B, n_outputs) float64, seconds from the window's start.
+    token: (n_tokens,) int64, `token_type * vocabulary_size + unit`, one window after another.
+    times: (n_tokens,) float64, seconds since the window's start.
+    lengths: (B,) int64, tokens per window.
+    output_times: (B, n_outputs) float64, seconds since the window's start.
     """
     frequencies = omega(model, config)
     latents_at = latent_phases(model, config)
@@ -101,7 +102,7 @@ def forward(
         to_pairs(latent_queries(model, config, latents_at), config),
         tables,
         token=row,
-        turn=torch.complex(at.cos, at.sin),
+        rotation=torch.complex(at.cos, at.sin),
         lengths=lengths,
         dropout=config.atn_dropout if model.training else 0.0,
     )

@@ -221,10 +221,10 @@ class Trainer:
         """One optimizer step; returns this process' loss and number of tokens."""
         total, n_tokens = 0.0, 0
         self.module.zero_grad(set_to_none=True)
-        for turn in range(self.settings.accumulate):
+        for number in range(self.settings.accumulate):
             batch = next(batches).to(self.fabric.device)
-            torch.manual_seed(dropout_seed(self.settings, self.record.step, self.batches, turn))
-            more = turn + 1 < self.settings.accumulate
+            torch.manual_seed(dropout_seed(self.settings, self.record.step, self.batches, number))
+            more = number + 1 < self.settings.accumulate
             with self.fabric.no_backward_sync(self.module, enabled=more):
                 loss = self.module(SealedBatch(batch)) / self.settings.accumulate
                 self.fabric.backward(loss)
