@@ -78,7 +78,7 @@ def build(config: Config, unit_words: Iterable[str], session_words: Iterable[str
 
 
 def forward(model: Model, config: Config, **inputs: Tensor) -> Tensor:
-    """Outputs (B, n_outputs, dim_out) of a batch; arguments as for `training.models.poyo.forward`."""
+    """Outputs (B, n_outputs, dim_out) of a batch; arguments as `training.models.poyo.forward`."""
     if isinstance(config, PossmConfig):
         assert isinstance(model, Possm)
         return possm.forward(model, config, **inputs)

@@ -1,4 +1,4 @@
-"""The micro-batches of a run, by number: which windows each process computes."""
+"""The micro-batches of a run: which windows each process computes at each step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from training.pretraining.settings import PretrainSettings
 
 
 class SealedBatch:
-    """A batch that Fabric passes on as it is: it would cast the float64 times."""
+    """Hides a batch from Fabric, which would cast its float64 times."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
 
 
 class MicroBatches(Dataset[Batch]):
-    """The micro-batches of this process, by their number since the run's start."""
+    """The micro-batches of this process, numbered from the run's start."""
 
     def __init__(
         self, source: WindowSource, settings: PretrainSettings, *, rank: int, world: int
@@ -36,28 +36,28 @@ class MicroBatches(Dataset[Batch]):
             )
         if source.layout.n_together > 1 and settings.batch_size == self.n_micro:
             raise TrainingError(
-                "a micro-batch of one window has no other that its state could be carried on from; "
-                f"give --batch-size {2 * self.n_micro} or more, or fewer micro-batches "
-                "(--accumulate) or processes"
+                "a streaming model needs at least 2 windows per micro-batch, to carry states over, "
+                f"and here it has 1; give --batch-size {2 * self.n_micro} or more, or fewer "
+                "micro-batches (--accumulate) or processes"
             )
 
     def __getitem__(self, number: int) -> Batch:
-        step, turn = divmod(number, self.settings.accumulate)
+        step, index = divmod(number, self.settings.accumulate)
         rng = np.random.default_rng([self.settings.seed, step])
         size = self.settings.batch_size // self.n_micro
         plans = self.source.plan(rng, self.settings.batch_size, micro=size)
-        first = self.micro(turn) * size
+        first = self.micro(index) * size
         return self.source.build(plans[first : first + size])
 
-    def micro(self, turn: int) -> int:
-        """Number, in the global batch, of this process' micro-batch."""
-        return self.rank * self.settings.accumulate + turn
+    def micro(self, index: int) -> int:
+        """Position of one of this process's micro-batches in the global batch."""
+        return self.rank * self.settings.accumulate + index
 
     def __len__(self) -> int:
         return 2**62
 
     def since(self, step: int) -> Iterator[Batch]:
-        """Micro-batches from `step` on, for ever; read ahead by `workers`."""
+        """Iterate over micro-batches from `step` on, without end; `workers` read ahead."""
         loader = DataLoader(
             self,
             batch_size=None,
@@ -70,7 +70,7 @@ class MicroBatches(Dataset[Batch]):
 
 
 def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
-    """A terminal sends it to every process; a worker that ends would be an error."""
+    """Ignore SIGINT in a worker: a terminal sends it to every process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -85,7 +85,7 @@ class _CountFrom(torch.utils.data.Sampler[int]):
             number += 1
 
 
-def dropout_seed(settings: PretrainSettings, step: int, batches: MicroBatches, turn: int) -> int:
-    """A seed for each micro-batch of the global batch, whichever process computes it."""
-    sequence = np.random.SeedSequence([settings.seed, step, batches.micro(turn)])
+def dropout_seed(settings: PretrainSettings, step: int, batches: MicroBatches, index: int) -> int:
+    """The dropout seed of a micro-batch, the same whichever process computes it."""
+    sequence = np.random.SeedSequence([settings.seed, step, batches.micro(index)])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -3,17 +3,14 @@
     volition pretrain DIR --preset rt --minutes 10 -o RUN
     torchrun --nproc-per-node 2 -m clients pretrain DIR --steps 10000 -o RUN
 
-Where in its windows a model is asked is its own (docs/ACCURACY.md compares); the validation
-score is causal: no query sees its future. The learning
-rate is annealed to nothing over the time or the steps allowed; what is kept is a running mean
-of the weights, at its best validation score. Ctrl-C keeps the best so far.
+The learning rate is annealed to zero over the time or steps allowed. A run keeps an exponential
+moving average of the weights, at its best validation score. Ctrl-C ends a run and keeps the best
+so far. Each model family chooses its query times in training (docs/ACCURACY.md compares them).
+The validation score is causal: no query sees its future.
 
-Which windows a step sees, and what dropout does to them, follows from the seed, the step and
-the number of the micro-batch alone. So nothing of a sampler has to be saved, a run that was
-killed goes on exactly, and N processes with one micro-batch each do what one process does
-that accumulates over N.
-
-It does not know windows (`training.data.windows`) or files (`training.pretraining.runs`).
+The windows of a step and their dropout masks depend only on the seed, the step and the number of
+the micro-batch. There is no sampler state to save, a killed run resumes exactly, and N processes
+with one micro-batch each compute the same as one process that accumulates over N.
 """
 
 from __future__ import annotations
@@ -49,9 +46,9 @@ def pretrain(
     resume: bool = False,
     fabric: Fabric | None = None,
 ) -> runs.RunRecord:
-    """Train on `sessions` and write the run folder; returns its record.
+    """Train on `sessions`, write the run folder and return its record.
 
-    fabric: a launched one; made here (this process, or torchrun's) where left out.
+    fabric: a launched Fabric; default: launch one here, for this process or torchrun's.
     """
     run = Path(run)
     if settings.threads:
@@ -64,7 +61,9 @@ def pretrain(
     else:
         exists = fabric.broadcast((run / "run.json").exists())
         if exists:
-            raise TrainingError(f"{run}: there is a run already; --resume goes on with it")
+            raise TrainingError(
+                f"{run}: there is a run already; continue it with --resume or choose another folder"
+            )
         trainer = Trainer.start(sessions, run, settings, fabric, session_paths or {})
     with _stopped_by_ctrl_c(trainer):
         trainer.train(on_step)
@@ -74,7 +73,7 @@ def pretrain(
 
 @contextmanager
 def _stopped_by_ctrl_c(trainer: Trainer) -> Iterator[None]:
-    """SIGINT ends training after the step that runs, so that weights and progress agree."""
+    """End training on SIGINT after the current step, so that weights and progress agree."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Causal scores of a model on windows of a session."""
+"""Decode the windows of a session with a model, for causal scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def window_source(
     *,
     sampling_power: float = 1.0,
 ) -> WindowSource:
-    """Windows of sessions in a model's vocabulary, with the run's output scales."""
+    """The windows of sessions in a model's vocabulary, with the run's output scales."""
     return WindowSource(
         sessions,
         model.unit_emb.vocab,
@@ -37,9 +37,10 @@ def decode_windows(
     model: Model, config: Config, source: WindowSource, index: int, split: Split,
     *, step_s: float, at_most: int | None = None,
 ) -> tuple[Floats, Floats]:  # fmt: skip
-    """True and decoded velocity (n, 2) every `step_s` of a split, in the session's own scale.
+    """True and decoded velocity (n, 2) every `step_s` of a split, in the session's output scale.
 
-    at_most: so many of the windows, drawn once and for all.
+    at_most: maximum number of windows, a random sample that is the same every time.
+    Raises TrainingError if no window fits the split.
     """
     model.eval()
     device = next(model.parameters()).device

@@ -11,13 +11,13 @@ from training.pretraining import runs
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """How long and how to train. One of `minutes` and `steps` ends the run, whichever is first.
+    """How long and how to train. A run ends after `minutes` or `steps`, whichever comes first.
 
-    batch_size: windows a step, over all processes and accumulated micro-batches.
-    accumulate: micro-batches a process computes one after the other in a step.
+    batch_size: windows per step, over all processes and accumulated micro-batches.
+    accumulate: micro-batches per process and step, computed one after another.
     sampling_power: see `training.data.windows.WindowSource`.
-    workers: processes that read windows ahead; 0 reads in the training process.
-    base: a run or bundle of the same preset whose weights it begins with; None: drawn anew.
+    workers: processes that read windows ahead; 0 reads them in the training process.
+    base: run or bundle of the same preset whose weights the run starts from; default: random.
     """
 
     preset: str = "rt"
@@ -39,7 +39,7 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.steps is None:
-            raise TrainingError("give --minutes or --steps, or training would never end")
+            raise TrainingError("no --minutes and no --steps: training would never end; give one")
         if self.steps is not None and self.steps < 1:
             raise TrainingError(f"--steps {self.steps}; expected at least 1")
         if self.minutes is not None and not self.minutes > 0:
@@ -51,10 +51,10 @@ class PretrainSettings:
 def settings_of(
     run: Path | str, *, minutes: float | None = None, steps: int | None = None
 ) -> PretrainSettings:
-    """The settings of a run, to go on with it; another end where one is given."""
+    """The settings of a run, for resuming it. `minutes` and `steps` replace its end if given."""
     recorded = runs.load_record(Path(run)).settings
     names = {field.name for field in fields(PretrainSettings)}
-    if not names <= {*recorded, "base"}:  # which runs of old don't have
+    if not names <= {*recorded, "base"}:  # older runs lack `base`
         raise TrainingError(f"{run} was adapted or imported, not pretrained here; start a new run")
     recorded = {name: recorded[name] for name in names & set(recorded)}
     if minutes is not None or steps is not None:
@@ -64,7 +64,7 @@ def settings_of(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """What a progress display shows, after every step."""
+    """Progress of a run after a step, for display."""
 
     step: int
     share: float

@@ -1,4 +1,8 @@
-"""The training loop: one run in memory."""
+"""The trainer of a run: steps, validation, checkpoints.
+
+It depends neither on how windows are built (`training.data.windows`) nor on the format of a run
+on disk (`training.pretraining.runs`).
+"""
 
 from __future__ import annotations
 
@@ -35,15 +39,15 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 VALIDATE_EVERY_S = 60.0
-MAX_VALIDATING = 0.2  # share of a timed run; a longer validation comes less often
-N_VALIDATIONS = 20  # of a run that ends by steps
-VALIDATE_STEP_S = 0.1  # between the window ends that are scored
-MAX_VALIDATED = 3000  # windows scored at a validation, over all sessions
-LOG_EVERY = 10  # steps between entries for TensorBoard
+MAX_VALIDATING = 0.2  # share of a timed run spent validating
+N_VALIDATIONS = 20  # per run with a given number of steps
+VALIDATE_STEP_S = 0.1  # between scored times
+MAX_VALIDATED = 3000  # windows per validation, over all sessions
+LOG_EVERY = 10  # steps between TensorBoard entries
 
 
 class FastForward(nn.Module):
-    """A model behind its family's forward pass, as a module that DDP can wrap."""
+    """A model with its family's forward pass and the loss, as a module that DDP can wrap."""
 
     def __init__(self, model: Model, config: Config) -> None:
         super().__init__()
@@ -57,7 +61,7 @@ class FastForward(nn.Module):
 
 
 class Trainer:
-    """One run in memory: model, running mean, optimizer, and where it stands."""
+    """One run in memory: model, averaged weights, optimizers and progress."""
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class Trainer:
             if len(window_ends(session, "valid", self.config.window_s, 0.1)) == 0:
                 raise TrainingError(
                     f"{session.session_id}: no window of {self.config.window_s} s fits the "
-                    "validation domain; leave the session out or cut its domains anew"
+                    "validation domain; leave the session out or give it other domains"
                 )
         self.batches = MicroBatches(
             self.source, settings, rank=fabric.global_rank, world=fabric.world_size
@@ -92,10 +96,10 @@ class Trainer:
         if settings.base is not None and record.step == 0:
             self.begin_with(Path(settings.base))
         self.interrupted = False
-        self._last_loss = math.nan  # none in a run that goes on when its time is up already
+        self._last_loss = math.nan  # stays NaN if a run is resumed after its time is up
         self._began = time.monotonic() - record.seconds
-        self._validated_at = self._saved_at = record.seconds  # when the last one had ended
-        self._validation_s = 0.0  # that it took
+        self._validated_at = self._saved_at = record.seconds  # end of the last one
+        self._validation_s = 0.0  # duration of the last validation
 
     @classmethod
     def start(
@@ -106,7 +110,7 @@ class Trainer:
         fabric: Fabric,
         session_paths: dict[str, str],
     ) -> Trainer:
-        """A new run: vocabularies and scales from the sessions."""
+        """Start a new run, with vocabularies and output scales from the sessions."""
         scales = {session.session_id: OutputScale.of(session) for session in sessions}
         config = preset(settings.preset)
         record = runs.RunRecord(
@@ -124,24 +128,28 @@ class Trainer:
         run.mkdir(parents=True, exist_ok=True)
         trainer = cls(sessions, run, settings, fabric, record)
         if fabric.is_global_zero:
-            runs.save_record(run, record)  # so that a run killed from now on can go on
+            runs.save_record(run, record)  # a run killed from here on can be resumed
         return trainer
 
     @classmethod
     def resume(
         cls, sessions: Sequence[Session], run: Path, settings: PretrainSettings, fabric: Fabric
     ) -> Trainer:
-        """Go on where `last.safetensors` stands, from the start where there is none yet."""
+        """Resume a run from `last.safetensors`, or from its start if there is no checkpoint yet."""
         record = runs.load_record(run)
         state = runs.load_tensors(run / runs.LAST) if (run / runs.LAST).exists() else None
         if state is not None:
             runs.go_back_to(record, state)
         elif (run / runs.BEST).exists():
-            raise TrainingError(f"{run} was adapted or imported; it has no training to go on with")
+            raise TrainingError(
+                f"{run} was adapted or imported and can't be resumed; start a new run"
+            )
         record.settings = asdict(settings) | {"world_size": fabric.world_size}
         given = {session.session_id: session for session in sessions}
         if missing := sorted(set(record.session_words) - set(given)):
-            raise TrainingError(f"{run} was trained on {missing}, which is not among the sessions")
+            raise TrainingError(
+                f"{run} was trained on {missing}, missing from the given sessions; add them"
+            )
         in_order = [given[name] for name in record.session_words]
         trainer = cls(in_order, run, settings, fabric, record)
         if state is None:
@@ -153,18 +161,20 @@ class Trainer:
         return trainer
 
     def begin_with(self, base: Path) -> None:
-        """Another run's weights. Units that it doesn't know begin as those do that they are like.
+        """Start from the weights of another run or bundle.
 
-        Raises TrainingError where that run is of another preset, or says nothing of its units.
+        New units start as the mean of the known units with the nearest tuning, new sessions as the
+        mean of the known sessions. Raises TrainingError if the base has other sizes or no tuning
+        features.
         """
         model, record = runs.load_model(base)
         if record.config() != self.config:
             raise TrainingError(
-                f"{base} is of preset {record.preset!r} or another version of it; expected "
-                f"{self.record.preset!r}"
+                f"{base} has the sizes of preset {record.preset!r}, or of another version of it; "
+                f"expected {self.record.preset!r}"
             )
         if not record.unit_tuning:
-            raise TrainingError(f"{base} doesn't say what its units are tuned to; train it again")
+            raise TrainingError(f"{base} has no tuning features of its units; train it again")
         features = np.concatenate([tuning(session) for session in self.source.sessions])
         known = model.unit_emb.weight[1:].detach().double().numpy()
         units = nearest_mean(features, np.array(record.unit_tuning), known)
@@ -187,7 +197,7 @@ class Trainer:
                 self.average[name].copy_(tensor)
 
     def train(self, on_step: Callable[[TrainingProgress], None]) -> None:
-        """Take steps until the time or the steps are used up."""
+        """Take steps until the time or the steps are used up, or a user interrupts."""
         self._began = time.monotonic() - self.record.seconds
         tokens, tokens_since = 0, time.monotonic()
         batches = self.batches.since(self.record.step)
@@ -218,23 +228,23 @@ class Trainer:
             )
 
     def step(self, batches: Iterator[Batch]) -> tuple[float, int]:
-        """One optimizer step; returns this process' loss and number of tokens."""
+        """Take one optimizer step. Returns this process's loss and number of tokens."""
         total, n_tokens = 0.0, 0
         self.module.zero_grad(set_to_none=True)
-        for number in range(self.settings.accumulate):
+        for index in range(self.settings.accumulate):
             batch = next(batches).to(self.fabric.device)
-            torch.manual_seed(dropout_seed(self.settings, self.record.step, self.batches, number))
-            more = number + 1 < self.settings.accumulate
+            torch.manual_seed(dropout_seed(self.settings, self.record.step, self.batches, index))
+            more = index + 1 < self.settings.accumulate
             with self.fabric.no_backward_sync(self.module, enabled=more):
                 loss = self.module(SealedBatch(batch)) / self.settings.accumulate
                 self.fabric.backward(loss)
             total += float(loss.detach())
             n_tokens += batch.n_tokens
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), 1.0))
-        if not math.isfinite(norm):  # the same in every process
+        if not math.isfinite(norm):  # the same in all processes
             raise TrainingError(
-                f"the gradient became {norm} (loss {total}) at step {self.record.step}; look for "
-                "odd values in the sessions (`volition info`), or lower --learning-rate"
+                f"the gradient norm is {norm} (loss {total}) at step {self.record.step}; check the "
+                "sessions for implausible values (`volition info`) or lower --learning-rate"
             )
         for optimizer in self.optimizers:
             optimizer.step()
@@ -242,27 +252,30 @@ class Trainer:
         return total, n_tokens
 
     def _elapsed(self) -> float:
-        """Seconds of training and validating, over all processes that went on with the run."""
+        """Seconds of training and validation so far, including those before a resume."""
         return time.monotonic() - self._began
 
     def _share(self, seconds: float) -> float:
-        """How much of the run has passed, by time or by steps; the same in every process."""
+        """The share of the run that has passed, by time or steps; the same in all processes."""
         by_time = seconds / (60.0 * self.settings.minutes) if self.settings.minutes else 0.0
-        if self.fabric.world_size > 1:  # rank 0 says when to end
+        if self.fabric.world_size > 1:  # rank 0 decides when to end
             by_time, self.interrupted = self.fabric.broadcast((by_time, self.interrupted))
         by_steps = self.record.step / self.settings.steps if self.settings.steps else 0.0
         return max(by_time, by_steps)
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Running mean of the weights, with a shorter memory at the start."""
+        """Update the moving average of the weights, which has a shorter memory at the start."""
         decay = min(self.settings.ema_decay, (1 + self.record.step) / (10 + self.record.step))
         own = runs.weights(self.model)
         names = list(own)
         torch._foreach_lerp_([self.average[n] for n in names], [own[n] for n in names], 1.0 - decay)
 
     def _validate_when_due(self, loss: float) -> float | None:
-        """Validate every minute; by steps if steps end the run, so that it can be run again."""
+        """Validate if due: every minute, or by steps in a run with a given number of steps.
+
+        Validation by steps makes such a run reproducible.
+        """
         if self.settings.steps:
             due = self.record.step % max(1, self.settings.steps // N_VALIDATIONS) == 0
         else:
@@ -272,7 +285,7 @@ class Trainer:
         return self.validate(loss) if due else None
 
     def validate(self, loss: float) -> float:
-        """Causal R² of the running mean on the validation domains; keeps the best."""
+        """Score the averaged weights on the validation domains, and save them if they are best."""
         began_s = self._elapsed()
         score = self.fabric.broadcast(self._score() if self.fabric.is_global_zero else 0.0)
         if score > self.record.best_r2:
@@ -288,7 +301,7 @@ class Trainer:
         return score
 
     def _score(self) -> float:
-        """Causal R² over all sessions' scaled velocities, the running mean in the model's place."""
+        """Causal R² of the averaged weights, over the scaled velocities of all sessions."""
         live = {name: t.clone() for name, t in runs.weights(self.model).items()}
         n_sessions = len(self.source.sessions)
         try:
@@ -307,7 +320,7 @@ class Trainer:
         return r2(true, decoded).r2_mean
 
     def _save_when_due(self) -> None:
-        """Keep what a killed run goes on from."""
+        """Save a checkpoint if due."""
         if self.record.seconds - self._saved_at >= self.settings.checkpoint_every_s:
             self._save()
 
@@ -324,7 +337,7 @@ class Trainer:
         runs.save_record(self.run, self.record)
 
     def _log(self, loss: float, tokens_per_s: float, score: float | None) -> None:
-        """Into the run's TensorBoard folder."""
+        """Log a step to TensorBoard."""
         values = {
             "train/loss": loss,
             "train/tokens_per_s": tokens_per_s,
@@ -337,7 +350,7 @@ class Trainer:
         self.fabric.log_dict(values, step=self.record.step)
 
     def finish(self) -> None:
-        """Score what training ended with, unless nothing was trained; note the units' tuning."""
+        """Validate the last step, if that is not done yet, and record the tuning of the units."""
         if self.fabric.is_global_zero:
             features = np.concatenate([tuning(session) for session in self.source.sessions])
             self.record.unit_tuning = features.round(3).tolist()
