@@ -123,7 +123,7 @@ def test_a_bundle_alone_can_be_adapted_and_keeps_its_graph(pretrained, today, tm
 
     with torch.no_grad():
         adapted.readout.weight += 0.1
-    with pytest.raises(TrainingError, match="weight is not that of"):
+    with pytest.raises(TrainingError, match="weight differs from"):
         refold(base, adapted, extended, today.session_id, tmp_path / "wrong.bundle")
     assert not (tmp_path / "wrong.bundle").exists()
 

@@ -90,9 +90,9 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"state_dict": {}}, "no POYO of torch_brain"),
+        ({"state_dict": {}}, "not a POYO of torch_brain"),
         ([1, 2], "expected a dictionary"),
-        ({"hyper_parameters": {"model": SIZES}, "state_dict": {}}, "no POYO of torch_brain"),
+        ({"hyper_parameters": {"model": SIZES}, "state_dict": {}}, "not a POYO of torch_brain"),
     ],
 )
 def test_something_else_is_refused(tmp_path: Path, content: object, says: str) -> None:

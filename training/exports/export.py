@@ -27,12 +27,14 @@ EMBEDDINGS = ("unit_emb", "session_emb")
 def export_run(run: Path | str, session_id: str | None, path: Path | str) -> bundle.Bundle:
     """Write the best weights of a run as a bundle for one of its sessions.
 
-    session_id: may be left out where the run has one session only.
+    session_id: may be None if the run has only one session.
     """
     model, record = runs.load_model(run)
     if session_id is None:
         if len(record.session_words) != 1:
-            raise TrainingError(f"{run} has {len(record.session_words)} sessions; name one")
+            raise TrainingError(
+                f"{run} has {len(record.session_words)} sessions; choose one with --session"
+            )
         session_id = record.session_words[0]
     return export_model(model, record, session_id, path, metrics={"validation_r2": record.best_r2})
 
@@ -59,17 +61,17 @@ def refold(
     path: Path | str,
     metrics: dict[str, float] | None = None,
 ) -> bundle.Bundle:
-    """`export_model` where only embeddings were learned since `base`: its graph, new tables.
+    """Write a model that differs from `base` only in embeddings: the same graph, new tables.
 
-    Raises TrainingError where anything else of the model differs from the bundle's weights.
+    Raises TrainingError if any other weight differs from the bundle's.
     """
     if changed := changed_weights(base, model):
-        raise TrainingError(f"{changed[0]} is not that of {base.path}; export the model anew")
+        raise TrainingError(f"{changed[0]} differs from {base.path}; export the model in full")
     return write_bundle(model, record, session_id, path, base.graph_path, metrics)
 
 
 def changed_weights(base: bundle.Bundle, model: Model) -> list[str]:
-    """Names of what differs from a bundle's weights, besides embeddings."""
+    """Names of the weights that differ from a bundle's, except embeddings."""
     before = runs.load_tensors(base.weights_path)
     return [
         name
@@ -80,7 +82,7 @@ def changed_weights(base: bundle.Bundle, model: Model) -> list[str]:
 
 
 def _point(point: dict[str, float]) -> bundle.HistoryPoint:
-    """A validation for the manifest; a run that went on for no step has no loss of its own."""
+    """A validation for the manifest. Its loss is NaN if a resumed run took no step."""
     loss = point["loss"]
     return bundle.HistoryPoint.model_validate(
         point | {"loss": loss if math.isfinite(loss) else None}
@@ -95,7 +97,7 @@ def write_bundle(
     graph: Path,
     metrics: dict[str, float] | None,
 ) -> bundle.Bundle:
-    """A model as a bundle, with a streaming graph that is its own."""
+    """Write a model as a bundle with an existing streaming graph of the model."""
     config = record.config()
     prefix = f"{session_id}/"
     words = [word for word in record.unit_words if word.startswith(prefix)]
@@ -129,7 +131,7 @@ def write_bundle(
 def _provenance(record: runs.RunRecord) -> dict[str, str | float | int]:
     from importlib.metadata import version
 
-    base = record.settings.get("base")  # the decoder that it was recalibrated from
+    base = record.settings.get("base")  # the decoder it was recalibrated from
     return {
         **({"base": base} if base else {}),
         "seed": record.seed,

@@ -1,4 +1,4 @@
-"""Writing a module as an ONNX graph."""
+"""Write a model's streaming graph as ONNX."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OPSET = 23
 
 
 def export_graph(model: Model, config: Config, path: Path) -> None:
-    """Write the streaming graph of one preset's weights as ONNX."""
+    """Write a model's streaming graph as ONNX."""
     streaming = streaming_module(model, config)
     example = example_inputs(streaming)
     n_spikes = torch.export.Dim("n_spikes", min=0, max=2**24)
-    # without gradients `rotate` is plain arithmetic; its autograd function would export as scatters
+    # Without gradients, `rotate` is plain arithmetic; its autograd function exports as scatters.
     with quiet_export(), torch.no_grad():
         program = torch.onnx.export(
             streaming,
@@ -39,7 +39,7 @@ def export_graph(model: Model, config: Config, path: Path) -> None:
 
 
 def without_traces(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Without what torch notes of every node: lines of source, with paths of this machine."""
+    """Remove torch's metadata of each node: source lines, with paths of this machine."""
     parts = [graph, graph.graph, *graph.functions]
     for part in (graph.graph, *graph.functions):
         parts += [*part.node, *part.value_info]
@@ -50,7 +50,7 @@ def without_traces(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
-    """Without the warnings that torch.onnx and onnxscript give about their own insides."""
+    """Silence the warnings of torch.onnx and onnxscript about their own internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

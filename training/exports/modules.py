@@ -41,7 +41,7 @@ OUTPUTS = {"poyo": ("output",), "possm": ("output", "next_state")}
 
 
 class Gather(nn.Module):
-    """What latents gather from token rows and folded tables: (cross_heads, n_latents, dim_head)."""
+    """Attention over token rows and folded tables: (cross_heads, n_latents, dim_head)."""
 
     queries: Tensor
 
@@ -74,7 +74,7 @@ class Gather(nn.Module):
 
 
 class StreamingPOYO(nn.Module):
-    """POYO at one window's end, from token rows and tables; the module that is exported."""
+    """POYO at the end of one window, from token rows and tables; the exported module."""
 
     latent_cos: Tensor
     latent_sin: Tensor
@@ -105,7 +105,7 @@ class StreamingPOYO(nn.Module):
         boundary_value: Tensor,
         session: Tensor,
     ) -> Tensor:
-        """Outputs (dim_out,) of the query at the window's end, in units of the output scale."""
+        """Outputs (dim_out,) at the window's end, in units of the output scale."""
         latents_at = Phases(cos=self.latent_cos, sin=self.latent_sin)
         outputs_at = Phases(cos=self.output_cos, sin=self.output_sin)
         attended = self.gather(tokens, window_cos, window_sin, boundary_lse, boundary_value)
@@ -123,7 +123,7 @@ class StreamingPOYO(nn.Module):
 
 
 class StreamingPossm(nn.Module):
-    """One step of a streaming model over the open chunk; the module that is exported."""
+    """One step of a streaming model over the open chunk; the exported module."""
 
     def __init__(self, model: Possm, config: PossmConfig) -> None:
         super().__init__()
@@ -143,7 +143,8 @@ class StreamingPossm(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Outputs (dim_out,) in units of the output scale, and the state after the chunk.
 
-        state: (hidden,), of the last closed chunk. share: (), of this chunk that has passed.
+        state: (hidden,), after the last closed chunk.
+        share: (), how much of the open chunk has passed, 0 to 1.
         """
         gathered = self.gather(tokens, window_cos, window_sin, boundary_lse, boundary_value)
         inputs = possm.chunk_input(self.model, self.config, gathered, share)

@@ -1,4 +1,4 @@
-"""Tables of one session's units, for the streaming graph."""
+"""Fold the parts of a model that depend on one session's units into tables for its graph."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from training.models.rotary import Phases, from_pairs, rotate
 def fold_tables(
     model: Model, config: Config, unit_words: list[str], session_word: str
 ) -> UnitTables:
-    """Everything that depends on one session's units, computed in float64.
+    """The tables of one session's units, computed in float64.
 
     unit_words: words of the model's unit vocabulary, in the order of the bundle's unit ids.
-    Raises TrainingError where the model never saw a unit or the session.
+    Raises TrainingError if a unit or the session is not in the model's vocabularies.
     """
     words, sessions = model.unit_emb.vocab, model.session_emb.vocab
     if missing := [word for word in unit_words if word not in words]:
         raise TrainingError(
-            f"{len(missing)} units ({missing[0]}, …) are not in the run; it was trained on others"
+            f"{len(missing)} units ({missing[0]}, …) are not in the run; choose one of its sessions"
         )
     if session_word not in sessions:
         raise TrainingError(
-            f"session {session_word!r} is not in the run; it has {sorted(set(sessions) - {'NA'})}"
+            f"session {session_word!r} is not in the run; expected one of "
+            f"{sorted(set(sessions) - {'NA'})}"
         )
     encoder = config.encoder if isinstance(config, PossmConfig) else config
     precise = copy.deepcopy(model).double()

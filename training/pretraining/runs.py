@@ -101,8 +101,8 @@ def progress_tensors(record: RunRecord) -> dict[str, Tensor]:
     }
 
 
-def go_back_to(record: RunRecord, state: dict[str, Tensor]) -> None:
-    """Set a record back to the progress that `last.safetensors` was saved at."""
+def rewind(record: RunRecord, state: dict[str, Tensor]) -> None:
+    """Set a record back to the progress at which `last.safetensors` was saved."""
     step, seconds, best = state["progress"].tolist()
     record.step, record.seconds, record.best_r2 = int(step), seconds, best
     record.history = [point for point in record.history if point["step"] <= step]

@@ -94,7 +94,7 @@ class Trainer:
             self.source, settings, rank=fabric.global_rank, world=fabric.world_size
         )
         if settings.base is not None and record.step == 0:
-            self.begin_with(Path(settings.base))
+            self.initialise_from(Path(settings.base))
         self.interrupted = False
         self._last_loss = math.nan  # stays NaN if a run is resumed after its time is up
         self._began = time.monotonic() - record.seconds
@@ -139,7 +139,7 @@ class Trainer:
         record = runs.load_record(run)
         state = runs.load_tensors(run / runs.LAST) if (run / runs.LAST).exists() else None
         if state is not None:
-            runs.go_back_to(record, state)
+            runs.rewind(record, state)
         elif (run / runs.BEST).exists():
             raise TrainingError(
                 f"{run} was adapted or imported and can't be resumed; start a new run"
@@ -160,8 +160,8 @@ class Trainer:
         restore_state(trainer.optimizers, trainer.model, state)
         return trainer
 
-    def begin_with(self, base: Path) -> None:
-        """Start from the weights of another run or bundle.
+    def initialise_from(self, base: Path) -> None:
+        """Initialise the weights from another run or bundle.
 
         New units start as the mean of the known units with the nearest tuning, new sessions as the
         mean of the known sessions. Raises TrainingError if the base has other sizes or no tuning
