@@ -1,4 +1,4 @@
-"""The streaming family: parallel training, single steps and the exported graph give the same."""
+"""The streaming model: parallel training, single steps and the exported graph agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.models import families, possm
 from training.models.config import PossmConfig
 from training.models.encoder import SPIKE, START
 
-TOLERANCE = 1e-5  # of the output scale, which is 1 here
+TOLERANCE = 1e-5  # in units of the output scale, which is 1 here
 
 
 def window(config: PossmConfig, n_units: int, per_chunk: int, rng: np.random.Generator):
@@ -52,7 +52,7 @@ def test_parallel_equals_stepwise_equals_onnx(n_units: int, per_chunk: int, tmp_
 
 
 def test_a_late_spike_goes_to_its_chunk(tmp_path: Path) -> None:
-    """Decodes before it came can't know it; those after are as if it had come in time."""
+    """Decodes after it arrives are the same as if it had arrived in time."""
     model, config, record = random_model("stream", 30, seed=1)
     bundle = export_model(model, record, "random", tmp_path / "random.bundle")
     rng = np.random.default_rng(2)
@@ -73,7 +73,7 @@ def test_a_late_spike_goes_to_its_chunk(tmp_path: Path) -> None:
         np.testing.assert_allclose(runtime.decode(float(at)), expected, atol=TOLERANCE)
 
 
-def test_after_a_pause_the_state_begins_anew(tmp_path: Path) -> None:
+def test_a_pause_resets_the_state(tmp_path: Path) -> None:
     model, _, record = random_model("stream", 10, seed=1)
     bundle = export_model(model, record, "random", tmp_path / "random.bundle")
     rng = np.random.default_rng(2)
@@ -90,8 +90,8 @@ def test_after_a_pause_the_state_begins_anew(tmp_path: Path) -> None:
     np.testing.assert_array_equal(going.decode(2.6), silent.decode(2.6))
 
 
-def test_a_batch_is_its_windows_one_by_one() -> None:
-    """Windows of one batch, with other units kept in each, do not touch each other."""
+def test_windows_of_a_batch_are_independent() -> None:
+    """Windows of one batch, each with its own kept units, give the same outputs as alone."""
     model, config, _ = random_model("stream", 20, seed=3)
     rng = np.random.default_rng(0)
     parts, n_words = [], 21
@@ -125,7 +125,7 @@ def test_a_batch_is_its_windows_one_by_one() -> None:
 
 
 def test_gradients_equal_those_of_a_plain_softmax(monkeypatch) -> None:
-    """The hand-written gradient of `attend_chunks` against autograd through padded chunks."""
+    """Compares the hand-written gradient of `attend_chunks` with autograd."""
     model, config, _ = random_model("stream", 12, seed=5)
     rng = np.random.default_rng(1)
     times, units = window(config, 12, 9, rng)
@@ -158,7 +158,7 @@ def test_gradients_equal_those_of_a_plain_softmax(monkeypatch) -> None:
 
 
 def _plain(queries, table, *, silence_lse, silence_value, token, rotation, lengths):
-    """Chunk by chunk, without any trick."""
+    """`attend_chunks` in plain torch, chunk by chunk."""
     gathered = []
     for chunk, (rows, rotations) in enumerate(
         zip(table[token].split(lengths.tolist()), rotation.split(lengths.tolist()), strict=True)
@@ -176,13 +176,13 @@ def _plain(queries, table, *, silence_lse, silence_value, token, rotation, lengt
     return torch.stack(gathered)
 
 
-def test_the_presets_have_their_sizes() -> None:
+def test_streaming_presets_have_their_sizes() -> None:
     for name, low, high in (("stream", 2e5, 5e5), ("stream-8m", 6e6, 1e7)):
         model = families.build(families.preset(name), ["u"], ["s"])
         assert low <= families.n_parameters(model) <= high, families.n_parameters(model)
 
 
-def test_every_query_of_training_comes_after_the_warm_up() -> None:
+def test_training_queries_come_after_the_warm_up() -> None:
     config = replace(PossmConfig(), train_s=1.0)
     asked = config.training_queries(np.random.default_rng(0))
     assert asked.min() >= config.warm_up_s - 1e-9
@@ -192,8 +192,8 @@ def test_every_query_of_training_comes_after_the_warm_up() -> None:
     assert walked[0] >= config.warm_up_s - 1e-9
 
 
-def test_a_carried_state_knows_nothing_of_its_own_window() -> None:
-    """Of three windows of one session and one of another: none begins with what it will see."""
+def test_a_carried_state_never_saw_its_own_window() -> None:
+    """Three windows of one session, one of another: no initial state depends on its own window."""
     model, config, _ = random_model("stream", 5, seed=1)
     width = config.num_latents * config.dim + possm.N_AGES
     inputs = torch.randn(4, config.n_chunks, width, generator=torch.Generator().manual_seed(0))
@@ -204,7 +204,7 @@ def test_a_carried_state_knows_nothing_of_its_own_window() -> None:
         return possm._carried(model, config, given, session)
 
     before = begins(inputs)
-    assert (before[1] == 0).all(), "alone of its session: nothing to carry"
+    assert (before[1] == 0).all(), "the only window of its session has nothing to carry"
     assert (before != 0).any(dim=1).sum() >= 1
     for window in range(4):
         changed = inputs.clone()

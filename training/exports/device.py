@@ -113,8 +113,9 @@ class DeviceGather(nn.Module):
     def forward(
         self, spikes: Tensor, tokens: Tensor, boundary_lse: Tensor, boundary_value: Tensor
     ) -> Tensor:
-        """spikes: (n_slots, 2) float64, unit (negative: empty slot) and seconds since the start.
+        """Attend to spikes and boundary tokens.
 
+        spikes: (n_slots, 2) float64, unit (negative: empty slot) and seconds since the start.
         tokens: see `with_swapped`.
         boundary_lse, boundary_value: see `decoder.bundles.families.UnitTables`.
         """

@@ -59,9 +59,11 @@ class Gather(nn.Module):
         boundary_lse: Tensor,
         boundary_value: Tensor,
     ) -> Tensor:
-        """tokens: (n_spikes, 2 * cross_heads, dim_head), keys then values, rotated to the clock.
+        """Attend to spikes and boundary tokens.
 
-        window_cos, window_sin: (n_rotary,), phases of the window's (chunk's) start on the clock.
+        tokens: (n_spikes, 2 * cross_heads, dim_head), keys then values, rotated to the clock.
+        window_cos, window_sin: (n_rotary,), phases of the start of the window (or chunk) on the
+            clock.
         boundary_lse, boundary_value: see `decoder.bundles.families.UnitTables`.
         """
         window_at = Phases(cos=window_cos, sin=window_sin)
