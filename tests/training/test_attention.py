@@ -39,7 +39,7 @@ def test_packed_and_padded_windows_agree(lengths: list[int]) -> None:
 
 
 def test_the_gradient_with_dropout_matches_finite_differences() -> None:
-    """In float32, finite differences per element are too inaccurate; along a direction they aren't."""
+    """Differences per element are too inaccurate in float32; along one direction they aren't."""
     given = inputs([12, 30])
     weight = torch.randn(2, HEADS, LATENTS, DIM, generator=torch.Generator().manual_seed(1))
 

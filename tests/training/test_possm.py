@@ -34,17 +34,17 @@ def test_parallel_equals_stepwise_equals_onnx(n_units: int, per_chunk: int, tmp_
     config = PossmConfig(train_s=0.8 if per_chunk > 1000 else 2.0)
     rng = np.random.default_rng(per_chunk)
     times, units = window(config, n_units, per_chunk, rng)
-    asked = np.sort(rng.uniform(config.warm_up_s, config.train_s, 30))
-    asked = np.concatenate([[config.warm_up_s], asked, [config.train_s]])
-    asked[5] = 15 * config.chunk_s  # exactly on an edge
-    asked = np.sort(asked)
-    expected = parallel_output(model, config, times, units, asked, n_units)
+    query_times = np.sort(rng.uniform(config.warm_up_s, config.train_s, 30))
+    query_times = np.concatenate([[config.warm_up_s], query_times, [config.train_s]])
+    query_times[5] = 15 * config.chunk_s  # exactly on an edge
+    query_times = np.sort(query_times)
+    expected = parallel_output(model, config, times, units, query_times, n_units)
     assert expected.std() > 1e-3
     bundle = export_model(model, record, "random", tmp_path / "random.bundle")
     for clock_s in (0.0, 1e6):
         runtime = open_runtime(bundle, epoch=clock_s + 0.3)
         done = 0
-        for at, output in zip(asked, expected, strict=True):
+        for at, output in zip(query_times, expected, strict=True):
             stop = int(np.searchsorted(times, at))
             runtime.append(clock_s + times[done:stop], units[done:stop])
             done = stop
@@ -61,8 +61,8 @@ def test_a_late_spike_goes_to_its_chunk(tmp_path: Path) -> None:
     late = rng.uniform(size=len(times)) < 0.2
     arrives = times + np.where(late, rng.uniform(0.0, 0.3, len(times)), 0.0)
     runtime = open_runtime(bundle, epoch=0.0)
-    last, asked = -1.0, np.arange(config.warm_up_s, 1.99, 0.013)
-    for at in asked:
+    last, query_times = -1.0, np.arange(config.warm_up_s, 1.99, 0.013)
+    for at in query_times:
         came = (arrives >= last) & (arrives < at)
         runtime.append(times[came], units[came])
         last = at
@@ -129,14 +129,14 @@ def test_gradients_equal_those_of_a_plain_softmax(monkeypatch) -> None:
     model, config, _ = random_model("stream", 12, seed=5)
     rng = np.random.default_rng(1)
     times, units = window(config, 12, 9, rng)
-    asked = np.sort(rng.uniform(0.0, config.train_s, 20))
+    query_times = np.sort(rng.uniform(0.0, config.train_s, 20))
     token = torch.from_numpy(np.concatenate([START * 13 + 1 + np.arange(12), 1 + units]))
     inputs = {
         "token": token,
         "times": torch.from_numpy(np.concatenate([np.zeros(12), times])),
         "lengths": torch.tensor([len(token)]),
         "session_index": torch.tensor([1]),
-        "output_times": torch.from_numpy(asked)[None],
+        "output_times": torch.from_numpy(query_times)[None],
     }
 
     def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -184,9 +184,9 @@ def test_streaming_presets_have_their_sizes() -> None:
 
 def test_training_queries_come_after_the_warm_up() -> None:
     config = replace(PossmConfig(), train_s=1.0)
-    asked = config.training_queries(np.random.default_rng(0))
-    assert asked.min() >= config.warm_up_s - 1e-9
-    assert asked.max() == pytest.approx(config.train_s)
+    query_times = config.training_queries(np.random.default_rng(0))
+    assert query_times.min() >= config.warm_up_s - 1e-9
+    assert query_times.max() == pytest.approx(config.train_s)
     walked = config.walked_queries(0.05)
     np.testing.assert_allclose(np.diff(walked), 0.05)
     assert walked[0] >= config.warm_up_s - 1e-9

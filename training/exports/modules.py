@@ -164,7 +164,7 @@ def streaming_module(model: Model, config: Config) -> StreamingPOYO | StreamingP
 
 
 def example_inputs(module: StreamingPOYO | StreamingPossm) -> tuple[Tensor, ...]:
-    """What the graph takes, in order, with nothing in it."""
+    """Example inputs of the graph, in order: zeros."""
     config = module.config
     encoder = config.encoder if isinstance(config, PossmConfig) else config
     width, heads = encoder.dim_head, encoder.cross_heads

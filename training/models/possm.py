@@ -139,43 +139,46 @@ def forward(
     chunk = ((times + EDGE_S) / config.chunk_s).long().clamp_(max=n_chunks - 1)
     n_closed = torch.bincount(window * n_chunks + chunk, minlength=n_windows * n_chunks)
 
-    asked = _Asked.of(config, output_times)
-    begin = asked.chunk.double() * config.chunk_s
+    # A query inside a chunk attends, once more, to the spikes of its chunk before it.
+    queried = _OpenQueries.of(config, output_times)
+    begin = queried.chunk.double() * config.chunk_s
     apart = 2.0 * config.train_s  # one ascending time axis for all windows
     order = times + window * apart
-    first = torch.searchsorted(order, begin - EDGE_S + asked.window * apart)
-    n_open = torch.searchsorted(order, asked.time + asked.window * apart) - first
-    of = torch.arange(len(n_open), device=device).repeat_interleave(n_open)
-    again = (first - n_open.cumsum(0) + n_open)[of] + torch.arange(len(of), device=device)
+    first = torch.searchsorted(order, begin - EDGE_S + queried.window * apart)
+    n_open = torch.searchsorted(order, queried.time + queried.window * apart) - first
+    of_query = torch.arange(len(n_open), device=device).repeat_interleave(n_open)
+    in_open = (first - n_open.cumsum(0) + n_open)[of_query] + torch.arange(
+        len(of_query), device=device
+    )
 
-    since = torch.cat([times - chunk.double() * config.chunk_s, times[again] - begin[of]])
+    since = torch.cat([times - chunk.double() * config.chunk_s, times[in_open] - begin[of_query]])
     at = Phases.of(since, omega(model, encoder))
-    whose = torch.arange(n_windows, device=device).repeat_interleave(n_chunks)
-    whose = torch.cat([whose, asked.window])
+    of_window = torch.arange(n_windows, device=device).repeat_interleave(n_chunks)
+    of_window = torch.cat([of_window, queried.window])
     gathered = attend_chunks(
         queries,
         tables,
-        silence_lse=lse[whose],
-        silence_value=value[whose],
-        token=torch.cat([row, row[again]]),
+        silence_lse=lse[of_window],
+        silence_value=value[of_window],
+        token=torch.cat([row, row[in_open]]),
         rotation=torch.complex(at.cos, at.sin),
         lengths=torch.cat([n_closed, n_open]),
     )
     share = torch.cat(
-        [torch.ones(len(n_closed), device=device), (asked.time - begin) / config.chunk_s]
+        [torch.ones(len(n_closed), device=device), (queried.time - begin) / config.chunk_s]
     )
     inputs = chunk_input(model, config, from_pairs(gathered, encoder), share)
     closed, opened = inputs.split([len(n_closed), len(n_open)])
     closed = closed.unflatten(0, (n_windows, n_chunks))
-    begins = closed.new_zeros(n_windows, config.hidden, dtype=torch.float32)
+    initial = closed.new_zeros(n_windows, config.hidden, dtype=torch.float32)
     if model.training:
-        begins = _carried(model, config, closed.detach(), session_index)
-    states, _ = _recur(model, closed, begins[None])
-    states = torch.cat([begins[:, None], states], dim=1)  # before each chunk, then after the last
+        initial = _carried(model, config, closed.detach(), session_index)
+    states, _ = _recur(model, closed, initial[None])
+    states = torch.cat([initial[:, None], states], dim=1)  # before each chunk, then after the last
     with torch.autocast(device.type, enabled=False):
-        stepped = step(model, opened.float(), states[asked.window, asked.chunk])
-    state = states[torch.arange(n_windows, device=device)[:, None], asked.closed_before]
-    state = state.index_put((asked.window, asked.query), stepped)
+        stepped = step(model, opened.float(), states[queried.window, queried.chunk])
+    state = states[torch.arange(n_windows, device=device)[:, None], queried.closed_before]
+    state = state.index_put((queried.window, queried.query), stepped)
     return read_state(model, state, model.session_emb(session_index)[:, None])
 
 
@@ -189,11 +192,11 @@ def _carried(model: Possm, config: PossmConfig, inputs: Tensor, session_index: T
     start from a carried state.
     """
     order = session_index.argsort(stable=True)
-    ranked, here = session_index[order], torch.arange(len(order), device=order.device)
+    ranked, position = session_index[order], torch.arange(len(order), device=order.device)
     first = torch.searchsorted(ranked, ranked)
     last = torch.searchsorted(ranked, ranked, right=True) - 1
     before = torch.empty_like(order)  # each window's predecessor, cyclically within its session
-    before[order] = order[torch.where(here == first, last, here - 1)]
+    before[order] = order[torch.where(position == first, last, position - 1)]
     n_of_session = torch.empty_like(order)
     n_of_session[order] = last - first + 1
     state = inputs.new_zeros(1, len(inputs), model.gru.hidden_size)
@@ -214,7 +217,7 @@ def _recur(model: Possm, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _OpenQueries:
     """The queries inside chunks: window, number, chunk and time in the window, each (n_open,).
 
     closed_before: (B, n_outputs), the number of closed chunks at each query of the batch.
@@ -227,7 +230,7 @@ class _Asked:
     closed_before: Tensor
 
     @classmethod
-    def of(cls, config: PossmConfig, output_times: Tensor) -> _Asked:
+    def of(cls, config: PossmConfig, output_times: Tensor) -> _OpenQueries:
         closed = ((output_times + EDGE_S) / config.chunk_s).long().clamp_(max=config.n_chunks)
         is_open = output_times - closed.double() * config.chunk_s > EDGE_S
         window, query = is_open.nonzero(as_tuple=True)
