@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def changed_weights(base: bundle.Bundle, model: Model) -> list[str]:
 
 
 def _point(point: dict[str, float]) -> bundle.HistoryPoint:
-    """A validation for the manifest. Its loss is NaN if a resumed run took no step."""
+    """A validation for the manifest, without a loss if that is NaN: a resumed run took no step."""
     loss = point["loss"]
     return bundle.HistoryPoint.model_validate(
         point | {"loss": loss if math.isfinite(loss) else None}
@@ -129,7 +130,6 @@ def write_bundle(
 
 
 def _provenance(record: runs.RunRecord) -> dict[str, str | float | int]:
-    from importlib.metadata import version
 
     base = record.settings.get("base")  # the decoder it was recalibrated from
     return {

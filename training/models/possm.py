@@ -147,9 +147,8 @@ def forward(
     first = torch.searchsorted(order, begin - EDGE_S + queried.window * apart)
     n_open = torch.searchsorted(order, queried.time + queried.window * apart) - first
     of_query = torch.arange(len(n_open), device=device).repeat_interleave(n_open)
-    in_open = (first - n_open.cumsum(0) + n_open)[of_query] + torch.arange(
-        len(of_query), device=device
-    )
+    shift = first - n_open.cumsum(0) + n_open
+    in_open = shift[of_query] + torch.arange(len(of_query), device=device)
 
     since = torch.cat([times - chunk.double() * config.chunk_s, times[in_open] - begin[of_query]])
     at = Phases.of(since, omega(model, encoder))

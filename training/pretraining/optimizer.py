@@ -30,12 +30,12 @@ class RowAdam(torch.optim.SparseAdam):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and not parameter.grad.is_sparse:
-                    parameter.grad = _rows_alone(parameter.grad)
+                    parameter.grad = _nonzero_rows(parameter.grad)
         loss: float | None = super().step(closure)  # type: ignore[no-untyped-call]
         return loss
 
 
-def _rows_alone(grad: Tensor) -> Tensor:
+def _nonzero_rows(grad: Tensor) -> Tensor:
     """The nonzero rows of `grad` as a sparse tensor."""
     rows = grad.any(dim=1).nonzero()[:, 0]
     return torch.sparse_coo_tensor(
