@@ -313,7 +313,7 @@ def pretrain(
     """
     _needs_training()
     from clients.cli.reports import run_training
-    from training.pretraining.pretrain import PretrainSettings, settings_of
+    from training.pretraining.settings import PretrainSettings, settings_of
 
     if resume:
         settings = settings_of(output, minutes=minutes, steps=steps)
@@ -386,7 +386,7 @@ def checkpoint(
 ) -> None:
     """Turn a torch_brain checkpoint into a run, or a run into a torch_brain checkpoint."""
     _needs_training()
-    from training.pretraining import checkpoints
+    from training.exports import checkpoints
 
     if source.is_dir():
         checkpoints.export_checkpoint(source, output)

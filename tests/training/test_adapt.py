@@ -17,7 +17,8 @@ from training.calibration.adapt import AdaptSettings, first_seconds, identify_un
 from training.data.simulate import simulate
 from training.exports.export import export_model, refold
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 
 @pytest.fixture(scope="module", params=[pytest.param("rt", marks=pytest.mark.slow), "stream"])
@@ -86,7 +87,7 @@ def test_a_session_that_is_known_is_refused(pretrained, today) -> None:
 
 
 def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
-    from training.pretraining.checkpoints import save_run
+    from training.exports.checkpoints import save_run
 
     model, record = identify_units(*pretrained, today, AdaptSettings(steps=2))
     save_run(tmp_path / "today", record, runs.weights(model))
@@ -122,7 +123,7 @@ def test_a_bundle_alone_can_be_adapted_and_keeps_its_graph(pretrained, today, tm
 
     with torch.no_grad():
         adapted.readout.weight += 0.1
-    with pytest.raises(TrainingError, match="weight is not that of"):
+    with pytest.raises(TrainingError, match="weight differs from"):
         refold(base, adapted, extended, today.session_id, tmp_path / "wrong.bundle")
     assert not (tmp_path / "wrong.bundle").exists()
 

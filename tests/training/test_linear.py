@@ -100,7 +100,7 @@ def test_every_graph_of_a_kind_is_the_same_file(session, bundle, tmp_path: Path)
 
 
 def test_a_linear_decoder_cannot_be_adapted(bundle: Bundle) -> None:
-    with pytest.raises(TrainingError, match="fitted anew and can't be adapted; begin from"):
+    with pytest.raises(TrainingError, match="refitted and can't be adapted; start from"):
         runs.load_model(bundle.path)
 
 

@@ -39,11 +39,11 @@ from training.calibration.fitting import (
 from training.calibration.labels import Labels, relabelled
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words, window_ends
+from training.models.config import PossmConfig
 from training.models.families import Model, build
-from training.models.possm import PossmConfig
 from training.pretraining import runs
 from training.pretraining.optimizer import Optimizers, build_optimizers
-from training.pretraining.pretrain import window_source
+from training.pretraining.scoring import window_source
 
 Method = Literal["units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]

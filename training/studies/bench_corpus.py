@@ -18,7 +18,8 @@ from rich.console import Console
 from streaming.sessions import format as sessions
 from training.pretraining.fabric import launch
 from training.pretraining.memory import keep_freed_memory
-from training.pretraining.pretrain import PretrainSettings, Trainer
+from training.pretraining.settings import PretrainSettings
+from training.pretraining.trainer import Trainer
 
 WARM_UP = 3  # steps that are not timed
 

@@ -34,7 +34,8 @@ from training.evaluation.plots import COLOURS, finish
 from training.exports.export import export_model
 from training.models.families import Model
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 TICK_S = 0.05  # between scored decodes
 STEPS_ON_ALL = 400

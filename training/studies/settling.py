@@ -24,9 +24,9 @@ from training.baselines.ridge import r2
 from training.data.windows import WindowPlan
 from training.evaluation.plots import finish
 from training.models import families
-from training.models.possm import PossmConfig
+from training.models.config import PossmConfig
 from training.pretraining import runs
-from training.pretraining.pretrain import window_source
+from training.pretraining.scoring import window_source
 
 STEP_S = 0.05  # between ages
 START_EVERY_S = 0.1  # between fresh states
