@@ -26,8 +26,8 @@ from streaming.units import repeated_units
 from training.conversion.asked import NONE, Asked
 from training.conversion.assemble import Parts, assemble
 from training.conversion.complaints import as_notes, complaints, first_line
+from training.conversion.track import EFFECTORS, Track
 from training.conversion.units import factor_asked, factor_said, is_arbitrary
-from training.importers.series import EFFECTORS, Track
 from training.importers.xdf_chunks import open_sound
 from training.importers.xdf_clocks import is_steady, on_one_clock
 
