@@ -13,7 +13,13 @@ from decoder.bundles import bundle as bundles
 from decoder.errors import TrainingError
 from decoder.runtimes.opening import open_runtime
 from streaming.sessions.format import Session, duration_s
-from training.calibration.adapt import AdaptSettings, first_seconds, identify_units, with_session
+from training.calibration.adapt import (
+    AdaptSettings,
+    first_seconds,
+    hold_out_last_fifth,
+    identify_units,
+    with_session,
+)
 from training.data.simulate import simulate
 from training.exports.export import export_model, refold
 from training.pretraining import runs
@@ -70,8 +76,8 @@ def test_units_begin_like_known_ones_of_their_tuning(pretrained) -> None:
     assert torch.isfinite(extended.unit_emb.weight).all()
 
 
-def test_only_the_first_seconds_are_used(today: Session) -> None:
-    labelled = first_seconds(today, 40.0)
+def test_only_the_first_seconds_are_used_and_their_last_fifth_is_held_out(today: Session) -> None:
+    labelled = hold_out_last_fifth(first_seconds(today, 40.0))
     start = today.train_domain[0, 0]
     assert duration_s(labelled.train_domain) == pytest.approx(32.0)
     assert duration_s(labelled.valid_domain) == pytest.approx(8.0)

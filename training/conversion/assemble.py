@@ -24,7 +24,7 @@ from streaming.sessions.format import (
 from streaming.sessions.plausible import AGREES, FOLLOWS, STRANGE, agreement, judged
 from streaming.sessions.stamps import in_order, placed
 from training.conversion.asked import Asked
-from training.importers.series import Track
+from training.conversion.track import Track
 
 LONGEST_ID = 100  # characters of a session's id
 

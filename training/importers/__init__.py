@@ -29,9 +29,9 @@ from streaming.recording.raw import SUFFIX, read_recording
 from streaming.sessions.format import MIN_GAP_S, TOO_FAST, Session, intersect, load, with_domains
 from streaming.sessions.plausible import judged
 from training.conversion.asked import Asked
+from training.conversion.track import EFFECTORS
 from training.conversion.units import factor_asked
 from training.importers.nwb import import_nwb
-from training.importers.series import EFFECTORS
 from training.importers.xdf import import_xdf
 
 __all__ = ["EFFECTORS", "Asked", "import_nwb", "import_recording", "import_xdf", "in_metres"]
