@@ -29,7 +29,7 @@ from decoder.bundles.bundle import open_bundle
 from decoder.errors import BundleError
 from streaming.recording.replay import ReplaySettings
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Floats, Session
+from streaming.sessions.session import Floats, Session
 from streaming.wire import messages as wire
 
 FAMILIES = ("poyo", "possm")

@@ -32,7 +32,8 @@ from decoder.bundles.bundle import (
 )
 from decoder.errors import StreamError, TrainingError, VolitionError
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, duration_s, within
+from streaming.sessions.intervals import duration_s, within
+from streaming.sessions.session import Session
 
 if TYPE_CHECKING:
     from clients.harness.live import LiveScore

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from decoder.errors import SessionError
 from decoder.filters import Filters
-from streaming.sessions.format import Floats, Session
+from streaming.sessions.session import Floats, Session
 from streaming.wire import messages as wire
 
 FRAME = np.dtype([("time", "<f8"), ("velocity", "<f8", (2,))])

@@ -36,7 +36,8 @@ from streaming.inlets.spikes import (
     StreamQuery,
     find_spikes,
 )
-from streaming.sessions.format import continuous_domain, velocity_of, within
+from streaming.sessions.intervals import continuous_domain, within
+from streaming.sessions.kinematics import velocity_of
 from streaming.units import UnitMatch
 from streaming.wire.lines import say, say_problem, told_while_working
 

@@ -15,7 +15,7 @@ from decoder.errors import TrainingError
 from decoder.gate import Evidence
 from decoder.runtimes.base import open_runtime
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines import linear
 from training.baselines.kalman import Kalman
 from training.baselines.linear import fit_linear

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streaming.sessions.format import Floats, Session
+from streaming.sessions.session import Floats, Session
 from training.baselines.ridge import (
     BIN_S,
     LONGEST_S,

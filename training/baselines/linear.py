@@ -20,7 +20,8 @@ from onnx import TensorProto, helper
 
 from decoder.bundles import bundle
 from decoder.bundles.families import KalmanSizes, KalmanTables, RidgeSizes, RidgeTables, Tables
-from streaming.sessions.format import Floats, Session, duration_s
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Floats, Session
 from training.baselines.kalman import Kalman
 from training.baselines.ridge import BIN_S, N_LAGS, Ridge
 

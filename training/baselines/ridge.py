@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session, Split, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Session, Split
 
 Floats = NDArray[np.float64]
 

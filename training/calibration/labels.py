@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Floats, Session, intersect
+from streaming.sessions.intervals import intersect
+from streaming.sessions.session import Floats, Session
 
 Bools = NDArray[np.bool_]
 Labels = Literal["kinematics", "intention", "retrospective"]

@@ -25,7 +25,7 @@ import torch
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import VolitionError
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from streaming.wire.lines import Message, say, say_problem, told_while_working
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method

@@ -21,7 +21,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.sessions.format import Session, Trials, chronological_domains, sorted_spikes
+from streaming.sessions.intervals import chronological_domains
+from streaming.sessions.session import Session, Trials, sorted_spikes
 
 Floats = NDArray[np.float64]
 Task = Literal["center_out", "random_target", "steering"]

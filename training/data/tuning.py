@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from streaming.sessions.format import Floats, Session, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Floats, Session
 
 BIN_S = 0.05
 LEAD_S = 0.1  # of spikes before the movement

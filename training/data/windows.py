@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Floats, Session, Split, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Floats, Session, Split
 from training.models.poyo import END, SPIKE, START
 
 Ints = NDArray[np.int64]

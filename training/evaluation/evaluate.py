@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from decoder.bundles.bundle import Bundle
-from streaming.sessions.format import Floats, Session, Split, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Floats, Session, Split
 from training.baselines.kalman import Kalman
 from training.baselines.ridge import BIN_S, LONGEST_S, Ridge, Score, r2
 from training.evaluation.offline import Decoded, decode_split, index_in_bundle

@@ -14,7 +14,7 @@ import numpy as np
 from decoder.bundles.bundle import Bundle
 from decoder.errors import TrainingError
 from decoder.runtimes.base import Runtime, RuntimeSettings, open_runtime
-from streaming.sessions.format import Floats, Ints, Session, Split
+from streaming.sessions.session import Floats, Ints, Session, Split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from torch_brain.models.poyo import (
 )
 
 from decoder.bundles.bundle import Bundle
-from streaming.sessions.format import Floats
+from streaming.sessions.session import Floats
 from training.exports.export import export_model
 from training.models import possm
 from training.models.families import Config, Model, build, family, preset

@@ -10,7 +10,7 @@ import numpy as np
 
 from decoder.errors import ImportFailedError
 from streaming.lengths import metres_in
-from streaming.sessions.format import Floats
+from streaming.sessions.session import Floats
 
 _ITEM = (
     r"(?<![\w.])[+-]?(?:[a-z]+[_ ])??(?:x|y|z|t|time|timestamps?|horizontal|vertical|depth)\d?"

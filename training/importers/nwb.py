@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
-from streaming.sessions.format import Floats, Session, Trials
+from streaming.sessions.session import Floats, Session, Trials
 from streaming.units import repeated_units
 from training.conversion.asked import Asked
 from training.conversion.assemble import Parts, assemble

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streaming.sessions.format import Floats
+from streaming.sessions.session import Floats
 from training.conversion.units import units_in
 from training.importers.axes import XY, named_axes, signed
 from training.importers.series import Track

@@ -18,10 +18,10 @@ import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
 from streaming.columns import COLUMNS, NO_UNIT, names_no_unit
-from streaming.sessions.format import Floats, Ints, Session
+from streaming.recording.markers import trials_of
 from streaming.sessions.jumps import SPIKES_S, judge
+from streaming.sessions.session import Floats, Ints, Session
 from streaming.sessions.stamps import spikes_on_line
-from streaming.sessions.trials import trials_of
 from streaming.units import repeated_units
 from training.conversion.asked import NONE, Asked
 from training.conversion.assemble import Parts, assemble

@@ -23,7 +23,7 @@ from torch_brain.models.poyo import FeedForward
 from torch_brain.nn import InfiniteVocabEmbedding, RotaryCrossAttention, RotaryTimeEmbedding
 
 from decoder.memory.chunks import EDGE_S
-from streaming.sessions.format import Floats
+from streaming.sessions.session import Floats
 from training.models.attention import attend_chunks
 from training.models.poyo import (
     SPIKE,

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_brain.models.poyo import POYO
 
-from streaming.sessions.format import Floats
+from streaming.sessions.session import Floats
 from training.models.attention import attend
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Floats, Session, Split
+from streaming.sessions.session import Floats, Session, Split
 from training.baselines.ridge import Score, r2
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import Batch, OutputScale, WindowSource, unit_words, window_ends

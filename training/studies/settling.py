@@ -19,7 +19,7 @@ import torch
 from decoder.errors import TrainingError
 from decoder.files import write_text
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Floats, Session
+from streaming.sessions.session import Floats, Session
 from training.baselines.ridge import r2
 from training.data.windows import WindowPlan
 from training.evaluation.plots import finish
