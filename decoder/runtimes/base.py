@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import GRAPH, Bundle
 from decoder.bundles.families import UnitTables
 from decoder.errors import BundleError, ProviderError, brief
@@ -35,8 +36,6 @@ from decoder.memory.tokens import embed, phases
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}

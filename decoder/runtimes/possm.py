@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import PossmSizes
 from decoder.errors import BundleError
 from decoder.memory.chunks import EDGE_S, Chunks
-from decoder.runtimes.base import AttentionRuntime, Floats, Ints, Runtime, RuntimeSettings
+from decoder.runtimes.base import AttentionRuntime, Runtime, RuntimeSettings
 
 
 class PossmRuntime(AttentionRuntime):

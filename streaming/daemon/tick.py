@@ -10,6 +10,7 @@ from math import hypot
 
 from pylsl import local_clock
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.errors import StreamError, brief
 from decoder.filters import OutputFilters, Velocity
@@ -22,7 +23,7 @@ from streaming.daemon.swap import Loader, check_tick
 from streaming.inlets.admission import Admission
 from streaming.inlets.spikes import Connector, SpikeInlet, StreamQuery
 from streaming.priority import before_others
-from streaming.units import Floats, Ints, UnitMatch
+from streaming.units import UnitMatch
 from streaming.wire import messages as wire
 from streaming.wire.publish import Publisher
 from streaming.wire.states import NEVER, State, StreamWatch

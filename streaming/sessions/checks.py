@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import SessionError
-from streaming.sessions.session import Floats, Ints, Session
+from streaming.sessions.session import Session
 from streaming.units import repeated_units
 
 MAX_SPAN_S = 7 * 86_400.0  # torch_brain stores an index for every second between first and last

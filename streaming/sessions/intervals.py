@@ -8,8 +8,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats
 from decoder.errors import SessionError
-from streaming.sessions.session import Floats, Session, Trials
+from streaming.sessions.session import Session, Trials
 
 GAP_FACTOR = 5.0  # kinematics samples this many median steps apart leave a gap in the data
 MIN_GAP_S = 0.2

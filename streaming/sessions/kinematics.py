@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import SessionError
 from streaming.sessions.intervals import continuous_domain
-from streaming.sessions.session import Floats
 from streaming.sessions.stamps import in_order
 
 

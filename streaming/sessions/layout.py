@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import SessionError
 from streaming.sessions.checks import check_kinematics
 from streaming.sessions.intervals import chronological_domains, continuous_domain, without_gaps
@@ -20,7 +21,7 @@ from streaming.sessions.kinematics import (
     velocity_of,
     xy_of,
 )
-from streaming.sessions.session import Floats, Ints, Session, Trials, sorted_spikes
+from streaming.sessions.session import Session, Trials, sorted_spikes
 
 FASTEST_HAND = 5.0  # m/s; kinematics above it are in other units
 TOO_FAST = "speeds reach "

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from decoder.arrays import Floats, Ints
+
 Split = Literal["all", "train", "valid", "test"]
 
 

@@ -16,15 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import within
-from streaming.sessions.session import Floats, Session, Split
+from streaming.sessions.session import Session, Split
 from training.models.poyo import END, SPIKE, START
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)

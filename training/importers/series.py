@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import ImportFailedError
 from streaming.lengths import is_speed, metres_in
-from streaming.sessions.session import Floats
 from training.conversion.asked import NONE, Asked
 from training.conversion.complaints import first_line
 from training.conversion.units import factor_said, is_arbitrary, units_in

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streaming.sessions.session import Floats
+from decoder.arrays import Floats
 from training.conversion.units import units_in
 from training.importers.axes import XY, named_axes, signed
 from training.importers.series import Track

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import ImportFailedError, SessionError
 from streaming.columns import COLUMNS, NO_UNIT, names_no_unit
 from streaming.recording.markers import trials_of
 from streaming.sessions.jumps import SPIKES_S, judge
-from streaming.sessions.session import Floats, Ints, Session
+from streaming.sessions.session import Session
 from streaming.sessions.stamps import spikes_on_line
 from streaming.units import repeated_units
 from training.conversion.asked import NONE, Asked

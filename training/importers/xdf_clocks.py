@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from streaming.sessions.session import Floats, Ints
+from decoder.arrays import Floats, Ints
 
 STEP_S = 0.1  # between two measurements of an offset; wrong by a few ms, drift is less
 ALIKE = 3  # measurements beside a step that say how large it is

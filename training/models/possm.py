@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch_brain.models.poyo import FeedForward
 from torch_brain.nn import InfiniteVocabEmbedding, RotaryCrossAttention, RotaryTimeEmbedding
 
+from decoder.arrays import Floats
 from decoder.memory.chunks import EDGE_S
-from streaming.sessions.session import Floats
 from training.models.attention import attend_chunks
 from training.models.poyo import (
     SPIKE,

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_brain.models.poyo import POYO
 
-from streaming.sessions.session import Floats
+from decoder.arrays import Floats
 from training.models.attention import attend
 
 if TYPE_CHECKING:

@@ -33,8 +33,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from decoder.arrays import Floats
 from decoder.errors import TrainingError
-from streaming.sessions.session import Floats, Session, Split
+from streaming.sessions.session import Session, Split
 from training.baselines.ridge import Score, r2
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
