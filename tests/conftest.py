@@ -15,7 +15,7 @@ import torch
 
 from decoder.bundles.bundle import Bundle, open_bundle
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests import isolation
 from training.data.simulate import simulate
 from training.data.windows import OutputScale, unit_words

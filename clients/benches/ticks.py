@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from streaming.sessions.format import Floats, Ints
+from decoder.arrays import Floats, Ints
 
 N_UNITS = 96
 TICK_S = 0.01

@@ -22,17 +22,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from decoder.bundles.bundle import (
-    GRAPH,
-    MANIFEST,
-    TABLES,
-    WEIGHTS,
-    Bundle,
-    open_bundle,
-)
+from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS
 from decoder.errors import StreamError, TrainingError, VolitionError
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, duration_s, within
+from streaming.sessions.intervals import duration_s, within
+from streaming.sessions.session import Session
 
 if TYPE_CHECKING:
     from clients.harness.live import LiveScore

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from clients.task.workspace import Mode, TaskName
     from streaming.inlets.spikes import StreamKind
-    from streaming.sessions.format import Split
+    from streaming.sessions.session import Split
     from training.calibration.adapt import Method
     from training.calibration.labels import Labels
 

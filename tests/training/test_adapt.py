@@ -12,7 +12,8 @@ import torch
 from decoder.bundles import bundle as bundles
 from decoder.errors import TrainingError
 from decoder.runtimes.opening import open_runtime
-from streaming.sessions.format import Session, duration_s
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Session
 from training.calibration.adapt import (
     AdaptSettings,
     first_seconds,

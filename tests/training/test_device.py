@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from decoder.errors import ProviderError
-from decoder.runtimes.base import cuda_driver_present, open_runtime
 from decoder.runtimes.device import BucketedGraph
+from decoder.runtimes.onnx import cuda_driver_present
+from decoder.runtimes.opening import open_runtime
 from training.evaluation.reference import random_bundle
 from training.exports.device import device_tables, export_device_graph
 

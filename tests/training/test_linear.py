@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from decoder.bundles.bundle import GRAPH, Bundle, open_bundle
+from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.bundles.families import KalmanSizes
+from decoder.bundles.manifest import GRAPH
 from decoder.errors import TrainingError
 from decoder.gate import Evidence
 from decoder.runtimes.opening import open_runtime
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines import linear
 from training.baselines.kalman import Kalman
 from training.baselines.linear import fit_linear

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streaming.sessions.format import Session, check
+from streaming.sessions.checks import check
+from streaming.sessions.session import Session
 from training.baselines.ridge import ridge_score
 from training.data.simulate import (
     REFRACTORY_S,

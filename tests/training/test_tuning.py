@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from streaming.sessions.format import Session, intersect, time_after
+from streaming.sessions.intervals import intersect, time_after
+from streaming.sessions.session import Session
 from training.data.simulate import simulate
 from training.data.tuning import N_FEATURES, nearest_mean, tuning
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session, continuous_domain, with_domains
+from streaming.sessions.intervals import continuous_domain, with_domains
+from streaming.sessions.session import Session
 from training.data.simulate import simulate
 from training.data.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
 from training.models.config import N_QUERIES, ModelConfig

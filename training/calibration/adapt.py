@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session, duration_s, intersect, time_after
+from streaming.sessions.intervals import duration_s, intersect, time_after
+from streaming.sessions.session import Session
 from training.calibration.fitting import (
     CHECK_STEP_S,
     Averaged,

@@ -25,8 +25,13 @@ import torch
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import VolitionError
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
-from streaming.wire.lines import Message, received_while_working, send, send_problem
+from streaming.sessions.session import Session
+from streaming.wire.lines import (
+    Message,
+    received_while_working,
+    send,
+    send_problem,
+)
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
 from training.calibration.labels import Labels, relabelled

@@ -21,9 +21,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.sessions.format import Session, Trials, chronological_domains, sorted_spikes
+from decoder.arrays import Floats
+from streaming.sessions.intervals import chronological_domains
+from streaming.sessions.session import Session, Trials, sorted_spikes
 
-Floats = NDArray[np.float64]
 Task = Literal["center_out", "random_target", "steering"]
 TASKS: tuple[Task, ...] = get_args(Task)
 

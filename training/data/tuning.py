@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from streaming.sessions.format import Floats, Session, within
+from decoder.arrays import Floats
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Session
 
 BIN_S = 0.05
 LEAD_S = 0.1  # spikes lead the movement by this much

@@ -16,14 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
-from streaming.sessions.format import Floats, Session, Split, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Session, Split
 from training.models.encoder import END, SPIKE, START
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)

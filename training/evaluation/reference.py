@@ -15,8 +15,8 @@ from torch_brain.models.poyo import (
     create_start_end_unit_tokens,
 )
 
+from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle
-from streaming.sessions.format import Floats
 from training.exports.export import export_model
 from training.models import possm
 from training.models.config import ModelConfig, PossmConfig

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
-from streaming.sessions.format import Session
-from streaming.sessions.trials import trials_of
+from streaming.recording.markers import trials_of
+from streaming.sessions.session import Session
 from training.conversion.asked import Asked
 from training.conversion.assemble import Parts, assemble
 from training.conversion.complaints import as_notes, complaints, first_line

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.memory.chunks import EDGE_S
-from streaming.sessions.format import Floats
 
 N_QUERIES = 16  # per training window of POYO
 N_OPEN = 8  # queries inside chunks, per training window of a streaming model

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch_brain.models.poyo import POYO
 
-from decoder.bundles.families import PossmSizes, Sizes
+from decoder.bundles.families import PossmSizes, PoyoSizes
 from decoder.errors import TrainingError
 from training.models import possm, poyo
 from training.models.config import ModelConfig, PossmConfig
@@ -91,7 +91,7 @@ def n_parameters(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(skip))
 
 
-def sizes(config: Config) -> Sizes | PossmSizes:
+def sizes(config: Config) -> PoyoSizes | PossmSizes:
     """The sizes of a model as a bundle's manifest stores them."""
-    kind = PossmSizes if isinstance(config, PossmConfig) else Sizes
+    kind = PossmSizes if isinstance(config, PossmConfig) else PoyoSizes
     return kind(**{name: getattr(config, name) for name in kind.model_fields})

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.pretraining import runs
 from training.pretraining.fabric import launch
 from training.pretraining.memory import keep_freed_memory

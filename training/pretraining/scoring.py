@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from decoder.arrays import Floats
 from decoder.errors import TrainingError
-from streaming.sessions.format import Floats, Session, Split
+from streaming.sessions.session import Session, Split
 from training.data.windows import WindowSource
 from training.models.families import Config, Model, forward
 from training.pretraining import runs

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines.ridge import r2
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import Batch, OutputScale, unit_words, window_ends

@@ -26,7 +26,7 @@ from rich.console import Console
 from decoder.errors import TrainingError
 from decoder.files import write_text
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines.ridge import r2, ridge_score
 from training.calibration.adapt import (
     AdaptSettings,

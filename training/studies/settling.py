@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from decoder.files import write_text
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Floats, Session
+from streaming.sessions.session import Session
 from training.baselines.ridge import r2
 from training.data.windows import WindowPlan
 from training.evaluation.plots import finish
