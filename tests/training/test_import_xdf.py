@@ -142,7 +142,7 @@ def test_the_unit_that_channels_say_is_used(tmp_path: Path, word: str, scale: fl
 
 @pytest.mark.parametrize(
     ("word", "asked"),
-    [("", "no hand does"), ("pixels", "pos_x is in 'pixels'"), ("unknown", "pos_x says no unit")],
+    [("", "no hand does"), ("pixels", "pos_x is in 'pixels'"), ("unknown", "pos_x has no unit")],
 )
 def test_channels_in_no_unit_of_length_ask_for_one(tmp_path: Path, word: str, asked: str) -> None:
     streams = spikes(), kinematics(scale=4000, word=word)
@@ -170,7 +170,7 @@ def test_targets_come_from_a_tasks_markers(tmp_path: Path) -> None:
 def test_channels_of_other_names_without_a_unit_ask_for_one(tmp_path: Path) -> None:
     hand = kinematics(word="")
     hand = replace(hand, xml=hand.xml.replace("pos_", "hand_"))
-    with pytest.raises(ImportFailedError, match=r"hand_x says no unit.*--unit"):
+    with pytest.raises(ImportFailedError, match=r"hand_x has no unit.*--unit"):
         imported(tmp_path, spikes(), hand, position="hand")
 
 
@@ -312,7 +312,7 @@ def test_what_the_reader_warns_of_reaches_the_notes(tmp_path: Path) -> None:
     odd = spikes()
     odd = replace(odd, xml=odd.xml.replace("<desc>", "<stream_id>9</stream_id><desc>"))
     session = imported(tmp_path, odd, kinematics())
-    assert said(session, "pyxdf says: Found existing 'stream_id' key")
+    assert said(session, "pyxdf warns: Found existing 'stream_id' key")
 
 
 def test_streams_of_other_types_are_named(tmp_path: Path) -> None:
