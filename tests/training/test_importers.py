@@ -416,7 +416,7 @@ def test_events_of_units_that_are_not_described_are_left_out_and_said(
     path = xdf_writer.write(
         tmp_path / "day.xdf", [replace(spikes, values=events), kinematics, markers]
     )
-    assert "7 events of units that desc/units doesn't name were left out" in (
+    assert "7 events of units that aren't in desc/units were left out" in (
         import_recording(path).notes
     )
 
@@ -425,8 +425,8 @@ def test_events_of_units_that_are_not_described_are_left_out_and_said(
     ("old", "new", "message"),
     [
         ("<units>", "<cells>", "desc/units is empty"),
-        ("<channel>0</channel>", "<channel />", "aren't described as expected"),
-        ("<channel>0</channel>", "", "aren't described as expected"),
+        ("<channel>0</channel>", "<channel />", "unexpected stream descriptions"),
+        ("<channel>0</channel>", "", "unexpected stream descriptions"),
         ("<type>Spikes</type>", "<type />", "no stream of type 'Spikes'"),
     ],
 )
