@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session, duration_s, intersect, time_after
+from streaming.sessions.intervals import duration_s, intersect, time_after
+from streaming.sessions.session import Session
 from training.calibration.fitting import (
     CHECK_STEP_S,
     Averaged,
@@ -39,21 +40,17 @@ from training.calibration.fitting import (
 from training.calibration.labels import Labels, relabelled
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words, window_ends
+from training.models.config import PossmConfig
 from training.models.families import Model, build
-from training.models.possm import PossmConfig
 from training.pretraining import runs
 from training.pretraining.optimizer import Optimizers, build_optimizers
-from training.pretraining.pretrain import window_source
+from training.pretraining.scoring import window_source
 
 Method = Literal["units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]
 
 VALID_SHARE = 0.2
-# Recipes are from a second real session of one animal, after a model of the first alone, and from
-# an unseen simulated subject. 90 steps of `full` on 40 s, mean R² of four seeds at two starts:
-# 8 windows a step 0.649, 16 in the same time 0.639; leaving fewer units out (0.8 to 1 stay, not
-# 0.4 to 1) 0.669; seeds alone are 0.015 apart. 400 steps learn few seconds by heart: leaving more
-# out gave 0.691, fewer 0.688. Twice the rate gave 0.698 there, and lost 0.03 on the unseen subject.
+# The measurements behind the recipes: docs/RECALIBRATION.md, "Why these values".
 KEEP_HALF, KEEP_MOST, KEEP_MANY = (0.5, 1.0), (0.8, 1.0), (0.4, 1.0)
 WARM = Recipe(
     steps=40, learning_rate=5e-3, embedding_rate=5e-3, batch_size=16, keep_units=KEEP_HALF
@@ -70,26 +67,23 @@ HEAD = Recipe(
 BRIEF = replace(HEAD, steps=200, batch_size=8)
 SCRATCH = replace(HEAD, steps=400, learning_rate=2e-3, embedding_rate=2e-3, keep_units=KEEP_MANY)
 FULL = replace(HEAD, steps=400, batch_size=8, keep_units=KEEP_MANY)
-MANY = 200  # steps that fit into the time, from which `full` is FULL and not BRIEF
+MANY = 200  # `full` follows FULL if at least as many steps fit into the time, else BRIEF
 WEIGHT_DECAY = 1e-2
-MUON_TURNS, N_CARRIED = 3, 2  # of 5 and 4 in pretraining: as good here, a fifth quicker a step
-HEADS = ("state_out.", "out_ffn.", "dec_ffn.", "readout.")  # what reads out, in either family
+MUON_TURNS, N_CARRIED = 3, 2  # pretraining: 5, 4; as accurate here, and a step is a fifth faster
+HEADS = ("state_out.", "out_ffn.", "dec_ffn.", "readout.")  # the output layers of both families
 EMBEDDINGS = ("unit_emb.", "session_emb.")
 LEARNS = {
     "units": EMBEDDINGS,
     "units+head": EMBEDDINGS + HEADS,
     "full": ("",),
     "scratch": ("",),
-}  # beginnings of names
-# Of the way from units to what `full` learned (`training.calibration.fitting.Averaged`): after 24
-# simulated sessions half of it lost nothing in any test; after one real session half lost 0.03,
-# 0.75 not.
+}  # prefixes of parameter names
+# Candidate distances from the pretrained weights (`training.calibration.fitting.Averaged`): NEAR
+# for a model of at least MANY_SESSIONS sessions (measured with 24), FAR for a model of fewer (1).
 NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
-MANY_SESSIONS = 8  # a guess between the two: a model of so many is worth staying near to
-# Held-out squared error, in variances of velocity, that `full` may add and be taken all the same:
-# R² of eight held-out seconds fell by 0.08 where that of the test domain rose by 0.07.
-TRUST = 0.1
-WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed is units', where more is to be learned
+MANY_SESSIONS = 8
+TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
+WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +153,10 @@ def calibrate(
     """
     settings = settings or AdaptSettings()
     clock = Clock(settings.allowed_s)
-    labelled = first_seconds(relabelled(session, settings.labels), settings.seconds)
+    labelled = relabelled(session, settings.labels)
+    if settings.seconds is not None:
+        labelled = first_seconds(labelled, settings.seconds)
+    labelled = hold_out_last_fifth(labelled)
     torch.manual_seed(settings.seed)
     if settings.method == "scratch":
         model, record = alone(record, labelled)
@@ -269,11 +266,16 @@ def _optimizers(model: Model, phase: str, recipe: Recipe) -> Optimizers:
     return optimizers
 
 
-def first_seconds(session: Session, seconds: float | None) -> Session:
-    """The session with only the first labelled `seconds`; their last fifth is validation."""
+def first_seconds(session: Session, seconds: float) -> Session:
+    """The session with its training domain cut to the first `seconds`."""
     domain = session.train_domain
-    if seconds is not None:
-        domain = intersect(domain, domain[0, 0], time_after(domain, seconds))
+    first = intersect(domain, domain[0, 0], time_after(domain, seconds))
+    return replace(session, train_domain=first)
+
+
+def hold_out_last_fifth(session: Session) -> Session:
+    """The session with the last fifth of its training domain as validation domain."""
+    domain = session.train_domain
     cut = time_after(domain, (1 - VALID_SHARE) * duration_s(domain))
     train = intersect(domain, domain[0, 0], cut)
     valid = intersect(domain, cut, domain[-1, 1])

@@ -23,7 +23,7 @@ from decoder.score import pooled_r2
 from training.data.windows import WindowSource
 from training.models.families import Config, Model, forward
 from training.pretraining.optimizer import Optimizers
-from training.pretraining.pretrain import decode_windows
+from training.pretraining.scoring import decode_windows
 
 CHECK_STEP_S = 0.1  # between the times of the held-out fifth that are scored
 MAX_NORM = 1.0  # of the gradient
@@ -78,10 +78,10 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Of the held-out fifth: causal R², and squared error in variances of the training velocity.
+    """Causal R² on the held-out fifth, and squared error in variances of the training velocity.
 
-    Where a few seconds hold little movement, R² says little: a rest made it -0.7 of a decoder with
-    0.64 on the test domain. The error stays small there.
+    A few seconds with little movement make R² useless (-0.7 for a decoder that scores 0.64 on the
+    test domain). The squared error stays small there.
     """
 
     r2: float

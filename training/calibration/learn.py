@@ -25,7 +25,7 @@ import torch
 
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.gate import Evidence
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines.linear import Kind, fit_linear
 from training.calibration.adapt import (
     Adapted,
@@ -33,7 +33,7 @@ from training.calibration.adapt import (
     Method,
     OnStep,
     calibrate,
-    first_seconds,
+    hold_out_last_fifth,
 )
 from training.calibration.crossval import N_FOLDS, cross_validate
 from training.calibration.plausible import doubts
@@ -149,7 +149,7 @@ class _Linear:
 
     def _fit(self, session: Session, path: Path) -> Bundle:
         kind: Kind = self._kind  # type: ignore[assignment]
-        return fit_linear(first_seconds(session, None), kind, path, base=self._base)
+        return fit_linear(hold_out_last_fifth(session), kind, path, base=self._base)
 
 
 class _Adapting:

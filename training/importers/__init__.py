@@ -26,12 +26,15 @@ from pathlib import Path
 
 from decoder.errors import ImportFailedError
 from streaming.recording.raw import SUFFIX, read_recording
-from streaming.sessions.format import MIN_GAP_S, TOO_FAST, Session, intersect, load, with_domains
+from streaming.sessions.format import load
+from streaming.sessions.intervals import MIN_GAP_S, intersect, with_domains
+from streaming.sessions.layout import TOO_FAST
 from streaming.sessions.plausible import judged
+from streaming.sessions.session import Session
 from training.conversion.asked import Asked
+from training.conversion.track import EFFECTORS
 from training.conversion.units import factor_asked
 from training.importers.nwb import import_nwb
-from training.importers.series import EFFECTORS
 from training.importers.xdf import import_xdf
 
 __all__ = ["EFFECTORS", "Asked", "import_nwb", "import_recording", "import_xdf", "in_metres"]

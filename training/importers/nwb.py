@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import ImportFailedError, SessionError
-from streaming.sessions.format import Floats, Session, Trials
+from streaming.sessions.session import Session, Trials
 from streaming.units import repeated_units
 from training.conversion.asked import Asked
 from training.conversion.assemble import Parts, assemble
 from training.conversion.complaints import as_notes, complaints, first_line
+from training.conversion.track import Track
 from training.conversion.units import seconds_asked
-from training.importers.series import Series, Track, all_series, chosen, read
+from training.importers.series import Series, all_series, chosen, read
 from training.importers.targets import targets_of
 
 TELLING_ID = 3  # characters of a session id that tells a session from others, at least one a letter

@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import ImportFailedError
 from streaming.lengths import is_speed, metres_in
-from streaming.sessions.format import Floats
 from training.conversion.asked import NONE, Asked
+from training.conversion.axes import signed, xy
 from training.conversion.complaints import first_line
+from training.conversion.track import EFFECTORS, Track
 from training.conversion.units import factor_said, is_arbitrary, units_in
-from training.importers.axes import XY, Columns, signed, xy
 
-EFFECTORS = ("cursor", "hand", "finger", "eye")  # whose movement is taken, in this order
 MOST_LISTED = 12
 Kind = Literal["position", "velocity"]
 _KINDS: dict[str, Kind] = {
@@ -234,25 +234,6 @@ def _usual() -> str:
 def listed(found: dict[str, Series]) -> list[str]:
     names = sorted(found)
     return names if len(names) <= MOST_LISTED else [*names[:MOST_LISTED], "…"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Track:
-    """One series in SI units. times: (n,) seconds. values: (n, 2) metres or m/s.
-
-    conversion, offset, metres: `values = (stored * conversion + offset) * metres`.
-    columns: which of the stored `n_columns` are x and y.
-    """
-
-    name: str
-    times: Floats
-    values: Floats
-    conversion: float
-    offset: float
-    metres: float
-    arbitrary: bool
-    columns: Columns = XY
-    n_columns: int = 2
 
 
 def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str]) -> Track:

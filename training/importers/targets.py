@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from streaming.sessions.format import Floats
+from decoder.arrays import Floats
+from training.conversion.axes import XY, named_axes, signed
+from training.conversion.track import Track
 from training.conversion.units import units_in
-from training.importers.axes import XY, named_axes, signed
-from training.importers.series import Track
 
 SMALLER = {"cm": 0.01, "mm": 0.001}  # units of targets that don't fit a position in metres
 FITTING = 3.0  # targets may reach so much further than the position, or less

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
-from streaming.sessions.format import Floats, Ints
+from decoder.arrays import Floats, Ints
+from training.importers.xdf_chunks import open_sound
+from training.importers.xdf_streams import Stream, field_of
 
 STEP_S = 0.1  # between two measurements of an offset; wrong by a few ms, drift is less
 ALIKE = 3  # measurements beside a step that say how large it is
@@ -91,3 +94,43 @@ def _line(at: Floats, offset: Floats, stamps: Floats) -> Floats:
     middle = at.mean()
     slope, level = np.polyfit(at - middle, offset, 1)
     return np.asarray(level + slope * (stamps - middle))
+
+
+def put_clocks_right(streams: list[Stream], path: Path) -> list[str]:
+    """Stamps of streams whose offsets pyxdf draws no right line through; notes of what was done."""
+    import pyxdf
+
+    wrong = [
+        stream["info"]["stream_id"]
+        for stream in streams
+        if len(stream["info"]["clock_segments"]) == 1 and not is_steady(stream["clock_values"])
+    ]
+    if not wrong:
+        return []
+    file, _ = open_sound(path)  # pyxdf closes it
+    with file:
+        raw, _ = pyxdf.load_xdf(file, dejitter_timestamps=False, synchronize_clocks=False)
+    as_sent = {stream["info"]["stream_id"]: stream for stream in raw}
+    notes = []
+    for stream in streams:
+        if stream["info"]["stream_id"] in wrong:
+            sent = as_sent[stream["info"]["stream_id"]]
+            stream["time_stamps"], steps = on_one_clock(
+                np.asarray(sent["time_stamps"], dtype=np.float64),
+                sent["clock_times"],
+                sent["clock_values"],
+            )
+            notes.append(_about_clock(field_of(stream, "name"), steps))
+    return notes
+
+
+def _about_clock(name: str, steps: list[tuple[float, float]]) -> str:
+    if not steps:
+        return f"clock offsets of {name!r} that disagree with those around them were not used"
+    where = ", ".join(f"{start:.1f}" for start, _ in steps[:3])
+    vague = sum(stop > start for start, stop in steps)
+    return (
+        f"the clock of {name!r} stepped {len(steps)} times (at {where} s); its stamps were put "
+        "right by its clock offsets"
+        + (f", {vague} times only to within a few seconds" if vague else "")
+    )

@@ -26,15 +26,21 @@ from rich.console import Console
 from decoder.errors import TrainingError
 from decoder.files import write_text
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines.ridge import r2, ridge_score
-from training.calibration.adapt import AdaptSettings, first_seconds, identify_units
+from training.calibration.adapt import (
+    AdaptSettings,
+    first_seconds,
+    hold_out_last_fifth,
+    identify_units,
+)
 from training.evaluation.offline import decode_split
 from training.evaluation.plots import COLOURS, finish
 from training.exports.export import export_model
 from training.models.families import Model
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 TICK_S = 0.05  # between scored decodes
 STEPS_ON_ALL = 400
@@ -63,7 +69,7 @@ def identified(
 
 def from_scratch(preset: str, session: Session, seconds: float) -> Outcome:
     """The same model trained on nothing but the first `seconds`."""
-    labelled = first_seconds(session, seconds)
+    labelled = hold_out_last_fifth(first_seconds(session, seconds))
     settings = PretrainSettings(preset=preset, minutes=SCRATCH_MINUTES)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -74,7 +80,7 @@ def from_scratch(preset: str, session: Session, seconds: float) -> Outcome:
 
 def ridge_on(session: Session, seconds: float) -> float:
     """Ridge on the same seconds: their last fifth chooses the penalty, the rest is fitted."""
-    labelled = first_seconds(session, seconds)
+    labelled = hold_out_last_fifth(first_seconds(session, seconds))
     return ridge_score(replace(labelled, test_domain=session.test_domain)).r2_mean
 
 
