@@ -28,6 +28,7 @@ from clients.rest import (
     DEFAULT_URL,
     RENEW_EVERY_S,
     RENEW_S,
+    ProblemError,
     UnreachableError,
     body_json,
     http_options,
@@ -58,7 +59,7 @@ __all__ = ["AsyncControlClient", "ControlClient", "ProblemError", "UnreachableEr
 
 
 class ControlClient:
-    """A client for time; one request at a time.
+    """A blocking client; one request at a time.
 
     url: of the server. token: the server's bearer token, if it has one. operator: a name for its
     journal.
@@ -217,5 +218,4 @@ class ControlClient:
     def calibrate(self, body: CalibrationRequest, key: str | None = None) -> Iterator[Calibration]:
         """Start a calibration and follow it until it ends."""
         begun = self.start_calibration(body, key)
-        for calibration in self.follow(begun.id):
-            yield calibration
+        yield from self.follow(begun.id)

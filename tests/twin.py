@@ -34,11 +34,13 @@ Generated from `clients/control_async.py` by `python -m tests.twin`.
 )
 EXPORTS = """
 from clients.control_async import AsyncControlClient
+from clients.rest import ProblemError
 """
 ALL = """
 __all__ = ["AsyncControlClient", "ControlClient", "ProblemError", "UnreachableError"]
 """
 REPLACED = {
+    "A client for asyncio": "A blocking client",
     r"\basync (def|with|for)\b": r"\1",
     r"\bawait ": "",
     r"\bAsyncControlClient\b": "ControlClient",
@@ -49,7 +51,7 @@ REPLACED = {
     r"\baconnect_sse\b": "connect_sse",
     r"\baiter_sse\b": "iter_sse",
     r"\basyncio\b": "time",
-    "A client for asyncio": "A blocking client",
+    r"for (\w+) in (self\.\w+\(.*\)):\n +yield \1\n": r"yield from \2\n",
 }
 
 
