@@ -44,7 +44,7 @@ def test_the_gradient_with_dropout_matches_finite_differences() -> None:
     weight = torch.randn(2, HEADS, LATENTS, DIM, generator=torch.Generator().manual_seed(1))
 
     def value(table: Tensor) -> Tensor:
-        torch.manual_seed(3)  # the same weights dropped every time
+        torch.manual_seed(3)  # drops the same weights every time
         return (attend(**(given | {"table": table}), dropout=0.3) * weight).double().sum()
 
     value(given["table"]).backward()

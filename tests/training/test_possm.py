@@ -200,7 +200,7 @@ def test_a_carried_state_never_saw_its_own_window() -> None:
     session = torch.tensor([1, 2, 1, 1])
 
     def begins(given: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(2)  # the same windows are fresh
+        torch.manual_seed(2)  # draws the same fresh windows
         return possm._carried(model, config, given, session)
 
     before = begins(inputs)

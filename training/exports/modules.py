@@ -23,12 +23,7 @@ from torch_brain.models.poyo import POYO
 
 from training.models import possm
 from training.models.config import ModelConfig, PossmConfig
-from training.models.encoder import (
-    latent_phases,
-    latent_queries,
-    merge_spikes,
-    omega,
-)
+from training.models.encoder import latent_phases, latent_queries, merge_spikes, omega
 from training.models.families import Config, Model
 from training.models.possm import Possm
 from training.models.poyo import process, read_out

@@ -1,7 +1,7 @@
-"""An XDF file as a session: streams of spikes, kinematics and markers as docs/STREAMS.md has them.
+"""Reads an XDF file: streams of spikes, kinematics and markers, as described in docs/STREAMS.md.
 
-A sender that was started again is one stream in several parts: they are joined. Several arrays are
-several streams of spikes: their units are put side by side. Whatever isn't taken is named.
+The streams of a restarted sender are joined. The units of several spike streams (one per array) are
+combined. Streams that aren't imported are noted.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ from training.importers.xdf_streams import (
 
 
 def import_xdf(path: Path, asked: Asked | None = None) -> Session:
-    """Read a LabRecorder file with streams of spikes and of kinematics.
+    """Read a LabRecorder file with streams of spikes and kinematics.
 
-    asked: position and velocity are label prefixes of the channels (default `pos`, `vel`).
+    asked: its position and velocity are prefixes of channel labels (default `pos`, `vel`).
     """
     import pyxdf
 
     asked = asked or Asked()
     if asked.columns is not None or asked.spike_unit is not None:
         raise ImportFailedError(
-            f"{path}: streams name their channels and have times in seconds; leave --columns and "
-            "--spike-unit out, and choose channels with --position and --velocity"
+            f"{path}: XDF streams label their channels and have times in seconds; drop --columns "
+            "and --spike-unit, and choose channels with --position and --velocity"
         )
     try:
         with complaints(pyxdf.pyxdf.logger) as said:
@@ -71,19 +71,19 @@ def import_xdf(path: Path, asked: Asked | None = None) -> Session:
             f"{path}: not a readable XDF file ({first_line(error)}); it may be truncated. "
             "Expected a file that LabRecorder has closed"
         ) from error
-    notes = [f"damaged (truncated?), left out: {where}" for where in damage[:3]]
+    notes = [f"damaged (truncated?), skipped: {where}" for where in damage[:3]]
     if len(damage) > 3:
-        notes.append(f"damaged, left out: {len(damage) - 3} more chunks")
+        notes.append(f"damaged, skipped: {len(damage) - 3} more chunks")
     notes += as_notes([line for line in said if "clock-segments differ" not in line], "pyxdf")
     notes += stepped
     try:
         parts = _parts(streams, header, path, asked, notes)
     except SessionError:
         raise
-    except Exception as error:  # descriptions and samples of any shape a stranger may record
+    except Exception as error:  # any shape of description and samples
         raise ImportFailedError(
-            f"{path}: its streams aren't described as expected ({first_line(error)}); found "
-            f"{stream_list(streams)}. Expected streams as `volition replay` sends them"
+            f"{path}: unexpected stream descriptions ({first_line(error)}); found "
+            f"{stream_list(streams)}. Expected streams as described in docs/STREAMS.md"
         ) from error
     try:
         return assemble(parts, asked)
@@ -94,7 +94,7 @@ def import_xdf(path: Path, asked: Asked | None = None) -> Session:
 
 def _parts(streams: list[Stream], header: Any, path: Path, asked: Asked, notes: list[str]) -> Parts:
     if any("footer" not in stream for stream in streams):
-        notes.append("the file ends before its streams do (truncated); what is there was imported")
+        notes.append("the file is truncated; the samples before the end were imported")
     spikes = by_sender(of_type(streams, (SPIKES, EVENTS, COUNTS), path, notes), notes)
     kinematics = one_effector(
         by_sender(kinematics_streams(streams, path, asked, notes), notes), notes
@@ -130,7 +130,7 @@ def _parts(streams: list[Stream], header: Any, path: Path, asked: Asked, notes: 
 
 
 def _compare_markers(streams: list[Stream], kinematics: Source, notes: list[str]) -> None:
-    """Markers without clock offsets beside kinematics that have some may be on another clock."""
+    """Note markers without clock offsets, as their clock may differ from the kinematics'."""
     if not all(part.get("clock_times") for part in kinematics.parts):
         return
     markers = [s for s in streams if field_of(s, "type") == MARKERS and has_data(s)]
@@ -139,7 +139,7 @@ def _compare_markers(streams: list[Stream], kinematics: Source, notes: list[str]
 
 
 def _markers(streams: list[Stream], notes: list[str]) -> list[tuple[float, str]]:
-    """Times and texts of all streams of markers; those that tell of no trial are named."""
+    """Times and texts of all marker streams with trial markers; the others are noted."""
     markers: list[tuple[float, str]] = []
     silent = []
     for stream in streams:
@@ -154,17 +154,17 @@ def _markers(streams: list[Stream], notes: list[str]) -> list[tuple[float, str]]
         markers += [(float(t), text) for t, text in zip(stamps, texts, strict=True)
                     if np.isfinite(t)]  # fmt: skip
     if silent:
-        notes.append(f"markers that tell of no trial, not taken: {stream_list(silent)}")
+        notes.append(f"marker streams without trials, not imported: {stream_list(silent)}")
     return markers
 
 
 def _date(header: Any, notes: list[str]) -> datetime.datetime | None:
-    """When the recorder began, as the file's header says."""
+    """Start of the recording, from the file's header."""
     info = header.get("info") if isinstance(header, dict) else None
     text = str(((info or {}).get("datetime") or [""])[0] or "")
     try:
         return datetime.datetime.fromisoformat(re.sub(r"([+-]\d\d)(\d\d)$", r"\1:\2", text))
     except ValueError:
         if text.strip():
-            notes.append(f"the file's date {text[:80]!r} was not understood, and is left out")
+            notes.append(f"the file's date {text[:80]!r} was not understood, and was left out")
         return None

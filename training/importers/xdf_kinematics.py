@@ -1,4 +1,4 @@
-"""Kinematics of an XDF file: which channels are x and y, and in which unit."""
+"""Kinematics of an XDF file: finds the channels x and y, and converts them to SI units."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from training.importers.xdf_streams import (
 def kinematics_streams(
     streams: list[Stream], path: Path, asked: Asked, notes: list[str]
 ) -> list[Stream]:
-    """Those of type `Kinematics`, else others whose channels are named as theirs."""
+    """Streams of type `Kinematics`, else streams of other types with matching channel labels."""
     found = [s for s in streams if field_of(s, "type") == KINEMATICS and has_data(s)]
     if found:
         return found
@@ -39,7 +39,7 @@ def kinematics_streams(
         s for s in streams if any(_axes_of(p, channel_labels(s)) for p in wanted) and has_data(s)
     ]
     if named:
-        notes.append(f"no stream of type {KINEMATICS!r}; taken by its channels: "
+        notes.append(f"no stream of type {KINEMATICS!r}; imported by channel labels: "
                      f"{stream_list(named)}")  # fmt: skip
         return named
     return of_type(streams, (KINEMATICS,), path, notes)
@@ -48,8 +48,10 @@ def kinematics_streams(
 def kinematics_of(
     source: Source, path: Path, asked: Asked, notes: list[str]
 ) -> tuple[Floats, dict[str, Floats], bool]:
-    """Times (n,), columns (n, 2) in SI units by `pos`, `vel` and `target`, NaN where a part has
-    none; and whether they are in arbitrary units."""
+    """Times (n,); columns (n, 2) in SI units; whether the units are arbitrary.
+
+    The columns are in a dictionary by `pos`, `vel` and `target`, with NaN for parts without them.
+    """
     prefixes = {"pos": asked.position or "pos", "vel": asked.velocity or "vel", "target": "target"}
     here: list[str] = []
     read = [_columns(part, prefixes, path, asked, here) for part in source.parts]
@@ -73,12 +75,12 @@ def _no_channels(path: Path, prefix: str, source: Source) -> ImportFailedError:
     labels = channel_labels(source.parts[0])
     return ImportFailedError(
         f"{path}: no kinematics channels {prefix}_x and {prefix}_y; found "
-        f"{labels[:20] or 'no labels'}. Name yours with --position or --velocity"
+        f"{labels[:20] or 'no labels'}. Choose channels with --position or --velocity"
     )
 
 
 def _axes_of(prefix: str, labels: Sequence[str]) -> list[str] | None:
-    """The labels of x and y, such as `pos_x`; `Right` also finds `Right_X`, `right.x`, `RightX`."""
+    """The labels of x and y, such as `pos_x`; `Right` also matches `Right_X` and `right.x`."""
     exact = [f"{prefix}_{axis}" for axis in "xy"]
     if set(exact) <= set(labels):
         return exact
@@ -98,7 +100,7 @@ def _columns(
     samples = np.asarray(stream["time_series"])
     if samples.dtype == object or samples.ndim != 2:
         raise ImportFailedError(
-            f"{path}: stream {field_of(stream, 'name')!r} holds no numbers; expected kinematics"
+            f"{path}: stream {field_of(stream, 'name')!r} isn't numeric; expected kinematics"
         )
     found = {}
     for kind, prefix in prefixes.items():
@@ -113,8 +115,8 @@ def _columns(
         at = [labels.index(label) for label in wanted]
         if max(at) >= samples.shape[1]:
             raise ImportFailedError(
-                f"{path}: {len(labels)} channels are described, but samples have "
-                f"{samples.shape[1]} values; expected as many"
+                f"{path}: the stream describes {len(labels)} channels, but its samples have "
+                f"{samples.shape[1]} values; expected the same number"
             )
         if set(wanted) <= set(COLUMNS) and asked.unit is None and unnamed:
             notes.append(NO_UNIT)
@@ -139,6 +141,6 @@ def track_of(source: Source, times: Floats, values: Floats | None, arbitrary: bo
 
 
 def targets_of(times: Floats, columns: dict[str, Floats]) -> Floats:
-    """Where a target is shown at the kinematics' times; targets need a position beside them."""
+    """The target (n, 2) at the kinematics' times; NaN if there is none, or no position."""
     nowhere = np.full((len(times), 2), np.nan)
     return columns.get("target", nowhere) if "pos" in columns else nowhere

@@ -1,4 +1,4 @@
-"""The streams of an XDF file: which are taken, who sent them, and whether their clocks agree."""
+"""The streams of an XDF file: selects them, groups them by sender, compares their clocks."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from training.conversion.track import EFFECTORS
 
 SPIKES, EVENTS, COUNTS = "Spikes", "SpikeEvents", "SpikeCounts"
 KINEMATICS, MARKERS = "Kinematics", "Markers"
-OVERLAP_S = 1.0  # by which parts of a restarted sender may overlap
-SHIFT_S = 2.0  # spans that differ by so much at both ends are of clocks apart
-MOST_LISTED = 10
+OVERLAP_S = 1.0  # the streams of a restarted sender may overlap by this
+SHIFT_S = 2.0  # clocks differ if both ends of the streams differ by more
+MOST_LISTED = 10  # streams named in one message
 
 Stream = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One sender: its streams in time order; more than one if it was started again."""
+    """The streams of one sender in time order; more than one if it was restarted."""
 
     name: str
     parts: list[Stream]
 
     def gaps(self) -> list[tuple[float, float]]:
-        """Between the parts: when the sender was away."""
+        """Intervals between the streams, in which the sender was offline."""
         spans = [span_of(part) for part in self.parts]
         return [(a[1], b[0]) for a, b in pairwise(spans) if b[0] > a[1]]
 
 
 def field_of(stream: Stream, name: str) -> str:
+    """A field of the stream's info as text, or an empty string."""
     return str((stream["info"].get(name) or [""])[0] or "")
 
 
 def stream_list(streams: Sequence[Stream]) -> str:
+    """Names and types of streams, for messages."""
     seen = [f"{field_of(s, 'name')[:60]} ({field_of(s, 'type')[:40]})" for s in streams]
     more = [f"{len(seen) - MOST_LISTED} more"] if len(seen) > MOST_LISTED else []
     return ", ".join(seen[:MOST_LISTED] + more) or "no streams"
@@ -50,22 +52,24 @@ def stream_list(streams: Sequence[Stream]) -> str:
 def of_type(
     streams: list[Stream], kinds: tuple[str, ...], path: Path, notes: list[str]
 ) -> list[Stream]:
-    """The streams with data of the first kind that there is."""
+    """The streams with data of the first type in `kinds` that has any.
+
+    Raises ImportFailedError if none has.
+    """
     for kind in kinds:
         if found := [s for s in streams if field_of(s, "type") == kind and has_data(s)]:
             others = [s for s in streams if field_of(s, "type") in kinds and s not in found]
             if others:
-                notes.append(f"not taken: {stream_list(others)}")
+                notes.append(f"not imported: {stream_list(others)}")
             return found
     raise ImportFailedError(
         f"{path}: no stream of type {kinds[0]!r} with data; found {stream_list(streams)}. "
-        f"Record the {kinds[0]!r} stream too, and import that file"
+        f"Record the {kinds[0]!r} stream as well, and import that file"
     )
 
 
 def note_other_types(streams: list[Stream], taken: list[Source], notes: list[str]) -> None:
-    """Name the streams of other types; those of a type that is read are named where they are
-    chosen."""
+    """Note streams of types that are never imported."""
     parts = [part for source in taken for part in source.parts]
     read = (SPIKES, EVENTS, COUNTS, KINEMATICS, MARKERS)
     others = [
@@ -73,23 +77,25 @@ def note_other_types(streams: list[Stream], taken: list[Source], notes: list[str
         if has_data(s) and field_of(s, "type") not in read and all(s is not p for p in parts)
     ]  # fmt: skip
     if others:
-        notes.append(f"streams of other types, not taken: {stream_list(others)}")
+        notes.append(f"streams of other types, not imported: {stream_list(others)}")
 
 
 def has_data(stream: Stream) -> bool:
+    """Whether the stream has samples."""
     return len(stream["time_stamps"]) > 0
 
 
 def span_of(stream: Stream) -> tuple[float, float]:
+    """First and last time of the stream in seconds, without outliers."""
     times = np.asarray(stream["time_stamps"], dtype=np.float64)
     times = times[~judge(times, tolerance_s=SPIKES_S).wild]
     if len(times) == 0:
-        raise ImportFailedError(f"stream {field_of(stream, 'name')!r} has no usable stamp")
+        raise ImportFailedError(f"stream {field_of(stream, 'name')!r} has no usable timestamp")
     return float(times.min()), float(times.max())
 
 
 def by_sender(streams: list[Stream], notes: list[str]) -> list[Source]:
-    """Streams by their sender. Those of one name are parts if they don't overlap."""
+    """Group streams by sender: streams with one name that don't overlap have one sender."""
     sources: list[Source] = []
     for stream in sorted(streams, key=span_of):
         name = field_of(stream, "name")
@@ -104,15 +110,15 @@ def by_sender(streams: list[Stream], notes: list[str]) -> list[Source]:
         if len(source.parts) > 1:
             away = ", ".join(f"{end - start:.1f} s" for start, end in source.gaps())
             notes.append(
-                f"stream {source.name!r} is in {len(source.parts)} parts (its sender was started "
-                f"again); joined, away for {away or '0 s'}"
+                f"stream {source.name!r} has {len(source.parts)} parts (its sender was restarted); "
+                f"joined, with gaps of {away or '0 s'}"
             )
     at = {id(stream): place for place, stream in enumerate(streams)}
     return sorted(sources, key=lambda source: at[id(source.parts[0])])
 
 
 def one_effector(sources: list[Source], notes: list[str]) -> Source:
-    """The kinematics of one effector: the cursor's before others', then the longest."""
+    """The kinematics of one effector: by the order of `EFFECTORS`, then the longest."""
 
     def rank(source: Source) -> tuple[int, int]:
         tokens = re.findall(r"[a-z]+", source.name.lower())
@@ -122,44 +128,47 @@ def one_effector(sources: list[Source], notes: list[str]) -> Source:
     first, *others = sorted(sources, key=rank)
     if others:
         names = ", ".join(repr(source.name) for source in others)
-        notes.append(f"kinematics of {first.name!r} taken; not taken: {names}")
+        notes.append(f"kinematics of {first.name!r} imported; not imported: {names}")
     return first
 
 
 def compare_clocks(sources: list[Source], notes: list[str]) -> None:
-    """Streams without clock offsets keep their sender's clock, which may be another.
+    """Note streams without clock offsets: their timestamps are on their sender's own clock.
 
-    sources: of spikes, and the kinematics last.
+    sources: those of spikes, then the one of kinematics.
     """
     bare = [s for s in sources if not all(part.get("clock_times") for part in s.parts)]
     for source in bare:
         shift = _shift(source, sources[-1] if source is not sources[-1] else sources[0])
-        seems = f"; its clock seems {shift:+.1f} s off" if abs(shift) > SHIFT_S else ""
+        seems = f"; its clock seems to be {shift:+.1f} s off" if abs(shift) > SHIFT_S else ""
         if seems or len(bare) < len(sources):
             notes.append(
-                f"stream {source.name!r} has no clock offsets: its times are its sender's own"
+                f"stream {source.name!r} has no clock offsets: its times are on its sender's clock"
                 + seems
             )
 
 
 def _shift(one: Source, other: Source) -> float:
-    """Seconds by which one begins and ends after the other, if by about the same; else 0."""
+    """Seconds by which `one` starts and ends after `other`; 0 unless both are about equal."""
     starts = span_of(one.parts[0])[0] - span_of(other.parts[0])[0]
     ends = span_of(one.parts[-1])[1] - span_of(other.parts[-1])[1]
     return (starts + ends) / 2 if abs(starts - ends) < SHIFT_S else 0.0
 
 
 def described(stream: Stream, outer: str, inner: str) -> list[dict[str, Any]]:
+    """The elements `desc/outer/inner` of the stream's description."""
     desc = (stream["info"].get("desc") or [None])[0]
     group = (desc.get(outer) or [None])[0] if isinstance(desc, dict) else None
     return list(group.get(inner) or []) if isinstance(group, dict) else []
 
 
 def channel_labels(stream: Stream) -> list[str]:
+    """The label of each channel."""
     channels = described(stream, "channels", "channel")
     return [str((c.get("label") or [""])[0] or "") for c in channels if isinstance(c, dict)]
 
 
 def channel_units(stream: Stream) -> list[str]:
+    """The unit of each channel."""
     channels = described(stream, "channels", "channel")
     return [str((c.get("unit") or [""])[0] or "") for c in channels if isinstance(c, dict)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from decoder.errors import TrainingError
@@ -53,15 +53,12 @@ class MicroBatches(Dataset[Batch]):
         """Position of one of this process's micro-batches in the global batch."""
         return self.rank * self.settings.accumulate + index
 
-    def __len__(self) -> int:
-        return 2**62
-
     def since(self, step: int) -> Iterator[Batch]:
         """Iterate over micro-batches from `step` on, without end; `workers` read ahead."""
         loader = DataLoader(
             self,
             batch_size=None,
-            sampler=_CountFrom(step * self.settings.accumulate),
+            sampler=itertools.count(step * self.settings.accumulate),
             num_workers=self.settings.workers,
             persistent_workers=self.settings.workers > 0,
             worker_init_fn=_leave_ctrl_c_to_the_trainer,
@@ -72,17 +69,6 @@ class MicroBatches(Dataset[Batch]):
 def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
     """Ignore SIGINT in a worker: a terminal sends it to every process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _CountFrom(torch.utils.data.Sampler[int]):
-    def __init__(self, first: int) -> None:
-        self._first = first
-
-    def __iter__(self) -> Iterator[int]:
-        number = self._first
-        while True:
-            yield number
-            number += 1
 
 
 def dropout_seed(settings: PretrainSettings, step: int, batches: MicroBatches, index: int) -> int:
