@@ -40,7 +40,7 @@ def today() -> Session:
     return simulate(n_units=30, minutes=2.0, subject=4, seed=9)
 
 
-def test_new_units_are_learned_and_all_else_stays_to_the_bit(pretrained, today) -> None:
+def test_new_units_are_learned_and_all_other_weights_stay_bit_for_bit(pretrained, today) -> None:
     model, record = pretrained
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     scores: list[float] = []
@@ -59,7 +59,7 @@ def test_new_units_are_learned_and_all_else_stays_to_the_bit(pretrained, today) 
     assert extended.session_words[-1] == today.session_id
 
 
-def test_units_begin_like_known_ones_of_their_tuning(pretrained) -> None:
+def test_new_units_start_like_known_units_with_similar_tuning(pretrained) -> None:
     model, record = pretrained
     known = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
     again = replace(known, session_id="another day")
@@ -84,14 +84,14 @@ def test_only_the_first_seconds_are_used_and_their_last_fifth_is_held_out(today:
     assert labelled.valid_domain[-1, 1] <= labelled.test_domain[0, 0]
 
 
-def test_a_session_that_is_known_is_refused(pretrained, today) -> None:
+def test_a_known_session_is_refused(pretrained, today) -> None:
     model, record = pretrained
     known = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
     with pytest.raises(TrainingError, match="known to this run already"):
         identify_units(model, record, known, AdaptSettings(steps=1))
 
 
-def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
+def test_an_adapted_model_is_saved_and_loaded_as_a_run(pretrained, today, tmp_path: Path) -> None:
     from training.pretraining.checkpoints import save_run
 
     model, record = identify_units(*pretrained, today, AdaptSettings(steps=2))
@@ -101,7 +101,9 @@ def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
     assert torch.equal(loaded.unit_emb.weight, model.unit_emb.weight)
 
 
-def test_a_bundle_alone_can_be_adapted_and_keeps_its_graph(pretrained, today, tmp_path) -> None:
+def test_a_bundle_can_be_adapted_without_its_run_and_keeps_its_graph(
+    pretrained, today, tmp_path
+) -> None:
     model, record = pretrained
     record.session_paths["a session"] = "/somewhere/here.h5"
     (known,) = record.session_words
@@ -133,7 +135,7 @@ def test_a_bundle_alone_can_be_adapted_and_keeps_its_graph(pretrained, today, tm
     assert not (tmp_path / "wrong.bundle").exists()
 
 
-def test_a_bundle_that_does_not_know_its_units_is_not_adapted(tiny, tmp_path: Path) -> None:
+def test_a_bundle_without_unit_embeddings_cannot_be_adapted(tiny, tmp_path: Path) -> None:
     bare = bundles.write(
         tmp_path / "bare.bundle", manifest=tiny.bundle.manifest, graph=tiny.bundle.graph_path,
         tables=tiny.bundle.tables, weights={"nothing": np.zeros(1)},

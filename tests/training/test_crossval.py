@@ -41,7 +41,7 @@ def ready() -> Ready:
     return prepare(BUNDLES / "possm.bundle")
 
 
-def test_every_second_is_decoded_once_by_a_model_that_never_saw_it(today: Session) -> None:
+def test_every_second_is_decoded_once_by_a_model_not_trained_on_it(today: Session) -> None:
     broken = replace(today, train_domain=np.array([[0.0, 13.0], [15.0, 22.0], [30.0, 40.0]]))
     for session in (today, broken):
         parts = folds(session)
@@ -56,7 +56,7 @@ def test_every_second_is_decoded_once_by_a_model_that_never_saw_it(today: Sessio
             assert duration_s(part.train_domain) > 0.6 * duration_s(session.train_domain)
 
 
-def test_a_model_that_learned_its_noise_by_heart_is_told_by_the_seconds_it_never_saw(
+def test_an_overfitted_model_scores_badly_on_held_out_seconds(
     ready: Ready, today: Session, tmp_path: Path
 ) -> None:
     """Labels in disorder: what is learned fits the data, and decides nothing."""
@@ -72,7 +72,7 @@ def test_a_model_that_learned_its_noise_by_heart_is_told_by_the_seconds_it_never
     assert decide(right.evidence, Evidence.none()).answer == "promote"
 
 
-def test_what_is_promoted_is_the_mean_of_the_models_that_were_judged(
+def test_the_candidate_is_the_mean_of_the_cross_validated_models(
     ready: Ready, today: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapt, "WARM", replace(adapt.WARM, steps=3, batch_size=2))
@@ -90,7 +90,7 @@ def test_what_is_promoted_is_the_mean_of_the_models_that_were_judged(
     assert not any(name.startswith("unit_emb") for name in moved), "known units stay to the bit"
 
 
-def test_a_mean_of_one_model_twice_is_that_model(tiny: TinyDecoder) -> None:
+def test_the_mean_of_a_model_with_itself_is_that_model(tiny: TinyDecoder) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     same = mean_of([Adapted(model, record, "units"), Adapted(model, record, "full")])
@@ -98,7 +98,7 @@ def test_a_mean_of_one_model_twice_is_that_model(tiny: TinyDecoder) -> None:
         torch.testing.assert_close(tensor, before[name])
 
 
-def test_what_the_base_knows_already_can_be_learned_again(
+def test_a_session_that_the_base_knows_can_be_learned_again(
     ready: Ready, today: Session, tmp_path: Path
 ) -> None:
     known = replace(today, session_id=ready.record.session_words[-1])
@@ -107,7 +107,7 @@ def test_what_the_base_knows_already_can_be_learned_again(
     assert done.made.manifest.session_id == f"{known.session_id}-2"
 
 
-def test_few_seconds_make_a_decoder_that_nothing_is_said_of(
+def test_too_few_seconds_make_a_decoder_without_evidence(
     ready: Ready, today: Session, tmp_path: Path
 ) -> None:
     plan = Plan(method="units", allowed_s=None, steps=2)
@@ -132,7 +132,7 @@ def compared(session: Session, shift_s: float) -> Compared:
 
 
 @pytest.mark.parametrize("shift_s", [-0.3, -0.16, 0.16, 0.3])
-def test_clocks_that_are_apart_are_a_doubt(today: Session, shift_s: float) -> None:
+def test_a_clock_shift_raises_a_doubt(today: Session, shift_s: float) -> None:
     (doubt,) = doubts(today, compared(today, shift_s), None)
     assert "clocks" in doubt
     assert lag(today, compared(today, shift_s).times, compared(today, shift_s).active)[0] == (
@@ -141,13 +141,11 @@ def test_clocks_that_are_apart_are_a_doubt(today: Session, shift_s: float) -> No
 
 
 @pytest.mark.parametrize("shift_s", [-0.1, 0.0, 0.1])
-def test_decoders_of_other_delays_are_none(today: Session, shift_s: float) -> None:
+def test_a_small_difference_in_lag_raises_no_doubt(today: Session, shift_s: float) -> None:
     assert doubts(today, compared(today, shift_s), None) == []
 
 
-def test_units_that_are_silent_today_are_a_doubt_all_along_or_for_a_while(
-    today: Session, tmp_path: Path
-) -> None:
+def test_silent_units_raise_a_doubt(today: Session, tmp_path: Path) -> None:
     held_out = replace(
         today, train_domain=np.array([[0.0, 30.0]]), valid_domain=np.array([[30.0, 40.0]])
     )

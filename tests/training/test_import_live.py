@@ -108,7 +108,7 @@ def assert_same(live: Session, file: Session) -> None:
     ],
     ids=["unnamed", "velocity-unnamed", "cm"],
 )
-def test_a_stream_is_in_metres_unless_it_names_another_unit_live_and_in_a_file(
+def test_a_stream_without_units_is_in_metres_live_and_in_a_file(
     tmp_path: Path, units: list[str], scale: float, kind: str
 ) -> None:
     sent = rig(units, scale, kind)
@@ -120,7 +120,7 @@ def test_a_stream_is_in_metres_unless_it_names_another_unit_live_and_in_a_file(
         assert (NO_UNIT in session.notes) == (not any(units))
 
 
-def test_a_stream_that_names_no_unit_and_is_too_large_for_metres_asks_live_and_in_a_file(
+def test_a_stream_without_units_too_large_for_metres_needs_a_unit_live_and_in_a_file(
     tmp_path: Path,
 ) -> None:
     sent = rig(["", "", "", ""], scale=100.0)
@@ -134,7 +134,7 @@ def test_a_stream_that_names_no_unit_and_is_too_large_for_metres_asks_live_and_i
 
 
 @pytest.mark.parametrize("units", [["pixels"] * 4, ["unknown"] * 4, ["cm", "cm", "", ""]])
-def test_a_stream_in_another_unit_or_a_doubtful_one_is_taken_neither_live_nor_from_a_file(
+def test_a_stream_in_pixels_or_with_partial_units_is_refused_live_and_in_a_file(
     tmp_path: Path, units: list[str]
 ) -> None:
     sent = rig(units)

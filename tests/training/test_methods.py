@@ -42,7 +42,9 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 
 
 @pytest.mark.parametrize("method", ["units", "units+head", "full"])
-def test_a_method_moves_what_it_says_and_no_known_unit(tiny: TinyDecoder, today, method) -> None:
+def test_a_method_trains_its_own_weights_and_no_known_unit(
+    tiny: TinyDecoder, today, method
+) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     adapted = calibrate(model, record, today, replace(FEW, method=method))
@@ -59,7 +61,7 @@ def test_a_method_moves_what_it_says_and_no_known_unit(tiny: TinyDecoder, today,
     assert adapted.record.session_words == [tiny.session.session_id, today.session_id]
 
 
-def test_scratch_knows_this_session_alone(tiny: TinyDecoder, today) -> None:
+def test_scratch_knows_only_this_session(tiny: TinyDecoder, today) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     made, own, method = calibrate(model, record, today, replace(FEW, method="scratch"))
     assert method == "scratch"
@@ -71,7 +73,7 @@ def test_scratch_knows_this_session_alone(tiny: TinyDecoder, today) -> None:
     assert record.session_words == [tiny.session.session_id], "the record given was changed"
 
 
-def test_auto_goes_on_to_full_and_takes_units_where_full_spoils_them(tiny, today) -> None:
+def test_auto_runs_full_and_keeps_units_if_full_is_worse(tiny, today) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     phases: list[str] = []
     settings = replace(FEW, method="auto")
@@ -89,7 +91,9 @@ def test_auto_goes_on_to_full_and_takes_units_where_full_spoils_them(tiny, today
 
 
 @pytest.mark.parametrize("method", ["auto", "scratch"])
-def test_a_seed_says_everything_where_no_clock_cuts(tiny: TinyDecoder, today, method) -> None:
+def test_training_within_its_time_limit_depends_only_on_the_seed(
+    tiny: TinyDecoder, today, method
+) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     settings = replace(FEW, method=method, allowed_s=600.0)
     once, again = (calibrate(model, record, today, settings) for _ in range(2))
@@ -98,7 +102,9 @@ def test_a_seed_says_everything_where_no_clock_cuts(tiny: TinyDecoder, today, me
         assert torch.equal(runs.weights(again.model)[name], tensor), name
 
 
-def test_the_time_allowed_is_kept_and_annealed_over(tiny: TinyDecoder, today) -> None:
+def test_the_time_limit_is_kept_and_the_learning_rate_annealed_over_it(
+    tiny: TinyDecoder, today
+) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     shares: list[float] = []
     times: list[float] = []
@@ -119,7 +125,9 @@ def test_the_time_allowed_is_kept_and_annealed_over(tiny: TinyDecoder, today) ->
     assert learning_s >= 0.5 * allowed_s - 2 * slowest_s, "what is allowed is used"
 
 
-def test_what_cannot_be_learned_is_said(tiny: TinyDecoder, today: Session) -> None:
+def test_invalid_settings_and_too_little_data_are_refused(
+    tiny: TinyDecoder, today: Session
+) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     with pytest.raises(TrainingError, match="collect more data"):
         calibrate(model, record, today, replace(FEW, seconds=4.0))

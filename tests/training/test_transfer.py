@@ -43,7 +43,7 @@ def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
 
 
 @pytest.mark.slow
-def test_a_few_seconds_beside_scratch_and_ridge(tmp_path: Path, monkeypatch) -> None:
+def test_fewshot_compares_with_scratch_and_ridge(tmp_path: Path, monkeypatch) -> None:
     from training.calibration.adapt import AdaptSettings
     from training.studies import fewshot as module
 

@@ -12,7 +12,7 @@ from training.studies.trust import FAULTS, study, summary, trials
 
 
 @pytest.mark.slow
-def test_no_calibration_of_wrong_data_is_promoted_to_a_users_harm(tmp_path: Path) -> None:
+def test_no_promotion_on_faulty_data_is_harmful(tmp_path: Path) -> None:
     path = tmp_path / "trust.json"
     given = {"count": len(FAULTS), "steps": 2, "method": "ridge"}
     rows = study(BUNDLES / "possm.bundle", [], path, **given)  # type: ignore[arg-type]
@@ -28,6 +28,6 @@ def test_no_calibration_of_wrong_data_is_promoted_to_a_users_harm(tmp_path: Path
     assert again == json.loads(json.dumps(rows))
 
 
-def test_every_fault_meets_every_kind_of_active_decoder() -> None:
+def test_every_fault_is_combined_with_every_kind_of_active_decoder() -> None:
     met = {(trial.fault, trial.own) for trial in trials(120, 10)}
     assert len(met) == 2 * len(FAULTS)
