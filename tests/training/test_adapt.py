@@ -1,4 +1,4 @@
-"""Unit identification: the new session is learned, everything known stays to the bit."""
+"""Unit identification: learns a new session, and keeps all known weights bit for bit."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_new_units_are_learned_and_all_other_weights_stay_bit_for_bit(pretrained
     assert extended.best_r2 == scores[-1] == max(scores)
     after = runs.weights(adapted)
     for name, tensor in before.items():
-        assert torch.equal(runs.weights(model)[name], tensor), "the model given was changed"
-        assert torch.equal(after[name][: len(tensor)], tensor), f"{name} moved"
+        assert torch.equal(runs.weights(model)[name], tensor), "the original model was changed"
+        assert torch.equal(after[name][: len(tensor)], tensor), f"{name} changed"
     assert len(after["unit_emb.weight"]) == len(before["unit_emb.weight"]) + today.n_units
     new = after["unit_emb.weight"][-today.n_units :]
-    assert (new.std(dim=0) > 0.05).any(), "units of the new session were not told apart"
+    assert (new.std(dim=0) > 0.05).any(), "the embeddings of the new units are almost equal"
     assert extended.session_words[-1] == today.session_id
 
 
@@ -67,7 +67,7 @@ def test_new_units_start_like_known_units_with_similar_tuning(pretrained) -> Non
     assert len(more.unit_tuning) == len(more.unit_words) == 48
     old, new = extended.unit_emb.weight[1:25], extended.unit_emb.weight[25:]
     own = torch.cdist(new, old).argmin(dim=1) == torch.arange(24)
-    assert own.float().mean() > 0.6, "by chance one of 24 is"
+    assert own.float().mean() > 0.6, "by chance it would be 1 in 24"
 
     without = record.model_copy(update={"unit_tuning": []})
     extended, more = with_session(model, without, again)
@@ -110,7 +110,7 @@ def test_a_bundle_can_be_adapted_without_its_run_and_keeps_its_graph(
     base = export_model(model, record, known, tmp_path / "base.bundle")
     loaded, loaded_record = runs.load_model(base.path)
     assert loaded_record.unit_words == record.unit_words
-    assert not loaded_record.session_paths, "no path of the machine leaves with a bundle"
+    assert not loaded_record.session_paths, "the bundle contains a local path"
     assert loaded_record.unit_tuning == record.unit_tuning
     adapted, extended = identify_units(
         loaded, loaded_record, today, AdaptSettings(steps=4, learning_rate=2e-2)

@@ -1,4 +1,4 @@
-"""The decoders we compare with: fitted causally, and as good as they are known to be."""
+"""Baseline decoders are causal, and as accurate as expected."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_domain_without_a_window_is_refused(session: Session, kind: type) -> N
 
 
 def test_silent_units_and_short_intervals_are_handled(session: Session) -> None:
-    """A unit silent in training, and training cut by gaps into pieces of two bins and more."""
+    """A unit is silent in training, and gaps cut training into intervals of two or more bins."""
     start, end = session.train_domain[0]
     silent = (session.spike_units == 3) & (session.spike_times < session.test_domain[0, 0])
     odd = replace(

@@ -1,4 +1,4 @@
-"""What judges a calibration: no second that decides was learned from, and nothing else is odd."""
+"""Evidence for a calibration: cross-validation on unseen seconds, and doubts about the data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECONDS = 40.0
 
 @pytest.fixture(scope="module")
 def today() -> Session:
-    """40 s of 60 units to learn from."""
+    """40 s of labelled data from 60 units."""
     session = simulate(n_units=60, minutes=2.0, subject=4, seed=9)
     domain = np.array([[0.0, SECONDS]])
     return replace(session, domain=domain, train_domain=domain)
@@ -37,7 +37,7 @@ def today() -> Session:
 
 @pytest.fixture(scope="module")
 def ready() -> Ready:
-    """The shipped decoder, loaded ahead."""
+    """The shipped decoder, loaded in advance."""
     return prepare(BUNDLES / "possm.bundle")
 
 
@@ -59,7 +59,7 @@ def test_every_second_is_decoded_once_by_a_model_not_trained_on_it(today: Sessio
 def test_an_overfitted_model_scores_badly_on_held_out_seconds(
     ready: Ready, today: Session, tmp_path: Path
 ) -> None:
-    """Labels in disorder: what is learned fits the data, and decides nothing."""
+    """A decoder trained on shuffled labels is rejected."""
     rng = np.random.default_rng(0)
     blocks = np.array_split(np.arange(round(100 * SECONDS)), 40)
     order = np.concatenate([blocks[i] for i in rng.permutation(40)])
@@ -87,7 +87,7 @@ def test_the_candidate_is_the_mean_of_the_cross_validated_models(
     base, made = runs.weights(ready.model), runs.weights(model)
     moved = [n for n, w in base.items() if not torch.equal(made[n][: len(w)], w)]
     assert moved
-    assert not any(name.startswith("unit_emb") for name in moved), "known units stay to the bit"
+    assert not any(name.startswith("unit_emb") for name in moved), "a known unit changed"
 
 
 def test_the_mean_of_a_model_with_itself_is_that_model(tiny: TinyDecoder) -> None:
@@ -120,7 +120,7 @@ def test_too_few_seconds_make_a_decoder_without_evidence(
 
 
 def compared(session: Session, shift_s: float) -> Compared:
-    """A candidate of today's labels, and an active decoder of the true ones, `shift_s` before."""
+    """A candidate in step with the labels, and an active decoder `shift_s` ahead."""
     times = np.arange(1.0, SECONDS - 1.0, 0.05)
     rng = np.random.default_rng(1)
     noise = 0.5 * session.cursor_vel.std() * rng.standard_normal((2, len(times), 2))
@@ -160,7 +160,7 @@ def test_silent_units_raise_a_doubt(today: Session, tmp_path: Path) -> None:
 
 
 def without(session: Session, lost: NDArray[np.bool_]) -> Session:
-    """The session less some of its spikes."""
+    """The session without some of its spikes."""
     return replace(
         session, spike_times=session.spike_times[~lost], spike_units=session.spike_units[~lost]
     )

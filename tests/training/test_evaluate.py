@@ -1,4 +1,4 @@
-"""Offline evaluation: the runtime's own causal decode, scored; and its report in a browser."""
+"""Offline evaluation through the runtime, and its report in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An import never changes meaning silently: units, effectors, axes, targets, names, clocks."""
+"""Imports never guess silently: units, effectors, axes, targets, names, clocks."""
 
 from __future__ import annotations
 
@@ -440,7 +440,7 @@ def stored(tmp_path: Path) -> Path:
 
 
 def as_regular(path: Path, name: str, scale: float = 1.0, gap: bool = False) -> np.ndarray:
-    """Rewrite the cursor as a regular series of another name, as other brainsets have it."""
+    """Rewrite the cursor as a regular series with another name, as in other brainsets."""
     session = sessions.load(path)
     pos, vel = session.cursor_pos * scale, session.cursor_vel * scale
     if gap:

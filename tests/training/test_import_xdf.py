@@ -1,4 +1,4 @@
-"""XDF as recorders in the wild leave it: senders started again, several arrays, odd channels."""
+"""XDF files from the field: restarted senders, several arrays, unusual channels."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_stream_without_clock_offsets_is_noted_with_its_shift(tmp_path: Path) 
 
 
 def with_a_clock_that_steps(stream: Stream, by_s: float, at_s: float = 1030.0) -> Stream:
-    """The sender's clock steps; the recorder measures so with the next chunk."""
+    """The sender's clock steps, and the recorder measures it with the next chunk."""
     after = stream.times >= at_s
     return replace(
         stream,

@@ -1,4 +1,4 @@
-"""Foreign recordings: real and small NWB files, and XDF files of streams like our own."""
+"""Imports of real and synthetic NWB files, and of XDF files with our own streams."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_nwb(
     vel: TimeSeries | None = None,
     more: Callable[[NWBFile], None] = lambda nwb: None,
 ) -> Path:
-    """A small file with the names of DANDI 000688."""
+    """Write a small file with series named as in DANDI 000688."""
     start = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
     nwb = NWBFile(
         session_description="test", identifier="t", session_start_time=start, session_id="small"
@@ -301,7 +301,7 @@ def recorded() -> Session:
 
 
 def streams_of(session: Session, clock_s: float = 0.0) -> list[xdf_writer.Stream]:
-    """What LabRecorder would record of `volition replay`, the sender's clock `clock_s` behind."""
+    """Streams of `volition replay` as LabRecorder records them; the sender is `clock_s` behind."""
     events = np.stack([session.spike_units, np.zeros_like(session.spike_units)], axis=1)
     starts, ends = session.trials.intervals.T
     markers = [(t, 1, f"trial_start {i}") for i, t in enumerate(starts)]

@@ -1,4 +1,4 @@
-"""Intended velocities: toward the target, zero while holding, only where there is one."""
+"""Intention labels: toward the target, zero while holding, and only in trials with a target."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_held_out_set_stays_held_out(session: Session) -> None:
 
 
 def test_a_few_long_trials_are_labelled(session: Session) -> None:
-    """As they are where a drift has spoilt the decoder that somebody learns from."""
+    """As in a recalibration with a decoder that drift has made almost useless."""
     start = session.domain[0, 0]
     few = Trials(
         intervals=start + np.array([[0.0, 18.0], [18.5, 39.0]]),

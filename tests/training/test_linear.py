@@ -1,4 +1,4 @@
-"""Ridge and the Kalman filter as bundles: they decode as the offline baselines do."""
+"""Ridge and Kalman bundles decode like the offline baselines."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_linear_decoder_cannot_be_adapted(bundle: Bundle) -> None:
 
 
 def test_a_linear_calibration_records_its_base(tiny, bundle, tmp_path: Path, capfd) -> None:
-    """The worker's answer, and a bundle whose next calibration begins from the pretrained one."""
+    """The worker answers, and the next calibration starts from the pretrained decoder."""
     kind = bundle.manifest.family
     today = replace(simulate(n_units=30, minutes=1.0, subject=4, seed=9), session_id="today")
     order = worker.Order(

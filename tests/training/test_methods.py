@@ -1,4 +1,4 @@
-"""Methods of calibration: what each of them moves, and what the clock and the data decide."""
+"""Calibration methods: the weights that each trains, the time limit, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEW = AdaptSettings(steps=3, batch_size=2)
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units, as the first phase of another method, are learned in no time."""
+    """Shorten the `units` phase of the other methods."""
     monkeypatch.setattr(adapt, "COLD", replace(adapt.COLD, steps=3, batch_size=2))
 
 
@@ -33,7 +33,7 @@ def today() -> Session:
 
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    """Names of weights that differ, besides rows that are new."""
+    """Names of the weights that differ, ignoring new rows."""
     return {
         name
         for name, tensor in before.items()
@@ -49,9 +49,9 @@ def test_a_method_trains_its_own_weights_and_no_known_unit(
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     adapted = calibrate(model, record, today, replace(FEW, method=method))
     assert adapted.method == method
-    assert not moved(before, runs.weights(model)), "the model given was changed"
+    assert not moved(before, runs.weights(model)), "the original model was changed"
     names = moved(before, runs.weights(adapted.model))
-    assert not any(name.startswith(EMBEDDINGS) for name in names), "another unit moved"
+    assert not any(name.startswith(EMBEDDINGS) for name in names), "a known unit changed"
     assert bool(names) == (method != "units")
     if method == "units+head":
         assert all(name.startswith(HEADS) for name in names)
@@ -70,7 +70,7 @@ def test_scratch_knows_only_this_session(tiny: TinyDecoder, today) -> None:
     assert set(own.output_mean) == set(own.output_std) == {today.session_id}
     assert len(made.unit_emb.weight) == 1 + today.n_units
     assert own.model == record.model
-    assert record.session_words == [tiny.session.session_id], "the record given was changed"
+    assert record.session_words == [tiny.session.session_id], "the original record was changed"
 
 
 def test_auto_runs_full_and_keeps_units_if_full_is_worse(tiny, today) -> None:
@@ -121,8 +121,8 @@ def test_the_time_limit_is_kept_and_the_learning_rate_annealed_over_it(
     assert shares[-1] == 1.0
     assert len(shares) > 2
     learning_s, slowest_s = times[-2] - times[0], np.diff(times[:-1]).max()
-    assert learning_s <= allowed_s + 2 * slowest_s, "no more than the step that runs and a check"
-    assert learning_s >= 0.5 * allowed_s - 2 * slowest_s, "what is allowed is used"
+    assert learning_s <= allowed_s + 2 * slowest_s, "more than one step and one check over"
+    assert learning_s >= 0.5 * allowed_s - 2 * slowest_s, "the time limit was not used up"
 
 
 def test_invalid_settings_and_too_little_data_are_refused(

@@ -1,4 +1,4 @@
-"""The study of the gate, small: data that are wrong, and nothing harmful promoted."""
+"""The study of the promotion gate on a small scale: no harmful promotion on faulty data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_no_promotion_on_faulty_data_is_harmful(tmp_path: Path) -> None:
     assert written["summary"] == summary(rows)
     said: list[dict[str, object]] = []
     again = study(BUNDLES / "possm.bundle", [], path, say=said.append, **given)  # type: ignore[arg-type]
-    assert not said, "what is done is not done again"
+    assert not said, "finished calibrations were repeated"
     assert again == json.loads(json.dumps(rows))
 
 

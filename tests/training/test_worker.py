@@ -1,4 +1,4 @@
-"""What the process that learns for the server does before its data come."""
+"""The server's training process prepares before the data arrive."""
 
 from __future__ import annotations
 
