@@ -18,9 +18,9 @@ from tests.conftest import TinyDecoder
 from training.baselines.linear import fit_linear
 from training.calibration import adapt
 from training.calibration.adapt import Adapted
+from training.calibration.candidate import Plan, Ready, judged, mean_of, prepare
 from training.calibration.crossval import APART_S, N_FOLDS, Compared, folds
-from training.calibration.learn import Plan, Ready, judged, mean_of, prepare
-from training.calibration.plausible import doubts, lag
+from training.calibration.doubts import doubts, lag
 from training.data.simulate import simulate
 from training.pretraining import runs
 

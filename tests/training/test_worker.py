@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clients.harness.daemon import BUNDLES
 from training.calibration.adapt import with_session
-from training.calibration.learn import WARM_UP, prepare
+from training.calibration.candidate import WARM_UP, prepare
 from training.data.simulate import simulate
 from training.exports.export import export_model
 from training.pretraining import runs

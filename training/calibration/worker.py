@@ -28,8 +28,8 @@ from streaming.sessions.format import Session
 from streaming.wire.lines import Message, say, say_problem, told_while_working
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
+from training.calibration.candidate import Plan, Ready, judged, prepare
 from training.calibration.labels import Labels, relabelled
-from training.calibration.learn import Plan, Ready, judged, prepare
 from training.pretraining.memory import keep_freed_memory
 
 log = logging.getLogger("volition.worker")

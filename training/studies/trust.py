@@ -46,7 +46,7 @@ from streaming.sessions.format import (
 )
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
-from training.calibration.learn import Plan, judged, prepare
+from training.calibration.candidate import Plan, judged, prepare
 from training.data.simulate import simulate
 from training.evaluation.offline import decode_split
 
@@ -210,8 +210,8 @@ class Study:
         active = self._active(session, trial)
         start_s = float(rng.uniform(0, duration_s(session.train_domain) - trial.seconds))
         made = MAKE[trial.fault](_part(session, start_s, trial.seconds), other, rng)
-        candidate, verdict, said = self.calibrate(made, active)
-        row: Row = vars(trial) | said | {
+        candidate, verdict, evidence = self.calibrate(made, active)
+        row: Row = vars(trial) | evidence | {
             "day": session.session_id, "answer": verdict,
             "r2_active": r2_on_test(active, test), "r2_candidate": r2_on_test(candidate, test),
         }  # fmt: skip

@@ -35,7 +35,7 @@ from training.calibration.adapt import (
     hold_out_last_fifth,
 )
 from training.calibration.crossval import N_FOLDS, cross_validate
-from training.calibration.plausible import doubts
+from training.calibration.doubts import doubts
 from training.data.simulate import simulate
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
@@ -73,7 +73,7 @@ class Judged:
     """The candidate of a calibration, with the evidence for and against it.
 
     method: the method whose result was kept.
-    doubts: warnings for the operator (`training.calibration.plausible`).
+    doubts: warnings for the operator (`training.calibration.doubts`).
     """
 
     made: Bundle
