@@ -18,7 +18,7 @@ from tests.conftest import TinyDecoder
 from training.baselines.linear import fit_linear
 from training.calibration import adapt
 from training.calibration.adapt import Adapted
-from training.calibration.candidate import Plan, Ready, judged, mean_of, prepare
+from training.calibration.candidate import Plan, Ready, mean_of, prepare, train_candidate
 from training.calibration.crossval import APART_S, N_FOLDS, Compared, folds
 from training.calibration.doubts import doubts, lag
 from training.data.simulate import simulate
@@ -66,9 +66,9 @@ def test_an_overfitted_model_scores_badly_on_held_out_seconds(
     vel = today.cursor_vel.copy()
     vel[: len(order)] = vel[order]
     plan = Plan(method="ridge", allowed_s=None)
-    done = judged(replace(today, cursor_vel=vel), None, tmp_path / "a.bundle", plan, ready)
+    done = train_candidate(replace(today, cursor_vel=vel), None, tmp_path / "a.bundle", plan, ready)
     assert decide(done.evidence, Evidence.none()).answer == "reject"
-    right = judged(today, None, tmp_path / "b.bundle", plan, ready)
+    right = train_candidate(today, None, tmp_path / "b.bundle", plan, ready)
     assert decide(right.evidence, Evidence.none()).answer == "promote"
 
 
@@ -77,7 +77,7 @@ def test_the_candidate_is_the_mean_of_the_cross_validated_models(
 ) -> None:
     monkeypatch.setattr(adapt, "WARM", replace(adapt.WARM, steps=3, batch_size=2))
     plan = Plan(method="full", allowed_s=None, steps=2)
-    done = judged(today, ready.bundle, tmp_path / "candidate.bundle", plan, ready)
+    done = train_candidate(today, ready.bundle, tmp_path / "candidate.bundle", plan, ready)
     assert done.method == "full"
     assert done.evidence.compared_s > 0.8 * SECONDS
     assert done.evidence.active_r2() is not None
@@ -103,7 +103,7 @@ def test_a_session_that_the_base_knows_can_be_learned_again(
 ) -> None:
     known = replace(today, session_id=ready.record.session_words[-1])
     plan = Plan(method="units", allowed_s=None, steps=2)
-    done = judged(known, None, tmp_path / "again.bundle", plan, ready)
+    done = train_candidate(known, None, tmp_path / "again.bundle", plan, ready)
     assert done.made.manifest.session_id == f"{known.session_id}-2"
 
 
@@ -112,11 +112,11 @@ def test_too_few_seconds_make_a_decoder_without_evidence(
 ) -> None:
     plan = Plan(method="units", allowed_s=None, steps=2)
     few = replace(today, train_domain=np.array([[0.0, 6.5]]))
-    done = judged(few, None, tmp_path / "few.bundle", plan, ready)
+    done = train_candidate(few, None, tmp_path / "few.bundle", plan, ready)
     assert decide(done.evidence, Evidence.none()).answer == "undecided"
     fewer = replace(today, train_domain=np.array([[0.0, 2.0]]))
     with pytest.raises(TrainingError, match="collect"):
-        judged(fewer, None, tmp_path / "fewer.bundle", plan, ready)
+        train_candidate(fewer, None, tmp_path / "fewer.bundle", plan, ready)
 
 
 def compared(session: Session, shift_s: float) -> Compared:

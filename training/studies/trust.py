@@ -46,7 +46,7 @@ from streaming.sessions.format import (
 )
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
-from training.calibration.candidate import Plan, judged, prepare
+from training.calibration.candidate import Plan, prepare, train_candidate
 from training.data.simulate import simulate
 from training.evaluation.offline import decode_split
 
@@ -221,7 +221,7 @@ class Study:
     def calibrate(self, session: Session, active: Bundle) -> tuple[Bundle, Answer, Row]:
         """Calibrate as in the server; returns the candidate, the gate's answer, and its reasons."""
         path = self._folder / "candidate.bundle"
-        done = judged(session, active, path, self._plan, self._ready)
+        done = train_candidate(session, active, path, self._plan, self._ready)
         verdict = decide(done.evidence, Evidence.none(), done.doubts)
         better = done.evidence.better_by()
         return done.made, verdict.answer, {
@@ -240,7 +240,7 @@ class Study:
         path = self._folder / f"{session.session_id}-{trial.own}.bundle"
         if not path.exists():
             seconds = OWN_S if trial.own else LITTLE_S
-            judged(_part(session, start_s, seconds), None, path, self._plan, self._ready)
+            train_candidate(_part(session, start_s, seconds), None, path, self._plan, self._ready)
         return open_bundle(path)
 
 
