@@ -17,7 +17,7 @@ from training.conversion.options import ImportOptions
 from training.conversion.reader_warnings import as_notes, collect_warnings, first_line
 from training.conversion.track import Track
 from training.conversion.units import parse_time_unit
-from training.importers.series import Series, all_series, chosen, read
+from training.importers.series import Series, all_series, choose, read
 from training.importers.targets import targets_of
 
 TELLING_ID = 3  # characters; a shorter session id, or one without a letter, isn't distinctive
@@ -64,7 +64,7 @@ def _unreadable(path: Path, error: Exception) -> ImportFailedError:
 def _parts(nwb: Any, path: Path, options: ImportOptions) -> Parts:
     notes: list[str] = []
     unit_ids, unit_times = _units(nwb, path, options, notes)
-    position, velocity = chosen(all_series(nwb, notes), options, path, notes)
+    position, velocity = choose(all_series(nwb, notes), options, path, notes)
     pos = read(position, "position", options, path, notes) if position else None
     vel = read(velocity, "velocity", options, path, notes) if velocity else None
     _note_frames(position, velocity, notes)

@@ -147,7 +147,7 @@ def _paired(found: dict[str, Series]) -> dict[str, Series]:
     return pairs
 
 
-def chosen(
+def choose(
     found: dict[str, Series], options: ImportOptions, path: Path, notes: list[str]
 ) -> tuple[Series | None, Series | None]:
     """Choose position and velocity of one effector; one of them may be None.

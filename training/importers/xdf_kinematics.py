@@ -128,7 +128,7 @@ def _columns(
             continue
         metres = [
             metres_per_unit(words[i], 1.0, speed=kind == "vel", override=options.unit, what=what,
-                        notes=notes)
+                            notes=notes)
             for i, what in zip(at, wanted, strict=True)
         ]  # fmt: skip
         found[kind] = samples[:, at].astype(np.float64) * np.array(metres)
@@ -136,6 +136,7 @@ def _columns(
 
 
 def track_of(source: Source, times: Floats, values: Floats | None, arbitrary: bool) -> Track | None:
+    """The track of one column pair, already in SI units; None without values."""
     if values is None:
         return None
     return Track(
