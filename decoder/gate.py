@@ -23,9 +23,9 @@ from statistics import NormalDist
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from decoder.arrays import Floats
+
 Answer = Literal["promote", "reject", "undecided"]
 
 BLOCK_S = 2.0  # errors of decoders of reaches are alike for 0.2 to 0.5 s

@@ -27,7 +27,7 @@ from decoder.errors import StreamError
 from decoder.files import write_text
 from server.schemas import CalibrationRequest, Method
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 
 TICK_S = 0.01
 Row = dict[str, Any]

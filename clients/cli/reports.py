@@ -22,17 +22,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from decoder.bundles.bundle import (
-    GRAPH,
-    MANIFEST,
-    TABLES,
-    WEIGHTS,
-    Bundle,
-    open_bundle,
-)
+from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS
 from decoder.errors import StreamError, TrainingError, VolitionError
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, duration_s, within
+from streaming.sessions.intervals import duration_s, within
+from streaming.sessions.session import Session
 
 if TYPE_CHECKING:
     from clients.harness.live import LiveScore
@@ -41,7 +36,7 @@ if TYPE_CHECKING:
     from training.calibration.adapt import AdaptSettings
     from training.data.simulate import Task
     from training.evaluation.evaluate import Evaluation
-    from training.pretraining.pretrain import PretrainSettings
+    from training.pretraining.settings import PretrainSettings, TrainingProgress
 
 
 def _facts(title: str) -> Table:
@@ -145,8 +140,8 @@ def run_training(
 
     None in all processes but the first.
     """
-    from training.pretraining import pretrain
     from training.pretraining.fabric import launch
+    from training.pretraining.pretrain import pretrain
 
     paths = sessions.find(folder)
     loaded = sessions.open_all(folder)
@@ -164,14 +159,14 @@ def run_training(
             f"pretrain {settings.preset}", total=1.0, step=0, loss=float("nan"), r2="-", rate=0.0
         )
 
-        def show(at: pretrain.Progress) -> None:
+        def show(at: TrainingProgress) -> None:
             progress.update(
                 bar, completed=at.share, step=at.step, loss=at.loss, rate=at.tokens_per_s
             )
             if at.r2 is not None:
                 progress.update(bar, r2=f"{at.r2:.3f}")
 
-        record = pretrain.pretrain(
+        record = pretrain(
             loaded,
             run,
             settings,
@@ -225,9 +220,9 @@ def run_adaptation(
 ) -> dict[str, Any]:
     """Learn a session with a progress bar; a run becomes a run, a bundle a bundle."""
     from training.calibration import adapt
+    from training.exports.checkpoints import save_run
     from training.exports.reweigh import write_adapted
     from training.pretraining import runs
-    from training.pretraining.checkpoints import save_run
 
     model, record = runs.load_model(run)
     session = sessions.load(session_path)

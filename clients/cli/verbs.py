@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from clients.task.workspace import Mode, TaskName
     from streaming.inlets.spikes import StreamKind
-    from streaming.sessions.format import Split
+    from streaming.sessions.session import Split
     from training.calibration.adapt import Method
     from training.calibration.labels import Labels
 
@@ -313,7 +313,7 @@ def pretrain(
     """
     _needs_training()
     from clients.cli.reports import run_training
-    from training.pretraining.pretrain import PretrainSettings, settings_of
+    from training.pretraining.settings import PretrainSettings, settings_of
 
     if resume:
         settings = settings_of(output, minutes=minutes, steps=steps)
@@ -386,7 +386,7 @@ def checkpoint(
 ) -> None:
     """Turn a torch_brain checkpoint into a run, or a run into a torch_brain checkpoint."""
     _needs_training()
-    from training.pretraining import checkpoints
+    from training.exports import checkpoints
 
     if source.is_dir():
         checkpoints.export_checkpoint(source, output)
@@ -424,7 +424,7 @@ def bundle(
     """Verify a bundle (versions, ranges, checksums, shapes), try it, and print what it holds."""
     from clients.cli.reports import print_bundle
     from decoder.bundles.bundle import open_bundle
-    from decoder.runtimes.base import RuntimeSettings
+    from decoder.runtimes.onnx import RuntimeSettings
     from decoder.runtimes.proof import prove_apart
 
     opened = open_bundle(path)

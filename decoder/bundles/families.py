@@ -63,7 +63,7 @@ class Shaped(Strict):
         raise NotImplementedError
 
 
-class Sizes(Shaped):
+class PoyoSizes(Shaped):
     """Sizes of a POYO that the runtime needs; names as in torch_brain."""
 
     sequence_length: Seconds = Field(description="of spikes that a decode reads")
@@ -96,7 +96,7 @@ class Sizes(Shaped):
         return self.dim_head // 4
 
     def table_shapes(self, n_units: int) -> Shapes:
-        """See `UnitTables`."""
+        """See `AttentionTables`."""
         return _attention_shapes(self, n_units)
 
 
@@ -139,7 +139,7 @@ class PossmSizes(Shaped):
         return self.dim_head // 4
 
     def table_shapes(self, n_units: int) -> Shapes:
-        """See `UnitTables`."""
+        """See `AttentionTables`."""
         return _attention_shapes(self, n_units)
 
 
@@ -194,10 +194,10 @@ class KalmanSizes(Shaped):
         return {"tokens": (n_units, n), "transition": (n, n), "drift": (n,)}
 
 
-AnySizes: TypeAlias = Sizes | PossmSizes | RidgeSizes | KalmanSizes
+AnySizes: TypeAlias = PoyoSizes | PossmSizes | RidgeSizes | KalmanSizes
 
 
-def _attention_shapes(sizes: Sizes | PossmSizes, n_units: int) -> Shapes:
+def _attention_shapes(sizes: PoyoSizes | PossmSizes, n_units: int) -> Shapes:
     heads, latents, width = sizes.cross_heads, sizes.n_latents, sizes.dim_head
     return {
         "tokens": (n_units, 2 * heads, width),
@@ -222,7 +222,7 @@ class Tables:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitTables(Tables):
+class AttentionTables(Tables):
     """Of a model of attention.
 
     Heads are laid out `[real | imaginary | unrotated]` (see `decoder.memory.tokens`).
@@ -271,8 +271,8 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "poyo": Family(Sizes, UnitTables),
-    "possm": Family(PossmSizes, UnitTables),
+    "poyo": Family(PoyoSizes, AttentionTables),
+    "possm": Family(PossmSizes, AttentionTables),
     "ridge": Family(RidgeSizes, RidgeTables),
     "kalman": Family(KalmanSizes, KalmanTables),
 }

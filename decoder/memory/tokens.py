@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from decoder.arrays import Floats
+
 Array = NDArray[np.float32]
 
 
@@ -27,7 +28,7 @@ def phases(seconds: Floats, omega: Floats) -> tuple[Array, Array]:
 def embed(unit_rows: Array, unit_index: NDArray[np.int64], seconds: Floats, omega: Floats) -> Array:
     """Rotated keys and values (n_spikes, 2 * cross_heads, dim_head) float32 of spikes.
 
-    unit_rows: (n_units, 2 * cross_heads, dim_head), unrotated, as `UnitTables.tokens`.
+    unit_rows: (n_units, 2 * cross_heads, dim_head), unrotated, as `AttentionTables.tokens`.
     unit_index: (n_spikes,) rows of `unit_rows`.
     seconds: (n_spikes,) float64, spike times since the epoch.
     """

@@ -10,10 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import KalmanSizes, KalmanTables, RidgeSizes
 from decoder.memory.chunks import EDGE_S, Chunks
-from decoder.runtimes.base import Floats, Ints, Runtime, RuntimeSettings
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
 
 Array = NDArray[np.float32]
 
@@ -37,11 +39,11 @@ class RidgeRuntime(LinearRuntime):
         *,
         epoch: float,
         settings: RuntimeSettings | None = None,
-        like: Runtime | None = None,
+        graph_from: Runtime | None = None,
     ) -> None:
         sizes = bundle.manifest.sizes
         assert isinstance(sizes, RidgeSizes), "families and sizes agree in a Manifest"
-        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
+        super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._lags = np.arange(sizes.n_lags)
         self._edges_s = np.arange(sizes.n_lags, -1, -1) * sizes.bin_s  # before the decoded instant
 
@@ -60,7 +62,7 @@ class RidgeRuntime(LinearRuntime):
         output: Array = self._session.run(None, {"tokens": rows, "lags": lags[:, None]})[0]
         return output
 
-    def _try(self, rows: Array) -> None:
+    def _warm_up_once(self, rows: Array) -> None:
         self._sum(rows, np.zeros(len(rows), dtype=np.int64))
 
     def _kept_s(self) -> float:
@@ -79,7 +81,7 @@ class KalmanRuntime(LinearRuntime):
         *,
         epoch: float,
         settings: RuntimeSettings | None = None,
-        like: Runtime | None = None,
+        graph_from: Runtime | None = None,
     ) -> None:
         sizes, tables = bundle.manifest.sizes, bundle.tables
         assert isinstance(sizes, KalmanSizes), "families and sizes agree in a Manifest"
@@ -90,7 +92,7 @@ class KalmanRuntime(LinearRuntime):
             fresh=np.zeros(sizes.dim_out, dtype=np.float32),
         )
         self._lead_s = sizes.lead_bins * sizes.bin_s
-        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
+        super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._constant = {"transition": tables.transition, "drift": tables.drift}
 
     def append(self, times: Floats, unit_index: Ints) -> None:
@@ -123,7 +125,7 @@ class KalmanRuntime(LinearRuntime):
         after: Array = self._session.run(None, feeds)[0]
         return after
 
-    def _try(self, rows: Array) -> None:
+    def _warm_up_once(self, rows: Array) -> None:
         self._step(rows, self._chunks.fresh)
 
     def _kept_s(self) -> float:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import PossmSizes
 from decoder.errors import BundleError
 from decoder.memory.chunks import EDGE_S, Chunks
-from decoder.runtimes.base import AttentionRuntime, Floats, Ints, Runtime, RuntimeSettings
+from decoder.runtimes.attention import AttentionRuntime
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
 
 
 class PossmRuntime(AttentionRuntime):
@@ -26,7 +29,7 @@ class PossmRuntime(AttentionRuntime):
         *,
         epoch: float,
         settings: RuntimeSettings | None = None,
-        like: Runtime | None = None,
+        graph_from: Runtime | None = None,
     ) -> None:
         sizes = bundle.manifest.sizes
         if not isinstance(sizes, PossmSizes):
@@ -36,7 +39,7 @@ class PossmRuntime(AttentionRuntime):
             window_s=sizes.window_s,
             fresh=np.zeros(sizes.hidden, dtype=np.float32),
         )
-        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
+        super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._whole = np.ones((), dtype=np.float32)
 
     @property
@@ -80,7 +83,7 @@ class PossmRuntime(AttentionRuntime):
         rows, _ = self._ring.window(start - EDGE_S, until)
         return self._run(rows, start, state=self._chunks.state, share=share)
 
-    def _try(self, rows: NDArray[np.float32]) -> None:
+    def _warm_up_once(self, rows: NDArray[np.float32]) -> None:
         self._run(rows, self._epoch, state=self._chunks.fresh, share=self._whole)
 
     def _kept_s(self) -> float:

@@ -23,7 +23,7 @@ from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Registry
 from server.supervision.children import Child
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 
 log = logging.getLogger("volition.server")
 
@@ -37,7 +37,7 @@ class Calibrations:
         self,
         settings: ServerSettings,
         journal: Journal,
-        supervisor: Supervisor,
+        supervisor: SupervisedDaemon,
         registry: Registry,
         *,
         start_child: StartChild = Child,

@@ -31,7 +31,7 @@ from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Entry, Registry
 from server.supervision.children import Child
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 
 log = logging.getLogger("volition.server")
 
@@ -55,7 +55,7 @@ class Job:
         *,
         settings: ServerSettings,
         journal: Journal,
-        supervisor: Supervisor,
+        supervisor: SupervisedDaemon,
         registry: Registry,
         who: str,
         resume: bool = False,
@@ -93,7 +93,7 @@ class Job:
                 "collects can be finished"
             )
         self._journal.note(who, "calibration", id=self.calibration.id, state="finish")
-        self._collector.tell(finish=True)
+        self._collector.send(finish=True)
 
     def cancel(self, *, who: str) -> None:
         """End it, and wait until it has. Raises ConflictError if it ends by itself.
@@ -171,7 +171,7 @@ class Job:
         self.calibration.base = base.manifest.decoder_id
         self.calibration.before = self._active()
         trainer = self._child("training.calibration.worker")
-        trainer.tell(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
+        trainer.send(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
         session = self._collect(trainer)
         self._enter("training")
         self._learn(trainer, session, ALLOWED_S[base.manifest.family])
@@ -227,7 +227,7 @@ class Job:
         query, status = self._supervisor.wanted.input, self._supervisor.status
         decoded = status.stream if status is not None else None
         collector = self._child("server.calibration.collect")
-        collector.tell(
+        collector.send(
             folder=str(self.folder.absolute()),
             session=self.calibration.id,
             seconds=request.seconds,
@@ -258,7 +258,7 @@ class Job:
         active = self._registry.get(decoder).path if decoder else None
         self.calibration.before = decoder
         candidate = self.folder / "candidate.bundle"
-        trainer.tell(
+        trainer.send(
             session=session,
             active=str(active.absolute()) if active else None,
             output=str(candidate.absolute()),
@@ -289,7 +289,7 @@ class Job:
         request = self.calibration.request
         assert self.calibration.candidate is not None
         shadow = self._child("server.calibration.shadow")
-        shadow.tell(
+        shadow.send(
             active=str(self._registry.get(status.decoder).path.absolute()),
             candidate=str(self._registry.get(self.calibration.candidate).path.absolute()),
             seconds=request.shadow_s,

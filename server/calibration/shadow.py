@@ -16,35 +16,28 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from pylsl import local_clock
 
+from decoder.arrays import Bools, Floats, Ints
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import StreamError, VolitionError
 from decoder.gate import Evidence, decide
-from decoder.runtimes.base import RuntimeSettings, open_runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from server.calibration.driven import FRAME, DaemonFrames, Driving
 from streaming.clock import Metronome
+from streaming.columns import POSITION, VELOCITY
 from streaming.inlets.admission import Admission
-from streaming.inlets.kinematics import POSITION, VELOCITY, KinematicsInlet, find_kinematics
-from streaming.inlets.spikes import (
-    SPIKES,
-    Floats,
-    Ints,
-    SpikeInlet,
-    StreamKind,
-    StreamQuery,
-    find_spikes,
-)
-from streaming.sessions.format import continuous_domain, velocity_of, within
+from streaming.inlets.kinematics import KinematicsInlet, find_kinematics
+from streaming.inlets.spikes import SPIKES, SpikeInlet, StreamKind, StreamQuery, find_spikes
+from streaming.sessions.intervals import continuous_domain, within
+from streaming.sessions.kinematics import velocity_of
 from streaming.units import UnitMatch
-from streaming.wire.lines import say, say_problem, told_while_working
-
-Bools = NDArray[np.bool_]
+from streaming.wire.lines import received_while_working, send, send_problem
 
 TICK_S = 0.02
 RESOLVE_S, OPEN_S = 2.0, 10.0
-SAY_EVERY_S = 1.0
+REPORT_EVERY_S = 1.0
 LONGEST_STEP_S = 0.25  # between two ticks that are compared, on a machine that can't keep up
 LOOKS = (1.0, 2.0, 4.0)  # of the seconds asked for: then it may end
 SLOWEST = 8.0  # times as long as asked for, and no more: a loaded machine, labels with gaps
@@ -167,7 +160,7 @@ def opened(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
         except StreamError:
             if time.monotonic() > give_up_at:
                 raise
-            say(phase="opening streams and decoders")
+            send(phase="opening streams and decoders")
 
 
 def _opened_once(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
@@ -193,25 +186,25 @@ def run(order: Order) -> Evidence:
 
     Says what it has every second, returns the last. Raises StreamError if nothing can be compared.
     """
-    say(phase="opening streams and decoders")
+    send(phase="opening streams and decoders")
     inlet, kinematics = opened(order)
     active, candidate = Shadow(order.active, inlet), Shadow(order.candidate, inlet)
     labels, metronome = Labels(kinematics, order.frames), Metronome(TICK_S)
     held_out = Evidence.from_lists(order.held_out) if order.held_out else Evidence.none()
     looks = [order.seconds * factor for factor in LOOKS]
-    evidence, said_at = Evidence.none(), time.monotonic()
-    progressed_at, end_at = said_at, said_at + SLOWEST * order.seconds + START_S
+    evidence, reported_at = Evidence.none(), time.monotonic()
+    progressed_at, end_at = reported_at, reported_at + SLOWEST * order.seconds + START_S
     while time.monotonic() < end_at:
         window_end = metronome.wait()
         spike_times, units = inlet.drain(window_end)
         for shadow in (active, candidate):
             shadow.tick(window_end, spike_times, units)
         labels.poll()
-        if (now := time.monotonic()) - said_at <= SAY_EVERY_S:
+        if (now := time.monotonic()) - reported_at <= REPORT_EVERY_S:
             continue
-        said_at, before_s = now, evidence.compared_s
+        reported_at, before_s = now, evidence.compared_s
         evidence = compare(active, candidate, labels)
-        say(evidence=evidence.as_lists())
+        send(evidence=evidence.as_lists())
         progressed_at = now if evidence.compared_s > before_s else progressed_at
         if now - progressed_at > SILENT_S:
             break
@@ -237,13 +230,13 @@ def main() -> None:
     """Take one order, carry it out."""
     with contextlib.suppress(OSError):
         os.nice(5)
-    first = next(told_while_working())
+    first = next(received_while_working())
     try:
         done = run(msgspec.convert(first, Order))
     except VolitionError as error:
-        say_problem(error)
+        send_problem(error)
     else:
-        say(done=done.as_lists())
+        send(done=done.as_lists())
 
 
 if __name__ == "__main__":

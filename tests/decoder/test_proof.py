@@ -16,10 +16,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, Bundle, open_bundle
-from decoder.bundles.manifest import checksum
+from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, checksum
 from decoder.errors import BundleError
-from decoder.runtimes.base import RuntimeSettings, open_runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from decoder.runtimes.proof import Spikes, prove, prove_apart
 from tests.rig import wait_for
 

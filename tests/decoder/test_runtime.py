@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 
 from decoder.errors import BundleError, ProviderError
-from decoder.runtimes.base import CPU, RuntimeSettings, open_runtime
+from decoder.runtimes.onnx import CPU, RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from training.evaluation.reference import random_bundle, reference_inputs, reference_output
 
 OUTPUT_SCALE = 1.0  # of random_bundle

@@ -38,7 +38,7 @@ from server.settings import ServerSettings
 from server.store.journal import Journal
 from server.store.registry import Registry
 from server.supervision.children import Child
-from server.supervision.daemon import Supervisor, known_bundle
+from server.supervision.daemon import SupervisedDaemon, known_bundle
 from server.supervision.process import Adopted, Process
 from server.supervision.timing import Timing
 from streaming.daemon.settings import DaemonSettings
@@ -260,7 +260,7 @@ class ServerProcess:
         self.journal = Journal(settings.home / "journal.sqlite")
         registry = Registry(settings.decoders)
         self._given = known_bundle(registry, self.journal, folder / "bundles" / "a.bundle")
-        self.supervisor = Supervisor(
+        self.supervisor = SupervisedDaemon(
             settings, self.journal, registry, timing=QUICK, start_daemon=self._start_daemon
         )
         self.calibrations = Calibrations(

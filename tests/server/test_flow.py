@@ -10,7 +10,7 @@ import pytest
 
 from clients.benches.recalibration import UNSEEN, Flow, recalibrate
 from server.schemas import CalibrationRequest
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.rig import learning_s
 from tests.server.conftest import POSSM
 from training.baselines.ridge import Ridge, r2

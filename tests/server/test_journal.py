@@ -18,7 +18,7 @@ from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError
 from server.store.registry import Registry
 from server.store.wanted import Wanted
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 from streaming.daemon.settings import DaemonSettings
 
 
@@ -144,7 +144,7 @@ def test_a_calibration_of_another_version_keeps_no_server_from_starting(tmp_path
     for document in (ours, newer, other):
         journal.save_calibration(document["id"], None, json.dumps(document))
     journal.save_calibration("cal-4", None, "[" * 100_000)
-    supervisor = Supervisor(settings, journal, registry)
+    supervisor = SupervisedDaemon(settings, journal, registry)
     calibrations = Calibrations(settings, journal, supervisor, registry)
     assert [calibration.id for calibration in calibrations.all()] == ["cal-2", "cal-1"]
     aside = journal._db.execute("SELECT id, document FROM set_aside ORDER BY id").fetchall()

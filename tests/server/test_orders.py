@@ -287,7 +287,7 @@ def test_a_process_that_hangs_is_ended_and_its_calibration_with_it(rig: Rig, mod
     hangs.touch()
     identity = rig.ask("calibrate", allowed_s=0.5, **with_shadow)
     wait_for("its end", calibration_in(rig, identity, "failed"))
-    assert "said nothing for" in rig.ask("calibration", identity=identity)["problem"]
+    assert "was silent for" in rig.ask("calibration", identity=identity)["problem"]
     hangs.unlink()
     identity = rig.ask("calibrate", **with_shadow)
     wait_for("the next one's end", calibration_in(rig, identity, "promoted"))
@@ -303,7 +303,7 @@ class Stopped(Child):
 
 def test_a_process_that_goes_silent_is_killed(tmp_path: Path) -> None:
     child = Stopped("nobody", log=tmp_path / "log")
-    with pytest.raises(ChildEndedError, match="said nothing for"):
+    with pytest.raises(ChildEndedError, match="was silent for"):
         list(child.messages(silent_s=1.0))
     child.stop()
     assert not Path(f"/proc/{child._process.pid}").exists()

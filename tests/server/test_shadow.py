@@ -18,7 +18,7 @@ from decoder.gate import Evidence
 from server.calibration.shadow import LOOKS
 from server.supervision.children import Child
 from streaming.recording.outlets import kinematics_info, spikes_info
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from streaming.wire.lines import Message
 from tests.server.conftest import POSSM, Play
 from training.baselines.linear import fit_linear
@@ -58,7 +58,7 @@ def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
     with play(unseen):
         shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
-            shadow.tell(
+            shadow.send(
                 active=str(POSSM), candidate=str(good.path), seconds=SECONDS,
                 spikes=f"{unseen.session_id}-spikes", kinematics=f"{unseen.session_id}-kinematics",
             )  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_shadow_of_two_that_are_alike_goes_on_for_longer_than_was_asked_for(
     with play(unseen):
         shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
-            shadow.tell(
+            shadow.send(
                 active=str(POSSM), candidate=str(POSSM), seconds=SECONDS,
                 spikes=f"{unseen.session_id}-spikes", kinematics=f"{unseen.session_id}-kinematics",
             )  # fmt: skip
@@ -106,7 +106,7 @@ def test_a_silent_leftover_of_the_same_name_is_left_for_the_stream_that_sends(
     with play(unseen):
         shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
-            shadow.tell(
+            shadow.send(
                 active=str(POSSM), candidate=str(POSSM), seconds=SECONDS, spikes=spikes,
                 kinematics=kinematics,
             )  # fmt: skip

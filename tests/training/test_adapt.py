@@ -11,8 +11,9 @@ import torch
 
 from decoder.bundles import bundle as bundles
 from decoder.errors import TrainingError
-from decoder.runtimes.base import open_runtime
-from streaming.sessions.format import Session, duration_s
+from decoder.runtimes.opening import open_runtime
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Session
 from training.calibration.adapt import (
     AdaptSettings,
     first_seconds,
@@ -23,7 +24,8 @@ from training.calibration.adapt import (
 from training.data.simulate import simulate
 from training.exports.export import export_model, refold
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 
 @pytest.fixture(scope="module", params=[pytest.param("rt", marks=pytest.mark.slow), "stream"])
@@ -92,7 +94,7 @@ def test_a_known_session_is_refused(pretrained, today) -> None:
 
 
 def test_an_adapted_model_is_saved_and_loaded_as_a_run(pretrained, today, tmp_path: Path) -> None:
-    from training.pretraining.checkpoints import save_run
+    from training.exports.checkpoints import save_run
 
     model, record = identify_units(*pretrained, today, AdaptSettings(steps=2))
     save_run(tmp_path / "today", record, runs.weights(model))
@@ -130,7 +132,7 @@ def test_a_bundle_can_be_adapted_without_its_run_and_keeps_its_graph(
 
     with torch.no_grad():
         adapted.readout.weight += 0.1
-    with pytest.raises(TrainingError, match="weight is not that of"):
+    with pytest.raises(TrainingError, match="weight differs from"):
         refold(base, adapted, extended, today.session_id, tmp_path / "wrong.bundle")
     assert not (tmp_path / "wrong.bundle").exists()
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from clients.cli.verbs import app
 from decoder.errors import ImportFailedError, SessionError, VolitionError
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, duration_s, within
+from streaming.sessions.intervals import duration_s, within
+from streaming.sessions.session import Session
 from tests.training.nwb_files import END_S, POS, SPIKES, TIMES, VEL, position, velocity, write
 from training.data.simulate import simulate
 from training.importers import import_recording

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from decoder.errors import ImportFailedError
-from streaming.sessions.format import Session, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Session
 from tests import xdf_writer
 from tests.xdf_writer import Stream
 from training.importers import import_recording

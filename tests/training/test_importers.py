@@ -16,7 +16,8 @@ from pynwb.behavior import Position, SpatialSeries
 from decoder.errors import ImportFailedError, SessionError
 from streaming.recording import replay
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, duration_s
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Session
 from tests import xdf_writer
 from training.data.simulate import simulate
 from training.importers import import_recording

@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from decoder.bundles.bundle import GRAPH, Bundle, open_bundle
+from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.bundles.families import KalmanSizes
+from decoder.bundles.manifest import GRAPH
 from decoder.errors import TrainingError
 from decoder.gate import Evidence
-from decoder.runtimes.base import open_runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines import linear
 from training.baselines.kalman import Kalman
 from training.baselines.linear import fit_linear
@@ -98,11 +99,11 @@ def test_all_graphs_of_one_kind_are_the_same_file(session, bundle, tmp_path: Pat
     assert another.manifest.checksums[GRAPH] == bundle.manifest.checksums[GRAPH]
     onnx.checker.check_model(onnx.load(bundle.graph_path), full_check=True)
     runtime = open_runtime(bundle, epoch=0.0)
-    assert open_runtime(another, epoch=0.0, like=runtime)._session is runtime._session
+    assert open_runtime(another, epoch=0.0, graph_from=runtime)._session is runtime._session
 
 
 def test_a_linear_decoder_cannot_be_adapted(bundle: Bundle) -> None:
-    with pytest.raises(TrainingError, match="fitted anew and can't be adapted; begin from"):
+    with pytest.raises(TrainingError, match="refitted and can't be adapted; start from"):
         runs.load_model(bundle.path)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streaming.sessions.format import Floats, Session
+from decoder.arrays import Floats
+from streaming.sessions.session import Session
 from training.baselines.ridge import (
     BIN_S,
     LONGEST_S,

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streaming.sessions.format import Floats, Session, Split
+from decoder.arrays import Floats
+from streaming.sessions.session import Session, Split
 from training.baselines.ridge import BIN_S, counts_before, enough_times, evaluation_times, r2
 
 LAGS = (0, 1, 2, 3)  # bins

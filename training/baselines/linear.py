@@ -18,9 +18,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from decoder.arrays import Floats
 from decoder.bundles import bundle
 from decoder.bundles.families import KalmanSizes, KalmanTables, RidgeSizes, RidgeTables, Tables
-from streaming.sessions.format import Floats, Session, duration_s
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Session
 from training.baselines.kalman import Kalman
 from training.baselines.ridge import BIN_S, N_LAGS, Ridge
 

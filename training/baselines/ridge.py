@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from decoder.arrays import Floats
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session, Split, within
-
-Floats = NDArray[np.float64]
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Session, Split
 
 BIN_S = 0.05
 N_LAGS = 10

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session, duration_s, intersect, time_after
+from streaming.sessions.intervals import duration_s, intersect, time_after
+from streaming.sessions.session import Session
 from training.calibration.fitting import (
     CHECK_STEP_S,
     Averaged,
@@ -40,11 +41,11 @@ from training.calibration.fitting import (
 from training.calibration.labels import Labels, relabelled
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words, window_ends
+from training.models.config import PossmConfig
 from training.models.families import Model, build
-from training.models.possm import PossmConfig
 from training.pretraining import runs
 from training.pretraining.optimizer import Optimizers, build_optimizers
-from training.pretraining.pretrain import window_source
+from training.pretraining.scoring import window_source
 
 Method = Literal["units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]

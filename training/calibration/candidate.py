@@ -24,7 +24,7 @@ import torch
 
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.gate import Evidence
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines.linear import Kind, fit_linear
 from training.calibration.adapt import (
     Adapted,

@@ -18,10 +18,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle
 from decoder.errors import TrainingError
 from decoder.gate import Evidence
-from streaming.sessions.format import Floats, Session, duration_s, intersect, time_after
+from streaming.sessions.intervals import duration_s, intersect, time_after
+from streaming.sessions.session import Session
 from training.evaluation.offline import Decoded, decode_split
 
 log = logging.getLogger("volition.crossval")

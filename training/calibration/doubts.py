@@ -12,10 +12,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import KalmanTables, RidgeTables
 from decoder.errors import TrainingError
-from streaming.sessions.format import Floats, Session, duration_s
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Session
 from training.calibration.crossval import Compared, folds
 from training.data.tuning import LOG_RATE_SCALE
 from training.pretraining import runs

@@ -23,7 +23,7 @@ from decoder.score import pooled_r2
 from training.data.windows import WindowSource
 from training.models.families import Config, Model, forward
 from training.pretraining.optimizer import Optimizers
-from training.pretraining.pretrain import decode_windows
+from training.pretraining.scoring import decode_windows
 
 CHECK_STEP_S = 0.1  # between scored times of the held-out fifth
 MAX_NORM = 1.0  # the gradient is clipped to this norm

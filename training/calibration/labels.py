@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from decoder.arrays import Bools, Floats
 from decoder.errors import TrainingError
-from streaming.sessions.format import Floats, Session, intersect
+from streaming.sessions.intervals import intersect
+from streaming.sessions.session import Session
 
-Bools = NDArray[np.bool_]
 Labels = Literal["kinematics", "intention", "retrospective"]
 LABELS: tuple[Labels, ...] = ("kinematics", "intention", "retrospective")
 HOLD_RADIUS_M = 0.01  # closer to the target counts as holding

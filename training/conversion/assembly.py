@@ -9,19 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import ImportFailedError, SessionError
-from streaming.sessions.format import (
-    Floats,
-    Ints,
-    Session,
-    Trials,
-    check,
-    continuous_domain,
-    sorted_spikes,
-    velocity_of,
-    with_domains,
-)
+from streaming.sessions.checks import check
+from streaming.sessions.intervals import continuous_domain, with_domains
+from streaming.sessions.kinematics import velocity_of
 from streaming.sessions.plausible import AGREES, FOLLOWS, STRANGE, agreement, judged
+from streaming.sessions.session import Session, Trials, sorted_spikes
 from streaming.sessions.stamps import in_order, placed
 from training.conversion.options import ImportOptions
 from training.conversion.track import Track

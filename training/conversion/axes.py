@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import ImportFailedError
 from streaming.lengths import metres_in
-from streaming.sessions.format import Floats
 
 _ITEM = (
     r"(?<![\w.])[+-]?(?:[a-z]+[_ ])??(?:x|y|z|t|time|timestamps?|horizontal|vertical|depth)\d?"

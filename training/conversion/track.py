@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streaming.sessions.format import Floats
+from decoder.arrays import Floats
 from training.conversion.axes import XY, Columns
 
 EFFECTORS = ("cursor", "hand", "finger", "eye")  # in order of preference

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle
-from streaming.sessions.format import Floats, Session, Split, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Session, Split
 from training.baselines.kalman import Kalman
 from training.baselines.ridge import BIN_S, LONGEST_S, Ridge, Score, r2
 from training.evaluation.offline import Decoded, decode_split, index_in_bundle

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.errors import TrainingError
-from decoder.runtimes.base import Runtime, RuntimeSettings, open_runtime
-from streaming.sessions.format import Floats, Ints, Session, Split
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
+from streaming.sessions.session import Session, Split
 
 
 @dataclass(frozen=True, kw_only=True)

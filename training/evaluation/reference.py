@@ -15,13 +15,14 @@ from torch_brain.models.poyo import (
     create_start_end_unit_tokens,
 )
 
+from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle
-from streaming.sessions.format import Floats
 from training.exports.export import export_model
 from training.models import possm
+from training.models.config import ModelConfig, PossmConfig
+from training.models.encoder import SPIKE, START
 from training.models.families import Config, Model, build, family, preset
-from training.models.possm import Possm, PossmConfig
-from training.models.poyo import SPIKE, START, ModelConfig
+from training.models.possm import Possm
 from training.pretraining import runs
 
 

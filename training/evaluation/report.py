@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from streaming.sessions.format import Floats
+from decoder.arrays import Floats
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.page import PAGE, svg, write_page
 

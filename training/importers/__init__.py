@@ -28,8 +28,11 @@ from pathlib import Path
 
 from decoder.errors import ImportFailedError
 from streaming.recording.raw import SUFFIX, read_recording
-from streaming.sessions.format import MIN_GAP_S, TOO_FAST, Session, intersect, load, with_domains
+from streaming.sessions.format import load
+from streaming.sessions.intervals import MIN_GAP_S, intersect, with_domains
+from streaming.sessions.layout import TOO_FAST
 from streaming.sessions.plausible import judged
+from streaming.sessions.session import Session
 from training.conversion.options import ImportOptions
 from training.conversion.track import EFFECTORS
 from training.conversion.units import parse_length_unit

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import ImportFailedError, SessionError
-from streaming.sessions.format import Floats, Session, Trials
+from streaming.sessions.session import Session, Trials
 from streaming.units import repeated_units
 from training.conversion.assembly import Parts, assemble
 from training.conversion.options import ImportOptions

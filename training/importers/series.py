@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import ImportFailedError
 from streaming.lengths import is_speed, metres_in
-from streaming.sessions.format import Floats
 from training.conversion.axes import signed, xy
 from training.conversion.options import NONE, ImportOptions
 from training.conversion.reader_warnings import first_line

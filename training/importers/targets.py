@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streaming.sessions.format import Floats
+from decoder.arrays import Floats
 from training.conversion.axes import XY, named_axes, signed
 from training.conversion.track import Track
 from training.conversion.units import units_in

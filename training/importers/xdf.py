@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from decoder.errors import ImportFailedError, SessionError
-from streaming.sessions.format import Session
-from streaming.sessions.trials import trials_of
+from streaming.recording.markers import trials_of
+from streaming.sessions.session import Session
 from training.conversion.assembly import Parts, assemble
 from training.conversion.options import ImportOptions
 from training.conversion.reader_warnings import as_notes, collect_warnings, first_line

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streaming.sessions.format import Floats, Ints
+from decoder.arrays import Floats, Ints
 from training.importers.xdf_chunks import open_sound
 from training.importers.xdf_streams import Stream, field_of
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import ImportFailedError
 from streaming.columns import COLUMNS, NO_UNIT, names_no_unit
-from streaming.sessions.format import Floats
 from training.conversion.options import NONE, ImportOptions
 from training.conversion.track import Track
 from training.conversion.units import is_arbitrary, metres_per_unit

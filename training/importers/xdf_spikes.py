@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import ImportFailedError
-from streaming.sessions.format import Floats, Ints
 from streaming.sessions.stamps import spikes_on_line
 from streaming.units import repeated_units
 from training.importers.xdf_streams import (

@@ -15,9 +15,11 @@ import torch
 from rich.console import Console
 
 from streaming.sessions import format as sessions
+from streaming.sessions.intervals import duration_s
 from training.pretraining.fabric import launch
 from training.pretraining.memory import keep_freed_memory
-from training.pretraining.pretrain import PretrainSettings, Trainer
+from training.pretraining.settings import PretrainSettings
+from training.pretraining.trainer import Trainer
 
 WARM_UP = 3  # untimed steps
 
@@ -57,7 +59,7 @@ def bench_corpus(
     return {
         "sessions": len(corpus),
         "units": sum(session.n_units for session in corpus),
-        "hours": sum(sessions.duration_s(session.domain) for session in corpus) / 3600,
+        "hours": sum(duration_s(session.domain) for session in corpus) / 3600,
         "gigabytes": sum(path.stat().st_size for path in sessions.find(folder)) / 1e9,
         "open_s": opened_s,
         "memory_mb": {"opening": opened_mb, "training": grown_mb},

@@ -30,9 +30,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.memory.tokens import embed
-from decoder.runtimes.base import RuntimeSettings, open_runtime
 from decoder.runtimes.device import BucketedGraph
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 
 PRESETS = ("rt", "poyo-1.3m", "poyo-11.8m", "stream", "stream-8m")
 RATES_HZ = (2_000, 20_000)
@@ -41,8 +43,6 @@ TOLERANCE = 1e-3  # of the output scale, which is 1 for random models
 N_PARITY = (0, 1, 777, 4_096, 20_000)  # spikes
 GRAPH = "device.onnx"
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Decode = Callable[[Ints, Floats], NDArray[Any]]
 
 

@@ -21,8 +21,9 @@ from decoder.errors import TrainingError
 from training.data.simulate import simulate
 from training.data.windows import Batch, OutputScale, WindowSource, unit_words
 from training.models.attention import padded
+from training.models.config import ModelConfig
 from training.models.families import build, preset
-from training.models.poyo import ModelConfig, forward
+from training.models.poyo import forward
 from training.pretraining.memory import keep_freed_memory
 
 MEAN_RATE_HZ = 12.0  # of simulated units

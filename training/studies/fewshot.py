@@ -26,7 +26,7 @@ from rich.console import Console
 from decoder.errors import TrainingError
 from decoder.files import write_text
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines.ridge import r2, ridge_score
 from training.calibration.adapt import (
     AdaptSettings,
@@ -39,7 +39,8 @@ from training.evaluation.plots import COLOURS, finish
 from training.exports.export import export_model
 from training.models.families import Model
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 TICK_S = 0.05  # between scored instants
 STEPS_ON_ALL = 400

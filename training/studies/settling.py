@@ -17,17 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from decoder.files import write_text
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Floats, Session
+from streaming.sessions.session import Session
 from training.baselines.ridge import r2
 from training.data.windows import WindowPlan
 from training.evaluation.plots import finish
 from training.models import families
-from training.models.possm import PossmConfig
+from training.models.config import PossmConfig
 from training.pretraining import runs
-from training.pretraining.pretrain import window_source
+from training.pretraining.scoring import window_source
 
 STEP_S = 0.05  # between ages
 START_EVERY_S = 0.1  # between fresh states

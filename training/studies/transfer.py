@@ -23,10 +23,11 @@ from rich.console import Console
 from decoder.errors import TrainingError
 from decoder.files import write_text
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.evaluation.plots import finish
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 from training.studies.fewshot import identified, ridge_on
 
 SECONDS = 40.0

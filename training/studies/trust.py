@@ -30,20 +30,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.errors import TrainingError
 from decoder.files import write_text
 from decoder.gate import Answer, Evidence, decide
 from decoder.score import pooled_r2
 from streaming.sessions import format as sessions
-from streaming.sessions.format import (
-    Floats,
-    Session,
-    duration_s,
-    intersect,
-    sorted_spikes,
-    time_after,
-)
+from streaming.sessions.intervals import duration_s, intersect, time_after
+from streaming.sessions.session import Session, sorted_spikes
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
 from training.calibration.candidate import Plan, prepare, train_candidate
