@@ -1,4 +1,4 @@
-"""The plot of R² against compute, from a real run's history."""
+"""The plot of R² over training time, from the history of a real run."""
 
 from __future__ import annotations
 

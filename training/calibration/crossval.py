@@ -4,7 +4,7 @@ The labelled time is split into `N_FOLDS` folds. Each fold is decoded by a model
 others with the same method, with checkpoint and method chosen within those. The active decoder
 decodes the same instants. So every labelled second contributes to the comparison, and none of them
 was used to train or choose the model that decodes it. The candidate is trained on all seconds
-(`training.calibration.learn`), more than any of these models, so the estimate is conservative.
+(`training.calibration.candidate`), more than any of these models, so the estimate is conservative.
 
 Training is in `training.calibration.adapt`, the decision in `decoder.gate`.
 """

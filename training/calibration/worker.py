@@ -33,8 +33,8 @@ from streaming.wire.lines import (
 )
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
+from training.calibration.candidate import Plan, Ready, prepare, train_candidate
 from training.calibration.labels import Labels, relabelled
-from training.calibration.learn import Plan, Ready, judged, prepare
 from training.pretraining.memory import keep_freed_memory
 
 log = logging.getLogger("volition.worker")
@@ -68,7 +68,7 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     session = whole(relabelled(sessions.load(order.session), order.labels))
     active = open_bundle(order.active) if order.active else None
     plan = Plan(method=order.method, allowed_s=order.allowed_s, seed=order.seed)
-    done = judged(session, active, Path(order.output), plan, ready, Report())
+    done = train_candidate(session, active, Path(order.output), plan, ready, Report())
     took_s = time.monotonic() - began
     log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
              done.evidence.active_r2(), done.doubts)  # fmt: skip

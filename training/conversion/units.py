@@ -18,7 +18,7 @@ EXPECTED = "m, cm, mm, another unit of length, or metres per unit (such as 0.000
 _SPIKE_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
-def factor_asked(unit: str) -> float:
+def parse_length_unit(unit: str) -> float:
     """Metres per unit, from the value of `--unit`: a word or a number."""
     metres = metres_in(unit)
     if metres is None:
@@ -31,7 +31,7 @@ def factor_asked(unit: str) -> float:
     return metres
 
 
-def seconds_asked(unit: str) -> float:
+def parse_time_unit(unit: str) -> float:
     """Seconds per unit of spike times, from `--spike-unit`: `ms`, `us`, or samples per second."""
     try:
         seconds = _SPIKE_UNITS[unit] if unit in _SPIKE_UNITS else 1.0 / float(unit)
@@ -57,30 +57,30 @@ def units_in(text: str) -> dict[str, float]:
     return {word: metres for word in words if (metres := metres_in(word)) is not None}
 
 
-def factor_said(
-    word: str, conversion: float, *, speed: bool, asked: str | None, what: str, notes: list[str]
+def metres_per_unit(
+    word: str, conversion: float, *, speed: bool, override: str | None, what: str, notes: list[str]
 ) -> float:
     """Metres (or m/s) per unit of the file, after its conversion and offset.
 
-    word: the file's unit. asked: `--unit`, which overrides it. what: the series, for messages.
+    word: the file's unit. override: `--unit`, which overrides it. what: the series, for messages.
     Raises ImportFailedError if neither gives the unit.
     """
-    if asked is not None:
-        metres = factor_asked(asked)
+    if override is not None:
+        metres = parse_length_unit(override)
         if metres_in(word) != metres:
-            notes.append(f"{what}: unit {asked} from --unit; the file has {word!r}")
+            notes.append(f"{what}: unit {override} from --unit; the file has {word!r}")
         return metres
     if is_arbitrary(word):
         notes.append(f"{what} is in arbitrary units ({word!r}); imported unchanged")
         return 1.0
-    said = metres_in(word)
-    if said is None or (is_speed(word) and not speed):
-        said_what = "has no unit" if says_nothing(word) else f"is in {word!r}"
+    stated = metres_in(word)
+    if stated is None or (is_speed(word) and not speed):
+        problem = "has no unit" if says_nothing(word) else f"is in {word!r}"
         raise ImportFailedError(
-            f"{what} {said_what}; expected a unit of {'speed' if speed else 'length'}. "
+            f"{what} {problem}; expected a unit of {'speed' if speed else 'length'}. "
             f"Give it with --unit: {EXPECTED}"
         )
-    if conversion != 1.0 and math.isclose(conversion, said):
+    if conversion != 1.0 and math.isclose(conversion, stated):
         raise ImportFailedError(
             f"{what} has the unit {word!r} and a conversion of {conversion:g}, which already "
             f"converts {word} to SI units: are the converted values in SI units or in {word}? "
@@ -88,6 +88,6 @@ def factor_said(
         )
     if speed and not is_speed(word):
         notes.append(f"{what} has {word!r} as its unit of speed; read as {word} per second")
-    if said != 1.0:
+    if stated != 1.0:
         notes.append(f"{what} converted from {word}")
-    return said
+    return stated

@@ -33,13 +33,20 @@ from streaming.sessions.intervals import MIN_GAP_S, intersect, with_domains
 from streaming.sessions.layout import TOO_FAST
 from streaming.sessions.plausible import judged
 from streaming.sessions.session import Session
-from training.conversion.asked import Asked
+from training.conversion.options import ImportOptions
 from training.conversion.track import EFFECTORS
-from training.conversion.units import factor_asked
+from training.conversion.units import parse_length_unit
 from training.importers.nwb import import_nwb
 from training.importers.xdf import import_xdf
 
-__all__ = ["EFFECTORS", "Asked", "import_nwb", "import_recording", "import_xdf", "in_metres"]
+__all__ = [
+    "EFFECTORS",
+    "ImportOptions",
+    "import_nwb",
+    "import_recording",
+    "import_xdf",
+    "in_metres",
+]
 
 
 def import_recording(
@@ -62,13 +69,13 @@ def import_recording(
     spikes_outside: accept files with most spikes outside the kinematics' time span.
     """
     path = Path(path)
-    asked = Asked(
+    options = ImportOptions(
         position=position, velocity=velocity, unit=unit, columns=columns, spike_unit=spike_unit,
         spikes_outside=spikes_outside,
     )  # fmt: skip
-    asked.check()
+    options.check()
     if path.is_dir():
-        return _import_folder(path, asked)
+        return _import_folder(path, options)
     readers = {".nwb": import_nwb, ".xdf": import_xdf, ".h5": _import_session}
     if path.suffix.lower() not in readers:
         raise ImportFailedError(
@@ -76,12 +83,12 @@ def import_recording(
         )
     if not path.is_file():
         raise ImportFailedError(f"{path}: no such file")
-    return readers[path.suffix.lower()](path, asked)
+    return readers[path.suffix.lower()](path, options)
 
 
 def in_metres(session: Session, unit: str) -> Session:
     """The session with kinematics and targets converted from `unit` to metres and m/s."""
-    scale, trials = factor_asked(unit), session.trials
+    scale, trials = parse_length_unit(unit), session.trials
     if trials is not None and trials.target_pos is not None:
         trials = replace(trials, target_pos=trials.target_pos * scale)
     return replace(
@@ -96,20 +103,22 @@ def in_metres(session: Session, unit: str) -> Session:
     )
 
 
-def _import_session(path: Path, asked: Asked) -> Session:
-    if asked.position or asked.velocity or asked.spike_unit:
+def _import_session(path: Path, options: ImportOptions) -> Session:
+    if options.position or options.velocity or options.spike_unit:
         raise ImportFailedError(
             f"{path}: a session file has one cursor and times in seconds; drop --position, "
             "--velocity and --spike-unit"
         )
-    session = _inside_kinematics(load(path, columns=asked.columns, repair=True))
-    if asked.unit is not None:
-        session = in_metres(session, asked.unit)
+    session = _inside_kinematics(load(path, columns=options.columns, repair=True))
+    if options.unit is not None:
+        session = in_metres(session, options.unit)
     else:
         session = replace(
             session, notes=tuple(n for n in session.notes if not n.startswith(TOO_FAST))
         )
-    return judged(session, sure_of_unit=asked.unit is not None, sure_of_times=asked.spikes_outside)
+    return judged(
+        session, sure_of_unit=options.unit is not None, sure_of_times=options.spikes_outside
+    )
 
 
 def _inside_kinematics(session: Session) -> Session:
@@ -133,16 +142,16 @@ def _inside_kinematics(session: Session) -> Session:
     return replace(session, train_domain=train, valid_domain=valid, test_domain=test)
 
 
-def _import_folder(path: Path, asked: Asked) -> Session:
+def _import_folder(path: Path, options: ImportOptions) -> Session:
     """Import an interrupted recording; reject other folders with a specific error."""
     if path.suffix == SUFFIX or (path / "about.json").is_file():
-        if asked.names_anything():
+        if options.names_anything():
             raise ImportFailedError(
                 f"{path}: a recording has one cursor and times in seconds; expected no options "
                 "except --unit and --spikes-outside"
             )
-        metres = None if asked.unit is None else factor_asked(asked.unit)
-        return read_recording(path, metres=metres, sure_of_times=asked.spikes_outside)
+        metres = None if options.unit is None else parse_length_unit(options.unit)
+        return read_recording(path, metres=metres, sure_of_times=options.spikes_outside)
     if any((path / name).exists() for name in (".zgroup", ".zattrs", ".zmetadata", "zarr.json")):
         raise ImportFailedError(
             f"{path}: a Zarr folder; expected one HDF5 file. Open it with hdmf_zarr's NWBZarrIO, "

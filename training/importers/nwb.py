@@ -13,12 +13,12 @@ from decoder.arrays import Floats
 from decoder.errors import ImportFailedError, SessionError
 from streaming.sessions.session import Session, Trials
 from streaming.units import repeated_units
-from training.conversion.asked import Asked
-from training.conversion.assemble import Parts, assemble
-from training.conversion.complaints import as_notes, complaints, first_line
+from training.conversion.assembly import Parts, assemble
+from training.conversion.options import ImportOptions
+from training.conversion.reader_warnings import as_notes, collect_warnings, first_line
 from training.conversion.track import Track
-from training.conversion.units import seconds_asked
-from training.importers.series import Series, all_series, chosen, read
+from training.conversion.units import parse_time_unit
+from training.importers.series import Series, all_series, choose, read
 from training.importers.targets import targets_of
 
 TELLING_ID = 3  # characters; a shorter session id, or one without a letter, isn't distinctive
@@ -26,12 +26,12 @@ OBSERVED_S = 1e-3  # shorter breaks between observed intervals are ignored
 STRAY = 0.01  # share of the spikes that may lie outside the observed intervals
 
 
-def import_nwb(path: Path, asked: Asked | None = None) -> Session:
+def import_nwb(path: Path, options: ImportOptions | None = None) -> Session:
     """Read the spikes, cursor kinematics and trials of an NWB file."""
     from pynwb import NWBHDF5IO
 
-    asked = asked or Asked()
-    with complaints() as said:
+    options = options or ImportOptions()
+    with collect_warnings() as warned:
         try:
             io = NWBHDF5IO(str(path), "r")
         except Exception as error:  # h5py and hdmf raise OSError, KeyError, …
@@ -42,7 +42,7 @@ def import_nwb(path: Path, asked: Asked | None = None) -> Session:
             except Exception as error:  # TypeError, ConstructError, …
                 raise _unreadable(path, error) from error
             try:
-                parts = _parts(nwb, path, asked)
+                parts = _parts(nwb, path, options)
             except SessionError:
                 raise
             except Exception as error:  # h5py and numpy, if data don't match the schema
@@ -51,8 +51,8 @@ def import_nwb(path: Path, asked: Asked | None = None) -> Session:
                     "the file may be damaged, or not follow the NWB schema. Check it with "
                     "`pynwb-validate`"
                 ) from error
-    parts.notes[:0] = as_notes(said, "pynwb")
-    return assemble(parts, asked)
+    parts.notes[:0] = as_notes(warned, "pynwb")
+    return assemble(parts, options)
 
 
 def _unreadable(path: Path, error: Exception) -> ImportFailedError:
@@ -62,16 +62,16 @@ def _unreadable(path: Path, error: Exception) -> ImportFailedError:
     )
 
 
-def _parts(nwb: Any, path: Path, asked: Asked) -> Parts:
+def _parts(nwb: Any, path: Path, options: ImportOptions) -> Parts:
     notes: list[str] = []
-    unit_ids, unit_times = _units(nwb, path, asked, notes)
-    position, velocity = chosen(all_series(nwb, notes), asked, path, notes)
-    pos = read(position, "position", asked, path, notes) if position else None
-    vel = read(velocity, "velocity", asked, path, notes) if velocity else None
-    _name_frames(position, velocity, notes)
+    unit_ids, unit_times = _units(nwb, path, options, notes)
+    position, velocity = choose(all_series(nwb, notes), options, path, notes)
+    pos = read(position, "position", options, path, notes) if position else None
+    vel = read(velocity, "velocity", options, path, notes) if velocity else None
+    _note_frames(position, velocity, notes)
     start = nwb.session_start_time
     cuts = (*_unobserved(nwb.units, unit_times, notes), *_invalid(nwb, notes))
-    _name_tables(nwb, notes)
+    _note_tables(nwb, notes)
     return Parts(
         path=path,
         session_id=_session_id(nwb, path, notes),
@@ -105,13 +105,15 @@ def _session_id(nwb: Any, path: Path, notes: list[str]) -> str:
     return name
 
 
-def _name_frames(position: Series | None, velocity: Series | None, notes: list[str]) -> None:
+def _note_frames(position: Series | None, velocity: Series | None, notes: list[str]) -> None:
     frames = {s.frame: s.name for s in (position, velocity) if s and s.frame}
     if frames:
         notes.append("frame of reference: " + ", ".join(f"{n} {f!r}" for f, n in frames.items()))
 
 
-def _units(nwb: Any, path: Path, asked: Asked, notes: list[str]) -> tuple[list[str], list[Floats]]:
+def _units(
+    nwb: Any, path: Path, options: ImportOptions, notes: list[str]
+) -> tuple[list[str], list[Floats]]:
     if nwb.units is None or len(nwb.units) == 0:
         raise ImportFailedError(
             f"{path}: the file has no units; expected a units table with spike times"
@@ -125,9 +127,9 @@ def _units(nwb: Any, path: Path, asked: Asked, notes: list[str]) -> tuple[list[s
         np.asarray(nwb.units.get_unit_spike_times(i), dtype=np.float64)
         for i in range(len(nwb.units))
     ]
-    if asked.spike_unit is not None:
-        times = [t * seconds_asked(asked.spike_unit) for t in times]
-        notes.append(f"spike times converted from {asked.spike_unit} (--spike-unit)")
+    if options.spike_unit is not None:
+        times = [t * parse_time_unit(options.spike_unit) for t in times]
+        notes.append(f"spike times converted from {options.spike_unit} (--spike-unit)")
     return _unit_ids(nwb.units, path, notes), times
 
 
@@ -199,7 +201,7 @@ def _invalid(nwb: Any, notes: list[str]) -> list[tuple[float, float]]:
     return cuts
 
 
-def _name_tables(nwb: Any, notes: list[str]) -> None:
+def _note_tables(nwb: Any, notes: list[str]) -> None:
     names = [name for name in nwb.intervals if name not in ("trials", "invalid_times")]
     if names:
         notes.append(f"interval tables not imported: {', '.join(names[:10])}")

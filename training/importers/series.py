@@ -17,11 +17,11 @@ import numpy as np
 from decoder.arrays import Floats
 from decoder.errors import ImportFailedError
 from streaming.lengths import is_speed, metres_in
-from training.conversion.asked import NONE, Asked
 from training.conversion.axes import signed, xy
-from training.conversion.complaints import first_line
+from training.conversion.options import NONE, ImportOptions
+from training.conversion.reader_warnings import first_line
 from training.conversion.track import EFFECTORS, Track
-from training.conversion.units import factor_said, is_arbitrary, units_in
+from training.conversion.units import is_arbitrary, metres_per_unit, units_in
 
 MOST_LISTED = 12
 Kind = Literal["position", "velocity"]
@@ -147,15 +147,15 @@ def _paired(found: dict[str, Series]) -> dict[str, Series]:
     return pairs
 
 
-def chosen(
-    found: dict[str, Series], asked: Asked, path: Path, notes: list[str]
+def choose(
+    found: dict[str, Series], options: ImportOptions, path: Path, notes: list[str]
 ) -> tuple[Series | None, Series | None]:
     """Choose position and velocity of one effector; one of them may be None.
 
     Raises ImportFailedError if there is neither.
     """
-    position = _named(asked.position, found, path, "position")
-    velocity = _named(asked.velocity, found, path, "velocity")
+    position = _named(options.position, found, path, "position")
+    velocity = _named(options.velocity, found, path, "velocity")
     if position and velocity:
         if position.effector != velocity.effector:
             notes.append(
@@ -164,12 +164,12 @@ def chosen(
             )
         return position, velocity
     for effector in _candidates(position or velocity):
-        of_it = [s for s in found.values() if s.effector == effector]
-        pos = position or _first(of_it, "position", asked.position)
-        vel = velocity or _first(of_it, "velocity", asked.velocity)
+        same_effector = [s for s in found.values() if s.effector == effector]
+        pos = position or _first(same_effector, "position", options.position)
+        vel = velocity or _first(same_effector, "velocity", options.velocity)
         if pos or vel:
-            _tell_others(found, effector, (pos, vel), notes)
-            _tell_second(of_it, (pos, vel), notes)
+            _note_other_effectors(found, effector, (pos, vel), notes)
+            _note_alternatives(same_effector, (pos, vel), notes)
             return pos, vel
     raise ImportFailedError(
         f"{path}: no cursor kinematics; expected one of {_usual()} in processing/behavior, found "
@@ -177,25 +177,25 @@ def chosen(
     )
 
 
-def _named(asked: str | None, found: dict[str, Series], path: Path, what: str) -> Series | None:
-    if asked is None or asked == NONE:
+def _named(name: str | None, found: dict[str, Series], path: Path, what: str) -> Series | None:
+    if name is None or name == NONE:
         return None
-    if asked not in found:
+    if name not in found:
         raise ImportFailedError(
-            f"{path}: no series named {asked!r} for --{what}; found {listed(found)}"
+            f"{path}: no series named {name!r} for --{what}; found {listed(found)}"
         )
-    return found[asked]
+    return found[name]
 
 
 def _candidates(given: Series | None) -> list[tuple[str, ...]]:
     return [given.effector] if given else [(name,) for name in EFFECTORS]
 
 
-def _first(of_it: list[Series], kind: Kind, asked: str | None) -> Series | None:
+def _first(same_effector: list[Series], kind: Kind, name: str | None) -> Series | None:
     """The first series of a kind, preferably one with two axes."""
-    if asked == NONE:
+    if name == NONE:
         return None
-    fitting = [series for series in of_it if series.kind == kind]
+    fitting = [series for series in same_effector if series.kind == kind]
     return min(fitting, key=lambda s: len(s.parts) == 1 and _n_axes(s) < 2, default=None)
 
 
@@ -204,7 +204,7 @@ def _n_axes(series: Series) -> int:
     return int(shape[1]) if len(shape) > 1 else 1
 
 
-def _tell_others(
+def _note_other_effectors(
     found: dict[str, Series],
     effector: tuple[str, ...],
     taken: tuple[Series | None, Series | None],
@@ -222,14 +222,14 @@ def _tell_others(
         )
 
 
-def _tell_second(
-    of_it: list[Series], taken: tuple[Series | None, Series | None], notes: list[str]
+def _note_alternatives(
+    same_effector: list[Series], taken: tuple[Series | None, Series | None], notes: list[str]
 ) -> None:
     """Note series of the same effector and kind as a chosen one."""
     kinds = {s.kind: s.name for s in taken if s}
     notes += [
         f"{kinds[s.kind]} imported; also found: {s.name}. Choose with --{s.kind}"
-        for s in of_it if s.kind in kinds and s not in taken and _n_axes(s) > 1
+        for s in same_effector if s.kind in kinds and s not in taken and _n_axes(s) > 1
     ]  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def listed(found: dict[str, Series]) -> list[str]:
     return names if len(names) <= MOST_LISTED else [*names[:MOST_LISTED], "…"]
 
 
-def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str]) -> Track:
+def read(series: Series, kind: Kind, options: ImportOptions, path: Path, notes: list[str]) -> Track:
     """Read the columns x and y of a series in metres or m/s, with their timestamps."""
     parts = [_numbers(part, path) for part in series.parts]
     times, data = parts[0]
@@ -259,10 +259,10 @@ def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str])
     what = f"{path.name}: {series.name}"
     first = series.parts[0]
     texts = [str(getattr(first, field, None) or "") for field in ("description", "comments")]
-    columns = asked.columns if len(parts) == 1 else None
+    columns = options.columns if len(parts) == 1 else None
     here: list[str] = []
     chosen_columns = xy(data, times, [*texts, series.frame], columns=columns, what=what, notes=here)
-    scales = [_scale(part, kind, asked, what, here) for part in series.parts]
+    scales = [_scale(part, kind, options, what, here) for part in series.parts]
     notes += [note.replace(what, series.name, 1) for note in dict.fromkeys(here)]
     conversion, offset, metres = (np.array(column) for column in zip(*scales, strict=True))
     return Track(
@@ -279,7 +279,7 @@ def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str])
 
 
 def _scale(
-    part: Any, kind: Kind, asked: Asked, what: str, notes: list[str]
+    part: Any, kind: Kind, options: ImportOptions, what: str, notes: list[str]
 ) -> tuple[float, float, float]:
     conversion = float(1.0 if part.conversion is None else part.conversion)
     offset = float(part.offset or 0.0)
@@ -288,11 +288,11 @@ def _scale(
             f"{what} has conversion {conversion} and offset {offset}; expected finite numbers, and "
             "a conversion other than 0"
         )
-    if asked.unit is None:
+    if options.unit is None:
         _check_description(part, conversion, what)
-    metres = factor_said(
-        str(part.unit or ""), conversion, speed=kind == "velocity", asked=asked.unit, what=what,
-        notes=notes,
+    metres = metres_per_unit(
+        str(part.unit or ""), conversion, speed=kind == "velocity", override=options.unit,
+        what=what, notes=notes,
     )  # fmt: skip
     return conversion, offset, metres
 

@@ -126,10 +126,10 @@ def _in_metres(
     if position is None:
         notes.append("targets were left out: there is no position to compare them with")
         return None
-    if said := list(units_in(description).values()):
-        if said[0] != 1.0:
+    if stated := list(units_in(description).values()):
+        if stated[0] != 1.0:
             notes.append(f"targets converted to metres by their description ({description!r})")
-        return targets * said[0]
+        return targets * stated[0]
     as_stored = (targets * position.conversion + position.offset) * position.metres
     options = {
         LIKE_POSITION: as_stored,

@@ -16,10 +16,10 @@ import numpy as np
 from decoder.errors import ImportFailedError, SessionError
 from streaming.recording.markers import trials_of
 from streaming.sessions.session import Session
-from training.conversion.asked import Asked
-from training.conversion.assemble import Parts, assemble
-from training.conversion.complaints import as_notes, complaints, first_line
-from training.conversion.units import factor_asked
+from training.conversion.assembly import Parts, assemble
+from training.conversion.options import ImportOptions
+from training.conversion.reader_warnings import as_notes, collect_warnings, first_line
+from training.conversion.units import parse_length_unit
 from training.importers.xdf_chunks import open_sound
 from training.importers.xdf_clocks import put_clocks_right
 from training.importers.xdf_kinematics import (
@@ -47,21 +47,21 @@ from training.importers.xdf_streams import (
 )
 
 
-def import_xdf(path: Path, asked: Asked | None = None) -> Session:
+def import_xdf(path: Path, options: ImportOptions | None = None) -> Session:
     """Read a LabRecorder file with streams of spikes and kinematics.
 
-    asked: its position and velocity are prefixes of channel labels (default `pos`, `vel`).
+    options: its position and velocity are prefixes of channel labels (default `pos`, `vel`).
     """
     import pyxdf
 
-    asked = asked or Asked()
-    if asked.columns is not None or asked.spike_unit is not None:
+    options = options or ImportOptions()
+    if options.columns is not None or options.spike_unit is not None:
         raise ImportFailedError(
             f"{path}: XDF streams label their channels and have times in seconds; drop --columns "
             "and --spike-unit, and choose channels with --position and --velocity"
         )
     try:
-        with complaints(pyxdf.pyxdf.logger) as said:
+        with collect_warnings(pyxdf.pyxdf.logger) as warned:
             file, damage = open_sound(path)
             with file:
                 streams, header = pyxdf.load_xdf(file, dejitter_timestamps=False)
@@ -74,10 +74,10 @@ def import_xdf(path: Path, asked: Asked | None = None) -> Session:
     notes = [f"damaged (truncated?), skipped: {where}" for where in damage[:3]]
     if len(damage) > 3:
         notes.append(f"damaged, skipped: {len(damage) - 3} more chunks")
-    notes += as_notes([line for line in said if "clock-segments differ" not in line], "pyxdf")
+    notes += as_notes([line for line in warned if "clock-segments differ" not in line], "pyxdf")
     notes += stepped
     try:
-        parts = _parts(streams, header, path, asked, notes)
+        parts = _parts(streams, header, path, options, notes)
     except SessionError:
         raise
     except Exception as error:  # any shape of description and samples
@@ -86,25 +86,27 @@ def import_xdf(path: Path, asked: Asked | None = None) -> Session:
             f"{stream_list(streams)}. Expected streams as described in docs/STREAMS.md"
         ) from error
     try:
-        return assemble(parts, asked)
+        return assemble(parts, options)
     except SessionError as error:
         clocks = "".join(f". Note: {note}" for note in parts.notes if "no clock offsets" in note)
         raise ImportFailedError(f"{error}{clocks}") from error
 
 
-def _parts(streams: list[Stream], header: Any, path: Path, asked: Asked, notes: list[str]) -> Parts:
+def _parts(
+    streams: list[Stream], header: Any, path: Path, options: ImportOptions, notes: list[str]
+) -> Parts:
     if any("footer" not in stream for stream in streams):
         notes.append("the file is truncated; the samples before the end were imported")
     spikes = by_sender(of_type(streams, (SPIKES, EVENTS, COUNTS), path, notes), notes)
     kinematics = one_effector(
-        by_sender(kinematics_streams(streams, path, asked, notes), notes), notes
+        by_sender(kinematics_streams(streams, path, options, notes), notes), notes
     )
     note_other_types(streams, [*spikes, kinematics], notes)
     unit_ids, unit_times = units_of(spikes, path, notes)
-    times, columns, arbitrary = kinematics_of(kinematics, path, asked, notes)
+    times, columns, arbitrary = kinematics_of(kinematics, path, options, notes)
     compare_clocks([*spikes, kinematics], notes)
     _compare_markers(streams, kinematics, notes)
-    metres = 1.0 if asked.unit is None else factor_asked(asked.unit)
+    metres = 1.0 if options.unit is None else parse_length_unit(options.unit)
     order = np.argsort(times, kind="stable")
     return Parts(
         path=path,

@@ -121,12 +121,12 @@ def _header_problem(raw: bytes, stream: int, sound: Sound) -> str | None:
     if problem := _xml_problem(raw, "info"):
         return problem
     info = fromstring(raw.decode("utf-8", "replace"))
-    said = {name: (info.findtext(name) or "") for name in LEAST_HEADER}
+    fields = {name: (info.findtext(name) or "") for name in LEAST_HEADER}
     try:
-        n_channels, _ = int(said["channel_count"]), float(said["nominal_srate"])
+        n_channels, _ = int(fields["channel_count"]), float(fields["nominal_srate"])
     except ValueError:
         return "describes a stream without a channel count or rate"
-    kind = said["channel_format"]
+    kind = fields["channel_format"]
     if n_channels < 0 or (kind != "string" and kind not in BYTES):
         return f"describes a stream with {n_channels} channels of type {kind[:40]!r}"
     if stream in sound.headers:

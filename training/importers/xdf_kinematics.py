@@ -11,9 +11,9 @@ import numpy as np
 from decoder.arrays import Floats
 from decoder.errors import ImportFailedError
 from streaming.columns import COLUMNS, NO_UNIT, names_no_unit
-from training.conversion.asked import NONE, Asked
+from training.conversion.options import NONE, ImportOptions
 from training.conversion.track import Track
-from training.conversion.units import factor_said, is_arbitrary
+from training.conversion.units import is_arbitrary, metres_per_unit
 from training.importers.xdf_streams import (
     KINEMATICS,
     Source,
@@ -28,13 +28,13 @@ from training.importers.xdf_streams import (
 
 
 def kinematics_streams(
-    streams: list[Stream], path: Path, asked: Asked, notes: list[str]
+    streams: list[Stream], path: Path, options: ImportOptions, notes: list[str]
 ) -> list[Stream]:
     """Streams of type `Kinematics`, else streams of other types with matching channel labels."""
     found = [s for s in streams if field_of(s, "type") == KINEMATICS and has_data(s)]
     if found:
         return found
-    wanted = (asked.position or "pos", asked.velocity or "vel")
+    wanted = (options.position or "pos", options.velocity or "vel")
     named = [
         s for s in streams if any(_axes_of(p, channel_labels(s)) for p in wanted) and has_data(s)
     ]
@@ -46,15 +46,19 @@ def kinematics_streams(
 
 
 def kinematics_of(
-    source: Source, path: Path, asked: Asked, notes: list[str]
+    source: Source, path: Path, options: ImportOptions, notes: list[str]
 ) -> tuple[Floats, dict[str, Floats], bool]:
     """Times (n,); columns (n, 2) in SI units; whether the units are arbitrary.
 
     The columns are in a dictionary by `pos`, `vel` and `target`, with NaN for parts without them.
     """
-    prefixes = {"pos": asked.position or "pos", "vel": asked.velocity or "vel", "target": "target"}
+    prefixes = {
+        "pos": options.position or "pos",
+        "vel": options.velocity or "vel",
+        "target": "target",
+    }
     here: list[str] = []
-    read = [_columns(part, prefixes, path, asked, here) for part in source.parts]
+    read = [_columns(part, prefixes, path, options, here) for part in source.parts]
     notes += dict.fromkeys(here)
     times = np.concatenate([np.asarray(p["time_stamps"], dtype=np.float64) for p in source.parts])
     columns: dict[str, Floats] = {}
@@ -93,7 +97,7 @@ def _axes_of(prefix: str, labels: Sequence[str]) -> list[str] | None:
 
 
 def _columns(
-    stream: Stream, prefixes: dict[str, str], path: Path, asked: Asked, notes: list[str]
+    stream: Stream, prefixes: dict[str, str], path: Path, options: ImportOptions, notes: list[str]
 ) -> dict[str, Floats]:
     labels, words = channel_labels(stream), channel_units(stream)
     unnamed = names_no_unit(zip(labels, words, strict=True))
@@ -118,13 +122,13 @@ def _columns(
                 f"{path}: the stream describes {len(labels)} channels, but its samples have "
                 f"{samples.shape[1]} values; expected the same number"
             )
-        if set(wanted) <= set(COLUMNS) and asked.unit is None and unnamed:
+        if set(wanted) <= set(COLUMNS) and options.unit is None and unnamed:
             notes.append(NO_UNIT)
             found[kind] = samples[:, at].astype(np.float64)
             continue
         metres = [
-            factor_said(words[i], 1.0, speed=kind == "vel", asked=asked.unit, what=what,
-                        notes=notes)
+            metres_per_unit(words[i], 1.0, speed=kind == "vel", override=options.unit, what=what,
+                            notes=notes)
             for i, what in zip(at, wanted, strict=True)
         ]  # fmt: skip
         found[kind] = samples[:, at].astype(np.float64) * np.array(metres)
@@ -132,6 +136,7 @@ def _columns(
 
 
 def track_of(source: Source, times: Floats, values: Floats | None, arbitrary: bool) -> Track | None:
+    """The track of one column pair, already in SI units; None without values."""
     if values is None:
         return None
     return Track(

@@ -18,7 +18,7 @@ from training.conversion.track import EFFECTORS
 SPIKES, EVENTS, COUNTS = "Spikes", "SpikeEvents", "SpikeCounts"
 KINEMATICS, MARKERS = "Kinematics", "Markers"
 OVERLAP_S = 1.0  # the streams of a restarted sender may overlap by this
-SHIFT_S = 2.0  # clocks differ if both ends of the streams differ by more
+SHIFT_S = 2.0  # shifts above this are noted if both ends of the streams agree this closely
 MOST_LISTED = 10  # streams named in one message
 
 Stream = dict[str, Any]
@@ -69,7 +69,7 @@ def of_type(
 
 
 def note_other_types(streams: list[Stream], taken: list[Source], notes: list[str]) -> None:
-    """Note streams of types that are never imported."""
+    """Note streams of other types; unused streams of imported types are noted at their choice."""
     parts = [part for source in taken for part in source.parts]
     read = (SPIKES, EVENTS, COUNTS, KINEMATICS, MARKERS)
     others = [
@@ -111,7 +111,7 @@ def by_sender(streams: list[Stream], notes: list[str]) -> list[Source]:
             away = ", ".join(f"{end - start:.1f} s" for start, end in source.gaps())
             notes.append(
                 f"stream {source.name!r} has {len(source.parts)} parts (its sender was restarted); "
-                f"joined, with gaps of {away or '0 s'}"
+                f"joined, gaps: {away or 'none'}"
             )
     at = {id(stream): place for place, stream in enumerate(streams)}
     return sorted(sources, key=lambda source: at[id(source.parts[0])])

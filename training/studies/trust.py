@@ -41,7 +41,7 @@ from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session, sorted_spikes
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
-from training.calibration.learn import Plan, judged, prepare
+from training.calibration.candidate import Plan, prepare, train_candidate
 from training.data.simulate import simulate
 from training.evaluation.offline import decode_split
 
@@ -205,8 +205,8 @@ class Study:
         active = self._active(session, trial)
         start_s = float(rng.uniform(0, duration_s(session.train_domain) - trial.seconds))
         made = MAKE[trial.fault](_part(session, start_s, trial.seconds), other, rng)
-        candidate, verdict, said = self.calibrate(made, active)
-        row: Row = vars(trial) | said | {
+        candidate, verdict, evidence = self.calibrate(made, active)
+        row: Row = vars(trial) | evidence | {
             "day": session.session_id, "answer": verdict,
             "r2_active": r2_on_test(active, test), "r2_candidate": r2_on_test(candidate, test),
         }  # fmt: skip
@@ -216,7 +216,7 @@ class Study:
     def calibrate(self, session: Session, active: Bundle) -> tuple[Bundle, Answer, Row]:
         """Calibrate as in the server; returns the candidate, the gate's answer, and its reasons."""
         path = self._folder / "candidate.bundle"
-        done = judged(session, active, path, self._plan, self._ready)
+        done = train_candidate(session, active, path, self._plan, self._ready)
         verdict = decide(done.evidence, Evidence.none(), done.doubts)
         better = done.evidence.better_by()
         return done.made, verdict.answer, {
@@ -235,7 +235,7 @@ class Study:
         path = self._folder / f"{session.session_id}-{trial.own}.bundle"
         if not path.exists():
             seconds = OWN_S if trial.own else LITTLE_S
-            judged(_part(session, start_s, seconds), None, path, self._plan, self._ready)
+            train_candidate(_part(session, start_s, seconds), None, path, self._plan, self._ready)
         return open_bundle(path)
 
 

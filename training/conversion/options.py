@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from decoder.errors import ImportFailedError
-from training.conversion.units import factor_asked, seconds_asked
+from training.conversion.units import parse_length_unit, parse_time_unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ImportOptions:
     """Options of an import, as `import_recording` takes them."""
 
     position: str | None = None
@@ -22,9 +22,9 @@ class Asked:
     def check(self) -> None:
         """Raise ImportFailedError if an option is invalid."""
         if self.unit is not None:
-            factor_asked(self.unit)
+            parse_length_unit(self.unit)
         if self.spike_unit is not None:
-            seconds_asked(self.spike_unit)
+            parse_time_unit(self.spike_unit)
         if self.columns is not None and (
             0 in self.columns or abs(self.columns[0]) == abs(self.columns[1])
         ):

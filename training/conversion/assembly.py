@@ -17,7 +17,7 @@ from streaming.sessions.kinematics import velocity_of
 from streaming.sessions.plausible import AGREES, FOLLOWS, STRANGE, agreement, judged
 from streaming.sessions.session import Session, Trials, sorted_spikes
 from streaming.sessions.stamps import in_order, placed
-from training.conversion.asked import Asked
+from training.conversion.options import ImportOptions
 from training.conversion.track import Track
 
 LONGEST_ID = 100  # characters of a session id
@@ -49,7 +49,7 @@ class Parts:
     can_convert: bool = False
 
 
-def assemble(parts: Parts, asked: Asked) -> Session:
+def assemble(parts: Parts, options: ImportOptions) -> Session:
     """Make a session of a file's parts. Raises ImportFailedError if that is impossible."""
     notes, path = parts.notes, parts.path
     unit_times = _finite(parts.unit_times, notes)
@@ -86,10 +86,10 @@ def assemble(parts: Parts, asked: Asked) -> Session:
         source=parts.source,
         notes=tuple(notes),
     )
-    sure = asked.unit is not None or parts.arbitrary
+    sure = options.unit is not None or parts.arbitrary
     try:
         session = judged(
-            check(session), sure_of_unit=sure, sure_of_times=asked.spikes_outside,
+            check(session), sure_of_unit=sure, sure_of_times=options.spikes_outside,
             can_convert=parts.can_convert, compared=True,
         )  # fmt: skip
         return with_domains(session)

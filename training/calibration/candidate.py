@@ -35,7 +35,7 @@ from training.calibration.adapt import (
     hold_out_last_fifth,
 )
 from training.calibration.crossval import N_FOLDS, cross_validate
-from training.calibration.plausible import doubts
+from training.calibration.doubts import doubts
 from training.data.simulate import simulate
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
@@ -69,11 +69,11 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Candidate:
     """The candidate of a calibration, with the evidence for and against it.
 
     method: the method whose result was kept.
-    doubts: warnings for the operator (`training.calibration.plausible`).
+    doubts: warnings for the operator (`training.calibration.doubts`).
     """
 
     made: Bundle
@@ -104,10 +104,10 @@ def unknown_to(record: runs.RunRecord, session: Session) -> Session:
     return replace(session, session_id=name)
 
 
-def judged(
+def train_candidate(
     session: Session, active: Bundle | None, path: Path, plan: Plan, ready: Ready,
     on_step: OnStep = lambda share, r2, phase: None,
-) -> Judged:  # fmt: skip
+) -> Candidate:  # fmt: skip
     """Train on a session's training domain, and compare with the active decoder.
 
     path: where the candidate's bundle is written.
@@ -122,7 +122,7 @@ def judged(
             session, active,
         )  # fmt: skip
     made, method = learned.all(session, path)
-    return Judged(
+    return Candidate(
         made=made,
         method=method,
         evidence=compared.evidence() if compared else Evidence.none(),

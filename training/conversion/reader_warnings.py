@@ -12,7 +12,7 @@ LONGEST = 300  # characters of a warning
 
 
 @contextmanager
-def complaints(logger: logging.Logger | None = None) -> Iterator[list[str]]:
+def collect_warnings(logger: logging.Logger | None = None) -> Iterator[list[str]]:
     """Collect Python warnings, and warnings and errors logged by `logger`; print nothing."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
