@@ -49,11 +49,11 @@ def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one
         client.rollback()
         frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
 
-        with pytest.raises(ProblemError, match="no whole session"):
+        with pytest.raises(ProblemError, match="no complete session"):
             calibrated(server, unseen, method="ridge", data=kalman.id)  # it has none of its own
 
         refused = calibrated(server, unseen, method="units", base=ridge.candidate)
         assert refused.state == "failed"
         assert refused.problem is not None
-        assert "nothing can be learned from" in refused.problem.detail
+        assert "can't be trained further" in refused.problem.detail
         assert refused.collected_s == 0.0

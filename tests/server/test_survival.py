@@ -98,7 +98,7 @@ def test_an_interrupted_calibration_can_be_discarded(
         assert folder.is_dir()
         client.delete_calibration(begun.id)
         assert not folder.exists()
-        with pytest.raises(ProblemError, match="there is no calibration"):
+        with pytest.raises(ProblemError, match="no calibration"):
             client.calibration(begun.id)
 
 
