@@ -217,7 +217,7 @@ def test_sizes_that_would_take_all_time_or_memory_are_named(
 )
 def test_a_manifest_that_no_decoder_reads_is_one_line(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(BundleError, match="not readable JSON") as refused:
+    with pytest.raises(BundleError, match="not readable as JSON") as refused:
         open_bundle(copy)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1000

@@ -104,7 +104,7 @@ def test_few_seconds_decide_nothing() -> None:
     short = evidence(np.random.default_rng(5), (MIN_BLOCKS - 1) * BLOCK_S, (0.9, -5.0))
     verdict = judge(short, "the calibration")
     assert verdict.answer == "undecided"
-    assert "too few to judge by" in verdict.why
+    assert "too few to decide" in verdict.why
     assert judge(Evidence.none(), "the calibration").answer == "undecided"
 
 

@@ -108,7 +108,7 @@ def test_a_required_provider_that_is_not_there_is_refused(tiny) -> None:
     if runs_on != CPU:
         pytest.skip("this machine has CUDA, so nothing required is missing")
     settings = RuntimeSettings(provider="cuda", require_provider=True)
-    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider was required.*runs CPU"):
+    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider is required.*uses CPU"):
         open_runtime(tiny.bundle, epoch=0.0, settings=settings)
 
 
