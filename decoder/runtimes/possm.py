@@ -67,7 +67,7 @@ class PossmRuntime(AttentionRuntime):
         return self._velocity(output)
 
     def continue_from(self, other: Runtime) -> None:
-        """Take over the states of another decoder with the same graph; the movement was the same."""
+        """Take over the states of another decoder with the same graph, for the same movement."""
         if isinstance(other, PossmRuntime) and other.same_graph(self.bundle):
             self._chunks.take_over(other._chunks)
 

@@ -195,7 +195,7 @@ def test_a_value_outside_the_plausible_range_is_named(
         ("poyo", {"sequence_length": 3600.0}, "sequence_length"),
         ("poyo", {"latent_step": 10.0}, "0 latents"),
         ("poyo", {"num_latents_per_step": 10**6}, "num_latents_per_step"),
-        ("poyo", {"dim_head": 4096}, "numbers a spike"),
+        ("poyo", {"dim_head": 4096}, "values per spike"),
         ("possm", {"chunk_s": 1e-9}, "chunk_s"),
         ("possm", {"chunk_s": 1e-3, "warm_up_s": 9.0}, "9000 steps"),
         ("possm", {"warm_up_s": 1e-3}, "a window of 0.001 s"),
