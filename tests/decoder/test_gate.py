@@ -76,7 +76,7 @@ def test_a_better_decoder_is_promoted_the_surer_the_more_seconds_there_are() -> 
 def test_two_decoders_that_are_alike_are_undecided_and_the_numbers_are_said() -> None:
     verdict = judge(evidence(np.random.default_rng(1), 12.0, (0.6, 0.55)), "the calibration")
     assert verdict.answer == "undecided"
-    assert "can't tell" in verdict.why
+    assert "too few to tell" in verdict.why
     assert "12 s of the calibration" in verdict.why
 
 

@@ -106,7 +106,7 @@ def test_every_gain_in_turn_is_taken_out_where_the_daemon_drove(session: Session
     np.testing.assert_allclose(changed.cursor_vel[early], session.cursor_vel[early] / 0.5)
     late = session.cursor_times > half + 0.1
     np.testing.assert_allclose(changed.cursor_vel[late], session.cursor_vel[late] / 2.0)
-    assert "it was divided by that" in changed.notes[-1]
+    assert "were divided by it" in changed.notes[-1]
     np.testing.assert_array_equal(changed.cursor_pos, session.cursor_pos)
 
 

@@ -209,7 +209,7 @@ def test_what_a_calibration_cannot_decide_is_left_to_the_operator(rig: Rig) -> N
     identity = rig.ask("calibrate")
     wait_for("its end", calibration_in(rig, identity, "undecided"))
     found = rig.ask("calibration", identity=identity)
-    assert "can't tell" in found["verdict"]
+    assert "too few to tell" in found["verdict"]
     assert does(rig, decoder="a")()
     rig.ask("activate", decoder=found["candidate"])
     wait_for("the candidate", does(rig, decoder=found["candidate"]))
