@@ -78,7 +78,7 @@ def test_nothing_in_a_bundle_is_pickled(tiny) -> None:
 
 
 @pytest.mark.parametrize("name", [TABLES, WEIGHTS])
-def test_a_pickle_in_a_bundle_is_refused_and_not_run(copy: Path, name: str) -> None:
+def test_a_pickle_in_a_bundle_is_refused_and_not_executed(copy: Path, name: str) -> None:
     """Even if every checksum fits."""
     ran = copy.parent / "ran"
     (copy / name).write_bytes(pickle.dumps(_Runs(str(ran))))
@@ -103,7 +103,7 @@ class _Runs:
 
 
 @pytest.mark.parametrize("name", [GRAPH, TABLES, WEIGHTS])
-def test_a_changed_byte_is_noticed(copy: Path, name: str) -> None:
+def test_a_changed_byte_is_detected(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
@@ -140,20 +140,20 @@ def test_an_unknown_field_in_the_manifest_is_refused(copy: Path) -> None:
         ("decoder_id", "another"),
     ],
 )
-def test_a_changed_value_in_the_manifest_is_noticed(copy: Path, where: str, value: object) -> None:
+def test_a_changed_value_in_the_manifest_is_detected(copy: Path, where: str, value: object) -> None:
     content = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps(set_deep(content, where, value)))
     with pytest.raises(BundleError, match=r"manifest\.json has sha256 .* changed or damaged"):
         open_bundle(copy)
 
 
-def test_a_manifest_that_is_only_indented_anew_opens(copy: Path) -> None:
+def test_a_reformatted_manifest_opens(copy: Path) -> None:
     content = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps(content, indent=7, sort_keys=True))
     assert open_bundle(copy).is_sealed
 
 
-def test_a_bundle_of_an_earlier_version_opens_and_says_so(
+def test_a_bundle_of_an_earlier_version_opens_with_a_warning(
     copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -178,9 +178,7 @@ def test_a_bundle_of_an_earlier_version_opens_and_says_so(
         ("metrics", {"r2": float("inf")}, "metrics"),
     ],
 )
-def test_a_value_outside_the_plausible_range_is_named(
-    copy: Path, where: str, value: object, said: str
-) -> None:
+def test_a_value_out_of_range_is_named(copy: Path, where: str, value: object, said: str) -> None:
     content = set_deep(json.loads((copy / MANIFEST).read_text()), where, value)
     edit_manifest(copy, **content)
     with pytest.raises(BundleError, match=said) as refused:
@@ -202,7 +200,7 @@ def test_a_value_outside_the_plausible_range_is_named(
         ("possm", {"hidden": 10**7}, "hidden"),
     ],
 )
-def test_sizes_that_would_take_all_time_or_memory_are_named(
+def test_sizes_that_exceed_time_or_memory_are_named(
     tiny, copy: Path, family: str, sizes: dict, said: str
 ) -> None:
     if tiny.bundle.manifest.family != family:
@@ -215,7 +213,7 @@ def test_sizes_that_would_take_all_time_or_memory_are_named(
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a":' * 100_000, '{"schema_version": ' + "1" * 5000 + "}", "\ud800"]
 )
-def test_a_manifest_that_no_decoder_reads_is_one_line(copy: Path, text: str) -> None:
+def test_an_unreadable_manifest_is_an_error_of_one_line(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(BundleError, match="not readable as JSON") as refused:
         open_bundle(copy)
@@ -231,7 +229,7 @@ def test_a_manifest_of_hundreds_of_megabytes_is_not_read(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["initializer", "constant", "subgraph", "function"])
-def test_a_graph_with_data_in_another_file_is_refused(copy: Path, place: str) -> None:
+def test_a_graph_with_external_data_is_refused(copy: Path, place: str) -> None:
     """ONNX Runtime would load it, and no checksum covers that file."""
     model = onnx.load(copy / GRAPH)
     tensor = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[4])
@@ -262,7 +260,7 @@ def test_a_graph_with_data_in_another_file_is_refused(copy: Path, place: str) ->
         open_bundle(copy)
 
 
-def test_a_full_disk_leaves_the_earlier_bundle_as_it_was(tiny, copy: Path, full_disk: Path) -> None:
+def test_a_full_disk_leaves_the_old_bundle_unchanged(tiny, copy: Path, full_disk: Path) -> None:
     earlier = shutil.copytree(copy, full_disk / "today.bundle")
     with pytest.raises(BundleError, match=r"can't be written .*No space left"):
         write(
@@ -277,14 +275,16 @@ def test_a_full_disk_leaves_the_earlier_bundle_as_it_was(tiny, copy: Path, full_
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
-def test_a_manifest_that_is_no_manifest_is_refused(copy: Path, content: str) -> None:
+def test_an_invalid_manifest_is_refused(copy: Path, content: str) -> None:
     (copy / MANIFEST).write_text(content)
     with pytest.raises(BundleError):
         open_bundle(copy)
 
 
 @pytest.mark.parametrize("damage", ["shape", "nan"])
-def test_tables_that_do_not_fit_are_refused(copy: Path, tiny, tmp_path: Path, damage: str) -> None:
+def test_tables_of_the_wrong_shape_or_with_nan_are_refused(
+    copy: Path, tiny, tmp_path: Path, damage: str
+) -> None:
     tables = load_file(copy / TABLES)
     tokens = tables["tokens"][:-1] if damage == "shape" else np.full_like(tables["tokens"], np.nan)
     save_file(tables | {"tokens": np.ascontiguousarray(tokens)}, copy / TABLES)
@@ -295,7 +295,7 @@ def test_tables_that_do_not_fit_are_refused(copy: Path, tiny, tmp_path: Path, da
         open_bundle(copy)
 
 
-def test_a_folder_that_is_no_bundle_is_never_replaced(tiny, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_never_replaced(tiny, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(BundleError, match="is not a bundle"):
@@ -309,7 +309,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tiny, tmp_path: Path) -> N
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
-def test_writing_over_a_bundle_replaces_it_and_leaves_no_trace(tiny, copy: Path) -> None:
+def test_replacing_a_bundle_leaves_no_temporary_files(tiny, copy: Path) -> None:
     again = write(
         copy,
         manifest=tiny.bundle.manifest.model_copy(update={"decoder_id": "second"}),
@@ -321,7 +321,7 @@ def test_writing_over_a_bundle_replaces_it_and_leaves_no_trace(tiny, copy: Path)
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
 
 
-def test_the_graph_scatters_nothing(tiny) -> None:
+def test_the_graph_has_no_scatter_nodes(tiny) -> None:
     """Rotations are exported as arithmetic; in-place writes make a decode three times as long."""
     import onnx
 
@@ -330,7 +330,7 @@ def test_the_graph_scatters_nothing(tiny) -> None:
     assert not {kind for kind in kinds if kind.startswith("Scatter")}
 
 
-def test_the_graph_says_nothing_of_the_machine_that_made_it(tiny) -> None:
+def test_the_graph_contains_no_path_of_the_machine_that_made_it(tiny) -> None:
     content = tiny.bundle.graph_path.read_bytes()
     assert b"site-packages" not in content
     assert str(Path(__file__).parent.parent.parent).encode() not in content

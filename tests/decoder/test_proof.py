@@ -45,7 +45,7 @@ def recent(tiny) -> Spikes:
     return Spikes(times=tiny.session.spike_times[part], unit_index=tiny.session.spike_units[part])
 
 
-def test_a_sound_decoder_is_proven_here_and_apart(tiny) -> None:
+def test_a_good_decoder_passes_in_both_processes(tiny) -> None:
     runtime = open_runtime(tiny.bundle, epoch=0.0)
     assert prove(runtime, epoch=0.0, recent=recent(tiny)) > 0
     prove_apart(tiny.bundle, RuntimeSettings(), recent(tiny))
@@ -112,7 +112,7 @@ def with_graph(path: Path, change: Callable[[onnx.ModelProto], None]) -> Bundle:
 
 
 @pytest.mark.parametrize("change", [one_output, one_input_more])
-def test_a_graph_that_is_no_decoder_is_refused_here_and_apart(
+def test_a_graph_that_is_not_a_decoder_is_refused_in_both_processes(
     tiny, copy: Path, change: Callable[[onnx.ModelProto], None]
 ) -> None:
     bundle = with_graph(copy, change)
@@ -123,7 +123,7 @@ def test_a_graph_that_is_no_decoder_is_refused_here_and_apart(
     assert "\n" not in str(refused.value)
 
 
-def test_a_proof_ends_when_the_daemon_that_asked_for_it_is_killed(copy: Path) -> None:
+def test_a_proof_ends_when_its_daemon_is_killed(copy: Path) -> None:
     bundle = with_graph(copy, endless)
     code = (
         "import sys\nfrom decoder.bundles.bundle import open_bundle\n"
@@ -138,7 +138,7 @@ def test_a_proof_ends_when_the_daemon_that_asked_for_it_is_killed(copy: Path) ->
     wait_for("its end", lambda: not Path(f"/proc/{child}").exists())
 
 
-def test_a_graph_that_never_ends_is_left_in_time(tiny, copy: Path) -> None:
+def test_an_endless_graph_is_stopped_in_time(tiny, copy: Path) -> None:
     bundle = with_graph(copy, endless)
     with pytest.raises(BundleError, match="gave no velocity within 4 s"):
         prove_apart(bundle, RuntimeSettings(), allowed_s=4.0)

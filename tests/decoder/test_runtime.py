@@ -80,7 +80,7 @@ def test_reset_forgets_every_spike(tiny) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cpu", "cuda"])
-def test_it_says_which_provider_runs(
+def test_the_reported_provider_is_the_one_that_runs(
     tiny, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever was asked for, and whatever is installed: ONNX Runtime's own profile knows."""
@@ -103,7 +103,7 @@ def test_it_says_which_provider_runs(
         assert runtime.provider == CPU
 
 
-def test_a_required_provider_that_is_not_there_is_refused(tiny) -> None:
+def test_a_missing_required_provider_is_refused(tiny) -> None:
     runs_on = open_runtime(tiny.bundle, epoch=0.0).provider
     if runs_on != CPU:
         pytest.skip("this machine has CUDA, so nothing required is missing")
@@ -117,7 +117,7 @@ def test_an_unknown_provider_is_refused(tiny) -> None:
         open_runtime(tiny.bundle, epoch=0.0, settings=RuntimeSettings(provider="tpu"))
 
 
-def test_a_graph_that_is_no_graph_is_refused(tiny, tmp_path: Path) -> None:
+def test_an_invalid_graph_is_refused(tiny, tmp_path: Path) -> None:
     from dataclasses import replace
 
     (tmp_path / "graph.onnx").write_bytes(b"not a graph")

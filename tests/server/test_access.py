@@ -50,7 +50,7 @@ def answer(server: Server, *lines: str, body: bytes = b"") -> bytes:
     return answered
 
 
-def test_a_body_is_judged_before_it_is_read(server: Server) -> None:
+def test_a_request_is_checked_before_its_body_is_read(server: Server) -> None:
     large = ("POST /v1/calibrations HTTP/1.1", "Content-Type: application/json")
     fifty = "Content-Length: 50000000"
     ours = f"Authorization: Bearer {TOKEN}"
@@ -67,7 +67,7 @@ def test_a_body_is_judged_before_it_is_read(server: Server) -> None:
 @pytest.mark.parametrize(
     "body", [b"[" * 20_000, b'{"a":' * 10_000, b"9" * 6000, b'"\xff"', b"{", b'"\\ud800"']
 )
-def test_a_body_that_is_no_request_is_a_problem(server: Server, body: bytes) -> None:
+def test_an_invalid_body_is_answered_with_a_problem(server: Server, body: bytes) -> None:
     for method, path in (
         ("POST", "/v1/calibrations"), ("PUT", "/v1/input"), ("PATCH", "/v1/filters"),
         ("POST", "/v1/decoding/pause"), ("POST", "/v1/decoders"),
@@ -80,7 +80,9 @@ def test_a_body_that_is_no_request_is_a_problem(server: Server, body: bytes) -> 
         assert answered.headers["content-type"] == "application/problem+json"
 
 
-def test_a_nested_manifest_is_a_problem(server: Server, tmp_path: Path) -> None:
+def test_a_deeply_nested_manifest_is_answered_with_a_problem(
+    server: Server, tmp_path: Path
+) -> None:
     for content in ("[" * 100_000, '{"a":' * 100_000, '{"schema_version": ' + "9" * 5000 + "}"):
         (tmp_path / "manifest.json").write_text(content)
         answered = httpx.post(
@@ -109,7 +111,7 @@ def test_wrong_tokens_are_limited_and_the_right_one_is_not(server: Server) -> No
         assert client.get("/health/live").status_code == 200
 
 
-def test_a_token_that_can_be_guessed_is_refused() -> None:
+def test_a_weak_token_is_refused() -> None:
     for token in ("secret", "123456", "a" * 64, "0123456789" * 3, "deadbeef" * 2, "ab" * 40):
         with pytest.raises(ValueError, match=r"secrets\.token_urlsafe"):
             ServerSettings(token=token)  # type: ignore[arg-type]
@@ -118,7 +120,7 @@ def test_a_token_that_can_be_guessed_is_refused() -> None:
             assert ServerSettings(token=make(16)).token is not None  # type: ignore[arg-type]
 
 
-def test_no_other_process_is_given_the_token(server: Server) -> None:
+def test_child_processes_do_not_get_the_token(server: Server) -> None:
     with server.client() as client:
         daemon = client.status().daemon.pid
         begun = client.start_calibration(client_request())
@@ -151,7 +153,7 @@ def _children(server: Server) -> list[int]:
 
 
 @pytest.mark.parametrize("address", ["tcp://*", "tcp://[::]", "tcp://10.0.0.1", "tcp://rig-1"])
-def test_a_server_gives_commands_on_this_machine_only(address: str) -> None:
+def test_a_control_address_that_other_machines_reach_is_refused(address: str) -> None:
     control = f"{address}:5557"
     with pytest.raises(ValueError, match="VOLITION_CONTROL_OPEN"):
         ServerSettings(daemon=DaemonSettings(control=control))
@@ -159,7 +161,7 @@ def test_a_server_gives_commands_on_this_machine_only(address: str) -> None:
     ServerSettings(daemon=DaemonSettings(control=control, control_open=True))
 
 
-def test_a_daemon_takes_commands_of_other_machines_only_if_it_is_allowed(tmp_path: Path) -> None:
+def test_a_daemon_takes_commands_from_other_machines_only_if_allowed(tmp_path: Path) -> None:
     control = f"tcp://0.0.0.0:{free_port()}"
     frames = ("--address", f"tcp://127.0.0.1:{free_port()}")
     with running(tmp_path / "log", "decode", str(POSSM), "--control", control, *frames) as refused:
@@ -170,7 +172,7 @@ def test_a_daemon_takes_commands_of_other_machines_only_if_it_is_allowed(tmp_pat
         wait_for("the daemon", lambda: "publishing on" in daemon.output())
 
 
-def test_the_registry_copies_a_bundles_files_and_nothing_else(tmp_path: Path) -> None:
+def test_the_registry_copies_only_the_files_of_a_bundle(tmp_path: Path) -> None:
     bundle = tmp_path / "strange.bundle"
     bundle.mkdir()
     for name in FILES:
@@ -184,7 +186,7 @@ def test_the_registry_copies_a_bundles_files_and_nothing_else(tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "decoders").iterdir()] == [entry.path.name]
 
 
-def test_a_bundle_whose_file_is_a_pipe_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_with_a_pipe_for_a_file_is_refused(tmp_path: Path) -> None:
     bundle = tmp_path / "pipe.bundle"
     bundle.mkdir()
     for name in FILES[1:]:
@@ -195,7 +197,7 @@ def test_a_bundle_whose_file_is_a_pipe_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "decoders").iterdir()) == []
 
 
-def test_a_bundle_is_on_the_disk_before_it_is_registered(
+def test_a_bundle_is_synced_to_disk_before_it_is_registered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
@@ -214,7 +216,7 @@ def test_a_bundle_is_on_the_disk_before_it_is_registered(
     assert str(registry.folder) in folders[-1:]  # its name, after all that is in it
 
 
-def test_logs_do_not_grow_without_end(tmp_path: Path) -> None:
+def test_logs_are_rotated_at_a_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "daemon.log"
     with open_log(path) as log:  # as a daemon has it, for months
         for number in range(50):
@@ -258,7 +260,7 @@ def half_open(server: Server) -> Iterator[None]:
             process.kill()
 
 
-def test_half_open_connections_keep_neither_keeper_nor_operator_from_their_work(
+def test_half_open_connections_block_neither_supervisor_nor_operator(
     tmp_path: Path,
 ) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -284,7 +286,7 @@ def test_half_open_connections_keep_neither_keeper_nor_operator_from_their_work(
     assert (server.home / "server.log").stat().st_size < 1_000_000
 
 
-def test_a_request_that_never_ends_is_given_up(server: Server) -> None:
+def test_an_incomplete_request_is_dropped(server: Server) -> None:
     from server.api.connections import REQUEST_S
 
     began = time.monotonic()

@@ -79,7 +79,7 @@ def test_the_document_has_examples_and_describes_problems(idle: Server) -> None:
         assert document["components"]["schemas"][name]["examples"]
 
 
-def test_who_may_not_call_is_told_why(idle: Server) -> None:
+def test_a_refused_caller_gets_the_reason(idle: Server) -> None:
     assert get(idle, "/health/live").status_code == 200
     refused = get(idle, "/v1/status")
     assert refused.status_code == 401
@@ -113,7 +113,7 @@ def test_a_kept_connection_is_no_slower_than_a_new_one(idle: Server) -> None:
     assert median(kept for kept, _ in pairs) < median(new for _, new in pairs) + 0.02
 
 
-def test_an_address_that_others_reach_needs_a_token() -> None:
+def test_a_host_that_other_machines_reach_needs_a_token() -> None:
     with pytest.raises(ValueError, match="VOLITION_TOKEN"):
         ServerSettings(host="0.0.0.0")
     assert ServerSettings(host="0.0.0.0", token=TOKEN).token is not None  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_a_settings_file_sets_server_and_daemon(
     assert (settings.port, settings.keep_daemon, settings.daemon.tick_ms) == (9001, True, 5.0)
 
 
-def test_a_second_server_of_one_home_is_refused(idle: Server) -> None:
+def test_a_second_server_with_the_same_home_is_refused(idle: Server) -> None:
     from server.api.app import only_server
 
     same = ServerSettings(home=idle.home)
@@ -138,7 +138,7 @@ def test_a_second_server_of_one_home_is_refused(idle: Server) -> None:
         pass
 
 
-def test_what_is_no_bundle_is_refused(idle: Server, tmp_path: Path) -> None:
+def test_a_path_without_a_bundle_is_refused(idle: Server, tmp_path: Path) -> None:
     with idle.client() as client:
         damaged = tmp_path / "damaged.bundle"
         damaged.mkdir()
@@ -155,7 +155,7 @@ def test_what_is_no_bundle_is_refused(idle: Server, tmp_path: Path) -> None:
         assert len(client.decoders()) == 1
 
 
-def test_without_streams_a_calibration_says_which_one_is_missing(idle: Server) -> None:
+def test_a_calibration_names_the_missing_stream(idle: Server) -> None:
     with idle.client() as client:
         for begun in client.calibrations():  # by other tests
             list(client.follow(begun.id))
@@ -174,13 +174,17 @@ def failed(server: Server, request: CalibrationRequest) -> str:
     return str(ended.problem.detail)
 
 
-def test_without_labels_a_calibration_says_so(server: Server, unseen: Session, play: Play) -> None:
+def test_a_calibration_without_labels_fails_with_the_reason(
+    server: Server, unseen: Session, play: Play
+) -> None:
     with play(unseen):
         request = request_for(unseen).model_copy(update={"kinematics": "no-such-stream"})
         assert "nothing would label the spikes" in failed(server, request)
 
 
-def test_too_few_units_are_refused(server: Server, unseen: Session, play: Play) -> None:
+def test_a_calibration_with_too_few_units_fails(
+    server: Server, unseen: Session, play: Play
+) -> None:
     few = unseen.spike_units < 3
     quiet = replace(
         unseen, spike_times=unseen.spike_times[few], spike_units=unseen.spike_units[few]
@@ -191,13 +195,15 @@ def test_too_few_units_are_refused(server: Server, unseen: Session, play: Play) 
     assert "thresholds" in detail
 
 
-def test_too_little_movement_is_refused(server: Server, unseen: Session, play: Play) -> None:
+def test_a_calibration_with_too_little_movement_fails(
+    server: Server, unseen: Session, play: Play
+) -> None:
     still = replace(unseen, cursor_vel=np.zeros_like(unseen.cursor_vel))
     with play(still):
         assert "too little movement" in failed(server, request_for(unseen, seconds=6.0))
 
 
-def test_a_full_disk_ends_a_calibration_with_what_to_do(
+def test_a_calibration_on_a_full_disk_fails_with_advice(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
     order = {

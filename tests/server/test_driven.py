@@ -57,7 +57,7 @@ def cursor_that_follows(server: Server, name: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_after_a_calibration_of_closed_loop_the_cursor_is_as_fast_as_before(
+def test_a_calibration_in_closed_loop_keeps_the_cursor_speed(
     server: Server, unseen: Session, play: Play
 ) -> None:
     """And the active decoder, whose own velocity labels the data, is not said to be bad."""
@@ -97,7 +97,7 @@ def session() -> Session:
     return simulate(n_units=4, minutes=1.0, subject=2, seed=3)
 
 
-def test_every_gain_in_turn_is_taken_out_where_the_daemon_drove(session: Session) -> None:
+def test_each_gain_is_undone_where_the_daemon_drove(session: Session) -> None:
     half = float(session.cursor_times.mean())
     times = session.cursor_times - 0.03  # frames come first
     frames = driving(times, session.cursor_vel, since=[times[0], half], gains=[0.5, 2.0])
@@ -110,7 +110,7 @@ def test_every_gain_in_turn_is_taken_out_where_the_daemon_drove(session: Session
     np.testing.assert_array_equal(changed.cursor_pos, session.cursor_pos)
 
 
-def test_a_cursor_that_somebody_else_moves_is_left_as_it_is_however_well_it_is_decoded(
+def test_a_cursor_moved_by_hand_is_unchanged_however_well_it_is_decoded(
     session: Session,
 ) -> None:
     rng = np.random.default_rng(0)

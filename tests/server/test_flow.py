@@ -48,7 +48,7 @@ def test_40_s_of_an_unseen_subject_are_enough(flow: Flow) -> None:
 
 @pytest.mark.timing
 @pytest.mark.slow
-def test_they_are_worth_nine_tenths_of_ten_minutes_and_more_than_a_start_from_scratch(
+def test_40_s_reach_nine_tenths_of_ten_minutes_and_beat_training_from_scratch(
     flow: Flow, tmp_path: Path
 ) -> None:
     live = flow.r2(flow.calibration.candidate)
@@ -107,7 +107,7 @@ def ridge(session: Session) -> float:
 
 
 @pytest.mark.slow
-def test_a_decoder_of_shuffled_labels_is_rejected(tmp_path: Path) -> None:
+def test_a_decoder_trained_on_shuffled_labels_is_rejected(tmp_path: Path) -> None:
     session = simulate(n_units=96, minutes=5.0, subject=UNSEEN, seed=4244)
     n = len(session.cursor_times)
     rng = np.random.default_rng(0)

@@ -22,7 +22,7 @@ def calibrated(server: Server, session: Session, **given: object) -> Calibration
 
 
 @pytest.mark.slow
-def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one(
+def test_linear_decoders_are_calibrated_and_promoted_but_are_no_base_for_training(
     server: Server, unseen: Session, play: Play
 ) -> None:
     pretrained = open_bundle(POSSM).manifest.decoder_id

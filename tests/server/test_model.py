@@ -581,7 +581,7 @@ def run(world: World, steps: int, *, seed: int | None) -> None:
     ("n_machines", "steps"), [(2, 200), pytest.param(5, 1000, marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(1800)
-def test_what_was_answered_with_success_is_what_the_next_daemon_does(
+def test_the_next_daemon_does_what_was_confirmed(
     tmp_path: Path, n_machines: int, steps: int
 ) -> None:
     """Several machines at once, since each one waits for most of its time; steps of each."""

@@ -61,7 +61,7 @@ def prove(rig: Rig, decoder: str) -> None:
     wait_for("trust", lambda: is_good(rig, decoder))
 
 
-def test_a_decoder_activated_while_the_daemon_is_down_is_what_the_next_one_decodes_with(
+def test_a_decoder_activated_while_the_daemon_is_down_is_used_by_the_next_one(
     rig: Rig,
 ) -> None:
     for turn in range(40):
@@ -75,7 +75,7 @@ def test_a_decoder_activated_while_the_daemon_is_down_is_what_the_next_one_decod
         assert does(rig, decoder=decoder)(), rig.all_births()[-2:]
 
 
-def test_a_new_server_has_the_daemon_do_what_the_last_one_answered(rig: Rig) -> None:
+def test_a_new_server_restores_the_orders_of_the_last_one(rig: Rig) -> None:
     rig.ask("filters", gain=0.5)
     rig.kill_daemon(signal.SIGSTOP)  # it misses what comes now, and is there for the next server
     with pytest.raises(RefusedError):
@@ -89,7 +89,7 @@ def test_a_new_server_has_the_daemon_do_what_the_last_one_answered(rig: Rig) -> 
 
 
 @pytest.mark.parametrize("damage", ["manifest", "folder", "nested"])
-def test_an_active_decoder_that_cannot_be_read_is_left_for_the_last_good_one(
+def test_an_unreadable_active_decoder_is_replaced_by_the_last_good_one(
     rig: Rig, damage: str
 ) -> None:
     prove(rig, "a")
@@ -104,7 +104,7 @@ def test_an_active_decoder_that_cannot_be_read_is_left_for_the_last_good_one(
     wait_for("the last good decoder", does(rig, decoder="a"))
 
 
-def test_a_decoder_that_hangs_is_left_for_the_last_good_one(rig: Rig) -> None:
+def test_a_hanging_decoder_is_replaced_by_the_last_good_one(rig: Rig) -> None:
     prove(rig, "a")
     rig.ask("activate", decoder="b")
     hung = set()
@@ -122,7 +122,7 @@ def test_a_decoder_that_hangs_is_left_for_the_last_good_one(rig: Rig) -> None:
     assert len(hung) <= 3
 
 
-def test_a_good_decoder_whose_daemon_is_killed_again_and_again_is_kept(rig: Rig) -> None:
+def test_a_good_decoder_is_kept_when_its_daemon_is_killed_repeatedly(rig: Rig) -> None:
     """What kills it is not the decoder; to decode with another would lose an accepted order."""
     prove(rig, "a")
     prove(rig, "b")
@@ -144,14 +144,14 @@ def test_a_decoder_that_has_not_decoded_is_not_trusted(rig: Rig) -> None:
     wait_for("trust", lambda: is_good(rig, "b"))
 
 
-def test_a_rollback_ends_a_daemon_that_hangs(rig: Rig) -> None:
+def test_a_rollback_kills_a_hanging_daemon(rig: Rig) -> None:
     rig.ask("activate", decoder="b")
     rig.kill_daemon(signal.SIGSTOP)
     rig.ask("rollback")
     wait_for("the decoder before", does(rig, decoder="a"))
 
 
-def test_a_pause_waits_for_no_disk(rig: Rig) -> None:
+def test_a_pause_does_not_wait_for_the_disk(rig: Rig) -> None:
     journal = sqlite3.connect(rig.folder / "home" / "journal.sqlite")
     journal.execute("BEGIN IMMEDIATE")  # nothing else can be written, until the server gives up
     began = time.monotonic()
@@ -165,7 +165,7 @@ def test_a_pause_waits_for_no_disk(rig: Rig) -> None:
     journal.close()
 
 
-def test_a_pause_waits_for_no_other_order(rig: Rig) -> None:
+def test_a_pause_does_not_wait_for_other_orders(rig: Rig) -> None:
     rig.script.set(before_ms=60)
     others = [rig.connect() for _ in range(6)]
     for number, other in enumerate(others):
@@ -180,7 +180,7 @@ def test_a_pause_waits_for_no_other_order(rig: Rig) -> None:
     assert does(rig, paused="fire")()
 
 
-def test_a_server_that_is_stopped_while_a_decoder_is_loaded_ends_with_its_daemon(
+def test_a_server_stopped_while_loading_a_decoder_ends_with_its_daemon(
     world: World,
 ) -> None:
     for after_ms in (0, 5, 30):
@@ -204,7 +204,7 @@ def calibration_in(rig: Rig, identity: str, *states: str) -> Callable[[], bool]:
     return lambda: rig.ask("calibration", identity=identity)["state"] in states
 
 
-def test_what_a_calibration_cannot_decide_is_left_to_the_operator(rig: Rig) -> None:
+def test_an_undecided_calibration_is_left_to_the_operator(rig: Rig) -> None:
     (rig.folder / "alike").touch()
     identity = rig.ask("calibrate")
     wait_for("its end", calibration_in(rig, identity, "undecided"))
@@ -215,7 +215,7 @@ def test_what_a_calibration_cannot_decide_is_left_to_the_operator(rig: Rig) -> N
     wait_for("the candidate", does(rig, decoder=found["candidate"]))
 
 
-def test_what_a_calibration_cannot_decide_its_shadow_may(rig: Rig) -> None:
+def test_a_shadow_can_decide_an_undecided_calibration(rig: Rig) -> None:
     (rig.folder / "alike").touch()
     rig.ask("input", name="left")  # a shadow needs a stream
     identity = rig.ask("calibrate", shadow=True, shadow_s=5.0)
@@ -225,7 +225,7 @@ def test_what_a_calibration_cannot_decide_its_shadow_may(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
-def test_a_calibration_that_is_being_promoted_is_not_cancelled(rig: Rig, how: str) -> None:
+def test_a_calibration_that_is_being_promoted_can_not_be_cancelled(rig: Rig, how: str) -> None:
     rig.script.set(load_ms=1e6)
     identity = rig.ask("calibrate")
     wait_for("the promotion", lambda: rig.daemon.ask(GetStatus()).status.loading)
@@ -246,7 +246,7 @@ def what_became_of(rig: Rig, identity: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
-def test_a_calibration_that_was_cancelled_is_never_promoted(rig: Rig, how: str) -> None:
+def test_a_cancelled_calibration_is_never_promoted(rig: Rig, how: str) -> None:
     outcomes = set()
     for turn in range(8):
         identity = rig.ask("calibrate")
@@ -261,7 +261,7 @@ def test_a_calibration_that_was_cancelled_is_never_promoted(rig: Rig, how: str) 
     assert "cancelled" in outcomes
 
 
-def test_a_server_that_dies_in_a_promotion_knows_afterwards_what_became_of_it(rig: Rig) -> None:
+def test_a_server_that_dies_during_a_promotion_knows_its_outcome_after_a_restart(rig: Rig) -> None:
     rig.script.set(after_ms=100)
     identity = rig.ask("calibrate")
     wait_for("the promotion", calibration_in(rig, identity, "promoting"))
@@ -280,7 +280,7 @@ def test_a_server_that_dies_in_a_promotion_knows_afterwards_what_became_of_it(ri
     "module",
     ["training.calibration.worker", "server.calibration.collect", "server.calibration.shadow"],
 )
-def test_a_process_that_hangs_is_ended_and_its_calibration_with_it(rig: Rig, module: str) -> None:
+def test_a_hanging_child_process_is_killed_and_its_calibration_fails(rig: Rig, module: str) -> None:
     rig.ask("input", name="left")  # a shadow needs a stream
     with_shadow = {"shadow": True, "shadow_s": 5.0} if module == "server.calibration.shadow" else {}
     hangs = rig.folder / f"{module} hangs"
@@ -301,7 +301,7 @@ class Stopped(Child):
         return [sys.executable, "-c", code]
 
 
-def test_a_process_that_goes_silent_is_killed(tmp_path: Path) -> None:
+def test_a_silent_child_process_is_killed(tmp_path: Path) -> None:
     child = Stopped("nobody", log=tmp_path / "log")
     with pytest.raises(ChildEndedError, match="was silent for"):
         list(child.messages(silent_s=1.0))
@@ -325,7 +325,7 @@ class Starved(Child):
 
 @pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a process waited")
-def test_a_process_that_gets_no_core_does_not_hang(tmp_path: Path) -> None:
+def test_a_starved_child_process_does_not_count_as_hung(tmp_path: Path) -> None:
     child = Starved("nobody", log=tmp_path / "log")
     began = time.monotonic()
     assert list(child.messages(silent_s=1.0)) == [{"done": 1}]

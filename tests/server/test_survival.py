@@ -36,7 +36,7 @@ def has_collected(calibration: Calibration, seconds: float) -> bool:
     return calibration.collected_s > seconds
 
 
-def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Server) -> None:
+def test_a_killed_daemon_comes_back_with_its_decoder_filters_and_pause(server: Server) -> None:
     with server.client() as client, CursorSubscriber(server.address, max_age_s=None) as cursor:
         client.set_filters(FiltersPatch(gain=1.5, speed_limit=0.4))
         client.pause("between blocks")
@@ -57,7 +57,7 @@ def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Serv
 
 
 @pytest.mark.slow
-def test_a_killed_server_finds_the_daemon_and_the_calibration_again(
+def test_a_restarted_server_finds_its_daemon_and_calibration(
     server: Server, unseen: Session, play: Play
 ) -> None:
     with play(unseen), CursorSubscriber(server.address, max_age_s=None) as cursor:
@@ -124,7 +124,7 @@ def test_a_running_calibration_can_be_finished_early_or_cancelled(
 
 
 @pytest.mark.slow
-def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
+def test_a_shadow_decodes_alongside_the_active_decoder_before_a_promotion(
     server: Server, unseen: Session, play: Play
 ) -> None:
     with (
@@ -142,7 +142,7 @@ def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
         assert ended.live.candidate > 0.3 > ended.live.active
 
 
-def test_a_decoder_that_keeps_its_daemon_from_starting_is_left_for_the_last_good_one(
+def test_a_decoder_that_can_not_start_is_replaced_by_the_last_good_one(
     server: Server,
 ) -> None:
     with server.client() as client:
@@ -166,7 +166,7 @@ def test_a_decoder_that_keeps_its_daemon_from_starting_is_left_for_the_last_good
         assert (again.daemon.decoder, again.restarts) == (good, status.restarts + 1)
 
 
-def test_a_pause_that_a_hanging_daemon_does_not_hear_holds_for_the_next_one(
+def test_a_pause_that_a_hanging_daemon_misses_holds_for_the_next_one(
     server: Server,
 ) -> None:
     with server.client() as client, CursorSubscriber(server.address, max_age_s=None) as cursor:
@@ -181,7 +181,7 @@ def test_a_pause_that_a_hanging_daemon_does_not_hear_holds_for_the_next_one(
         assert status.daemon.paused == "stop!"
 
 
-def test_a_server_whose_daemon_is_slow_to_answer_has_no_second_one(server: Server) -> None:
+def test_a_daemon_that_is_slow_to_answer_is_adopted(server: Server) -> None:
     with server.client() as client:
         pid = client.status().daemon.pid
     server.stop(signal.SIGKILL)
@@ -195,7 +195,9 @@ def test_a_server_whose_daemon_is_slow_to_answer_has_no_second_one(server: Serve
         assert (status.daemon.pid, status.restarts) == (pid, 0)
 
 
-def test_a_server_that_gets_no_port_leaves_the_daemon_alone(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_a_free_port_leaves_the_daemon_alone(
+    server: Server, tmp_path: Path
+) -> None:
     with server.client() as client:
         pid = client.status().daemon.pid
         port = server.url.rpartition(":")[2]
@@ -207,7 +209,7 @@ def test_a_server_that_gets_no_port_leaves_the_daemon_alone(server: Server, tmp_
         assert client.status().daemon.pid == pid
 
 
-def test_two_filters_changed_at_once_both_hold(server: Server) -> None:
+def test_concurrent_filter_changes_both_hold(server: Server) -> None:
     with server.client() as client, ThreadPoolExecutor(8) as pool:
         for i in range(10):
             gain, limit = 1.0 + i / 10, 0.1 + i / 100
@@ -217,7 +219,7 @@ def test_two_filters_changed_at_once_both_hold(server: Server) -> None:
             assert (filters.gain, filters.speed_limit) == (gain, limit)
 
 
-def test_a_daemon_that_others_start_again_is_told_all_before_it_moves(
+def test_a_daemon_restarted_by_others_is_corrected_before_it_moves(
     tmp_path: Path, unseen: Session, play: Play
 ) -> None:
     stream = f"{unseen.session_id}-spikes"
