@@ -1,4 +1,4 @@
-"""Bundles: what is written opens again; what was damaged is refused, and says why."""
+"""Bundles: a written bundle opens again; a damaged one is refused with the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def copy(tiny, tmp_path: Path) -> Path:
 
 
 def edit_manifest(path: Path, *, seal: bool = True, **changes: object) -> None:
-    """Change a manifest, by default with a new checksum of itself, as another program would."""
+    """Change a manifest, by default with a new checksum, as another program would."""
     content = json.loads((path / MANIFEST).read_text()) | changes
     if seal:
         content["checksums"][MANIFEST] = checksum(content)
@@ -36,7 +36,7 @@ def edit_manifest(path: Path, *, seal: bool = True, **changes: object) -> None:
 
 
 def of_an_earlier_version(path: Path) -> Path:
-    """Take away what bundles of earlier versions don't have."""
+    """Remove what bundles of earlier versions do not have."""
     content = json.loads((path / MANIFEST).read_text())
     del content["checksums"][MANIFEST]
     (path / MANIFEST).write_text(json.dumps(content))
@@ -44,7 +44,7 @@ def of_an_earlier_version(path: Path) -> Path:
 
 
 def set_deep(content: dict, where: str, value: object) -> dict:
-    """A copy of nested dictionaries and lists with one value, `a.0.b`, set."""
+    """A copy of nested dictionaries and lists with the value at a path like `a.0.b` set."""
     content = json.loads(json.dumps(content))
     *path, last = (int(part) if part.isdigit() else part for part in where.split("."))
     inner = content
@@ -62,7 +62,7 @@ def test_a_bundle_opens_with_its_units_and_outputs(tiny) -> None:
 
 
 def test_nothing_in_a_bundle_is_pickled(tiny) -> None:
-    """Each file is what it says, from its first byte to its last, and there is no other."""
+    """Every byte of each file belongs to its format, and there are no other files."""
     path = tiny.bundle.path
     assert {p.name for p in path.iterdir()} == {GRAPH, MANIFEST, TABLES, WEIGHTS}
     json.loads((path / MANIFEST).read_text())
@@ -79,7 +79,7 @@ def test_nothing_in_a_bundle_is_pickled(tiny) -> None:
 
 @pytest.mark.parametrize("name", [TABLES, WEIGHTS])
 def test_a_pickle_in_a_bundle_is_refused_and_not_executed(copy: Path, name: str) -> None:
-    """Even if every checksum fits."""
+    """Even if every checksum matches."""
     ran = copy.parent / "ran"
     (copy / name).write_bytes(pickle.dumps(_Runs(str(ran))))
     sums = json.loads((copy / MANIFEST).read_text())["checksums"]
@@ -88,7 +88,7 @@ def test_a_pickle_in_a_bundle_is_refused_and_not_executed(copy: Path, name: str)
     if name == TABLES:
         with pytest.raises(BundleError, match=r"tables\.safetensors: can't be read"):
             open_bundle(copy)
-    else:  # of the weights only the checksum counts until they are adapted
+    else:  # weights are only read when they are adapted; until then the checksum counts
         with pytest.raises(TrainingError, match="can't be read"):
             load_model(copy)
     assert not ran.exists()
@@ -204,7 +204,7 @@ def test_sizes_that_exceed_time_or_memory_are_named(
     tiny, copy: Path, family: str, sizes: dict, said: str
 ) -> None:
     if tiny.bundle.manifest.family != family:
-        pytest.skip("of the other family")
+        pytest.skip("for another family")
     edit_manifest(copy, sizes=tiny.bundle.manifest.sizes.model_dump() | sizes)
     with pytest.raises(BundleError, match=said):
         open_bundle(copy)
@@ -230,7 +230,7 @@ def test_a_manifest_of_hundreds_of_megabytes_is_not_read(copy: Path) -> None:
 
 @pytest.mark.parametrize("place", ["initializer", "constant", "subgraph", "function"])
 def test_a_graph_with_external_data_is_refused(copy: Path, place: str) -> None:
-    """ONNX Runtime would load it, and no checksum covers that file."""
+    """ONNX Runtime would load the file, which no checksum covers."""
     model = onnx.load(copy / GRAPH)
     tensor = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[4])
     tensor.data_location = TensorProto.EXTERNAL
@@ -322,7 +322,7 @@ def test_replacing_a_bundle_leaves_no_temporary_files(tiny, copy: Path) -> None:
 
 
 def test_the_graph_has_no_scatter_nodes(tiny) -> None:
-    """Rotations are exported as arithmetic; in-place writes make a decode three times as long."""
+    """Rotations are exported as arithmetic; in-place writes make a decode three times slower."""
     import onnx
 
     kinds = {node.op_type for node in onnx.load(tiny.bundle.graph_path).graph.node}

@@ -1,4 +1,4 @@
-"""What a user reads of an error."""
+"""The text of an error as a user sees it."""
 
 from __future__ import annotations
 

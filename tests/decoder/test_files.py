@@ -1,4 +1,4 @@
-"""What is written is whole and on the disk, or what was there before is still there."""
+"""Atomic writes: the new content is complete and on disk, or the old content remains."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_old_file_stays_if_the_writer_is_killed(tmp_path: Path) -> None:
 def test_files_are_synced_before_the_rename_and_names_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut can't be tried, so the calls that guard against it are listened to."""
+    """A power cut can't be tested, so the calls that guard against it are recorded."""
     calls: list[str] = []
     fsync, rename = os.fsync, os.replace
 

@@ -1,4 +1,4 @@
-"""Output filters: neutral unless told otherwise, and within their limits."""
+"""Output filters: neutral by default, and always within their limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_acceleration_limit_holds_for_every_tick() -> None:
     left = np.array([(0.0, 0.0), *(filters(tuple(v)) for v in rng.normal(0, 1, (500, 2)))])
     assert np.linalg.norm(np.diff(left, axis=0), axis=1).max() <= 2.0 * TICK_S + 1e-12
     assert np.linalg.norm(left, axis=1).max() <= 0.4 + 1e-12
-    filters.interrupt()  # after a stop it begins from rest
+    filters.interrupt()  # restarts from rest
     assert math.hypot(*filters((9.0, 0.0))) == pytest.approx(2.0 * TICK_S)
 
 

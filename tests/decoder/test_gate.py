@@ -1,4 +1,4 @@
-"""The gate's answers on made-up errors: how often it is wrong, how much it takes to convince it."""
+"""The gate on simulated errors: how often it is wrong, and how much data it needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ N_TRIALS = 200
 
 
 def alike(rng: np.random.Generator, n: int, seconds: float) -> Floats:
-    """Noise (n, 2) of variance 1 that stays alike for so many seconds (an AR(1) process)."""
+    """Noise (n, 2) of variance 1, an AR(1) process with time constant `seconds`."""
     keep = np.exp(-TICK_S / seconds)
     steps = rng.standard_normal((n, 2)) * np.sqrt(1 - keep**2)
     noise = np.empty((n, 2))
@@ -30,9 +30,9 @@ def alike(rng: np.random.Generator, n: int, seconds: float) -> Floats:
 def evidence(
     rng: np.random.Generator, seconds: float, r2: tuple[float, float], error_s: float = 0.3
 ) -> Evidence:
-    """Of a candidate and an active decoder of these R², at reaches and rests.
+    """Evidence of a candidate and an active decoder with these R², over reaches and rests.
 
-    Errors grow with the movement, last `error_s`, and half of their power is common to both.
+    Errors scale with the movement, last `error_s`, and share half of their power.
     """
     n = round(seconds / TICK_S)
     effort = np.repeat(rng.uniform(0.2, 1.8, n // 20 + 1), 20)[:n, None]

@@ -1,4 +1,4 @@
-"""The ring against a plain sorted list, whatever order spikes come in."""
+"""The token ring, compared with a sorted list for any order of arrival."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from decoder.memory.ring import COMPACT_FLOOR, TokenRing
 
 
 def rows_of(times: np.ndarray) -> np.ndarray:
-    """A row that names its spike."""
+    """A token row that identifies its spike."""
     return np.asarray(times, dtype=np.float32)[:, None]
 
 
@@ -53,14 +53,14 @@ def test_nothing_is_kept_after_clear() -> None:
 
 
 def test_a_ring_without_a_reader_forgets_old_spikes() -> None:
-    """As in a pause of minutes, when nothing is decoded."""
+    """As during a pause of minutes, when nothing is decoded."""
     ring = TokenRing(10_000, (1,), keep_s=0.5)
     for second in range(300):
         append(ring, second + np.linspace(0.0, 1.0, 1000, endpoint=False))
     assert ring.n_overflowed == 0
     assert ring.times[0] >= 299.0 - 0.5
     assert len(ring._times[ring._first : ring._last]) <= 1500
-    assert ring._last <= 3 * 1500 + COMPACT_FLOOR, "no more memory is touched"
+    assert ring._last <= 3 * 1500 + COMPACT_FLOOR, "memory use must not grow"
 
 
 def test_a_ring_without_capacity_is_refused() -> None:

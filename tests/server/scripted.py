@@ -1,9 +1,9 @@
-"""A daemon and a server as small real processes, for many deaths a second.
+"""A daemon and a server as small real processes that can die many times per second.
 
-The daemon speaks the real control protocol over ZeroMQ and decodes nothing: it does what a script
-says (delays, deaths before or after a command is carried out), and writes down what it begins with.
-The server is the real supervisor, journal, registry and calibrations, told over a pipe in place of
-HTTP. Both are forked from one process that has everything imported, in milliseconds.
+The daemon speaks the real control protocol over ZeroMQ but decodes nothing. It follows a script
+(delays, deaths before or after a command is carried out) and writes down the state it starts in.
+The server is the real supervisor, journal, registry and calibrations, with a socket in place of
+HTTP. Both are forked, in milliseconds, from one process that has everything imported.
 
     python -m tests.server.scripted decode SOCKET    the process that forks
 """
@@ -48,7 +48,7 @@ from streaming.wire import messages as wire
 from streaming.wire.control import ControlSocket
 
 PR_SET_PDEATHSIG = 1
-PATIENCE = float(os.environ.get("VOLITION_TEST_PATIENCE", "1"))  # more if others need the machine
+PATIENCE = float(os.environ.get("VOLITION_TEST_PATIENCE", "1"))  # more on a busy machine
 QUICK = Timing(
     look_every_s=0.003,
     beat_every_s=0.02,
@@ -68,12 +68,12 @@ QUICK = Timing(
 
 
 class Script:
-    """What the daemon shall do, in memory that the test and every daemon share.
+    """What the daemon should do, in memory shared by the test and every daemon.
 
-    before_ms, after_ms: waits before a command is carried out, and before it is answered.
-    load_ms: that a decoder takes to load, and may be shortened meanwhile.
-    armable: whether it can be armed.
-    die: 1 before the next command is carried out, 2 after it and before the answer, 0 not.
+    before_ms, after_ms: delays before a command is carried out, and before it is answered.
+    load_ms: time that a decoder takes to load; may be shortened while it is loading.
+    armable: whether the daemon can be armed.
+    die: 1 before the next command is carried out, 2 after it but before the answer, 0 not at all.
     """
 
     FORMAT = struct.Struct("=5d")
@@ -123,7 +123,7 @@ class ScriptedDaemon:
         self._socket = ControlSocket(settings.control)
         birth = {"at": self._started, "pid": os.getpid(), **self.does()}
         with (folder / "births").open("a") as file:
-            file.write(f"\n{json.dumps(birth)}\n")  # behind what a killed one left
+            file.write(f"\n{json.dumps(birth)}\n")  # after the partial line of a killed one
 
     def does(self) -> dict[str, Any]:
         return {
@@ -230,7 +230,7 @@ class ScriptedDaemon:
 
 
 def _nothing(kind: Any) -> Any:
-    """Nought of a field's type, so that this needs no change when the status gets another field."""
+    """A zero of a field's type, so that new fields of the status need no change here."""
     if kind in (str, int, float, bool):
         return kind()
     if "None" in str(kind):
@@ -239,7 +239,7 @@ def _nothing(kind: Any) -> Any:
 
 
 class ScriptedChild(Child):
-    """Collector, trainer or shadow that learns nothing, in milliseconds."""
+    """A collector, trainer or shadow that does no work and takes milliseconds."""
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         script = str(Path(__file__).with_name("scripted_child.py"))
@@ -247,7 +247,7 @@ class ScriptedChild(Child):
 
 
 class ServerProcess:
-    """The server without HTTP: `call` it over a connection, one thread each."""
+    """The server without HTTP: it serves each connection in a thread of its own."""
 
     def __init__(self, folder: Path, port: int, forks: Path, *, keep_daemon: bool) -> None:
         os.environ["SCRIPTED_FOLDER"] = str(folder)
@@ -355,7 +355,7 @@ class ServerProcess:
         }
 
     def on_changes(self, after: int) -> list[dict[str, Any]]:
-        """Changes of the journal with a number above `after`, oldest first."""
+        """The changes in the journal with a number above `after`, oldest first."""
         return [c for c in reversed(self.journal.changes(50)) if c["number"] > after]
 
     def on_stop(self) -> None:
@@ -365,14 +365,14 @@ class ServerProcess:
 
 
 def fork(forks: Path, order: dict[str, Any]) -> int:
-    """Have a process forked; its pid."""
+    """Ask for a forked process; returns its pid."""
     with Client(str(forks), family="AF_UNIX") as connection:
         connection.send_bytes(json.dumps(order).encode())
         return int(json.loads(connection.recv_bytes()))
 
 
 def _be(order: dict[str, Any], forks: Path) -> None:
-    """The forked process; it ends with the one that forked it."""
+    """Run in the forked process, which ends with the one that forked it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     folder = Path(order["folder"])
     log = os.open(folder / f"{order['what']}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -388,11 +388,11 @@ def _be(order: dict[str, Any], forks: Path) -> None:
 
 
 def main(address: str) -> None:
-    """Fork what is asked for, until nobody is there."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    """Fork processes on request until the parent is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
     parent = os.getppid()
     gc.collect()
-    gc.freeze()  # so that collections in the forked ones touch, and copy, none of these pages
+    gc.freeze()  # garbage collection in the forks must not touch, and so copy, these pages
     with Listener(address, family="AF_UNIX", backlog=64) as listener:
         raw: socket.socket = listener._listener._socket  # type: ignore[attr-defined]
         raw.settimeout(1.0)
@@ -402,7 +402,7 @@ def main(address: str) -> None:
                 connection = listener.accept()
             except TimeoutError:
                 continue
-            with connection, suppress(EOFError, OSError):  # a server may die while it asks
+            with connection, suppress(EOFError, OSError):  # a server may die during its request
                 order = json.loads(connection.recv_bytes())
                 if (pid := os.fork()) == 0:
                     raw.close()
@@ -418,7 +418,7 @@ def main(address: str) -> None:
 
 @contextmanager
 def forking(folder: Path) -> Iterator[Path]:
-    """The process that forks; yields the address to ask it at."""
+    """Run the process that forks; yields the address of its socket."""
     address = folder / "forks"
     with subprocess.Popen(
         [sys.executable, "-m", "tests.server.scripted", "decode", str(address)],

@@ -1,4 +1,4 @@
-"""What reaches the server and may not, large, guessed, half-open or nested, keeps nobody out."""
+"""Hostile requests: huge or nested bodies, guessed tokens, half-open connections."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def answer(server: Server, *lines: str, body: bytes = b"") -> bytes:
-    """What comes back for a request of these lines, of whose body only a part is sent."""
+    """The response to a request with these lines and only a part of its body."""
     url = httpx.URL(server.url)
     with socket.create_connection((url.host, url.port), timeout=30.0) as connection:
         head = "\r\n".join((*lines, f"Host: {url.host}:{url.port}", "", "")).encode()
@@ -56,7 +56,7 @@ def test_a_request_is_checked_before_its_body_is_read(server: Server) -> None:
     ours = f"Authorization: Bearer {TOKEN}"
     assert answer(server, *large, fifty).startswith(b"HTTP/1.1 401")
     assert answer(server, *large, fifty, ours).startswith(b"HTTP/1.1 413")
-    endless = b"10000\r\n" + b" " * 65536 + b"\r\n2\r\n  \r\n"  # and no end
+    endless = b"10000\r\n" + b" " * 65536 + b"\r\n2\r\n  \r\n"  # without an end
     chunked = "Transfer-Encoding: chunked"
     assert answer(server, *large, chunked, body=endless).startswith(b"HTTP/1.1 401")
     refused = answer(server, *large, chunked, ours, body=endless)
@@ -89,7 +89,7 @@ def test_a_deeply_nested_manifest_is_answered_with_a_problem(
             f"{server.url}/v1/decoders", json={"path": str(tmp_path)}, headers=OURS
         )
         assert answered.status_code == 409, answered.text
-        # one that is in the registry keeps no other from being found
+        # one in the registry does not hide the others
         place = server.home / "decoders" / "nested.bundle"
         place.mkdir(exist_ok=True)
         (place / "manifest.json").write_text(content)
@@ -107,7 +107,7 @@ def test_wrong_tokens_are_limited_and_the_right_one_is_not(server: Server) -> No
         refused = client.get("/v1/status", headers={"Authorization": "Bearer wrong"})
         assert int(refused.headers["Retry-After"]) > 0
         assert client.get("/v1/status", headers=OURS).status_code == 200
-        assert client.get("/v1/nowhere").status_code == 401  # whatever is asked for
+        assert client.get("/v1/nowhere").status_code == 401  # for any path
         assert client.get("/health/live").status_code == 200
 
 
@@ -124,9 +124,9 @@ def test_child_processes_do_not_get_the_token(server: Server) -> None:
     with server.client() as client:
         daemon = client.status().daemon.pid
         begun = client.start_calibration(client_request())
-        children = wait_for("its processes", lambda: len(p := _children(server)) > 1 and p)
+        children = wait_for("its child processes", lambda: len(p := _children(server)) > 1 and p)
         for pid in {daemon, *children}:
-            # until it runs a program of its own, a new process has its parent's memory
+            # until it runs its own program, a new process has its parent's memory
             wait_for("its program", lambda pid=pid: _command(pid) != _command(server.process.pid))
             environment = Path(f"/proc/{pid}/environ").read_bytes()
             assert TOKEN.encode() not in environment
@@ -213,19 +213,19 @@ def test_a_bundle_is_synced_to_disk_before_it_is_registered(
     names = [Path(path).name for path in synced]
     assert set(names[:4]) == set(FILES)
     folders = [path for path in synced if Path(path).name not in FILES]
-    assert str(registry.folder) in folders[-1:]  # its name, after all that is in it
+    assert str(registry.folder) in folders[-1:]  # the folder's entry is last
 
 
 def test_logs_are_rotated_at_a_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "daemon.log"
-    with open_log(path) as log:  # as a daemon has it, for months
+    with open_log(path) as log:  # as a daemon keeps it open
         for number in range(50):
             log.write(b"%9d\n" % number * 100)
             log.flush()
             shorten(path, limit_bytes=10_000)
             assert path.stat().st_size <= 10_000
     assert path.read_bytes().endswith(b"       49\n")
-    assert path.read_bytes()[:9].strip().isdigit()  # no hole where the old end was
+    assert path.read_bytes()[:9].strip().isdigit()  # no hole up to the old end
     assert sorted(p.name for p in tmp_path.iterdir()) == ["daemon.log", "daemon.log.1"]
 
 
@@ -241,14 +241,14 @@ while True:
         connection.sendall(b"GET /v1/status HTTP/1.1\\r\\nX-Slow: " if len(kept) % 2 else b"")
         kept.append(connection)
     print("all are open", flush=True)
-    kept = kept[100:]  # and new ones all the time
+    kept = kept[100:]  # and replaced all the time
     time.sleep(0.05)
 """
 
 
 @contextmanager
 def half_open(server: Server) -> Iterator[None]:
-    """1,050 connections that send nothing, or half a header, and new ones all the time."""
+    """1,050 connections that send nothing or half a header, and are replaced all the time."""
     url = httpx.URL(server.url)
     command = [sys.executable, "-c", HALF_OPEN, url.host, str(url.port), "1050"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -265,7 +265,7 @@ def test_half_open_connections_block_neither_supervisor_nor_operator(
 ) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))  # the usual one, for the server
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))  # the usual limit, for the server
     try:
         server = Server(POSSM, tmp_path / "home", "nobody-streams-this")
         server.start()

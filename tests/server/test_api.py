@@ -1,4 +1,4 @@
-"""Requests as documented are answered as documented; all else is a problem that says what to do."""
+"""Valid requests are answered as documented; all others with a problem document."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKEN = secrets.token_urlsafe()
 
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose streams never come."""
+    """A server whose streams never appear."""
     home = tmp_path_factory.mktemp("idle")
     with Server(POSSM, home, "nobody-streams-this", VOLITION_TOKEN=TOKEN) as server:
         yield server
@@ -41,7 +41,7 @@ def get(server: Server, path: str, **headers: str) -> httpx.Response:
     return httpx.get(server.url + path, headers=headers)
 
 
-NOT_HERE = "ignored_auth"  # sends more wrong tokens than an address may; the next test is for it
+NOT_HERE = "ignored_auth"  # exceeds the limit of wrong tokens; the next test covers it
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_refused_caller_gets_the_reason(idle: Server) -> None:
 
 @pytest.mark.timing
 def test_a_kept_connection_is_no_slower_than_a_new_one(idle: Server) -> None:
-    """An answer in two parts waits 40 ms for an acknowledgement if the server lets it."""
+    """With Nagle's algorithm a response in two writes waits 40 ms for an ACK."""
 
     def took_s(client: httpx.Client) -> float:
         began = time.monotonic()
@@ -106,10 +106,10 @@ def test_a_kept_connection_is_no_slower_than_a_new_one(idle: Server) -> None:
     none_kept = httpx.Limits(max_keepalive_connections=0)
     with (
         httpx.Client(trust_env=False) as kept,
-        httpx.Client(trust_env=False, limits=none_kept) as anew,
+        httpx.Client(trust_env=False, limits=none_kept) as fresh,
     ):
         took_s(kept)
-        pairs = [(took_s(kept), took_s(anew)) for _ in range(15)]
+        pairs = [(took_s(kept), took_s(fresh)) for _ in range(15)]
     assert median(kept for kept, _ in pairs) < median(new for _, new in pairs) + 0.02
 
 
@@ -157,7 +157,7 @@ def test_a_path_without_a_bundle_is_refused(idle: Server, tmp_path: Path) -> Non
 
 def test_a_calibration_names_the_missing_stream(idle: Server) -> None:
     with idle.client() as client:
-        for begun in client.calibrations():  # by other tests
+        for begun in client.calibrations():  # started by other tests
             list(client.follow(begun.id))
         client.set_input(Input(name="nobody-streams-this"))
         ended = list(client.calibrate(CalibrationRequest(seconds=5.0)))[-1]

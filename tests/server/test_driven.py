@@ -1,4 +1,4 @@
-"""Calibrations of closed loop: what output filters did to the cursor is taken out of the data."""
+"""Calibrations in closed loop: the gain of the output filters is removed from the data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GAIN = 0.4
 
 @contextmanager
 def cursor_that_follows(server: Server, name: str) -> Iterator[None]:
-    """A rig: kinematics over LSL that are the daemon's own frames."""
+    """A rig whose kinematics over LSL follow the daemon's own frames."""
     info = pylsl.StreamInfo(name, "Kinematics", 4, 100.0, "double64", name)
     info.set_channel_labels(["pos_x", "pos_y", "vel_x", "vel_y"])
     outlet, ended = pylsl.StreamOutlet(info), threading.Event()
@@ -60,7 +60,7 @@ def cursor_that_follows(server: Server, name: str) -> Iterator[None]:
 def test_a_calibration_in_closed_loop_keeps_the_cursor_speed(
     server: Server, unseen: Session, play: Play
 ) -> None:
-    """And the active decoder, whose own velocity labels the data, is not said to be bad."""
+    """And the active decoder, whose own velocity labels the data, is not scored as bad."""
     name = f"{unseen.session_id}-closed"
     request = CalibrationRequest(seconds=12.0, method="units", promote="auto", kinematics=name)
     with play(unseen), server.client() as client, CursorSubscriber(server.address) as cursor:
@@ -70,7 +70,9 @@ def test_a_calibration_in_closed_loop_keeps_the_cursor_speed(
             *_, ended = client.calibrate(request)
         assert client.filters().gain == GAIN
     assert ended.held_out is not None, ended
-    assert ended.held_out.active > 0.3  # its own velocity, a frame or two late; -7 if filtered
+    assert (
+        ended.held_out.active > 0.3
+    )  # its own velocity, a frame or two late; -7 with the filtered one
     folder = server.home / "calibrations" / ended.id
     (path,) = folder.glob("*.h5")
     collected = sessions.load(path)
@@ -85,7 +87,7 @@ def test_a_calibration_in_closed_loop_keeps_the_cursor_speed(
 
 
 def driving(times: np.ndarray, velocity: np.ndarray, **gains: list[float]) -> Driving:
-    """Of a daemon with a gain, or several in turn."""
+    """The output of a daemon with one gain, or several in turn."""
     return Driving(
         times=times, velocity=velocity,
         gain_times=np.array(gains.get("since", [times[0]])), gains=np.array(gains["gains"]),
@@ -99,7 +101,7 @@ def session() -> Session:
 
 def test_each_gain_is_undone_where_the_daemon_drove(session: Session) -> None:
     half = float(session.cursor_times.mean())
-    times = session.cursor_times - 0.03  # frames come first
+    times = session.cursor_times - 0.03  # frames precede the cursor
     frames = driving(times, session.cursor_vel, since=[times[0], half], gains=[0.5, 2.0])
     changed = before_filters(session, frames)
     early = session.cursor_times < half

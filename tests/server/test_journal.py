@@ -1,4 +1,4 @@
-"""What was written is there for the next server."""
+"""The journal: what one server writes, the next one reads, as far as it is intact."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_journal_of_another_version_is_set_aside_and_copied(
     journal = Journal(tmp_path / "journal.sqlite")
     now = wanted(journal)
     assert (now.active, now.filters.gain) == ("a", 0.5)
-    assert "version 99" in str(now.paused)  # nobody knows what else it says
+    assert "version 99" in str(now.paused)  # it may hold values that this version can't read
     now.keep()
     journal.close()
     again = Journal(tmp_path / "journal.sqlite")
@@ -122,7 +122,7 @@ def test_a_resume_holds_even_if_a_value_was_unreadable(
     Journal(path).close()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, stored))
-    for paused in (True, True, False):  # until somebody resumes, and never after that
+    for paused in (True, True, False):  # until someone resumes, and never again
         with contextlib.closing(Journal(path)) as journal:
             found = wanted(journal)
             assert (found.paused is not None) == paused

@@ -1,4 +1,4 @@
-"""Ridge and the Kalman filter by the same calls as any other calibration."""
+"""Calibrations of ridge regression and the Kalman filter, by the same calls as any other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_linear_decoders_are_calibrated_and_promoted_but_are_no_base_for_trainin
         frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
 
         with pytest.raises(ProblemError, match="no complete session"):
-            calibrated(server, unseen, method="ridge", data=kalman.id)  # it has none of its own
+            calibrated(server, unseen, method="ridge", data=kalman.id)  # it has no data of its own
 
         refused = calibrated(server, unseen, method="units", base=ridge.candidate)
         assert refused.state == "failed"

@@ -1,10 +1,11 @@
-"""Whatever dies when: what was answered with success is what the next daemon does.
+"""Whichever process dies: the next daemon does what was confirmed to the caller.
 
-A random machine gives orders to the real supervisor, journal and registry, whose daemon is a small
-process that can be told to die, hang or delay, and kills either side before, during and after them.
-What each daemon begins with, and what it does once all is quiet, is compared with the answers.
+A random state machine gives orders to the real supervisor, journal and registry, whose daemon is a
+small process that can be made to die, hang or delay. It kills either side before, during and after
+the orders. The state in which each daemon starts, and its state once all is quiet, are compared
+with the answers.
 
-    python -m tests.server.test_model STEPS [SEED]    run them, and say how they were spent
+    python -m tests.server.test_model STEPS [SEED]    run steps, and print how they were spent
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from tests.server.scripted import PATIENCE, Script, fork, forking
 from training.baselines.linear import ridge_graph
 
 STEPS_PER_RUN = 50
-EACH_TIME = 500  # steps between two lines of progress
-QUIET_S = 90.0 * PATIENCE  # by when all must be as it was answered; a busy machine is slow
-BASE = BUNDLES / "possm.bundle"  # what the scripted calibrations begin from
+EACH_TIME = 500  # steps between lines of progress
+QUIET_S = 90.0 * PATIENCE  # limit until the daemon does what was confirmed; a busy machine is slow
+BASE = BUNDLES / "possm.bundle"  # the base of the scripted calibrations
 DECODERS = ("a", "b", "c")
 CANDIDATES = ("d", "e")
 SPENT: Counter[str] = Counter()
@@ -60,7 +61,7 @@ ANY_FAULT: dict[str, Any] = {
 
 
 def tiny_bundle(path: Path, decoder: str) -> None:
-    """A decoder of two units."""
+    """Write a decoder of two units."""
     manifest = bundle.Manifest(
         decoder_id=decoder,
         family="ridge",
@@ -84,7 +85,7 @@ def tiny_bundle(path: Path, decoder: str) -> None:
 
 
 class World:
-    """The process that forks, and bundles: made once."""
+    """The process that forks, and the bundles; both are made once."""
 
     def __init__(self, folder: Path, forks: Path) -> None:
         self.folder, self.forks = folder, forks
@@ -121,7 +122,7 @@ class GoneError(Exception):
 
 
 class Rig:
-    """One server with its daemons, and what they may do by what was answered."""
+    """One server with its daemons, and the states that the answers allow."""
 
     def __init__(self, world: World) -> None:
         self.world, self.folder = world, world.home()
@@ -130,15 +131,15 @@ class Rig:
         self.server_pid: int | None = None
         self.connection: Connection | None = None
         self.daemon = ControlClient(f"tcp://127.0.0.1:{self.port}", timeout_s=1.0 * PATIENCE)
-        # What is allowed: one value each, or several after an order that was not answered.
+        # Allowed values: one each, or several after an order without an answer.
         self.decoders: set[tuple[str, str | None]] = {("a", None)}
         self.paused: set[str | None] = {None}
         self.gain: set[float] = {1.0}
         self.input: set[str | None] = {None}
         self.births = 0
-        self.due: dict[str, set[Any]] = {}  # what must be done once all is quiet
+        self.due: dict[str, set[Any]] = {}  # values that must hold once all is quiet
         self.starts = self.seen = self.deaths = 0
-        self.fell_back: list[tuple[str, str]] = []  # since the last order began: to, and from
+        self.fell_back: list[tuple[str, str]] = []  # since the start of the last order: to, from
 
     # Both sides.
 
@@ -215,7 +216,9 @@ class Rig:
     def all_births(self) -> list[dict[str, Any]]:
         path, births = self.folder / "births", []
         for line in path.read_text().splitlines() if path.exists() else []:
-            with suppress(json.JSONDecodeError):  # its daemon is writing it, or died at that
+            with suppress(
+                json.JSONDecodeError
+            ):  # a partial line: its daemon is writing it, or has died
                 births.append(json.loads(line))
         return births
 
@@ -231,7 +234,7 @@ class Rig:
         return f"{self.decoders=} {self.paused=} {self.gain=} {self.input=}"
 
     def check_births(self) -> None:
-        """Every daemon since the last look began as was answered."""
+        """Check that every daemon since the last call has started in an allowed state."""
         births = self.all_births()
         for birth in births[self.births :]:
             self.take_fallbacks()
@@ -239,7 +242,7 @@ class Rig:
         self.births = len(births)
 
     def take_fallbacks(self) -> None:
-        """Two daemons that died young bring the last good decoder back: no lost order."""
+        """After two early deaths the last good decoder is allowed, which is no lost order."""
         if self.server_pid is None:
             return
         for change in self.ask("changes", after=self.seen):
@@ -253,7 +256,7 @@ class Rig:
                 SPENT["fell back"] += 1
 
     def allow(self, decoders: set[tuple[str, str | None]]) -> None:
-        """From now on these, and those that were fallen back to from one of them."""
+        """Allow these decoders, and those that the server fell back to from one of them."""
         self.decoders = set(decoders)
         for pair in self.fell_back:
             if pair[1] in {active for active, _ in self.decoders}:
@@ -272,7 +275,7 @@ class Rig:
         }  # fmt: skip
 
     def become_quiet(self) -> None:
-        """Wait until the daemon does what was answered, and know again what that is."""
+        """Wait until the daemon is in an allowed state, and allow only that state from then on."""
         if self.server_pid is None:
             return
         deadline = time.monotonic() + QUIET_S
@@ -294,7 +297,7 @@ class Rig:
         self.paused, self.gain, self.input = {does["paused"]}, {does["gain"]}, {does["input"]}
 
     def is_settled(self, does: dict[str, Any]) -> bool:
-        """Whether the server agrees, so that it won't change any more."""
+        """Whether the server wants this state, so that it stays."""
         return bool(self.ask("wanted")["does"] == does)
 
     def end(self) -> None:
@@ -306,7 +309,7 @@ class Rig:
 
 
 def after(decoder: str) -> set[tuple[str, str | None]]:
-    """A decoder that was activated, and any other before it: one may have been fallen back to."""
+    """An active decoder, with any previous one: there may have been a fallback in between."""
     return {(decoder, other) for other in (*DECODERS, *CANDIDATES, None) if other != decoder}
 
 
@@ -321,7 +324,7 @@ def wait_until_gone(pid: int) -> None:
 
 
 class Machine(RuleBasedStateMachine):
-    """Orders, deaths, delays and restarts in any order."""
+    """Orders, deaths, delays and restarts in random sequence."""
 
     world: World
 
@@ -334,14 +337,14 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         kind, _, _ = sys.exc_info()
         if kind is not None and issubclass(kind, AssertionError | OSError | GoneError):
-            traceback.print_exc()  # hypothesis tries again, and may not see it then
+            traceback.print_exc()  # hypothesis tries again, and may not reproduce it
         self.rig.end()
 
     def order(
         self, name: str, fault: str, delay_ms: float, quiet: bool, /,
         *, then: dict[str, Any], holds_if_refused: bool = False, **values: Any,
     ) -> None:  # fmt: skip
-        """Give an order while something dies. then: what is allowed once it is answered."""
+        """Give an order while something dies. then: the values allowed once it is confirmed."""
         rig = self.rig
         self.begin(name, fault)
         before = {field: getattr(rig, field) for field in then}
@@ -378,8 +381,8 @@ class Machine(RuleBasedStateMachine):
         if outcome == "answered" and fault == "none":
             does = rig.does()
             rig.take_fallbacks()
-            told = [rig.is_allowed(does, field) for field in then] if does is not None else []
-            assert all(told), (name, does, rig.allowed(), rig.log("server"))
+            held = [rig.is_allowed(does, field) for field in then] if does is not None else []
+            assert all(held), (name, does, rig.allowed(), rig.log("server"))
         if quiet:
             rig.become_quiet()
 
@@ -394,14 +397,14 @@ class Machine(RuleBasedStateMachine):
     def end(
         self, outcome: str, before: dict[str, Any], then: dict[str, Any], *, holds_if_refused: bool
     ) -> None:
-        """What is allowed from now on; daemons that began meanwhile did either."""
+        """Set the allowed values after an order; daemons started during it may have had either."""
         rig = self.rig
         SPENT[outcome] += 1
         rig.check_births()
         if outcome == "server died":
             rig.due.clear()
             return
-        if outcome == "refused" and holds_if_refused:  # by one that was being started, too, soon
+        if outcome == "refused" and holds_if_refused:  # it holds for a daemon that is starting, too
             rig.due |= then
             return
         for field, allowed in (then if outcome == "answered" else before).items():
@@ -415,7 +418,7 @@ class Machine(RuleBasedStateMachine):
     def activate(self, decoder: str, fault: str, delay_ms: float, quiet: bool) -> None:
         then = {"decoders": after(decoder) if decoder in DECODERS else set()}
         self.order("activate", fault, delay_ms, quiet, then=then, decoder=decoder)
-        assert self.rig.decoders, "a decoder that isn't there was activated"
+        assert self.rig.decoders, "a decoder that is not registered was activated"
 
     @rule(**ANY_FAULT)
     def rollback(self, fault: str, delay_ms: float, quiet: bool) -> None:
@@ -485,7 +488,7 @@ class Machine(RuleBasedStateMachine):
         rig.become_quiet()
 
     def ended(self, identity: str) -> dict[str, Any]:
-        """A calibration once it has ended; `discarded` if it was before it was deleted."""
+        """A calibration once it has ended; `discarded` if it had ended before it was deleted."""
         deadline = time.monotonic() + QUIET_S
         while True:
             try:
@@ -511,10 +514,10 @@ class Machine(RuleBasedStateMachine):
             rig.send("pause", other, why=why)
             rig.answer(other)
             does = rig.does()
-            assert does is None or does["paused"] == why  # before the decoder is loaded
+            assert does is None or does["paused"] == why  # while the decoder is still loading
             rig.answer()
             outcome = "answered"
-        except RefusedError:  # the machine was too slow, and the daemon taken to hang
+        except RefusedError:  # on a slow machine the daemon counted as hung
             outcome = "refused"
         finally:
             other.close()
@@ -544,7 +547,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(keep=st.booleans())
     def server_stops(self, keep: bool) -> None:
-        """Stopped as by Ctrl-C; the daemon is left or not."""
+        """Stop it as by Ctrl-C, with or without its daemon."""
         rig = self.rig
         self.begin("server stops", "none")
         rig.ask("stop")
@@ -554,7 +557,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def run(world: World, steps: int, *, seed: int | None) -> None:
-    """So many steps, each run with a server and a home of its own."""
+    """Run `steps` steps; each run of them has its own server and home."""
 
     class Here(Machine):
         pass
@@ -584,7 +587,7 @@ def run(world: World, steps: int, *, seed: int | None) -> None:
 def test_the_next_daemon_does_what_was_confirmed(
     tmp_path: Path, n_machines: int, steps: int
 ) -> None:
-    """Several machines at once, since each one waits for most of its time; steps of each."""
+    """Run several machines at once, because each mostly waits. steps: of each machine."""
     logs = [tmp_path / f"{seed}.log" for seed in range(n_machines)]
     with ExitStack() as running:
         machines = []
@@ -604,7 +607,7 @@ def test_the_next_daemon_does_what_was_confirmed(
 
 
 def main(steps: int, seed: int | None = None) -> None:
-    """Run so many steps and say how they were spent; without a seed, at random."""
+    """Run steps and print how they were spent. seed: None for a random one."""
     done: Counter[str] = Counter()
     began = time.monotonic()
     with a_world() as world:

@@ -1,4 +1,4 @@
-"""Single orders, each where it could be lost: a scripted daemon dies, hangs or waits on purpose."""
+"""Orders at moments when they could be lost: a scripted daemon dies, hangs or delays."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rig(world: World) -> Iterator[Rig]:
 
 
 def does(rig: Rig, **wanted: object) -> Callable[[], bool]:
-    """Whether the daemon does that now."""
+    """A check whether the daemon's status has these values."""
 
     def look() -> bool:
         seen = rig.does()
@@ -46,7 +46,7 @@ def does(rig: Rig, **wanted: object) -> Callable[[], bool]:
 
 
 def is_good(rig: Rig, decoder: str) -> bool:
-    """Whether a decoder is the last that the server trusts."""
+    """Whether a decoder is the last good one in the journal."""
     journal = sqlite3.connect(rig.folder / "home" / "journal.sqlite")
     try:
         found = journal.execute("SELECT value FROM state WHERE name = 'good'").fetchall()
@@ -56,7 +56,7 @@ def is_good(rig: Rig, decoder: str) -> bool:
 
 
 def prove(rig: Rig, decoder: str) -> None:
-    """Have a decoder run until the server trusts it."""
+    """Run a decoder until the server trusts it."""
     rig.ask("activate", decoder=decoder)
     wait_for("trust", lambda: is_good(rig, decoder))
 
@@ -77,7 +77,7 @@ def test_a_decoder_activated_while_the_daemon_is_down_is_used_by_the_next_one(
 
 def test_a_new_server_restores_the_orders_of_the_last_one(rig: Rig) -> None:
     rig.ask("filters", gain=0.5)
-    rig.kill_daemon(signal.SIGSTOP)  # it misses what comes now, and is there for the next server
+    rig.kill_daemon(signal.SIGSTOP)  # it misses the next order but is there for the next server
     with pytest.raises(RefusedError):
         rig.ask("pause", why="fire")
     pid = rig.daemon_pid()
@@ -95,7 +95,7 @@ def test_an_unreadable_active_decoder_is_replaced_by_the_last_good_one(
     prove(rig, "a")
     rig.ask("activate", decoder="b")
     bundle = rig.folder / "home" / "decoders" / "b.bundle"
-    (bundle / "manifest.json").unlink()  # a link to one that other tests use
+    (bundle / "manifest.json").unlink()  # a hard link to a file that other tests use
     if damage == "folder":
         bundle.rename(bundle.with_name("elsewhere"))
     elif damage == "nested":
@@ -123,7 +123,7 @@ def test_a_hanging_decoder_is_replaced_by_the_last_good_one(rig: Rig) -> None:
 
 
 def test_a_good_decoder_is_kept_when_its_daemon_is_killed_repeatedly(rig: Rig) -> None:
-    """What kills it is not the decoder; to decode with another would lose an accepted order."""
+    """The decoder is not the cause, and another one would mean a lost order."""
     prove(rig, "a")
     prove(rig, "b")
     for _ in range(4):
@@ -133,12 +133,12 @@ def test_a_good_decoder_is_kept_when_its_daemon_is_killed_repeatedly(rig: Rig) -
 
 
 def test_a_decoder_that_has_not_decoded_is_not_trusted(rig: Rig) -> None:
-    """It may hang at the first spike, and then be taken for the last good one."""
+    """It may hang at the first spike, so it must not become the last good one."""
     prove(rig, "a")
     rig.ask("pause", why="between blocks")
     rig.ask("activate", decoder="b")
     enough = time.monotonic() + 5 * QUICK.good_after_s
-    wait_for("longer than trust takes", lambda: time.monotonic() > enough and does(rig)())
+    wait_for("the time that trust takes", lambda: time.monotonic() > enough and does(rig)())
     assert is_good(rig, "a")
     rig.ask("resume")
     wait_for("trust", lambda: is_good(rig, "b"))
@@ -148,12 +148,12 @@ def test_a_rollback_kills_a_hanging_daemon(rig: Rig) -> None:
     rig.ask("activate", decoder="b")
     rig.kill_daemon(signal.SIGSTOP)
     rig.ask("rollback")
-    wait_for("the decoder before", does(rig, decoder="a"))
+    wait_for("the previous decoder", does(rig, decoder="a"))
 
 
 def test_a_pause_does_not_wait_for_the_disk(rig: Rig) -> None:
     journal = sqlite3.connect(rig.folder / "home" / "journal.sqlite")
-    journal.execute("BEGIN IMMEDIATE")  # nothing else can be written, until the server gives up
+    journal.execute("BEGIN IMMEDIATE")  # blocks other writers until the server gives up
     began = time.monotonic()
     rig.send("pause", why="fire")
     wait_for("the pause", does(rig, paused="fire"))
@@ -174,7 +174,7 @@ def test_a_pause_does_not_wait_for_other_orders(rig: Rig) -> None:
     rig.ask("pause", why="fire")
     took_s = time.monotonic() - began
     for other in others:
-        with suppress(RefusedError):  # it waited for too long
+        with suppress(RefusedError):  # it timed out
             rig.answer(other)
     assert took_s < (time.monotonic() - began) / 2
     assert does(rig, paused="fire")()
@@ -236,7 +236,7 @@ def test_a_calibration_that_is_being_promoted_can_not_be_cancelled(rig: Rig, how
 
 
 def what_became_of(rig: Rig, identity: str) -> str:
-    """The state of a calibration; one that had ended before it was deleted is no longer there."""
+    """The state of a calibration; `discarded` if it had ended before it was deleted."""
     try:
         return str(rig.ask("calibration", identity=identity)["state"])
     except RefusedError as error:
@@ -294,7 +294,7 @@ def test_a_hanging_child_process_is_killed_and_its_calibration_fails(rig: Rig, m
 
 
 class Stopped(Child):
-    """A process that is stopped as by a debugger."""
+    """A child that is stopped, as by a debugger."""
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         code = "import os, signal; print('{}', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
@@ -310,7 +310,7 @@ def test_a_silent_child_process_is_killed(tmp_path: Path) -> None:
 
 
 class Starved(Child):
-    """A child with half a second of work, on a core that three others keep busy."""
+    """A child with 0.4 s of work on a core that three other processes keep busy."""
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         work = "import time\nwhile time.process_time() < 0.4: pass"
@@ -324,7 +324,9 @@ class Starved(Child):
 
 
 @pytest.mark.timing
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a process waited")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux reports how long a process has waited"
+)
 def test_a_starved_child_process_does_not_count_as_hung(tmp_path: Path) -> None:
     child = Starved("nobody", log=tmp_path / "log")
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A shadow compares as many seconds as it was asked for, of the streams that send."""
+"""A shadow compares the requested number of seconds, on the streams that send."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POSITIONS = ("pos_x", "pos_y")
 
 @contextmanager
 def hardly_running(pid: int, *, run_s: float, stop_s: float) -> Iterator[None]:
-    """A process that gets only a share of the time, as on a machine that others keep busy."""
+    """Let a process run only part of the time, as on a busy machine."""
     ended = threading.Event()
 
     def share() -> None:
@@ -97,7 +97,7 @@ def _until_done(shadow: Child, *, run_s: float, stop_s: float) -> Iterator[dict[
 def test_a_stale_stream_of_the_same_name_is_skipped(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
-    """As a sender that crashed and was started again leaves it."""
+    """A sender that crashed and was restarted leaves such a stream."""
     spikes, kinematics = (f"{unseen.session_id}-{what}" for what in ("spikes", "kinematics"))
     leftovers = [
         pylsl.StreamOutlet(spikes_info(spikes, f"{spikes}-old", unseen.unit_ids)),

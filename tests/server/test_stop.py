@@ -1,4 +1,4 @@
-"""Ctrl-C on a server that somebody follows."""
+"""Ctrl-C on a server with an open event stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Server and daemon die apart; what each held is there when they return."""
+"""Server and daemon die separately; both come back in the state that they were in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.streaming.test_live import assert_only_silence_interrupts, is_decodin
 
 
 def request_for(session: Session, **given: object) -> CalibrationRequest:
-    """Ten seconds, units alone; streams by name, since other tests may stream beside this one."""
+    """A request for 10 s and units only; streams by name, because other tests may stream too."""
     name = session.session_id
     values = {"seconds": 10.0, "method": "units", "promote": "auto"} | given
     return CalibrationRequest(kinematics=f"{name}-kinematics", markers=f"{name}-markers", **values)
@@ -43,9 +43,9 @@ def test_a_killed_daemon_comes_back_with_its_decoder_filters_and_pause(server: S
         before = client.status().daemon
         first = cursor.receive(timeout_s=DEADLINE_S)
         os.kill(before.pid, signal.SIGKILL)
-        anew = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
-        assert anew.decoder == before.decoder
-        assert anew.state == "paused"  # from its very first frame on
+        restarted = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
+        assert restarted.decoder == before.decoder
+        assert restarted.state == "paused"  # from its first frame
         status = wait_for("an answer", lambda: (s := client.status()).answered and s)
         assert status.restarts == 1
         assert status.daemon.pid != before.pid
@@ -160,7 +160,7 @@ def test_a_decoder_that_can_not_start_is_replaced_by_the_last_good_one(
         assert status.restarts >= 2
         assert client.decoder(bad).problem
         wait_for("trust in it", lambda: client.status().daemon.uptime_s > 6.0)
-        os.kill(client.status().daemon.pid, signal.SIGKILL)  # the bad one is not tried again
+        os.kill(client.status().daemon.pid, signal.SIGKILL)  # the bad decoder is not tried again
         wait_for("its death", lambda: client.status().restarts > status.restarts)
         again = wait_for("an answer", lambda: (s := client.status()).answered and s)
         assert (again.daemon.decoder, again.restarts) == (good, status.restarts + 1)
@@ -172,11 +172,11 @@ def test_a_pause_that_a_hanging_daemon_misses_holds_for_the_next_one(
     with server.client() as client, CursorSubscriber(server.address, max_age_s=None) as cursor:
         first = cursor.receive(timeout_s=DEADLINE_S)
         os.kill(client.status().daemon.pid, signal.SIGSTOP)
-        with pytest.raises(ProblemError) as unheard:
+        with pytest.raises(ProblemError) as refused:
             client.pause("stop!")
-        assert unheard.value.problem.status == 503
-        anew = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
-        assert anew.state == "paused"
+        assert refused.value.problem.status == 503
+        restarted = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
+        assert restarted.state == "paused"
         status = wait_for("an answer", lambda: (s := client.status()).answered and s)
         assert status.daemon.paused == "stop!"
 
@@ -242,9 +242,9 @@ def test_a_daemon_restarted_by_others_is_corrected_before_it_moves(
                 first.wait()
                 first = daemon()
                 frames = frames_until(cursor, lambda frame: frame.valid and frame.started != began)
-                anew = [frame for frame in frames if frame.started != began]
-                assert anew[0].state == "paused"
-                assert {frame.decoder for frame in anew if frame.valid} == {other}
+                restarted = [frame for frame in frames if frame.started != began]
+                assert restarted[0].state == "paused"
+                assert {frame.decoder for frame in restarted if frame.valid} == {other}
                 assert client.status().daemon.filters.gain == 1.5
     finally:
         first.kill()
