@@ -24,7 +24,7 @@ from streaming.recording.raw import read_recording
 from streaming.recording.record import Recorder, RecordSettings
 from streaming.sessions import format as sessions
 from streaming.sessions.format import Session, duration_s
-from streaming.wire.lines import Message, received, send, send_problem
+from streaming.wire.lines import Message, parent_messages, send, send_problem
 
 REPORT_EVERY_S = 0.2
 MIN_FREE_BYTES = 200e6
@@ -136,7 +136,7 @@ def check_calibration(session: Session) -> None:
 
 def main() -> None:
     """Read one order and carry it out."""
-    messages = received()
+    messages = parent_messages()
     first: Message | None = next(messages, None)
     if first is None:
         return

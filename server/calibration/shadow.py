@@ -39,7 +39,7 @@ from streaming.inlets.spikes import (
 )
 from streaming.sessions.format import continuous_domain, velocity_of, within
 from streaming.units import UnitMatch
-from streaming.wire.lines import received_while_working, send, send_problem
+from streaming.wire.lines import parent_messages_or_exit, send, send_problem
 
 Bools = NDArray[np.bool_]
 
@@ -239,7 +239,7 @@ def main() -> None:
     """Read one order and carry it out."""
     with contextlib.suppress(OSError):
         os.nice(5)
-    first = next(received_while_working())
+    first = next(parent_messages_or_exit())
     try:
         done = run(msgspec.convert(first, Order))
     except VolitionError as error:
