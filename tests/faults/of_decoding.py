@@ -19,8 +19,8 @@ from tests.faults.checker import PREFIX, Checker
 from tests.faults.fault import Fault, Seconds
 from tests.faults.rig import POSSM, POYO, DaemonRig, ServerRig, WatchdogRig
 
-RETURNS = "a new daemon with the decoder, filters and pause of before; no frame of two at once"
-ACCEPTED = "what was answered with success is what the next daemon does"
+RETURNS = "a new daemon with the same decoder, filters and pause; never two at once"
+ACCEPTED = "every confirmed order holds for the next daemon"
 
 
 def killed(rig: ServerRig) -> Seconds:
@@ -244,7 +244,7 @@ FAULTS = (
     Fault(name="daemon-killed", what="The daemon gets SIGKILL", must_hold=RETURNS,
           rig=ServerRig, attempt=killed),
     Fault(name="daemon-stopped", what="The daemon is stopped (SIGSTOP) for up to 8 s",
-          must_hold="nothing old is valid afterwards; beyond 5 s a new daemon takes over",
+          must_hold="no old frame is valid afterwards; after 5 s a new daemon takes over",
           rig=ServerRig, attempt=stopped),
     Fault(name="daemon-killed-activating", what="The daemon gets SIGKILL during an activation",
           must_hold=ACCEPTED, rig=ServerRig, attempt=killed_while_activating),
@@ -254,25 +254,27 @@ FAULTS = (
           must_hold=ACCEPTED, rig=ServerRig, attempt=activated_while_down),
     Fault(name="pause-while-down", what="A pause while the daemon is down",
           must_hold=ACCEPTED, rig=ServerRig, attempt=paused_while_down),
-    Fault(name="decoder-huge", what="The decoder gives 1e30 m/s",
-          must_hold="fault, zero; valid again by itself", rig=HugeRig, attempt=triggered),
-    Fault(name="decoder-nan", what="The decoder gives NaN",
-          must_hold="fault, zero; valid again by itself", rig=NanRig, attempt=triggered),
+    Fault(name="decoder-huge", what="The decoder returns 1e30 m/s",
+          must_hold="`fault` and zero; valid again without help", rig=HugeRig, attempt=triggered),
+    Fault(name="decoder-nan", what="The decoder returns NaN",
+          must_hold="`fault` and zero; valid again without help", rig=NanRig, attempt=triggered),
     Fault(name="decoder-raises", what="ONNX Runtime raises in a tick",
-          must_hold="fault, zero; valid again by itself", rig=RaisesRig, attempt=triggered),
+          must_hold="`fault` and zero; valid again without help", rig=RaisesRig, attempt=triggered),
     Fault(name="decoder-hangs", what="The decoder hangs in a tick",
-          must_hold="refused before it is in use, or left for the last good one by itself",
+          must_hold="refused before use, or replaced by the last good decoder without help",
           rig=HangRig, attempt=hung),
-    Fault(name="bundle-damaged", what="The active bundle is damaged on disk, its daemon killed",
-          must_hold="the last good decoder goes on; no frame of the damaged one",
+    Fault(name="bundle-damaged",
+          what="The active bundle is damaged on disk, then its daemon killed",
+          must_hold="the last good decoder takes over; no frame of the damaged one",
           rig=ServerRig, attempt=bundle_damaged),
-    Fault(name="watchdog-daemon-killed", what="The daemon beside a watchdog gets SIGKILL",
-          must_hold="the watchdog says `fault` and zero until frames come again",
+    Fault(name="watchdog-daemon-killed", what="The daemon next to a watchdog gets SIGKILL",
+          must_hold="the watchdog publishes `fault` and zero until frames arrive again",
           rig=WatchdogRig, attempt=daemon_killed),
-    Fault(name="watchdog-daemon-stopped", what="The daemon beside a watchdog is stopped (SIGSTOP)",
-          must_hold="the watchdog says `fault` and zero until frames come again",
+    Fault(name="watchdog-daemon-stopped", what="The daemon next to a watchdog is stopped (SIGSTOP)",
+          must_hold="the watchdog publishes `fault` and zero until frames arrive again",
           rig=WatchdogRig, attempt=daemon_stopped),
-    Fault(name="watchdog-other-schema", what="A watchdog gets frames of another schema, and noise",
-          must_hold="it says `fault` and zero and goes on", rig=WatchdogRig,
+    Fault(name="watchdog-other-schema",
+          what="A watchdog receives frames of another schema and random bytes",
+          must_hold="it publishes `fault` and zero, and goes on", rig=WatchdogRig,
           attempt=other_schema),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from tests.faults.sender import SENT, read_log
 from tests.rig import Process
 
 LOST_S = 1.0  # at most, when a recorder is killed
-KEPT = "what came before is kept, and readable as a session, to within a second"
+KEPT = "the data up to then are kept and readable as a session, to within a second"
 
 
 class RecorderRig(Rig):
@@ -156,9 +156,9 @@ FAULTS = (
     Fault(name="recorder-killed", what="The recorder gets SIGKILL", must_hold=KEPT,
           rig=RecorderRig, attempt=killed),
     Fault(name="recorder-sender-killed", what="The recorder's sender gets SIGKILL",
-          must_hold="one line that says so; " + KEPT, rig=RecorderRig, attempt=sender_killed),
+          must_hold="one line with the reason; " + KEPT, rig=RecorderRig, attempt=sender_killed),
     Fault(name="recorder-disk-full", what="The recorder's disk is full",
-          must_hold="one line that says so; " + KEPT, rig=RecorderRig, attempt=disk_full,
+          must_hold="one line with the reason; " + KEPT, rig=RecorderRig, attempt=disk_full,
           blocked=no_root),
     Fault(name="recorder-link-cut", what="The recorder's link is cut for up to 5 s",
           must_hold=KEPT, rig=RecorderLinkRig, attempt=link_cut, blocked=no_root),

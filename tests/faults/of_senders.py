@@ -12,8 +12,8 @@ from tests.faults.network import MovableClock, no_compiler, no_root
 from tests.faults.rig import CountsRig, DaemonRig, LinkRig, Rig
 from tests.faults.sender import Sender
 
-STALE = "not valid 250 ms after the last spike, valid again when a window of new ones is full"
-UNUSABLE = "no valid frame while stamps can't be used, valid again with the first window that can"
+STALE = "not valid 250 ms after the last spike; valid again once new spikes fill the window"
+UNUSABLE = "no valid frame while stamps are unusable; valid again with the first usable window"
 
 
 def closed(rig: Rig) -> Seconds:
@@ -190,10 +190,10 @@ FAULTS = (
           rig=CountsRig, attempt=silent_counts),
     Fault(name="link-cut", what="The link is cut for up to 8 s (network namespaces)",
           must_hold=STALE, rig=LinkRig, attempt=cut, blocked=no_root),
-    Fault(name="power-cut", what="The sender's host loses its power, and returns",
+    Fault(name="power-cut", what="The sender's host loses power and comes back",
           must_hold=STALE, rig=LinkRig, attempt=power_cut, blocked=no_root),
-    Fault(name="other-units", what="The sender returns with other units",
-          must_hold="refused, with the reason in the status; valid again with the right ones",
+    Fault(name="other-units", what="The sender comes back with other units",
+          must_hold="refused, with the reason in the status; valid again with the right units",
           rig=DaemonRig, attempt=other_units),
     Fault(name="stamps-unix", what="Stamps become Unix time", must_hold=UNUSABLE,
           rig=DaemonRig, attempt=_stamps("unix")),
@@ -201,10 +201,10 @@ FAULTS = (
           rig=DaemonRig, attempt=_stamps("nan")),
     Fault(name="stamps-ahead", what="Stamps jump an hour ahead", must_hold=UNUSABLE,
           rig=DaemonRig, attempt=_stamps("ahead")),
-    Fault(name="stamps-back", what="Stamps step back by 10 s and stay", must_hold=UNUSABLE,
+    Fault(name="stamps-back", what="Stamps step back by 10 s for good", must_hold=UNUSABLE,
           rig=DaemonRig, attempt=_stamps("back")),
     Fault(name="stamps-zero", what="Stamps become zero (LSL stamps them at departure)",
-          must_hold="frames are valid only while spikes come", rig=DaemonRig,
+          must_hold="frames are valid only while spikes arrive", rig=DaemonRig,
           attempt=stamps_of_zero),
     Fault(name="unix-from-start", what="A new sender stamps Unix time, then falls silent",
           must_hold=UNUSABLE, rig=DaemonRig, attempt=unix_from_the_start),
@@ -214,9 +214,9 @@ FAULTS = (
           must_hold="the window is emptied once the jump is measured, then fills again",
           rig=ClockRig, attempt=clock_jumped, blocked=no_compiler),
     Fault(name="flood", what="Spikes at up to 10 times the highest rate",
-          must_hold="the daemon lives, no false frame, valid again by itself",
+          must_hold="the daemon survives; no false frame; valid again without help",
           rig=DaemonRig, attempt=flood),
-    Fault(name="two-senders", what="Two senders of one name, one silent and found first",
-          must_hold="the live one is decoded, or the status names both; valid when one is left",
+    Fault(name="two-senders", what="Two senders of the same name; the silent one is found first",
+          must_hold="the live one is decoded, or the status names both; valid once one is left",
           rig=DaemonRig, attempt=two_of_one_name),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from tests.faults.fault import Fault, Seconds
 from tests.faults.network import no_root, small_disk
 from tests.faults.rig import ServerRig
 
-ACCEPTED = "frames go on; what was answered with success holds when the server is back"
+ACCEPTED = "frames go on; every confirmed order holds once the server is back"
 
 
 def _killed_during(subject: str, within_s: float) -> Callable[[ServerRig], Seconds]:
@@ -218,20 +218,20 @@ FAULTS = (
     Fault(name="server-killed-filters", what="The server gets SIGKILL while filters change",
           must_hold=ACCEPTED, rig=ServerRig, attempt=_killed_during("gain", 0.05)),
     Fault(name="server-killed-promoting", what="The server gets SIGKILL while promoting",
-          must_hold="promoted and used, or neither", rig=CalibrationRig,
+          must_hold="either promoted and in use, or neither", rig=CalibrationRig,
           attempt=killed_while_promoting),
-    Fault(name="delete-promoting", what="DELETE of a calibration that learns or promotes",
-          must_hold="accepted means that it is never promoted", rig=CalibrationRig,
+    Fault(name="delete-promoting", what="DELETE of a calibration during training or promotion",
+          must_hold="once accepted, the calibration is never promoted", rig=CalibrationRig,
           attempt=deleted_while_promoting),
     Fault(name="both-killed", what="Server and daemon get SIGKILL",
-          must_hold="the next server starts a daemon that does all that was accepted",
+          must_hold="the next server starts a daemon with every confirmed order",
           rig=ServerRig, attempt=server_killed_and_daemon_killed),
     Fault(name="rollback-after-death", what="A rollback after the daemon or the server was killed",
-          must_hold="the decoder before is in use", rig=ServerRig, attempt=rollback_after_death),
+          must_hold="the previous decoder is in use", rig=ServerRig, attempt=rollback_after_death),
     Fault(name="server-disk-full", what="The disk of the server's home is full",
-          must_hold="a pause holds, for the next daemon too", rig=SmallDiskRig,
+          must_hold="a pause holds, also for the next daemon", rig=SmallDiskRig,
           attempt=disk_full, blocked=no_root),
     Fault(name="journal-other-version", what="The journal holds documents of another version",
-          must_hold="the server starts, with all that it can read", rig=ServerRig,
+          must_hold="the server starts with everything that it can read", rig=ServerRig,
           attempt=other_journal),
 )  # fmt: skip

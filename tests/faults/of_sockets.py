@@ -21,7 +21,7 @@ from tests.faults.fault import Fault, Seconds
 from tests.faults.rig import DaemonRig, ServerRig
 from tests.rig import DEADLINE_S
 
-GOES_ON = "the daemon decodes on and answers the next command"
+GOES_ON = "the daemon goes on decoding and answers the next command"
 OLD_S = 0.25
 HALF_OPEN = 1200
 TOKEN = "a-token-of-this-campaign-0123456789"
@@ -242,20 +242,22 @@ FAULTS = (
           must_hold=GOES_ON, rig=DaemonRig, attempt=many_connections),
     Fault(name="control-flood", what="3,000 commands at once",
           must_hold=GOES_ON, rig=DaemonRig, attempt=flooded_with_commands),
-    Fault(name="subscriber-stalled", what="A subscriber stalls for 1 to 4 s and reads on",
-          must_hold="it gets no old frame that says `valid`; others are not held up",
+    Fault(name="subscriber-stalled", what="A subscriber stalls for 1 to 4 s, then reads on",
+          must_hold="it gets no old frame as valid; other subscribers are not delayed",
           rig=DaemonRig, attempt=stalled_subscriber),
     Fault(name="subscriptions", what="One subscriber with 200,000 topics",
-          must_hold="the daemon ticks on", rig=DaemonRig, attempt=many_subscriptions),
-    Fault(name="rest-half-open", what=f"{HALF_OPEN:,} half-open connections, the daemon killed",
-          must_hold="it is started again, a pause is answered, the log grows by less than 1 MiB",
+          must_hold="ticks go on", rig=DaemonRig, attempt=many_subscriptions),
+    Fault(name="rest-half-open",
+          what=f"{HALF_OPEN:,} half-open connections, then the daemon is killed",
+          must_hold="it restarts, a pause is answered, the log grows by less than 1 MiB",
           rig=ServerRig, attempt=half_open, blocked=_many_descriptors),
     Fault(name="rest-huge-bodies", what="Bodies of 50 MB, with and without the token",
-          must_hold="a problem document each, less than 200 MB of memory",
+          must_hold="each gets a problem document; memory grows by less than 200 MB",
           rig=TokenRig, attempt=huge_bodies),
     Fault(name="rest-wrong-tokens", what="100 wrong tokens",
           must_hold="each is refused and changes nothing; the right one works afterwards",
           rig=TokenRig, attempt=wrong_tokens),
     Fault(name="rest-strange", what="30 requests with odd paths and bodies",
-          must_hold="no answer of 500, nothing changed", rig=ServerRig, attempt=strange_requests),
+          must_hold="no response with status 500; nothing changes", rig=ServerRig,
+          attempt=strange_requests),
 )  # fmt: skip
