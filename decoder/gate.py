@@ -22,9 +22,9 @@ from statistics import NormalDist
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from decoder.arrays import Floats
+
 Answer = Literal["promote", "reject", "undecided"]
 
 BLOCK_S = 2.0  # the errors of reach decoders are correlated over 0.2 to 0.5 s

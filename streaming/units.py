@@ -10,10 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from decoder.arrays import Ints
 
 UNKNOWN = -1  # unit index of an event whose unit nobody knows
 

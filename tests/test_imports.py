@@ -19,6 +19,7 @@ ALLOWED = {
         "decoder",
         "streaming.columns",
         "streaming.lengths",
+        "streaming.recording.markers",
         "streaming.recording.raw",
         "streaming.sessions",
         "streaming.units",

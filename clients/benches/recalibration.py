@@ -28,7 +28,7 @@ from decoder.errors import VolitionError
 from server.schemas import Calibration, CalibrationRequest
 from streaming.recording.replay import ReplaySettings
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, Split
+from streaming.sessions.session import Session, Split
 from streaming.wire import messages as wire
 
 UNSEEN = 9  # a simulated subject; the shipped decoders know 0 to 3

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from streaming.sessions.format import Floats, Ints
+from decoder.arrays import Floats, Ints
 
 N_UNITS = 96
 TICK_S = 0.01
@@ -91,7 +91,7 @@ class _Runner:
     def _reference(self, times: Floats, units: Ints, end: float) -> tuple[Floats, float] | None:
         """torch_brain's output and what it cost, seconds; None where it has no such model."""
         from training.evaluation.reference import reference_inputs, reference_output
-        from training.models.poyo import ModelConfig
+        from training.models.config import ModelConfig
 
         if not isinstance(self.config, ModelConfig):
             return None

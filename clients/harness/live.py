@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
+from decoder.arrays import Floats
 from decoder.errors import StreamError, TrainingError, VolitionError
 from streaming.recording.replay import Mapping, ReplaySettings
-from streaming.sessions.format import Floats, Session, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Session
 from streaming.wire import messages as wire
 
 AFTERWARDS_S = 0.3  # frames of the last windows are still on their way when the replay ends

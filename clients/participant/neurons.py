@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.participant.policy import LEAD_S, TICK_S, Intention
+from decoder.arrays import Floats, Ints
 from training.data.simulate import (
     ACCELERATION_SCALE,
     POSITION_SCALE,
@@ -37,8 +38,6 @@ from training.data.simulate import (
     draw_tuning,
 )
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Table = TypeVar("Table")
 
 STEPS = round(TICK_S / STEP_S)

@@ -27,12 +27,12 @@ from typing import Generic
 import msgspec
 import numpy as np
 import pylsl
-from numpy.typing import NDArray
 
 from clients.participant.drift import Drift
 from clients.participant.policy import TICK_S
 from clients.participant.screen import NOTHING_NEW, Seen
 from clients.participant.simulated import Participant, ParticipantSettings
+from decoder.arrays import Floats, Ints
 from decoder.errors import SettingsError, StreamError
 from streaming.inlets.connector import AnInlet, Source
 from streaming.inlets.kinematics import KINEMATICS, MARKERS, KinematicsInlet, MarkerInlet
@@ -40,9 +40,6 @@ from streaming.inlets.search import Query
 from streaming.recording.outlets import chunks, sleep_until, spikes_info
 from streaming.signals import stop_on_signal
 from streaming.wire.lines import Message, parent_messages, send, send_problem
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 LOOK_EVERY_S = 0.02  # eyes are late anyway
 MAX_BEHIND_S = 0.25  # of a process that was held up longer, what it missed is not fired late

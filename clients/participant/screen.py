@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from decoder.arrays import Floats
 
 UNTOLD_BLOCK = "closed"  # until a marker says another
 DARK_S = 0.5  # a cursor without news for so long isn't on the screen any more

@@ -9,16 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clients.participant.drift import Drift, Drifting
 from clients.participant.neurons import Neurons, draw_population
 from clients.participant.policy import TICK_S, Intention, Policy, draw_habits
 from clients.participant.screen import NOTHING_NEW, Screen, Seen
+from decoder.arrays import Floats, Ints
 from decoder.errors import SettingsError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 RAMP_STEP_S = 0.1  # how often the units are drawn anew while they drift
 

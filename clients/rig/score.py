@@ -15,7 +15,7 @@ import numpy as np
 
 from clients.task.trial import Trial
 from clients.task.workspace import Point
-from streaming.sessions.format import Floats
+from decoder.arrays import Floats
 
 REVERSAL_M = 0.0005  # a turn back by less is jitter and no change of direction
 Z_95 = 1.959964

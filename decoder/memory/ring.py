@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from decoder.arrays import Floats, Ints
+
 Array = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 COMPACT_FLOOR = 4096  # spikes; with less dead space at the front nothing is moved
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from decoder.arrays import Floats
+
 Array = NDArray[np.float32]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import AttentionTables
 from decoder.memory.tokens import embed, phases
-from decoder.runtimes.base import Floats, Ints, Runtime
+from decoder.runtimes.base import Runtime
 from decoder.runtimes.onnx import RuntimeSettings
 
 

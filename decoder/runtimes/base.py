@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.bundles.bundle import GRAPH, Bundle
+from decoder.arrays import Floats, Ints
+from decoder.bundles.bundle import Bundle
+from decoder.bundles.manifest import GRAPH
 from decoder.errors import BundleError
 from decoder.memory.ring import TokenRing
 from decoder.runtimes.onnx import RuntimeSettings, open_graph
@@ -32,8 +34,6 @@ from decoder.runtimes.onnx import RuntimeSettings, open_graph
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 MAX_RATE_HZ = 200_000  # spikes/s that the ring holds over a window
 FUTURE_S = 0.1  # spikes up to this far ahead of the last window are kept for later windows

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import ProviderError
 from decoder.runtimes.onnx import CPU, CUDA, cuda_provider
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 Array = NDArray[Any]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 BUCKETS = (256, 1_024, 3_072, 10_240, 32_768)  # slots
 EMPTY = -1.0  # the unit of a slot without a spike

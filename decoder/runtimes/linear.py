@@ -10,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import KalmanSizes, KalmanTables, RidgeSizes
 from decoder.memory.chunks import EDGE_S, Chunks
-from decoder.runtimes.base import Floats, Ints, Runtime
+from decoder.runtimes.base import Runtime
 from decoder.runtimes.onnx import RuntimeSettings
 
 Array = NDArray[np.float32]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import PossmSizes
 from decoder.errors import BundleError
 from decoder.memory.chunks import EDGE_S, Chunks
 from decoder.runtimes.attention import AttentionRuntime
-from decoder.runtimes.base import Floats, Ints, Runtime
+from decoder.runtimes.base import Runtime
 from decoder.runtimes.onnx import RuntimeSettings
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats
 from decoder.runtimes.attention import AttentionRuntime
-from decoder.runtimes.base import Floats, Runtime
+from decoder.runtimes.base import Runtime
 
 
 class PoyoRuntime(AttentionRuntime):

@@ -21,17 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.bundles.manifest import MAX_SPEED
 from decoder.errors import BundleError, VolitionError, brief
 from decoder.runtimes.base import Runtime
 from decoder.runtimes.onnx import RuntimeSettings
 from decoder.runtimes.opening import open_runtime
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 ALLOWED_S = 60.0  # of CPU time; a good decoder needs about 1 s
 WAIT = 10.0  # wall-clock limit as a multiple of the CPU time, for a busy machine

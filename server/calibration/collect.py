@@ -23,7 +23,8 @@ from streaming.inlets.spikes import StreamKind, StreamQuery
 from streaming.recording.raw import read_recording
 from streaming.recording.record import Recorder, RecordSettings
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, duration_s
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages, send, send_problem
 
 REPORT_EVERY_S = 0.2

@@ -22,9 +22,10 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats
 from decoder.errors import SessionError
 from decoder.filters import Filters
-from streaming.sessions.format import Floats, Session
+from streaming.sessions.session import Session
 from streaming.wire import messages as wire
 
 FRAME = np.dtype([("time", "<f8"), ("velocity", "<f8", (2,))])

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from pylsl import local_clock
 
+from decoder.arrays import Bools, Floats, Ints
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import StreamError, VolitionError
 from decoder.gate import Evidence, decide
@@ -26,22 +26,14 @@ from decoder.runtimes.onnx import RuntimeSettings
 from decoder.runtimes.opening import open_runtime
 from server.calibration.driven import FRAME, DaemonFrames, Driving
 from streaming.clock import Metronome
+from streaming.columns import POSITION, VELOCITY
 from streaming.inlets.admission import Admission
-from streaming.inlets.kinematics import POSITION, VELOCITY, KinematicsInlet, find_kinematics
-from streaming.inlets.spikes import (
-    SPIKES,
-    Floats,
-    Ints,
-    SpikeInlet,
-    StreamKind,
-    StreamQuery,
-    find_spikes,
-)
-from streaming.sessions.format import continuous_domain, velocity_of, within
+from streaming.inlets.kinematics import KinematicsInlet, find_kinematics
+from streaming.inlets.spikes import SPIKES, SpikeInlet, StreamKind, StreamQuery, find_spikes
+from streaming.sessions.intervals import continuous_domain, within
+from streaming.sessions.kinematics import velocity_of
 from streaming.units import UnitMatch
 from streaming.wire.lines import parent_messages_or_exit, send, send_problem
-
-Bools = NDArray[np.bool_]
 
 TICK_S = 0.02
 RESOLVE_S, OPEN_S = 2.0, 10.0

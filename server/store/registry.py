@@ -7,15 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decoder.bundles.bundle import (
-    GRAPH,
-    MANIFEST,
-    TABLES,
-    WEIGHTS,
-    Manifest,
-    open_bundle,
-    read_manifest,
-)
+from decoder.bundles.bundle import open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS, Manifest, read_manifest
 from decoder.errors import BundleError, VolitionError
 from decoder.files import replacing
 from server.problems import NotFoundError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streaming.units import Floats
+from decoder.arrays import Floats
 from streaming.wire import messages as wire
 
 KEPT_TICKS = 8192

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from decoder.memory.ring import Floats, Ints, TokenRing
+from decoder.arrays import Floats, Ints
+from decoder.memory.ring import TokenRing
 from decoder.runtimes.base import FUTURE_S, MAX_RATE_HZ
 
 KEEP_S = 1.5  # more than the window of any preset

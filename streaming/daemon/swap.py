@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import SettingsError, VolitionError
 from decoder.runtimes.base import Runtime
 from decoder.runtimes.opening import open_runtime
-from decoder.runtimes.proof import Floats, Ints, Spikes, prove, prove_apart
+from decoder.runtimes.proof import Spikes, prove, prove_apart
 from streaming.units import UNKNOWN, UnitMatch
 
 log = logging.getLogger("volition.decode")

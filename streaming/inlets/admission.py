@@ -25,11 +25,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.runtimes.base import FUTURE_S
 from streaming.units import UNKNOWN
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 STEP_BACK_S = 0.1
 

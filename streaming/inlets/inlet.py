@@ -13,10 +13,9 @@ import numpy as np
 import pylsl
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats
 from decoder.errors import StreamError
 from streaming.inlets.offset import ClockOffset, newest_estimate
-
-Floats = NDArray[np.float64]
 
 MAX_SAMPLES = 4096  # a pull; repeated until the inlet is empty
 MAX_PULLS = 100  # a drain; what is beyond waits for the next

@@ -12,6 +12,7 @@ from collections import deque
 import numpy as np
 import pylsl
 
+from decoder.arrays import Floats
 from decoder.errors import StreamError
 from streaming.columns import COLUMNS as COLUMNS
 from streaming.columns import POSITION as POSITION
@@ -26,7 +27,7 @@ from streaming.inlets.connector import (
     SILENT_S,
     open_stream,
 )
-from streaming.inlets.inlet import Floats, Inlet
+from streaming.inlets.inlet import Inlet
 from streaming.inlets.search import Lookout, Query
 from streaming.lengths import KNOWN, is_speed, metres_in, says_nothing
 

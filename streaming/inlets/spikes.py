@@ -24,15 +24,13 @@ import numpy as np
 import pylsl
 from numpy.typing import NDArray
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import StreamError
 from streaming.inlets import connector
 from streaming.inlets.connector import open_stream
 from streaming.inlets.inlet import Inlet
 from streaming.inlets.search import Query
 from streaming.units import UNKNOWN, UnitMatch, repeated_units
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 StreamKind = Literal["Spikes", "SpikeCounts", "SpikeEvents"]
 KINDS: tuple[StreamKind, ...] = get_args(StreamKind)

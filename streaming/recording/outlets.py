@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pylsl
-from numpy.typing import NDArray
 
+from decoder.arrays import Floats
 from streaming.inlets.kinematics import KINEMATICS, MARKERS
-
-Floats = NDArray[np.float64]
 
 MAX_CHUNK_S = 0.005  # a chunk spans no more than this, also after a stall
 

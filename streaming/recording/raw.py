@@ -21,21 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import SessionError
 from streaming.columns import COLUMNS, NO_UNIT, POSITION, TARGET, VELOCITY
-from streaming.sessions.format import (
-    Floats,
-    Session,
-    continuous_domain,
-    position_of,
-    sorted_spikes,
-    velocity_of,
-    with_domains,
-    without_gaps,
-)
+from streaming.recording.markers import trials_of
+from streaming.sessions.intervals import continuous_domain, with_domains, without_gaps
+from streaming.sessions.kinematics import position_of, velocity_of
 from streaming.sessions.plausible import judged
+from streaming.sessions.session import Session, sorted_spikes
 from streaming.sessions.stamps import in_order, spikes_on_line
-from streaming.sessions.trials import trials_of
 
 SUFFIX = ".recording"
 ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (

@@ -22,9 +22,10 @@ from typing import Self
 import numpy as np
 import pylsl
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.files import write_text
-from streaming.inlets.spikes import Floats, Ints, StreamQuery
+from streaming.inlets.spikes import StreamQuery
 from streaming.recording.raw import (
     ABOUT,
     KINEMATICS_FILE,

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import pylsl
 
+from decoder.arrays import Floats
 from decoder.errors import SessionError, SettingsError
 from streaming.recording import outlets
 from streaming.recording.outlets import chunks, sleep_until
-from streaming.sessions.format import Floats, Session, Split, intersect
+from streaming.sessions.intervals import intersect
+from streaming.sessions.session import Session, Split
 
 CHUNK_S = 0.002  # how long events are gathered before they leave
 CONSUMER_TIMEOUT_S = 60.0

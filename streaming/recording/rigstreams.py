@@ -12,12 +12,14 @@ from typing import TypeVar
 import numpy as np
 import pylsl
 
+from decoder.arrays import Floats, Ints
 from decoder.errors import StreamError
+from streaming.columns import COLUMNS
 from streaming.inlets.connector import POLL_S, Source
 from streaming.inlets.inlet import Inlet
-from streaming.inlets.kinematics import COLUMNS, KINEMATICS, KinematicsInlet, Markers
+from streaming.inlets.kinematics import KINEMATICS, KinematicsInlet, Markers
 from streaming.inlets.search import Query
-from streaming.inlets.spikes import Floats, Ints, SpikeInlet, StreamQuery
+from streaming.inlets.spikes import SpikeInlet, StreamQuery
 
 LEAST_S = 4.0  # looking and opening take a second or two
 OPENING_S = 10.0  # more for a stream that answers in time, on a busy machine

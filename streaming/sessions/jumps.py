@@ -18,10 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from decoder.arrays import Bools, Floats
 
 ORDERED_S = 0.1  # a step that a stream in time order (kinematics) doesn't make
 SPIKES_S = 1.0  # of spikes, which a sender may sort by unit inside its chunks

@@ -11,16 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import SessionError
-from streaming.sessions.format import (
-    FASTEST_HAND,
-    TOO_FAST,
-    Floats,
-    Session,
-    duration_s,
-    velocity_of,
-    within,
-)
+from streaming.sessions.intervals import duration_s, within
+from streaming.sessions.kinematics import velocity_of
+from streaming.sessions.layout import FASTEST_HAND, TOO_FAST
+from streaming.sessions.session import Session
 
 MIN_INSIDE = 0.5  # share of the spikes in the kinematics' time span
 NOTED_OUTSIDE = 0.01

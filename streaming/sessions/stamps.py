@@ -8,14 +8,10 @@ cut. Spikes may come in any order: a wild stamp costs its spike, a clock that st
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from decoder.arrays import Bools, Floats, Ints
 from decoder.errors import SessionError
 from streaming.sessions.jumps import ORDERED_S, SPIKES_S, judge
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 JUMP_S = 1.0  # a step of more, and of more than `JUMP_STEPS` usual ones, begins a new run
 JUMP_STEPS = 10.0

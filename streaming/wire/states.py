@@ -18,9 +18,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from decoder.arrays import Floats
 
 NEVER = -np.inf
 NOT_YET = np.inf

@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto
 from safetensors.numpy import load_file, save_file
 
-from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, open_bundle, write
-from decoder.bundles.manifest import checksum
+from decoder.bundles.bundle import open_bundle, write
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS, checksum
 from decoder.errors import BundleError, TrainingError
 from training.pretraining.runs import load_model
 

@@ -7,11 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from decoder.arrays import Floats
 from decoder.gate import BLOCK_S, LEAST_R2, MIN_BLOCKS, Evidence, decide, judge, student_t
 
-Floats = NDArray[np.float64]
 TICK_S = 0.05
 N_TRIALS = 200
 

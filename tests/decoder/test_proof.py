@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, Bundle, open_bundle
-from decoder.bundles.manifest import checksum
+from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, checksum
 from decoder.errors import BundleError
 from decoder.runtimes.onnx import RuntimeSettings
 from decoder.runtimes.opening import open_runtime

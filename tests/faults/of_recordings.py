@@ -10,7 +10,7 @@ from pylsl import local_clock
 
 from decoder.errors import VolitionError
 from streaming.recording.raw import SPIKES_FILE, read_recording
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.faults.fault import Fault, Seconds
 from tests.faults.network import Link, no_root, small_disk
 from tests.faults.rig import Rig

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, open_bundle
-from decoder.bundles.manifest import checksum
+from decoder.bundles.bundle import open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS, checksum
 from tests.fuzz.mutate import Rng, mutate_bytes, mutate_json
 
 SHIPPED = Path(__file__).parents[2] / "clients" / "demo_data"

@@ -15,7 +15,7 @@ from clients.benches.recalibration import UNSEEN
 from clients.harness.daemon import BUNDLES
 from clients.harness.server import Server
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.rig import DEADLINE_S, Process, running
 from training.data.simulate import simulate
 

@@ -145,9 +145,7 @@ def _command(pid: int) -> bytes:
 
 
 def _children(server: Server) -> list[int]:
-    path = Path(
-        f"/proc/{server.supervision.process.pid}/task/{server.supervision.process.pid}/children"
-    )
+    path = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     tasks = path.parent.parent.glob("*/children")
     return [int(pid) for task in tasks for pid in task.read_text().split()]
 
@@ -280,7 +278,7 @@ def test_half_open_connections_block_neither_supervisor_nor_operator(
         )
         with server.client() as another:
             assert another.pause("fire").daemon.paused == "fire"
-        descriptors = len(list(Path(f"/proc/{server.supervision.process.pid}/fd").iterdir()))
+        descriptors = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
         assert descriptors < 700
     server.stop()
     assert (server.home / "server.log").stat().st_size < 1_000_000

@@ -22,7 +22,7 @@ from decoder.errors import SettingsError
 from server.api.access import OPEN_TO_ALL
 from server.schemas import CalibrationRequest, Input
 from server.settings import ServerSettings
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.server.conftest import POSSM, Play
 from tests.server.test_survival import request_for
 

@@ -18,7 +18,7 @@ from decoder.bundles.bundle import open_bundle
 from server.calibration.driven import Driving, before_filters, read_driving
 from server.schemas import CalibrationRequest, FiltersPatch
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.rig import frames_until
 from tests.server.conftest import Play
 from tests.streaming.test_live import is_decoding

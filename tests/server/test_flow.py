@@ -10,11 +10,11 @@ import pytest
 
 from clients.benches.recalibration import UNSEEN, Flow, recalibrate
 from server.schemas import CalibrationRequest
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.rig import learning_s
 from tests.server.conftest import POSSM
 from training.baselines.ridge import Ridge, r2
-from training.calibration.adapt import AdaptSettings, calibrate, first_seconds
+from training.calibration.adapt import AdaptSettings, calibrate, hold_out_last_fifth
 from training.data.simulate import simulate
 from training.evaluation.offline import decode_split
 from training.exports.reweigh import write_adapted
@@ -78,7 +78,7 @@ def collected(flow: Flow) -> np.ndarray:
 def parted(session: Session, train: np.ndarray, scored: np.ndarray) -> Session:
     """The session with one part to train on and another to test on."""
     session = replace(session, train_domain=train, domain=session.domain)
-    held_out = first_seconds(session, None)
+    held_out = hold_out_last_fifth(session)
     return replace(held_out, test_domain=scored[None])
 
 

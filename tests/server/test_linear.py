@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from clients.control import ProblemError
 from clients.harness.server import Server
+from clients.rest import ProblemError
 from clients.subscriber import CursorSubscriber
 from decoder.bundles.bundle import open_bundle
 from server.schemas import Calibration
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.rig import frames_until
 from tests.server.conftest import POSSM, Play
 from tests.server.test_survival import request_for

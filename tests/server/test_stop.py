@@ -9,7 +9,7 @@ import httpx
 
 from clients.harness.server import Server
 from decoder.errors import VolitionError
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.rig import wait_for
 from tests.server.conftest import Play
 from tests.server.test_survival import request_for

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from clients.control import ProblemError
 from clients.harness.daemon import BUNDLES
 from clients.harness.server import Server
+from clients.rest import ProblemError
 from clients.subscriber import CursorSubscriber
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch
 from streaming.daemon.settings import RESTARTED
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.rig import DEADLINE_S, Process, frames_until, wait_for
 from tests.server.conftest import POSSM, Play
 from tests.streaming.test_live import assert_only_silence_interrupts, is_decoding

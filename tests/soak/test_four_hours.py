@@ -17,7 +17,8 @@ from training.baselines.ridge import r2
 from training.data.simulate import simulate
 from training.evaluation.offline import index_in_bundle
 from training.exports.export import export_run
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 HOURS = 4
 TRAINED_S, VALIDATED_S = 500.0, 100.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.daemon.priority import NICE, PRIORITY, before_others, real_time
+from streaming.priority import NICE, PRIORITY, before_others, real_time
 from streaming.wire.publish import Publisher
 from tests.rig import daemon, wait_for
 
@@ -49,7 +49,7 @@ def test_one_that_is_not_wanted_or_forbidden_leaves_the_thread_as_it_is(
 ) -> None:
     with real_time(wanted=False) as granted:
         assert (granted, policy()) == (False, os.SCHED_OTHER)
-    monkeypatch.setattr("streaming.daemon.priority.PRIORITY", 1000)  # more than there is: refused
+    monkeypatch.setattr("streaming.priority.PRIORITY", 1000)  # more than there is: refused
     with real_time() as granted:
         assert (granted, policy()) == (False, os.SCHED_OTHER)
 

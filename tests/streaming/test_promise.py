@@ -21,8 +21,10 @@ from decoder.bundles.bundle import Bundle
 from decoder.filters import Filters
 from decoder.runtimes.base import FUTURE_S, MAX_RATE_HZ, Runtime
 from decoder.runtimes.opening import open_runtime
-from streaming.daemon.loop import Daemon
+from streaming.daemon.commands import handle, swap
 from streaming.daemon.settings import DaemonSettings
+from streaming.daemon.status import explain
+from streaming.daemon.tick import Ticker
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import messages as wire
 from streaming.wire.control import Arm, Pause, Resume, Rollback, SetFilters
@@ -95,12 +97,12 @@ class ScriptedConnector:
 
 
 class Rig:
-    """A daemon with its script, and a record of what a frame may rest on."""
+    """A ticker with its script, and a record of what a frame may rest on."""
 
     def __init__(self, bundle: Bundle, *, regular: bool = False) -> None:
         self.clock = Clock()
         self.regular = regular
-        self.daemon = Daemon(
+        self.ticker = Ticker(
             bundle,
             DaemonSettings(
                 tick_ms=1e3 * TICK_S, address="tcp://127.0.0.1:*", realtime=False,
@@ -110,15 +112,15 @@ class Rig:
         )  # fmt: skip
         self.units = bundle.manifest.unit_ids
         self.connector = ScriptedConnector()
-        self.daemon.connector = self.connector  # type: ignore[assignment]
+        self.ticker.connector = self.connector  # type: ignore[assignment]
         self.frames: list[wire.CursorFrame] = []
-        self.daemon.publisher.send = self.frames.append  # type: ignore[method-assign]
+        self.ticker.publisher.send = self.frames.append  # type: ignore[method-assign]
         self.signs: list[tuple[float, int]] = []  # times of signs of life, and of which unit
         self.broken_at = -math.inf
         self.slow_s = 0.0
         self.output: object = None  # what the decoder gives in place of its velocity
         self.rng = np.random.default_rng(0)
-        self._wrap(self.daemon.runtime)
+        self._wrap(self.ticker.runtime)
         self.connect()
 
     def _wrap(self, runtime: Runtime) -> None:
@@ -134,7 +136,7 @@ class Rig:
         runtime.decode = scripted  # type: ignore[method-assign]
 
     def connect(self) -> None:
-        if self.daemon.inlet is None:
+        if self.ticker.inlet is None:
             bins = np.empty(0) if self.regular else None
             self.connector.next = ScriptedInlet(
                 [*self.units, "stranger"], regular=self.regular, bin_ends=bins
@@ -143,10 +145,10 @@ class Rig:
 
     @property
     def inlet(self) -> ScriptedInlet | None:
-        return self.daemon.inlet or self.connector.next  # type: ignore[return-value]
+        return self.ticker.inlet or self.connector.next  # type: ignore[return-value]
 
     def knows(self, unit: int) -> bool:
-        return [*self.units, "stranger"][unit] in self.daemon.bundle.manifest.unit_ids
+        return [*self.units, "stranger"][unit] in self.ticker.bundle.manifest.unit_ids
 
     def send(self, *times: float, unit: int | None = None) -> None:
         """Spikes (and, of counts, ends of bins) that arrive before the next tick."""
@@ -162,9 +164,9 @@ class Rig:
         for _ in range(n_ticks):
             self.clock.now = window_end = self.clock.now + TICK_S
             self._note(window_end)
-            before = self.daemon._fault
-            self.daemon.tick(window_end)
-            if self.daemon._fault is not None and before is not self.daemon._fault:
+            before = self.ticker.fault
+            self.ticker.tick(window_end)
+            if self.ticker.fault is not None and before is not self.ticker.fault:
                 self.broken_at = max(self.broken_at, window_end)
             self._check(self.frames[-1])
         return self.frames[-1]
@@ -182,7 +184,7 @@ class Rig:
             return
         if self.inlet.jumped:
             self.broken_at = window_end
-        oldest = window_end - self.daemon.runtime.window_s
+        oldest = window_end - self.ticker.runtime.window_s
         came = [(time, 0) for time in self.inlet.bins] if self.regular else self.inlet.waiting
         self.signs = [sign for sign in self.signs if sign[0] > oldest - 1.0] + [
             (time, unit)
@@ -197,9 +199,9 @@ class Rig:
         if not frame.valid:
             assert speed == 0.0
             return
-        given = self.daemon.filters.settings
+        given = self.ticker.filters.settings
         assert speed <= min(5.0, given.speed_limit or math.inf) + EPS
-        assert self.daemon._paused is None
+        assert self.ticker.paused is None
         published = frame.published
         assert published - frame.window_end <= STALE_S + EPS
         signs = sorted(
@@ -208,7 +210,7 @@ class Rig:
             if self.broken_at - EPS <= time <= frame.window_end
             if self.regular or self.knows(unit)
         )
-        start = frame.window_end - self.daemon.runtime.window_s
+        start = frame.window_end - self.ticker.runtime.window_s
         assert signs, "no admitted spike since the last break"
         assert signs[0] <= start + EPS, "the window is not full"
         assert published - signs[-1] <= STALE_S + EPS, "the newest spike is old"
@@ -222,7 +224,7 @@ class Rig:
             assert step <= given.acceleration_limit * TICK_S + EPS, "a jump"
 
     def close(self) -> None:
-        self.daemon.publisher.close()
+        self.ticker.publisher.close()
 
 
 def other_units(bundle: Bundle, folder: Path, n_units: int) -> Bundle:
@@ -269,7 +271,7 @@ def test_bins_that_are_not_admitted_are_no_sign_of_life(counts_rig: Rig, ahead_s
         frame = rig.tick()
     assert frame.state == "ready"
     assert frame.n_spikes == 0
-    assert "ahead of this host's clock" in rig.daemon._explain()
+    assert "ahead of this host's clock" in explain(rig.ticker)
     rig.live(1.1)
     assert rig.frames[-1].valid
     for _ in range(30):
@@ -303,13 +305,13 @@ def test_after_a_break_only_spikes_from_then_on_fill_the_window(rig: Rig, why: s
     rig.tick()  # no spike yet: the newest is from before
     while not rig.live(TICK_S).valid:
         assert rig.clock.now < broke + 2.0
-    assert rig.clock.now - broke >= rig.daemon.runtime.window_s
+    assert rig.clock.now - broke >= rig.ticker.runtime.window_s
 
 
 @pytest.mark.parametrize("late_s", [0.3, 3.0])
 def test_after_a_late_frame_the_filters_start_from_rest(rig: Rig, late_s: float) -> None:
     rig.output = 0.5
-    rig.daemon._handle(SetFilters(filters=Filters(acceleration_limit=0.5)), 0.0)
+    handle(rig.ticker, SetFilters(filters=Filters(acceleration_limit=0.5)), 0.0)
     rig.live(2.5)
     assert rig.frames[-1].velocity[0] > 0.4
     rig.slow_s = late_s
@@ -322,7 +324,7 @@ def test_after_a_late_frame_the_filters_start_from_rest(rig: Rig, late_s: float)
 
 def test_after_a_stall_without_frames_the_filters_start_from_rest(rig: Rig) -> None:
     rig.output = 0.5
-    rig.daemon._handle(SetFilters(filters=Filters(smoothing_s=1.0)), 0.0)
+    handle(rig.ticker, SetFilters(filters=Filters(smoothing_s=1.0)), 0.0)
     rig.live(2.5)
     rig.output = 0.1
     for _ in range(20):  # spikes come, ticks don't
@@ -339,56 +341,56 @@ def test_what_nobody_can_want_is_a_fault_and_recovers_by_itself(
     if output == 6.0 and "speed_limit" in given:
         pytest.skip("the limit makes it plausible")
     rig.output = 0.01
-    rig.daemon._handle(SetFilters(filters=Filters(**given)), 0.0)
+    handle(rig.ticker, SetFilters(filters=Filters(**given)), 0.0)
     rig.live(2.0)
-    bias = rig.daemon.filters.bias
+    bias = rig.ticker.filters.bias
     rig.output = output
     assert rig.live(2.5).state == "fault"
-    assert rig.daemon.filters.bias == bias
-    assert "m/s" in rig.daemon._explain() or "CUDA" in rig.daemon._explain()
+    assert rig.ticker.filters.bias == bias
+    assert "m/s" in explain(rig.ticker) or "CUDA" in explain(rig.ticker)
     rig.output = 0.01
     assert rig.live(1.2).valid
-    assert rig.daemon._fault is None
+    assert rig.ticker.fault is None
 
 
 def test_an_error_of_onnx_runtime_is_a_fault_and_recovers_by_itself(rig: Rig) -> None:
     rig.live(1.5)
-    runtime = rig.daemon.runtime
+    runtime = rig.ticker.runtime
     good = runtime._constant  # type: ignore[attr-defined]
     runtime._constant = {name: value[..., :1] for name, value in good.items()}  # type: ignore
     assert rig.live(0.1).state == "fault"
-    assert "the decoder failed" in rig.daemon._explain()
+    assert "the decoder failed" in explain(rig.ticker)
     assert rig.live(2.5).state == "fault"
     runtime._constant = good  # type: ignore[attr-defined]
     assert rig.live(1.2).valid
 
 
 def test_a_fault_in_a_pause_clears_by_itself_and_can_be_armed(rig: Rig) -> None:
-    rig.daemon.publisher._subscriptions.add(b"cursor:")
+    rig.ticker.publisher._subscriptions.add(b"cursor:")
     rig.live(1.5)
     rig.output = math.nan
     rig.live(TICK_S)
-    rig.daemon._handle(Pause(why="a look at it"), rig.clock.now)
+    handle(rig.ticker, Pause(why="a look at it"), rig.clock.now)
     rig.live(1.5)
-    assert "no velocity" in str(rig.daemon._handle(Arm(), rig.clock.now))
+    assert "no velocity" in str(handle(rig.ticker, Arm(), rig.clock.now))
     rig.output = None
     assert rig.live(1.2).state == "paused"
-    assert rig.daemon._handle(Arm(), rig.clock.now) is None
+    assert handle(rig.ticker, Arm(), rig.clock.now) is None
     assert rig.live(TICK_S).valid
 
 
 def test_a_pause_of_minutes_fills_no_ring(rig: Rig) -> None:
     """At 2,000 spikes/s, 5 minutes are more than the ring holds."""
     rig.live(1.5)
-    rig.daemon._handle(Pause(), rig.clock.now)
-    runtime = rig.daemon.runtime
+    handle(rig.ticker, Pause(), rig.clock.now)
+    runtime = rig.ticker.runtime
     for _ in range(15_000):
         rig.clock.now += TICK_S
         times = rig.clock.now - rig.rng.uniform(0.0, 0.02, 40)
         runtime.append(times, rig.rng.integers(0, len(rig.units), 40))
     assert runtime.n_overflowed == 0
     assert len(runtime._ring) < 3 * 2000
-    rig.daemon._handle(Resume(), rig.clock.now)
+    handle(rig.ticker, Resume(), rig.clock.now)
     rig.live(1.5)
     assert rig.frames[-1].valid
 
@@ -401,13 +403,13 @@ def test_more_spikes_than_a_window_holds_are_not_valid_and_said(rig: Rig) -> Non
         times = rig.clock.now + np.linspace(0.0, TICK_S, n_spikes)
         rig.inlet.waiting = [(float(time), 0) for time in times]
         rig.clock.now = window_end = rig.clock.now + TICK_S
-        rig.daemon._paused = "its decodes are not of interest"
-        rig.daemon.tick(window_end)
-    rig.daemon._paused = None
-    assert rig.daemon.runtime.n_overflowed > 0
-    assert rig.daemon.watch.judge(rig.clock.now) is not State.DECODING
-    rig.daemon.state = State.WARMING
-    assert "200,000 spikes/s" in rig.daemon._explain()
+        rig.ticker.paused = "its decodes are not of interest"
+        rig.ticker.tick(window_end)
+    rig.ticker.paused = None
+    assert rig.ticker.runtime.n_overflowed > 0
+    assert rig.ticker.watch.judge(rig.clock.now) is not State.DECODING
+    rig.ticker.state = State.WARMING
+    assert "200,000 spikes/s" in explain(rig.ticker)
 
 
 @pytest.mark.parametrize("stamp", ["future", "past", "none", "unit"])
@@ -425,7 +427,7 @@ def test_the_status_says_why_spikes_that_come_cannot_be_used(rig: Rig, stamp: st
         "unit": "1000 are of units that the bundle doesn't know",
     }
     assert rig.frames[-1].state == "stale"
-    assert words[stamp] in rig.daemon._explain()
+    assert words[stamp] in explain(rig.ticker)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("liblsl gave up"), MemoryError(), KeyError("x")])
@@ -436,7 +438,7 @@ def test_whatever_comes_out_of_the_stream_is_a_state_and_is_said(
     assert rig.inlet is not None
     rig.inlet.breaks = error
     assert rig.tick().state == "stale"
-    assert type(error).__name__ in rig.daemon._explain()
+    assert type(error).__name__ in explain(rig.ticker)
     rig.connect()
     assert rig.live(1.3).valid
 
@@ -445,12 +447,12 @@ def test_whatever_comes_out_of_the_stream_is_a_state_and_is_said(
 def test_a_swap_without_a_stream_leaves_the_check_to_the_next_one(
     rig: Rig, tmp_path: Path, n_units: int
 ) -> None:
-    other = open_runtime(other_units(rig.daemon.bundle, tmp_path, n_units), epoch=0.0)
+    other = open_runtime(other_units(rig.ticker.bundle, tmp_path, n_units), epoch=0.0)
     rig.live(1.2)
     assert rig.inlet is not None
     rig.inlet.breaks = RuntimeError("gone")
     rig.tick()
-    assert rig.daemon._swap(other, rig.clock.now) is None
+    assert swap(rig.ticker, other, rig.clock.now) is None
     assert rig.connector.bundle_units == other.bundle.manifest.unit_ids
     assert rig.tick(50).state == "stale"
 
@@ -458,12 +460,12 @@ def test_a_swap_without_a_stream_leaves_the_check_to_the_next_one(
 def test_a_decoder_whose_units_are_silent_is_not_valid_on_anothers_spikes(
     rig: Rig, tmp_path: Path
 ) -> None:
-    other = open_runtime(other_units(rig.daemon.bundle, tmp_path, 20), epoch=0.0)
+    other = open_runtime(other_units(rig.ticker.bundle, tmp_path, 20), epoch=0.0)
     for _ in range(100):
         rig.send(rig.clock.now + 0.01, unit=0)
         rig.tick()
     assert rig.frames[-1].valid
-    assert rig.daemon._swap(other, rig.clock.now) is None
+    assert swap(rig.ticker, other, rig.clock.now) is None
     rig.send(rig.clock.now + 0.01, unit=0)
     assert not rig.tick().valid
 
@@ -533,11 +535,11 @@ def play(rig: Rig, others: list[Runtime], event: tuple) -> None:
                 rig.send(*(rig.clock.now - rig.rng.uniform(0.0, 0.2, 5)).tolist())
                 rig.tick()
         case ("jump",):
-            if rig.daemon.inlet is not None:
+            if rig.ticker.inlet is not None:
                 rig.inlet.jumped = True
             rig.tick()
         case "loss", _:
-            if rig.daemon.inlet is not None:
+            if rig.ticker.inlet is not None:
                 rig.inlet.breaks = RuntimeError("lost")
             rig.tick(ticks)
             rig.connect()
@@ -555,16 +557,16 @@ def play(rig: Rig, others: list[Runtime], event: tuple) -> None:
             rig.live(TICK_S)
             rig.slow_s = 0.0
         case "swap", int(index):
-            if others[index] is not rig.daemon.runtime:
-                rig.daemon._swap(others[index], rig.clock.now)
+            if others[index] is not rig.ticker.runtime:
+                swap(rig.ticker, others[index], rig.clock.now)
         case ("rollback",):
-            rig.daemon._handle(Rollback(), rig.clock.now)
+            handle(rig.ticker, Rollback(), rig.clock.now)
         case "pause", float(seconds):
-            rig.daemon._handle(Pause(), rig.clock.now)
+            handle(rig.ticker, Pause(), rig.clock.now)
             rig.live(seconds)
-            rig.daemon._handle(Resume(), rig.clock.now)
+            handle(rig.ticker, Resume(), rig.clock.now)
         case "filters", Filters() as filters:
-            rig.daemon._handle(SetFilters(filters=filters), rig.clock.now)
+            handle(rig.ticker, SetFilters(filters=filters), rig.clock.now)
 
 
 @pytest.fixture(scope="module")
@@ -584,7 +586,7 @@ def test_whatever_happens_a_valid_frame_keeps_its_promise_and_it_recovers(
     try:
         runtimes = [
             open_runtime(
-                o, epoch=0.0, settings=rig.daemon.runtime.settings, graph_from=rig.daemon.runtime
+                o, epoch=0.0, settings=rig.ticker.runtime.settings, graph_from=rig.ticker.runtime
             )
             for o in others
         ]
@@ -592,7 +594,7 @@ def test_whatever_happens_a_valid_frame_keeps_its_promise_and_it_recovers(
             rig._wrap(runtime)
         for event in script:
             play(rig, runtimes, event)
-        rig.daemon._handle(Resume(), rig.clock.now)
+        handle(rig.ticker, Resume(), rig.clock.now)
         rig.connect()
         assert rig.live(1.5).valid, "it recovers without a person"
     finally:

@@ -20,6 +20,8 @@ from streaming.recording.outlets import kinematics_info, spikes_info
 from streaming.recording.raw import KINEMATICS_FILE, SPIKES_FILE, read_recording
 from streaming.recording.record import Recorder, RecordSettings
 from streaming.sessions import format as sessions
+from streaming.sessions.checks import check
+from streaming.sessions.intervals import duration_s
 from tests.rig import DEADLINE_S, Process, running, wait_for
 from tests.streaming.test_live import stream_of
 from training.calibration.labels import relabelled
@@ -62,7 +64,7 @@ def test_a_recording_is_the_session_that_was_played(tiny, played, tmp_path: Path
     there = recorded.spikes_between(start, end - 0.5)
     assert abs((there.stop - there.start) - (part.stop - part.start)) <= 3
     assert recorded.trials is not None
-    assert sessions.duration_s(recorded.domain) == pytest.approx(end - start, abs=0.05)
+    assert duration_s(recorded.domain) == pytest.approx(end - start, abs=0.05)
 
 
 @one_family
@@ -87,7 +89,7 @@ def test_a_killed_recorder_loses_at_most_a_second(tiny, played, tmp_path: Path) 
     lost_s = max(1.0, 2 * longest_s)
     assert killed_at - session.cursor_times[-1] < lost_s
     assert killed_at - session.spike_times[-1] < lost_s
-    sessions.check(session)
+    check(session)
     process = Process(tmp_path / "again.log", *record_arguments(tiny, tmp_path))
     assert process.popen.wait(DEADLINE_S) == 1
     assert "exists; choose another name" in process.output().replace("\n", " ")
@@ -115,10 +117,10 @@ def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
     assert again.n_spikes == first.n_spikes
     with again:
         again.run(4.0)
-    session = sessions.check(read_recording(tmp_path / "today.recording"))
+    session = check(read_recording(tmp_path / "today.recording"))
     assert session.unit_ids == tiny.session.unit_ids
     assert len(session.domain) == 2  # what was between was not recorded
-    assert sessions.duration_s(session.domain) == pytest.approx(again.labelled_s, abs=0.5)
+    assert duration_s(session.domain) == pytest.approx(again.labelled_s, abs=0.5)
     assert again.labelled_s >= 4.0
     whole = read_recording(tmp_path / "today.recording", cut=False)
     np.testing.assert_array_equal(whole.train_domain, whole.domain)
@@ -182,7 +184,7 @@ def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:
                 or (recorder.n_markers, recorder.n_samples, recorder.n_spikes) == (4, 1000, 800)
             ),
         )
-    session = sessions.check(read_recording(recorder.path))
+    session = check(read_recording(recorder.path))
     assert session.unit_ids == ("3/0", "4/1")
     np.testing.assert_allclose(session.trials.target_pos, [[0.08, 0.0], [0.0, -0.08]])
     speed = np.linalg.norm(session.cursor_vel[5:-5], axis=1)
@@ -259,7 +261,7 @@ def test_velocity_alone_is_enough(tmp_path: Path) -> None:
             "all of it",
             lambda: recorder.poll() or (recorder.n_samples, recorder.n_spikes) == (500, 500),
         )
-    session = sessions.check(read_recording(recorder.path))
+    session = check(read_recording(recorder.path))
     np.testing.assert_allclose(session.cursor_vel, [[0.1, -0.05]] * 500, atol=1e-7)
     np.testing.assert_allclose(session.cursor_pos[0], [0.0, 0.0])
     np.testing.assert_allclose(session.cursor_pos[-1], 498 * 0.02 * np.array([0.1, -0.05]), 1e-3)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from clients.cli.verbs import app
+from clients.cli.main import app
 from decoder.errors import SessionError
 from streaming.recording import raw as recording
 from streaming.recording.raw import read_recording
 from streaming.sessions import format as sessions
-from streaming.sessions.format import duration_s
+from streaming.sessions.intervals import duration_s
 from training.importers import import_recording
 
 N = 3000

@@ -21,7 +21,7 @@ from streaming.recording.replay import (
     markers_info,
     spikes_info,
 )
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests import xdf_writer
 from tests.rig import DEADLINE_S, Pace, wait_for
 from training.data.simulate import simulate

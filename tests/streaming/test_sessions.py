@@ -26,7 +26,9 @@ from torch_brain.datasets import Dataset, DatasetIndex, SpikingDatasetMixin
 
 from decoder.errors import SessionError
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, Trials, duration_s
+from streaming.sessions.intervals import continuous_domain, duration_s, with_domains
+from streaming.sessions.kinematics import velocity_of
+from streaming.sessions.session import Session, Trials
 from tests.rig import wait_for
 from training.data.simulate import simulate
 from training.data.windows import window_ends
@@ -48,13 +50,13 @@ def with_gaps(session: Session, *gaps: tuple[float, float]) -> Session:
     """`session` as if nothing had been sampled during `gaps`, its domains cut anew."""
     times = session.cursor_times
     kept = ~np.any([(times > start) & (times < end) for start, end in gaps], axis=0)
-    return sessions.with_domains(
+    return with_domains(
         replace(
             session,
             cursor_times=times[kept],
             cursor_pos=session.cursor_pos[kept],
             cursor_vel=session.cursor_vel[kept],
-            domain=sessions.continuous_domain(times[kept]),
+            domain=continuous_domain(times[kept]),
         )
     )
 
@@ -227,19 +229,19 @@ def test_no_trial_is_cut_in_two(session: Session) -> None:
 def test_overlapping_trials_are_kept_whole_too(session: Session) -> None:
     starts = np.arange(0.0, 110.0, 1.0)
     overlapping = np.stack([starts, starts + np.where(starts % 10 < 9, 1.5, 0.5)], axis=1)
-    cut = sessions.with_domains(replace(session, trials=Trials(intervals=overlapping)))
+    cut = with_domains(replace(session, trials=Trials(intervals=overlapping)))
     for time in (cut.valid_domain[0, 0], cut.test_domain[0, 0]):
         assert not ((overlapping[:, 0] < time) & (time < overlapping[:, 1])).any()
 
 
 def test_a_cut_between_trials_stays_where_it_is(session: Session) -> None:
     few = Trials(intervals=np.array([[1.0, 4.0], [9.0, 12.0]]))
-    cut = sessions.with_domains(replace(session, trials=few))
+    cut = with_domains(replace(session, trials=few))
     assert duration_s(cut.valid_domain) == pytest.approx(0.1 * duration_s(session.domain))
 
 
 def test_a_trial_as_long_as_the_session_does_not_prevent_domains(session: Session) -> None:
-    cut = sessions.with_domains(replace(session, trials=Trials(intervals=session.domain)))
+    cut = with_domains(replace(session, trials=Trials(intervals=session.domain)))
     assert duration_s(cut.train_domain) == pytest.approx(0.7 * duration_s(session.domain))
 
 
@@ -271,7 +273,7 @@ def test_trials_that_are_blocks_do_not_move_the_cuts_and_that_is_said(
 ) -> None:
     edges = np.linspace(session.domain[0, 0], session.domain[0, 1], n_blocks + 1)
     blocks = Trials(intervals=np.stack([edges[:-1], edges[1:]], axis=1))
-    cut = sessions.with_domains(replace(session, trials=blocks))
+    cut = with_domains(replace(session, trials=blocks))
     shares = [duration_s(cut.intervals(part)) for part in ("train", "valid", "test")]
     assert np.array(shares) / sum(shares) == pytest.approx([0.7, 0.1, 0.2])
     assert "trials are too long to cut between them; domains are cut by time" in cut.notes
@@ -279,7 +281,7 @@ def test_trials_that_are_blocks_do_not_move_the_cuts_and_that_is_said(
 
 def test_a_domain_of_nothing_is_refused(session: Session) -> None:
     with pytest.raises(SessionError, match="can't be cut into 70/10/20"):
-        sessions.with_domains(replace(session, domain=np.array([[1.0, 1.000001]])))
+        with_domains(replace(session, domain=np.array([[1.0, 1.000001]])))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -395,7 +397,7 @@ def test_velocity_is_the_gradient_where_none_is_stored(session: Session, path: P
 def test_velocity_is_no_gradient_across_a_gap() -> None:
     times = np.concatenate([np.arange(0, 1, 0.01), np.arange(2, 3, 0.01)])
     pos = np.repeat([[0.0, 0.0], [5.0, -5.0]], 100, axis=0)
-    assert (sessions.velocity_of(pos, times) == 0.0).all()
+    assert (velocity_of(pos, times) == 0.0).all()
 
 
 def test_domains_are_cut_where_none_are_stored(session: Session, path: Path) -> None:
@@ -481,7 +483,8 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_partial(path: Path) -> None:
     before = path.read_bytes()
     code = (
         "import resource, sys; from dataclasses import replace; "
-        "from streaming import sessions; from decoder.errors import SessionError\n"
+        "from streaming.sessions import format as sessions\n"
+        "from decoder.errors import SessionError\n"
         f"session = sessions.load({str(path)!r})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "try:\n    sessions.save(session, sys.argv[1])\n"
@@ -498,7 +501,7 @@ def test_a_save_killed_midway_leaves_the_earlier_file_and_the_next_save_clears_u
     session: Session, path: Path
 ) -> None:
     code = (
-        "import sys; from streaming import sessions\n"
+        "import sys; from streaming.sessions import format as sessions\n"
         f"session = sessions.load({str(path)!r})\n"
         "while True:\n    sessions.save(session, sys.argv[1])\n"
     )

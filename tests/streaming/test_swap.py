@@ -19,6 +19,7 @@ from decoder.bundles import bundle as bundles
 from decoder.bundles.bundle import Bundle
 from decoder.filters import Filters
 from decoder.runtimes.opening import open_runtime
+from streaming.daemon.commands import swap
 from streaming.daemon.settings import RESTARTED
 from streaming.units import UNKNOWN, UnitMatch
 from streaming.wire import control
@@ -161,11 +162,11 @@ def test_a_decoder_of_other_units_sees_the_spikes_that_were_there(tiny, tmp_path
         times, units, index = (values[index != UNKNOWN] for values in (times, units, index))
         for time, unit in zip(times.tolist(), units.tolist(), strict=True):
             rig.send(time, unit=unit)
-        if end > began + 2.5 and rig.daemon.runtime.bundle is tiny.bundle:
-            current = rig.daemon.runtime
+        if end > began + 2.5 and rig.ticker.runtime.bundle is tiny.bundle:
+            current = rig.ticker.runtime
             swapped = open_runtime(other, epoch=0.0, settings=current.settings, graph_from=current)
             assert swapped._session is current._session, "the graph is shared"
-            assert rig.daemon._swap(swapped, rig.clock.now) is None
+            assert swap(rig.ticker, swapped, rig.clock.now) is None
         frame = rig.tick()
         always.append(times, index)
         if frame.valid:

@@ -12,12 +12,20 @@ import torch
 from decoder.bundles import bundle as bundles
 from decoder.errors import TrainingError
 from decoder.runtimes.opening import open_runtime
-from streaming.sessions.format import Session, duration_s
-from training.calibration.adapt import AdaptSettings, first_seconds, identify_units, with_session
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Session
+from training.calibration.adapt import (
+    AdaptSettings,
+    first_seconds,
+    hold_out_last_fifth,
+    identify_units,
+    with_session,
+)
 from training.data.simulate import simulate
 from training.exports.export import export_model, refold
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 
 @pytest.fixture(scope="module", params=[pytest.param("rt", marks=pytest.mark.slow), "stream"])
@@ -69,8 +77,8 @@ def test_units_begin_like_known_ones_of_their_tuning(pretrained) -> None:
     assert torch.isfinite(extended.unit_emb.weight).all()
 
 
-def test_only_the_first_seconds_are_used(today: Session) -> None:
-    labelled = first_seconds(today, 40.0)
+def test_only_the_first_seconds_are_used_and_their_last_fifth_is_held_out(today: Session) -> None:
+    labelled = hold_out_last_fifth(first_seconds(today, 40.0))
     start = today.train_domain[0, 0]
     assert duration_s(labelled.train_domain) == pytest.approx(32.0)
     assert duration_s(labelled.valid_domain) == pytest.approx(8.0)
@@ -86,7 +94,7 @@ def test_a_session_that_is_known_is_refused(pretrained, today) -> None:
 
 
 def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
-    from training.pretraining.checkpoints import save_run
+    from training.exports.checkpoints import save_run
 
     model, record = identify_units(*pretrained, today, AdaptSettings(steps=2))
     save_run(tmp_path / "today", record, runs.weights(model))
@@ -122,7 +130,7 @@ def test_a_bundle_alone_can_be_adapted_and_keeps_its_graph(pretrained, today, tm
 
     with torch.no_grad():
         adapted.readout.weight += 0.1
-    with pytest.raises(TrainingError, match="weight is not that of"):
+    with pytest.raises(TrainingError, match="weight differs from"):
         refold(base, adapted, extended, today.session_id, tmp_path / "wrong.bundle")
     assert not (tmp_path / "wrong.bundle").exists()
 

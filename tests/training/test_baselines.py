@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score
 
 from decoder.errors import TrainingError
 from decoder.score import pooled_r2
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines import gru
 from training.baselines.kalman import Kalman
 from training.baselines.ridge import (

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from clients.harness.daemon import BUNDLES
 from decoder.errors import TrainingError
 from decoder.gate import Evidence, decide
-from streaming.sessions.format import Session, duration_s, intersect
+from streaming.sessions.intervals import duration_s, intersect
+from streaming.sessions.session import Session
 from tests.conftest import TinyDecoder
 from training.baselines.linear import fit_linear
 from training.calibration import adapt

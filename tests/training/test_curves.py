@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from training.data.simulate import simulate
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 from training.studies.curves import curves, plot
 
 

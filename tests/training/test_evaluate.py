@@ -100,5 +100,5 @@ def test_the_report_opens_in_a_browser(evaluation, tmp_path: Path) -> None:
          f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()],
         capture_output=True, text=True, timeout=560,
     )  # fmt: skip
-    assert f"How well {evaluation.session} is decoded" in done.stdout
+    assert f"Decoding of {evaluation.session}" in done.stdout
     assert done.stdout.count("<svg") >= 3

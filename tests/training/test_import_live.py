@@ -16,7 +16,7 @@ from streaming.inlets.kinematics import find_kinematics
 from streaming.inlets.spikes import StreamQuery
 from streaming.recording.outlets import spikes_info
 from streaming.recording.record import Recorder, RecordSettings
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests import xdf_writer
 from tests.rig import DEADLINE_S, wait_for
 from training.importers import import_recording

@@ -13,10 +13,11 @@ from pynwb import NWBFile
 from torch_brain.data import RegularTimeSeries
 from typer.testing import CliRunner
 
-from clients.cli.verbs import app
+from clients.cli.main import app
 from decoder.errors import ImportFailedError, SessionError, VolitionError
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, duration_s, within
+from streaming.sessions.intervals import duration_s, within
+from streaming.sessions.session import Session
 from tests.training.nwb_files import END_S, POS, SPIKES, TIMES, VEL, position, velocity, write
 from training.data.simulate import simulate
 from training.importers import import_recording
@@ -62,7 +63,7 @@ def test_a_series_in_no_unit_of_length_asks_for_one_and_takes_it(
         import_recording(path)
     session = import_recording(path, unit="0.0025")
     np.testing.assert_allclose(session.cursor_vel[2:-2], VEL[2:-2], atol=1e-4)
-    assert said(session, "taken as 0.0025, as asked")
+    assert said(session, "unit 0.0025 from --unit")
 
 
 def test_a_position_in_arbitrary_units_is_taken_as_it_is_and_said(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_conversion_and_offset_come_before_the_unit(tmp_path: Path) -> None:
 
 def test_a_conversion_to_metres_beside_a_unit_of_centimetres_is_asked_about(tmp_path: Path) -> None:
     path = write(tmp_path / "s.nwb", position(POS * 100, unit="cm", conversion=0.01))
-    with pytest.raises(ImportFailedError, match="is it in metres after it, or in cm"):
+    with pytest.raises(ImportFailedError, match="are the converted values in SI units or in cm"):
         import_recording(path)
     np.testing.assert_allclose(import_recording(path, unit="m").cursor_pos, POS, atol=1e-12)
 
@@ -116,7 +117,7 @@ def test_position_and_velocity_are_of_one_effector(tmp_path: Path, other: str) -
     session = import_recording(path)
     np.testing.assert_array_equal(session.cursor_pos, POS)
     np.testing.assert_allclose(session.cursor_vel[2:-2], VEL[2:-2], atol=1e-4)
-    assert said(session, "not taken, of others than cursor")
+    assert said(session, "series of other effectors not imported")
     assert said(session, f"{other}_vel")
     session = import_recording(path, velocity=f"{other}_vel")
     np.testing.assert_array_equal(session.cursor_pos, TURNED)
@@ -127,15 +128,15 @@ def test_an_eye_is_never_put_beside_a_hand(tmp_path: Path) -> None:
     session = import_recording(path)
     np.testing.assert_array_equal(session.cursor_vel, VEL)
     assert (session.cursor_pos == 0).all()
-    assert said(session, "not taken, of others than hand: eye_pos")
+    assert said(session, "series of other effectors not imported: eye_pos")
 
 
 def test_two_effectors_that_are_asked_for_are_taken_and_said(tmp_path: Path) -> None:
     path = write(tmp_path / "s.nwb", position(), velocity(TURNED_VEL, "hand_vel"))
     session = import_recording(path, position="cursor_pos", velocity="hand_vel")
     np.testing.assert_array_equal(session.cursor_vel, TURNED_VEL)
-    assert said(session, "position of cursor_pos with velocity of hand_vel, as asked")
-    assert said(session, "isn't the movement of cursor_pos")
+    assert said(session, "position from cursor_pos and velocity from hand_vel, of different")
+    assert said(session, "doesn't follow cursor_pos")
 
 
 def test_a_raw_copy_in_acquisition_does_not_take_the_series_place(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_columns_without_names_are_asked_for(
     tmp_path: Path, data: np.ndarray, columns: tuple[int, int]
 ) -> None:
     path = write(tmp_path / "s.nwb", position(data))
-    with pytest.raises(ImportFailedError, match=r"say which are x and y.*--columns"):
+    with pytest.raises(ImportFailedError, match=r"names which are x and y.*--columns"):
         import_recording(path)
     np.testing.assert_array_equal(import_recording(path, columns=columns).cursor_pos, POS)
 
@@ -208,7 +209,7 @@ def test_two_series_of_one_axis_each_are_one(tmp_path: Path, names: tuple[str, s
     axes = [velocity(POS[:, i], name, unit="m") for i, name in enumerate(names)]
     session = import_recording(write(tmp_path / "s.nwb", *axes))
     np.testing.assert_array_equal(session.cursor_pos, POS)
-    assert said(session, f"is made of {names[0]} and {names[1]}")
+    assert said(session, f"was combined from {names[0]} and {names[1]}")
 
 
 def trials_with(column: list[object]) -> list[dict[str, object]]:
@@ -383,7 +384,7 @@ def test_what_the_reader_warns_of_reaches_the_notes(tmp_path: Path) -> None:
         attributes = dict(stamps.attrs)
         del file["acquisition/other/timestamps"]
         file["acquisition/other"].create_dataset("timestamps", data=longer).attrs.update(attributes)
-    assert said(import_recording(path), "pynwb says: TimeSeries 'other': Length of data")
+    assert said(import_recording(path), "pynwb warns: TimeSeries 'other': Length of data")
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -503,7 +504,7 @@ def test_the_date_of_a_recording_is_kept(tmp_path: Path) -> None:
 
 
 def test_printed_rates_count_only_spikes_inside(tmp_path: Path) -> None:
-    from clients.cli.reports import session_summary
+    from clients.reports.tables import session_summary
 
     long = [np.arange(0.1, 1.8 * END_S, 0.25)] * 3
     session = import_recording(write(tmp_path / "s.nwb", position(), spikes=long))
@@ -521,7 +522,7 @@ def test_targets_far_from_a_position_in_metres_are_converted_and_said(
     far = [[scale * x for x in target] for target in TARGETS]
     session = import_recording(write(tmp_path / "s.nwb", position(), **described(far)))
     np.testing.assert_allclose(session.trials.target_pos, TARGETS, atol=1e-12)
-    assert said(session, f"targets converted from {unit}, which puts them where the position is")
+    assert said(session, f"targets converted from {unit}, which places them in")
 
 
 def test_targets_in_pixels_are_left_out_and_said(tmp_path: Path) -> None:
@@ -529,7 +530,7 @@ def test_targets_in_pixels_are_left_out_and_said(tmp_path: Path) -> None:
     session = import_recording(write(tmp_path / "s.nwb", position(), **pixels))
     assert session.trials is not None
     assert session.trials.target_pos is None
-    assert said(session, "targets are nowhere near the position in any unit")
+    assert said(session, "in no unit are they near the position")
 
 
 def test_targets_of_three_values_are_turned_with_the_position(tmp_path: Path) -> None:
@@ -537,7 +538,7 @@ def test_targets_of_three_values_are_turned_with_the_position(tmp_path: Path) ->
     targets = described([[0.3, -x, -y] for x, y in TARGETS])
     session = import_recording(write(tmp_path / "s.nwb", turned, **targets))
     np.testing.assert_array_equal(session.trials.target_pos, TARGETS)
-    assert said(session, "targets: x and y were taken from the same columns as the position's")
+    assert said(session, "targets: x and y are in the same columns as in the position")
     targets = described([[x, y, 0.0] for x, y in TARGETS])
     session = import_recording(write(tmp_path / "t.nwb", position(), **targets))
     np.testing.assert_array_equal(session.trials.target_pos, TARGETS)
@@ -556,7 +557,7 @@ def test_targets_in_a_column_for_each_axis_are_read(tmp_path: Path) -> None:
 
     session = import_recording(write(tmp_path / "s.nwb", position(), trials=trials, more=more))
     np.testing.assert_allclose(session.trials.target_pos, TARGETS, atol=1e-12)
-    assert said(session, "targets converted, as their description says ('in cm')")
+    assert said(session, "targets converted to metres by their description ('in cm')")
 
 
 def test_active_targets_that_are_not_counted_from_0_are_left_out(tmp_path: Path) -> None:
@@ -570,7 +571,7 @@ def test_active_targets_that_are_not_counted_from_0_are_left_out(tmp_path: Path)
 
     session = import_recording(write(tmp_path / "s.nwb", position(), trials=trials, more=more))
     assert session.trials.target_pos is None
-    assert said(session, "active_target isn't counted from 0")
+    assert said(session, "active_target isn't always an index from 0")
 
 
 @pytest.mark.parametrize("description", ["cursor position in cm", "cursor (x, y), (centimeters)"])
@@ -588,7 +589,7 @@ def test_a_description_in_another_unit_than_the_series_is_asked_about(
 
 def test_a_second_series_of_the_same_kind_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "s.nwb", position(), position(POS / 2, "cursor_position"))
-    assert said(import_recording(path), "not taken, of the same kind: cursor_pos")
+    assert said(import_recording(path), "also found: cursor_pos")
 
 
 def test_axes_that_stand_before_the_name_are_one_series(tmp_path: Path) -> None:
@@ -612,7 +613,7 @@ def test_time_in_which_units_were_not_observed_is_no_silence(tmp_path: Path) -> 
     session = import_recording(write(tmp_path / "s.nwb", position(), spikes=(), more=more))
     np.testing.assert_allclose(session.domain, both, atol=0.02)
     assert said(session, "units were observed from 0.0 to 50.0 s, with 1 breaks (obs_intervals)")
-    assert said(session, "1 of 3 units were observed for a part of the time only")
+    assert said(session, "1 of 3 units were observed only part of the time")
     assert not said(session, "no unit fires")
 
 
@@ -621,7 +622,7 @@ def test_observed_intervals_that_the_spikes_contradict_are_not_used(tmp_path: Pa
     more = observed(*minutes, spikes=list(SPIKES))
     session = import_recording(write(tmp_path / "s.nwb", position(), spikes=(), more=more))
     assert duration_s(session.domain) == pytest.approx(END_S, abs=0.1)
-    assert said(session, "obs_intervals were not used")
+    assert said(session, "obs_intervals were ignored")
 
 
 def test_invalid_times_are_cut_out_and_other_tables_are_named(tmp_path: Path) -> None:
@@ -632,21 +633,21 @@ def test_invalid_times_are_cut_out_and_other_tables_are_named(tmp_path: Path) ->
     session = import_recording(write(tmp_path / "s.nwb", position(), more=more))
     np.testing.assert_allclose(session.domain, [[0.0, 10.0], [20.0, 60.0]], atol=0.02)
     assert said(session, "1 invalid_times (10.0 s) were cut out of the domains")
-    assert said(session, "tables of intervals, not read: epochs")
+    assert said(session, "interval tables not imported: epochs")
 
 
 def test_invalid_times_that_hold_everything_are_refused(tmp_path: Path) -> None:
     def more(nwb: NWBFile) -> None:
         nwb.add_invalid_time_interval(start_time=-1.0, stop_time=70.0)
 
-    with pytest.raises(ImportFailedError, match="at no time at which kinematics were"):
+    with pytest.raises(ImportFailedError, match="never recorded at the same time"):
         import_recording(write(tmp_path / "s.nwb", position(), more=more))
 
 
 def test_a_session_id_that_is_no_files_name_is_said(tmp_path: Path) -> None:
     session = import_recording(write(tmp_path / "s.nwb", position(), session_id="lab/day one"))
     assert session.session_id == "lab_day_one"
-    assert said(session, "session 'lab/day one' is called lab_day_one")
+    assert said(session, "session 'lab/day one' was renamed to lab_day_one")
 
 
 def test_spikes_stamped_once_per_chunk_or_stored_twice_are_said(tmp_path: Path) -> None:
@@ -730,4 +731,4 @@ def test_domains_of_others_sessions_end_with_the_kinematics(stored: Path) -> Non
     session = import_recording(stored)
     end = session.cursor_times[-1]
     assert session.domain[-1, 1] == session.test_domain[-1, 1] == end
-    assert said(session, "domains reached beyond the kinematics")
+    assert said(session, "domains extended beyond the kinematics")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from decoder.errors import ImportFailedError
-from streaming.sessions.format import Session, within
+from streaming.sessions.intervals import within
+from streaming.sessions.session import Session
 from tests import xdf_writer
 from tests.xdf_writer import Stream
 from training.importers import import_recording
@@ -91,7 +92,7 @@ def test_the_parts_of_a_sender_that_was_started_again_are_joined(tmp_path: Path)
     session = imported(tmp_path, spikes(middle), spikes(late), spikes(after), kinematics())
     assert len(session.spike_times) == middle.sum() + late.sum() + after.sum()
     assert session.n_units == 6
-    assert said(session, "stream 'rig' is in 3 parts")
+    assert said(session, "stream 'rig' has 3 parts")
     assert len(session.domain) == 3
     assert within(session.spike_times, session.domain).mean() > 0.99
 
@@ -110,7 +111,7 @@ def test_units_of_two_arrays_are_put_side_by_side(tmp_path: Path) -> None:
     session = imported(tmp_path, a, b, kinematics())
     assert len(session.spike_times) == len(SPIKE_TIMES)
     assert session.unit_ids == ("A0", "A1", "A2", "B3", "B4", "B5")
-    assert said(session, "units of 2 streams side by side: 'array-A' (6), 'array-B' (6)")
+    assert said(session, "units of 2 streams combined: 'array-A' (6), 'array-B' (6)")
 
 
 def test_arrays_with_the_same_unit_ids_stay_apart(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_the_unit_that_channels_say_is_used(tmp_path: Path, word: str, scale: fl
 
 @pytest.mark.parametrize(
     ("word", "asked"),
-    [("", "no hand does"), ("pixels", "pos_x is in 'pixels'"), ("unknown", "pos_x says no unit")],
+    [("", "no hand does"), ("pixels", "pos_x is in 'pixels'"), ("unknown", "pos_x has no unit")],
 )
 def test_channels_in_no_unit_of_length_ask_for_one(tmp_path: Path, word: str, asked: str) -> None:
     streams = spikes(), kinematics(scale=4000, word=word)
@@ -164,13 +165,13 @@ def test_targets_come_from_a_tasks_markers(tmp_path: Path) -> None:
     session = imported(tmp_path, spikes(), kinematics(), device, task)
     np.testing.assert_allclose(session.trials.intervals, [[1002.0, 1006.0], [1007.0, 1009.0]])
     np.testing.assert_allclose(session.trials.target_pos, [[0.05, -0.02], [0.0, 0.03]])
-    assert said(session, "markers that tell of no trial, not taken: device (Markers)")
+    assert said(session, "marker streams without trials, not imported: device (Markers)")
 
 
 def test_channels_of_other_names_without_a_unit_ask_for_one(tmp_path: Path) -> None:
     hand = kinematics(word="")
     hand = replace(hand, xml=hand.xml.replace("pos_", "hand_"))
-    with pytest.raises(ImportFailedError, match=r"hand_x says no unit.*--unit"):
+    with pytest.raises(ImportFailedError, match=r"hand_x has no unit.*--unit"):
         imported(tmp_path, spikes(), hand, position="hand")
 
 
@@ -205,7 +206,7 @@ def test_counts_of_the_same_spikes_are_not_taken_twice(tmp_path: Path) -> None:
     binned = Stream(xml, ends, np.ones((len(ends), 1), dtype="<i4"))
     session = imported(tmp_path, spikes(), binned, kinematics())
     assert len(session.spike_times) == len(SPIKE_TIMES)
-    assert said(session, "not taken: bins (SpikeCounts)")
+    assert said(session, "not imported: bins (SpikeCounts)")
 
 
 def test_names_that_are_not_ascii_are_kept(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_stream_without_clock_offsets_is_noted_with_its_shift(tmp_path: Path) 
     assert said(imported(tmp_path, late, kinematics()), "'rig' has no clock offsets")
     behind = replace(late, times=late.times - 20.0)
     session = imported(tmp_path, behind, kinematics())
-    assert said(session, "its clock seems -20.0 s off")
+    assert said(session, "its clock seems to be -20.0 s off")
     assert said(session, "no unit fires for 20")
     far = replace(late, times=late.times - 5000.0)
     with pytest.raises(ImportFailedError, match=r"shifted by -5000\.0 s.*no clock offsets"):
@@ -296,7 +297,7 @@ def test_kinematics_of_two_effectors_are_not_mixed_and_that_is_said(tmp_path: Pa
     hand = replace(kinematics(name="hand"), values=-kinematics().values)
     session = imported(tmp_path, hand, spikes(), kinematics(name="cursor"))
     np.testing.assert_allclose(session.cursor_pos, POS)
-    assert said(session, "kinematics of 'cursor' taken; not taken: 'hand'")
+    assert said(session, "kinematics of 'cursor' imported; not imported: 'hand'")
 
 
 def test_a_chunk_that_says_it_holds_a_billion_samples_is_left_out_and_said(tmp_path: Path) -> None:
@@ -312,13 +313,13 @@ def test_what_the_reader_warns_of_reaches_the_notes(tmp_path: Path) -> None:
     odd = spikes()
     odd = replace(odd, xml=odd.xml.replace("<desc>", "<stream_id>9</stream_id><desc>"))
     session = imported(tmp_path, odd, kinematics())
-    assert said(session, "pyxdf says: Found existing 'stream_id' key")
+    assert said(session, "pyxdf warns: Found existing 'stream_id' key")
 
 
 def test_streams_of_other_types_are_named(tmp_path: Path) -> None:
     eeg = info("BrainAmp", "EEG", 2, 100, "double64", channels(["C3", "C4"], ["uV", "uV"]))
     session = imported(tmp_path, spikes(), kinematics(), Stream(eeg, TIMES, POS))
-    assert said(session, "streams of other types, not taken: BrainAmp (EEG)")
+    assert said(session, "streams of other types, not imported: BrainAmp (EEG)")
 
 
 def test_two_channels_of_one_label_are_refused_as_they_are_live(tmp_path: Path) -> None:
@@ -379,7 +380,7 @@ def test_counts_that_come_at_another_rate_than_their_stream_says_are_said(tmp_pa
     xml = info("bins", "SpikeCounts", 1, 20, "int32", channels(["a"], [""]))
     session = imported(tmp_path, Stream(xml, ends, counts), kinematics())
     np.testing.assert_allclose(session.spike_times, ends - 0.01, atol=1e-6)
-    assert said(session, "'bins' says 20 Hz, but its stamps are 0.02 s apart")
+    assert said(session, "'bins' has a nominal rate of 20 Hz, but its stamps are 0.02 s apart")
 
 
 @pytest.mark.parametrize("labels", ["Right_X Right_Y", "right.x right.y", "RightX RightY"])

@@ -16,7 +16,8 @@ from pynwb.behavior import Position, SpatialSeries
 from decoder.errors import ImportFailedError, SessionError
 from streaming.recording import replay
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session, duration_s
+from streaming.sessions.intervals import duration_s
+from streaming.sessions.session import Session
 from tests import xdf_writer
 from training.data.simulate import simulate
 from training.importers import import_recording
@@ -82,7 +83,7 @@ def test_reach_b_imports_with_its_gaps(recordings: Path) -> None:
     session = real(recordings, "reach_b.nwb")
     assert session.n_units == 84
     assert len(session.domain) == 286
-    assert "285 gaps in the kinematics; windows stay between them" in session.notes
+    assert "285 gaps in the kinematics; no window spans a gap" in session.notes
 
 
 @pytest.mark.parametrize("name", ["reach_a.nwb", "reach_b.nwb"])
@@ -188,7 +189,7 @@ def test_a_long_stretch_of_nan_becomes_a_gap(tmp_path: Path) -> None:
     data[1000:1100] = np.nan
     session = import_recording(write_nwb(tmp_path / "s.nwb", vel=velocity(data)))
     np.testing.assert_allclose(session.domain, [[-0.01, 19.99], [21.99, 59.99]])
-    assert "1 gaps in the kinematics; windows stay between them" in session.notes
+    assert "1 gaps in the kinematics; no window spans a gap" in session.notes
 
 
 def test_kinematics_of_nothing_but_nan_are_refused(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_unsorted_spikes_are_sorted_and_said(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "s.nwb", spikes=(SPIKES[0][::-1], SPIKES[1]), vel=velocity())
     session = import_recording(path)
     np.testing.assert_array_equal(session.spike_times[session.spike_units == 0], SPIKES[0])
-    assert "spikes of some units were out of order and have been sorted" in session.notes
+    assert "spikes of some units were out of order and were sorted" in session.notes
 
 
 def test_empty_units_are_left_out_and_said(tmp_path: Path) -> None:
@@ -416,7 +417,7 @@ def test_events_of_units_that_are_not_described_are_left_out_and_said(
     path = xdf_writer.write(
         tmp_path / "day.xdf", [replace(spikes, values=events), kinematics, markers]
     )
-    assert "7 events of units that desc/units doesn't name were left out" in (
+    assert "7 events of units that aren't in desc/units were left out" in (
         import_recording(path).notes
     )
 
@@ -425,8 +426,8 @@ def test_events_of_units_that_are_not_described_are_left_out_and_said(
     ("old", "new", "message"),
     [
         ("<units>", "<cells>", "desc/units is empty"),
-        ("<channel>0</channel>", "<channel />", "aren't described as expected"),
-        ("<channel>0</channel>", "", "aren't described as expected"),
+        ("<channel>0</channel>", "<channel />", "unexpected stream descriptions"),
+        ("<channel>0</channel>", "", "unexpected stream descriptions"),
         ("<type>Spikes</type>", "<type />", "no stream of type 'Spikes'"),
     ],
 )

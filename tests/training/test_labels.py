@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session, Trials, check, duration_s, within
+from streaming.sessions.checks import check
+from streaming.sessions.intervals import duration_s, within
+from streaming.sessions.session import Session, Trials
 from training.calibration.labels import HOLD_RADIUS_M, REACTION_S, relabelled
 from training.data.simulate import simulate
 

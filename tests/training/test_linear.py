@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from decoder.bundles.bundle import GRAPH, Bundle, open_bundle
+from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.bundles.families import KalmanSizes
+from decoder.bundles.manifest import GRAPH
 from decoder.errors import TrainingError
 from decoder.gate import Evidence
 from decoder.runtimes.opening import open_runtime
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from training.baselines import linear
 from training.baselines.kalman import Kalman
 from training.baselines.linear import fit_linear
@@ -100,7 +101,7 @@ def test_every_graph_of_a_kind_is_the_same_file(session, bundle, tmp_path: Path)
 
 
 def test_a_linear_decoder_cannot_be_adapted(bundle: Bundle) -> None:
-    with pytest.raises(TrainingError, match="fitted anew and can't be adapted; begin from"):
+    with pytest.raises(TrainingError, match="refitted and can't be adapted; start from"):
         runs.load_model(bundle.path)
 
 

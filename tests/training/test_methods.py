@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from decoder.errors import TrainingError
-from streaming.sessions.format import Session
+from streaming.sessions.session import Session
 from tests.conftest import TinyDecoder
 from training.calibration import adapt
 from training.calibration.adapt import HEADS, AdaptSettings, calibrate

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from training.data.simulate import simulate
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 from training.studies.transfer import plot, transfer
 
 

@@ -1,4 +1,4 @@
-"""What somebody says about a file that it says wrongly or not at all."""
+"""The options of an import: they supply or override what a file states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Asked:
     spikes_outside: bool = False
 
     def check(self) -> None:
-        """Raise ImportFailedError if an option means nothing."""
+        """Raise ImportFailedError if an option is invalid."""
         if self.unit is not None:
             factor_asked(self.unit)
         if self.spike_unit is not None:
@@ -29,15 +29,17 @@ class Asked:
             0 in self.columns or abs(self.columns[0]) == abs(self.columns[1])
         ):
             raise ImportFailedError(
-                f"columns {self.columns}; expected two different ones, counted from 1"
+                f"--columns {self.columns}; expected two different columns, counted from 1"
             )
         if self.position == self.velocity == NONE:
-            raise ImportFailedError("neither position nor velocity; expected one of them")
+            raise ImportFailedError(
+                "--position none and --velocity none leave no kinematics; drop one of them"
+            )
 
     def names_anything(self) -> bool:
-        """Whether a series, columns or a unit of time were named."""
+        """Whether the options name a series, columns or a unit of time."""
         given = (self.position, self.velocity, self.columns, self.spike_unit)
         return any(value is not None for value in given)
 
 
-NONE = "none"  # of --position and --velocity: take no such series
+NONE = "none"  # value of --position and --velocity: import no such series

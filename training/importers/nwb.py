@@ -1,4 +1,4 @@
-"""An NWB file as a session: units, kinematics, trials and targets, found by name."""
+"""Reads an NWB file: units, kinematics, trials and targets, found by name."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from decoder.arrays import Floats
 from decoder.errors import ImportFailedError, SessionError
-from streaming.sessions.format import Floats, Session, Trials
+from streaming.sessions.session import Session, Trials
 from streaming.units import repeated_units
 from training.conversion.asked import Asked
 from training.conversion.assemble import Parts, assemble
 from training.conversion.complaints import as_notes, complaints, first_line
+from training.conversion.track import Track
 from training.conversion.units import seconds_asked
-from training.importers.series import Series, Track, all_series, chosen, read
+from training.importers.series import Series, all_series, chosen, read
 from training.importers.targets import targets_of
 
-TELLING_ID = 3  # characters of a session id that tells a session from others, at least one a letter
-OBSERVED_S = 1e-3  # between observed intervals; a shorter break is none
-STRAY = 0.01  # of the spikes may lie outside the observed intervals
+TELLING_ID = 3  # characters; a shorter session id, or one without a letter, isn't distinctive
+OBSERVED_S = 1e-3  # shorter breaks between observed intervals are ignored
+STRAY = 0.01  # share of the spikes that may lie outside the observed intervals
 
 
 def import_nwb(path: Path, asked: Asked | None = None) -> Session:
-    """Read spikes, cursor kinematics and trials of an NWB file, found by name."""
+    """Read the spikes, cursor kinematics and trials of an NWB file."""
     from pynwb import NWBHDF5IO
 
     asked = asked or Asked()
@@ -43,11 +45,11 @@ def import_nwb(path: Path, asked: Asked | None = None) -> Session:
                 parts = _parts(nwb, path, asked)
             except SessionError:
                 raise
-            except Exception as error:  # h5py and numpy, of data that isn't what the schema says
+            except Exception as error:  # h5py and numpy, if data don't match the schema
                 raise ImportFailedError(
-                    f"{path}: its data can't be used ({type(error).__name__}: "
-                    f"{first_line(error)}); it may be damaged or laid out otherwise. Check it "
-                    "with `pynwb-validate`"
+                    f"{path}: can't use the data ({type(error).__name__}: {first_line(error)}); "
+                    "the file may be damaged, or not follow the NWB schema. Check it with "
+                    "`pynwb-validate`"
                 ) from error
     parts.notes[:0] = as_notes(said, "pynwb")
     return assemble(parts, asked)
@@ -55,7 +57,7 @@ def import_nwb(path: Path, asked: Asked | None = None) -> Session:
 
 def _unreadable(path: Path, error: Exception) -> ImportFailedError:
     return ImportFailedError(
-        f"{path}: not a readable NWB file ({first_line(error)}); it may be truncated or "
+        f"{path}: not a readable NWB file ({first_line(error)}); it may be truncated, or in "
         "another format. Check it with `pynwb-validate`"
     )
 
@@ -89,7 +91,7 @@ def _parts(nwb: Any, path: Path, asked: Asked) -> Parts:
 
 
 def _session_id(nwb: Any, path: Path, notes: list[str]) -> str:
-    """The file's session id; one that is common across subjects (`1`) gets subject and date."""
+    """The file's session id; subject and date are added to an indistinct one (`1`)."""
     given = str(nwb.session_id or "").strip()
     if given and len(given) >= TELLING_ID and re.search(r"[^\W\d_]", given):
         return given
@@ -99,7 +101,7 @@ def _session_id(nwb: Any, path: Path, notes: list[str]) -> str:
     if not given or not (subject or day):
         return path.stem
     name = "_".join(str(part) for part in (subject, day, given) if part)
-    notes.append(f"the file calls its session {given!r}; with subject and date it is {name}")
+    notes.append(f"session id {given!r} was extended with subject and date to {name}")
     return name
 
 
@@ -125,18 +127,18 @@ def _units(nwb: Any, path: Path, asked: Asked, notes: list[str]) -> tuple[list[s
     ]
     if asked.spike_unit is not None:
         times = [t * seconds_asked(asked.spike_unit) for t in times]
-        notes.append(f"spike times were taken as {asked.spike_unit}, as asked")
+        notes.append(f"spike times converted from {asked.spike_unit} (--spike-unit)")
     return _unit_ids(nwb.units, path, notes), times
 
 
 def _unit_ids(units: Any, path: Path, notes: list[str]) -> list[str]:
-    """Units' names, where each has one of its own, else their numbers in the table."""
+    """The units' names if they are unique, else their ids in the table."""
     names = [str(number) for number in units.id[:]]
     if "unit_name" in units.colnames:
         called = [str(name) for name in units["unit_name"][:]]
         if repeated_units(called) is None:
             return called
-        notes.append("unit names repeat; units are called by their numbers in the table")
+        notes.append("unit names repeat; the ids in the units table are used instead")
     if problem := repeated_units(names):
         raise ImportFailedError(f"{path}: {problem}")
     return names
@@ -145,7 +147,7 @@ def _unit_ids(units: Any, path: Path, notes: list[str]) -> list[str]:
 def _unobserved(
     units: Any, unit_times: list[Floats], notes: list[str]
 ) -> list[tuple[float, float]]:
-    """When no unit was observed, by the table's obs_intervals."""
+    """Intervals in which no unit was observed, by the table's obs_intervals."""
     if "obs_intervals" not in units.colnames:
         return []
     each = [np.asarray(units["obs_intervals"][i], dtype=np.float64).reshape(-1, 2)
@@ -166,26 +168,26 @@ def _unobserved(
     n_away = sum(int(((times > start) & (times < end)).sum()) for start, end in away)
     if n_away > STRAY * len(times):
         notes.append(
-            f"obs_intervals were not used: {n_away:,} of {len(times):,} spikes lie outside them"
+            f"obs_intervals were ignored: {n_away:,} of {len(times):,} spikes lie outside them"
         )
         return []
     observed = [float((rows[:, 1] - rows[:, 0]).sum()) for rows in each]
     n_partly = sum(seconds < max(observed) - 1.0 for seconds in observed)
     if n_partly:
         notes.append(
-            f"{n_partly} of {len(each)} units were observed for a part of the time only "
-            "(obs_intervals); for the rest they count as silent"
+            f"{n_partly} of {len(each)} units were observed only part of the time "
+            "(obs_intervals); outside of it they count as silent"
         )
     notes.append(
         f"units were observed from {edges[0, 0]:.1f} to {latest[-1]:.1f} s"
         + (f", with {len(away) - 2} breaks" if len(away) > 2 else "")
-        + " (obs_intervals); the domains are within that"
+        + " (obs_intervals); the domains were cut to that"
     )
     return away
 
 
 def _invalid(nwb: Any, notes: list[str]) -> list[tuple[float, float]]:
-    """The file's invalid_times."""
+    """The intervals of the file's invalid_times."""
     table = nwb.invalid_times
     if table is None or len(table) == 0:
         return []
@@ -200,7 +202,7 @@ def _invalid(nwb: Any, notes: list[str]) -> list[tuple[float, float]]:
 def _name_tables(nwb: Any, notes: list[str]) -> None:
     names = [name for name in nwb.intervals if name not in ("trials", "invalid_times")]
     if names:
-        notes.append(f"tables of intervals, not read: {', '.join(names[:10])}")
+        notes.append(f"interval tables not imported: {', '.join(names[:10])}")
 
 
 def _trials(nwb: Any, position: Track | None, notes: list[str]) -> Trials | None:

@@ -23,19 +23,13 @@ from clients.task.trial import read_trials
 from clients.task.window import ON_TARGET, TARGET, View, Window
 from clients.task.workspace import Block, Target
 from decoder.errors import SettingsError
-from streaming.inlets.kinematics import (
-    POSITION,
-    VELOCITY,
-    KinematicsInlet,
-    MarkerInlet,
-    find_kinematics,
-    find_markers,
-)
-from streaming.inlets.kinematics import TARGET as TARGET_COLUMNS
+from streaming.columns import POSITION, VELOCITY
+from streaming.columns import TARGET as TARGET_COLUMNS
+from streaming.inlets.kinematics import KinematicsInlet, MarkerInlet, find_kinematics, find_markers
 from streaming.inlets.spikes import RESOLVE_S, StreamQuery
 from streaming.recording.raw import read_recording
 from streaming.recording.record import Recorder, RecordSettings
-from streaming.sessions import format as sessions
+from streaming.sessions.checks import check
 from streaming.wire.publish import Publisher
 from tests.clients.test_subscriber import frame
 from tests.rig import DEADLINE_S, Pace, wait_for
@@ -349,7 +343,7 @@ def test_a_recording_has_the_trials_with_their_targets(
         recorder.should_stop = True
         thread.join()
     assert not problems
-    session = sessions.check(read_recording(recorder.path))
+    session = check(read_recording(recorder.path))
     assert session.trials is not None
     np.testing.assert_allclose(
         session.trials.target_pos, [trial.target for trial in trials], atol=1e-6

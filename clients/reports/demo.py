@@ -22,14 +22,15 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from clients.cli.reports import print_score
 from clients.harness import live
 from clients.harness.daemon import BUNDLES, TICK_MS, daemon, free_port
+from clients.reports.tables import print_score
+from decoder.arrays import Floats
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import BundleError
 from streaming.recording.replay import ReplaySettings
 from streaming.sessions import format as sessions
-from streaming.sessions.format import Floats, Session
+from streaming.sessions.session import Session
 from streaming.wire import messages as wire
 
 FAMILIES = ("poyo", "possm")

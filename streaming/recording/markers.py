@@ -15,7 +15,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from streaming.sessions.format import Floats, Trials
+from decoder.arrays import Floats
+from streaming.sessions.session import Trials
 
 EDGE_S = 0.1  # by which a trial may begin before the first sample
 _EDGE = re.compile(r"trial_(start|end)\b\s*(\S*)")

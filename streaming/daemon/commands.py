@@ -1,0 +1,105 @@
+"""What each command of the control socket does, between two ticks."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+
+from decoder.runtimes.base import Runtime
+from streaming.daemon.recent import KEEP_S
+from streaming.daemon.swap import StreamSpikes
+from streaming.daemon.tick import Ticker
+from streaming.inlets.spikes import StreamQuery
+from streaming.units import UNKNOWN, UnitMatch
+from streaming.wire import control
+from streaming.wire.control import Command
+from streaming.wire.states import State
+
+
+def handle(ticker: Ticker, command: Command, window_end: float) -> str | None:
+    """Do as told; returns what is wrong with the command, if anything."""
+    match command:
+        case control.Load(path=path):
+            if ticker.loader.busy:
+                return "another decoder is being loaded; ask again when it is done"
+            ticker.loader.load(
+                Path(path), ticker.runtime, epoch=ticker.started, recent=_recent_spikes(ticker)
+            )
+        case control.Activate(decoder=decoder):
+            candidate = ticker.loader.candidate
+            if candidate is None or candidate.bundle.manifest.decoder_id != decoder:
+                return f"decoder {decoder} is not the candidate; load it first"
+            return swap(ticker, candidate, window_end)
+        case control.Rollback():
+            if ticker.previous is None:
+                return "there is no decoder before this one"
+            return swap(ticker, ticker.previous, window_end)
+        case control.SetInput(kind=kind, name=name):
+            ticker.read_from(StreamQuery(kind=kind, name=name), window_end)
+        case control.Pause(why=why):
+            ticker.paused = why
+        case control.Resume(paused_for=why):
+            if why is None or why == ticker.paused:
+                ticker.paused = None
+        case control.Arm():
+            return _arm(ticker, window_end)
+        case control.SetFilters(filters=filters):
+            ticker.filters.settings = filters
+        case control.Stop():
+            ticker.should_stop = True
+    return None
+
+
+def _recent_spikes(ticker: Ticker) -> StreamSpikes | None:
+    """All that is kept of the stream that is open."""
+    if ticker.inlet is None:
+        return None
+    times, stream_units = ticker.recent.since(-inf)
+    return StreamSpikes(
+        times=times, stream_units=stream_units, unit_ids=tuple(ticker.inlet.unit_ids)
+    )
+
+
+def _arm(ticker: Ticker, window_end: float) -> str | None:
+    """Resume, but only where all is there that a cursor needs."""
+    missing = []
+    if not ticker.publisher.has_listener:
+        missing.append("nobody listens to cursor frames")
+    if ticker.watch.judge(window_end) is not State.DECODING:
+        missing.append("no unbroken live spikes fill the decoder's window")
+    if ticker.fault is not None:
+        missing.append(ticker.fault)
+    if missing:
+        return f"not armed: {'; '.join(missing)}"
+    ticker.paused = None
+    return None
+
+
+def swap(ticker: Ticker, runtime: Runtime, window_end: float) -> str | None:
+    """Decode with another runtime from the next tick on, which sees the same spikes."""
+    unit_ids = runtime.bundle.manifest.unit_ids
+    match = UnitMatch(ticker.inlet.unit_ids if ticker.inlet else (), unit_ids)
+    least = max(ticker.settings.min_known_share * len(unit_ids), 1)
+    if ticker.inlet and match.n_known < least:
+        return (
+            f"the stream has {match.n_known} of the decoder's {len(unit_ids)} units; expected "
+            f"at least {ticker.settings.min_known_share:.0%} (--min-known-share)"
+        )
+    runtime.reset()
+    runtime.continue_from(ticker.runtime)
+    times, stream_units = ticker.recent.since(window_end - KEEP_S)
+    unit_index = match(stream_units)
+    times, unit_index = times[unit_index != UNKNOWN], unit_index[unit_index != UNKNOWN]
+    seen = times >= window_end - runtime.window_s
+    runtime.append(times[seen], unit_index[seen])
+    ticker.runtime, ticker.previous, ticker.match = runtime, ticker.runtime, match
+    ticker.connector.bundle_units = unit_ids  # a stream that is found from now on is checked
+    ticker.admission.window_s = ticker.watch.window_s = runtime.window_s
+    if runtime.window_s > KEEP_S:  # it has not seen a whole window yet
+        ticker.watch.refill(window_end)
+    elif ticker.inlet is not None and ticker.inlet.bin_ends is None:
+        ticker.watch.recount(times, window_end)  # of units that the other may not know
+    ticker.loader.drop()
+    ticker.filters.forget_bias()  # it was the other decoder's
+    ticker.fault = None
+    return None

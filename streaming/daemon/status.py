@@ -1,0 +1,114 @@
+"""The status: the daemon's health, and in words what it waits for or what went wrong."""
+
+from __future__ import annotations
+
+import os
+
+from decoder.runtimes.base import MAX_RATE_HZ, Runtime
+from decoder.runtimes.onnx import PROVIDERS
+from streaming.daemon.tick import Ticker
+from streaming.wire import messages as wire
+from streaming.wire.states import State
+
+LEFT_OUT = {  # why events can't be used, in words
+    "future": "are stamped ahead of this host's clock",
+    "too_old": "are stamped before the decoder's window",
+    "no_time": "have no time stamp",
+    "unknown_unit": "are of units that the bundle doesn't know",
+}
+
+
+def status_of(
+    ticker: Ticker,
+    now: float,
+    *,
+    n_skipped: int,
+    latency: wire.Quantiles | None,
+    spikes_per_s: float,
+) -> wire.Status:
+    """The daemon's health at `now`, seconds on the LSL clock.
+
+    n_skipped: ticks skipped since the start. latency, spikes_per_s: of the last period.
+    """
+    inlet = ticker.inlet
+    return wire.Status(
+        schema=wire.SCHEMA_VERSION,
+        session=ticker.bundle.manifest.session_id,
+        decoder=ticker.bundle.manifest.decoder_id,
+        state=ticker.state.value,
+        detail=_printable("; ".join(filter(None, (explain(ticker), provider_warning(ticker))))),
+        provider=ticker.runtime.provider,
+        started=ticker.started,
+        uptime_s=now - ticker.started,
+        ticks=ticker.n_frames,
+        late_ticks=n_skipped,
+        latency=latency,
+        spikes_per_s=spikes_per_s,
+        backlog_s=ticker.health.backlog_s,
+        input_kind=ticker.connector.query.kind,
+        input_name=ticker.connector.query.name,
+        stream=inlet.name if inlet else None,
+        known_units=ticker.match.n_known if inlet else 0,
+        unknown_units=ticker.match.n_unknown if inlet else 0,
+        missing_units=ticker.match.n_missing if inlet else 0,
+        window_s=ticker.runtime.window_s,
+        events=ticker.admission.counters.as_dict(),
+        overflowed=ticker.runtime.n_overflowed,
+        inlet_overflows=ticker.n_inlet_overflows,
+        offset_jumps=ticker.n_offset_jumps,
+        bundle=_printable(str(ticker.bundle.path.absolute())),
+        previous=_id_of(ticker.previous),
+        candidate=_id_of(ticker.loader.candidate),
+        loading=ticker.loader.busy,
+        load_problem=_printable(ticker.loader.problem) if ticker.loader.problem else None,
+        paused=ticker.paused,
+        filters=ticker.filters.settings,
+        bias=ticker.filters.bias,
+        pid=os.getpid(),
+    )
+
+
+def provider_warning(ticker: Ticker) -> str:
+    """That decodes don't run where they were asked to: they may take longer than a tick."""
+    asked, runs_on = ticker.settings.provider, ticker.runtime.provider
+    if PROVIDERS.get(asked, runs_on) == runs_on:
+        return ""
+    return (
+        f"{asked} was asked for, but decodes run on {runs_on}: check the GPU, its driver and "
+        "volition[cuda], or ask for --require-provider to refuse this"
+    )
+
+
+def explain(ticker: Ticker) -> str:
+    if ticker.paused is not None:
+        return f"paused: {ticker.paused}" if ticker.paused else "paused"
+    if ticker.inlet is None:
+        return ticker.connector.problem or ticker.detail or f"waiting for {ticker.connector.query}"
+    if ticker.is_overfull and ticker.state in (State.STALE, State.WARMING):
+        return f"more than {MAX_RATE_HZ:,} spikes/s come, which no window holds; is it noise?"
+    if ticker.connector.problem and ticker.state in (State.STALE, State.READY):
+        return ticker.connector.problem  # of the sender that would take the silent one's place
+    return {
+        State.STALE: _explain_no_spikes(ticker, "no spikes; waiting for the stream to come back"),
+        State.WARMING: "filling the window",
+        State.READY: _explain_no_spikes(ticker, "connected, no spikes yet"),
+        State.FAULT: ticker.fault or "",
+    }.get(ticker.state, "")
+
+
+def _explain_no_spikes(ticker: Ticker, otherwise: str) -> str:
+    left_out = ticker.admission.left_out
+    if not left_out:
+        return otherwise
+    reasons = ", ".join(f"{n} {LEFT_OUT[name]}" for name, n in left_out.items())
+    clock = "" if left_out.keys() == {"unknown_unit"} else "the sender's clock and "
+    return f"events come, but none can be used: {reasons}; check {clock}the bundle's units"
+
+
+def _printable(text: str) -> str:
+    """Text that can be sent: a path may hold bytes that are no characters."""
+    return text.encode(errors="replace").decode()
+
+
+def _id_of(runtime: Runtime | None) -> str | None:
+    return runtime.bundle.manifest.decoder_id if runtime else None
