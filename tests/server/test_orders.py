@@ -16,8 +16,8 @@ import pytest
 from server.supervision.children import Child, ChildEndedError
 from streaming.wire.control import GetStatus
 from tests.rig import wait_for
+from tests.server.orders_rig import RefusedError, Rig, World, a_world
 from tests.server.scripted import QUICK
-from tests.server.test_model import RefusedError, Rig, World, a_world
 
 
 @pytest.fixture(scope="module")
