@@ -23,7 +23,8 @@ from decoder.bundles import bundle
 from decoder.bundles.bundle import open_bundle
 from decoder.bundles.families import RidgeSizes, RidgeTables
 from streaming.wire.control import ControlClient, GetStatus, NoAnswerError
-from tests.server.scripted import PATIENCE, Script, fork, forking
+from tests.server.scripted import PATIENCE, fork, forking
+from tests.server.scripted_daemon import Script
 from training.baselines.linear import ridge_graph
 
 QUIET_S = 90.0 * PATIENCE  # limit until the daemon does what was confirmed; a busy machine is slow
