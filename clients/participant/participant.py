@@ -39,7 +39,7 @@ from streaming.inlets.kinematics import KINEMATICS, MARKERS, KinematicsInlet, Ma
 from streaming.inlets.search import Query
 from streaming.recording.outlets import chunks, sleep_until, spikes_info
 from streaming.signals import stop_on_signal
-from streaming.wire.lines import Message, received, send, send_problem
+from streaming.wire.lines import Message, parent_messages, send, send_problem
 
 LOOK_EVERY_S = 0.02  # eyes are late anyway
 MAX_BEHIND_S = 0.25  # of a process that was held up longer, what it missed is not fired late
@@ -158,7 +158,7 @@ class _Order(msgspec.Struct, forbid_unknown_fields=True):
 def participate(settings: ParticipantSettings) -> None:
     """Run a participant until its standard input ends or a signal comes."""
     process = Process(settings)
-    threading.Thread(target=process.listen, args=(received(),), daemon=True).start()
+    threading.Thread(target=process.listen, args=(parent_messages(),), daemon=True).start()
     with stop_on_signal(process):
         process.run()
     send(done=settings.prefix)

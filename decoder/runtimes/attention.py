@@ -1,4 +1,4 @@
-"""A decoder whose latents attend to spikes; what the window and the streaming model share."""
+"""The common base of the window model and the streaming model: latents that attend to spikes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from decoder.runtimes.onnx import RuntimeSettings
 
 
 class AttentionRuntime(Runtime):
-    """A model whose latents attend to spikes; rows are keys and values, rotated to the clock."""
+    """A model whose latents attend to spikes; token rows are keys and values, rotated by time."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class AttentionRuntime(Runtime):
     def _run(
         self, rows: NDArray[np.float32], start: float, **more: NDArray[np.float32]
     ) -> list[NDArray[np.float32]]:
-        """The graph's outputs, from token rows of a window or chunk that begins at `start`."""
+        """The graph's outputs for the token rows of a window or chunk that starts at `start`."""
         cos, sin = phases(np.array([start - self._epoch]), self._tables.omega)
         feeds = {"tokens": rows, "window_cos": cos[0], "window_sin": sin[0], **self._constant}
         if len(rows) == 0:
@@ -52,8 +52,8 @@ class AttentionRuntime(Runtime):
 def _silence(tables: AttentionTables) -> dict[str, NDArray[np.float32]]:
     """Inputs for a window without spikes.
 
-    Zero keys make ONNX Runtime 1.31 die of a division by zero. One zero row is given instead,
-    and start and end tokens are weighted so much more that its weight underflows to exactly 0.
+    Without a key, ONNX Runtime 1.31 crashes with a division by zero. So there is one zero row, and
+    the start and end tokens get so much weight that its own underflows to exactly 0.
     """
     return {
         "tokens": np.zeros((1, *tables.tokens.shape[1:]), dtype=np.float32),

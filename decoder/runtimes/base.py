@@ -1,18 +1,18 @@
-"""One decoder in memory: append spikes, decode at a time, reset.
+"""The runtime of a decoder: append spikes, decode at an instant, reset.
 
-Every spike becomes a token row when it arrives and waits in a ring; a row is a rotated key and
-value (`decoder.memory.tokens`), or what a spike of its unit adds. What a decode does with them
-depends on the family of the decoder:
+When a spike arrives, it becomes a token row in a ring. A row is a rotated key and value
+(`decoder.memory.tokens`) or, for a linear decoder, what a spike of its unit adds to the output. A
+decode passes a slice of the ring to ONNX Runtime:
 
-- `decoder.runtimes.poyo.PoyoRuntime` hands the window's slice to ONNX Runtime.
-- `decoder.runtimes.possm.PossmRuntime` hands over the open chunk's slice and a state.
-- `decoder.runtimes.linear.RidgeRuntime` hands over the window's slice and the lag of each spike.
-- `decoder.runtimes.linear.KalmanRuntime` hands over the slices of closed bins and a state.
+- `decoder.runtimes.poyo.PoyoRuntime`: the window.
+- `decoder.runtimes.possm.PossmRuntime`: the open chunk, and a state.
+- `decoder.runtimes.linear.RidgeRuntime`: the window, and the lag of each spike.
+- `decoder.runtimes.linear.KalmanRuntime`: the closed bins, and a state.
 
-`decoder.runtimes.opening` picks the class; daemon and evaluation treat all of them alike. Nothing
-here knows LSL, sockets or the clock: times come in as float64 seconds.
+`decoder.runtimes.opening` picks the class; daemon and evaluation treat all of them alike. There is
+no LSL, socket or clock here: times are float64 seconds, given by the caller.
 
-`velocity = output * scale + offset`, in m/s, of the movement at the window's end.
+`velocity = output * scale + offset`, in m/s, of the movement at the end of the window.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 
 MAX_RATE_HZ = 200_000  # spikes/s that the ring holds over a window
-FUTURE_S = 0.1  # spikes this far ahead of the last window's end are kept for later windows
+FUTURE_S = 0.1  # spikes up to this far ahead of the last window are kept for later windows
 WARMUP_RUNS = 20
 WARMUP_SPIKES = (0, 1, 500, 4000)
 
 
 class Runtime(abc.ABC):
-    """A bundle, ready to decode.
+    """A bundle that is ready to decode.
 
-    epoch: clock time, seconds, that angles are measured from; take it near the first spike.
+    epoch: clock time, s, at which rotary angles are zero; choose one near the first spike.
     graph_from: a runtime to share the ONNX Runtime session with, if its graph is the same file.
-    window_s: seconds of unbroken spikes that a decode needs before it can be trusted.
-    n_spikes: spikes in the `window_s` before the last decode.
+    window_s: seconds of uninterrupted spikes that a decode needs before it can be trusted.
+    n_spikes: number of spikes in the `window_s` before the last decode.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class Runtime(abc.ABC):
 
     @property
     def provider(self) -> str:
-        """The execution provider that really runs, as ONNX Runtime says."""
+        """The execution provider that ONNX Runtime actually uses."""
         return str(self._session.get_providers()[0])
 
     @property
     def n_overflowed(self) -> int:
-        """Spikes left out because more than `MAX_RATE_HZ` came."""
+        """Number of spikes dropped because the rate was above `MAX_RATE_HZ`."""
         return self._ring.n_overflowed
 
     def warm_up(self) -> float:
-        """Run the graph on made-up spikes until it is warm; returns the last run's seconds."""
+        """Run the graph on made-up spikes until it is warm; returns the last run's duration, s."""
         shape = self.bundle.tables.tokens.shape[1:]
         took = 0.0
         for n_spikes in WARMUP_SPIKES:
@@ -103,15 +103,15 @@ class Runtime(abc.ABC):
         return took
 
     def append(self, times: Floats, unit_index: Ints) -> None:
-        """Add spikes.
+        """Append spikes.
 
-        times: (n_spikes,) float64 seconds on the clock, any order.
-        unit_index: (n_spikes,) int64, positions in the manifest's `unit_ids`.
+        times: (n_spikes,) float64, seconds on the clock, in any order.
+        unit_index: (n_spikes,) int64, indices into the manifest's `unit_ids`.
         """
         self._ring.append(times, unit_index, self._rows(times, unit_index))
 
     def same_graph(self, bundle: Bundle) -> bool:
-        """Whether a bundle differs from this runtime's in its tables alone."""
+        """Whether a bundle has the same graph as this runtime, with other tables at most."""
         return bundle.manifest.checksums[GRAPH] == self.bundle.manifest.checksums[GRAPH]
 
     def reset(self) -> None:
@@ -121,18 +121,18 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, window_end: float) -> Floats:
-        """Velocity (2,) float64 in m/s at `window_end`, from spikes before it.
+        """The velocity (2,) float64 in m/s at `window_end`, decoded from the spikes before it.
 
         A spike at exactly `window_end` belongs to the next window, as in torch_brain's slices.
         """
 
     @abc.abstractmethod
     def continue_from(self, other: Runtime) -> None:
-        """Take over what another decoder of the same graph remembers besides spikes."""
+        """Take over the state, apart from spikes, of another decoder with the same graph."""
 
     @abc.abstractmethod
     def _rows(self, times: Floats, unit_index: Ints) -> NDArray[np.float32]:
-        """Token rows of spikes, arguments as of `append`."""
+        """The token rows of spikes; arguments as in `append`."""
 
     @abc.abstractmethod
     def _warm_up_once(self, rows: NDArray[np.float32]) -> None:
@@ -140,12 +140,12 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def _kept_s(self) -> float:
-        """Seconds of spikes that the ring has to hold."""
+        """Seconds of spikes that the ring must hold."""
 
     def _velocity(self, output: NDArray[np.float32]) -> Floats:
         if output.shape != self._scale.shape:
             raise BundleError(
-                f"{self.bundle.path}: its graph gives an output of shape {output.shape}, expected "
-                f"{self._scale.shape}"
+                f"{self.bundle.path}: the graph's output has shape {output.shape}, expected "
+                f"{self._scale.shape}; export the run again"
             )
         return np.asarray(output.astype(np.float64) * self._scale + self._offset)

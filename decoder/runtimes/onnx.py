@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: which provider runs them, and opening a graph on it."""
+"""ONNX Runtime sessions: choosing a provider and opening a graph on it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSettings:
-    """How ONNX Runtime runs.
+    """Settings of ONNX Runtime.
 
-    provider: `auto` takes CUDA where it works and the CPU elsewhere.
-    require_provider: refuse to run on anything but `provider`.
-    threads: intra-op threads; one is fastest at these sizes on a shared machine.
+    provider: `cpu`, `cuda`, or `auto` for CUDA if it works and the CPU otherwise.
+    require_provider: refuse to run on any other provider.
+    threads: intra-op threads; for graphs of this size one is fastest on a shared machine.
     """
 
     provider: str = "auto"
@@ -31,7 +31,7 @@ class RuntimeSettings:
 
 
 def open_graph(bundle: Bundle, settings: RuntimeSettings) -> ort.InferenceSession:
-    """An ONNX Runtime session on the provider asked for; ProviderError where that can't be."""
+    """Open a bundle's graph as a session. Raises BundleError, or ProviderError for the settings."""
     import onnxruntime as ort
 
     if settings.provider not in ("auto", *PROVIDERS):
@@ -39,7 +39,7 @@ def open_graph(bundle: Bundle, settings: RuntimeSettings) -> ort.InferenceSessio
             f"provider {settings.provider!r}; expected auto, {', '.join(PROVIDERS)}"
         )
     wants_cuda = settings.provider in ("auto", "cuda") and cuda_driver_present()
-    if wants_cuda:  # of a pip install, which ONNX Runtime doesn't find by itself
+    if wants_cuda:  # from pip packages, which ONNX Runtime does not find by itself
         ort.preload_dlls(directory="")
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
@@ -52,22 +52,23 @@ def open_graph(bundle: Bundle, settings: RuntimeSettings) -> ort.InferenceSessio
             options,
             providers=[cuda_provider(), CPU] if wants_cuda else [CPU],
         )
-    except Exception as error:  # onnxruntime's exceptions share no base class
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise BundleError(
-            f"{bundle.graph_path}: ONNX Runtime can't open it ({brief(error)})"
+            f"{bundle.graph_path}: ONNX Runtime can't open it ({brief(error)}); export the run "
+            "again"
         ) from error
     runs_on = session.get_providers()[0]
     wanted = PROVIDERS.get(settings.provider)
     if settings.require_provider and wanted not in (None, runs_on):
         raise ProviderError(
-            f"{wanted} was required, but ONNX Runtime runs {runs_on} on this machine; install "
+            f"{wanted} is required, but ONNX Runtime uses {runs_on} on this machine; install "
             "volition[cuda] and an NVIDIA driver, or drop --require-provider"
         )
     return session
 
 
 def cuda_provider(*, graphs: bool = False) -> tuple[str, dict[str, str]]:
-    """CUDA in full float32, as ONNX Runtime takes it: TF32 is off by 2e-3 of the output scale.
+    """The CUDA provider in full float32: TF32 has errors of 2e-3 of the output scale.
 
     graphs: capture the session's runs as a CUDA graph.
     """
@@ -75,7 +76,7 @@ def cuda_provider(*, graphs: bool = False) -> tuple[str, dict[str, str]]:
 
 
 def cuda_driver_present() -> bool:
-    """Whether the NVIDIA driver's library loads; asking ONNX Runtime costs a failed start."""
+    """Whether the NVIDIA driver's library loads. Asking ONNX Runtime would cost a failed start."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""Opens a bundle as the runtime of its family."""
+"""Opening a bundle as the runtime of its family."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def open_runtime(
     settings: RuntimeSettings | None = None,
     graph_from: Runtime | None = None,
 ) -> Runtime:
-    """The runtime for a bundle's family. Raises BundleError or ProviderError."""
+    """Open a bundle as the runtime of its family. Raises BundleError or ProviderError."""
     kinds: dict[str, type[Runtime]] = {
         "poyo": PoyoRuntime,
         "possm": PossmRuntime,

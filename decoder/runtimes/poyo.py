@@ -1,4 +1,4 @@
-"""The window model in memory: every decode reads the last window of spikes again."""
+"""The runtime of the window model, which reads the whole window of spikes at every decode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from decoder.runtimes.base import Runtime
 
 
 class PoyoRuntime(AttentionRuntime):
-    """The window model: every decode reads the last `window_s` seconds again."""
+    """The window model: every decode reads the last `window_s` seconds."""
 
     def decode(self, window_end: float) -> Floats:
         """See `Runtime.decode`."""
@@ -21,7 +21,7 @@ class PoyoRuntime(AttentionRuntime):
         return self._velocity(self._run(rows, start)[0])
 
     def continue_from(self, other: Runtime) -> None:
-        """See `Runtime.continue_from`; a window is nothing but spikes."""
+        """See `Runtime.continue_from`; a window model has no state but its spikes."""
 
     def _warm_up_once(self, rows: NDArray[np.float32]) -> None:
         self._run(rows, self._epoch)

@@ -73,5 +73,5 @@ def test_more_spikes_than_slots_are_refused(pair: Pair) -> None:
 def test_unavailable_cuda_is_refused(pair: Pair) -> None:
     if cuda_driver_present():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(ProviderError, match="CUDA was asked for, but ONNX Runtime runs CPU"):
+    with pytest.raises(ProviderError, match="CUDA is required, but ONNX Runtime uses CPU"):
         BucketedGraph(pair.path, tables=pair.tables, small=pair.small, device="cuda", buckets=(64,))

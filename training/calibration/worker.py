@@ -25,12 +25,7 @@ from decoder.bundles.bundle import open_bundle
 from decoder.errors import VolitionError
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
-from streaming.wire.lines import (
-    Message,
-    received_while_working,
-    send,
-    send_problem,
-)
+from streaming.wire.lines import Message, parent_messages_or_exit, send, send_problem
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
 from training.calibration.candidate import Plan, Ready, prepare, train_candidate
@@ -127,7 +122,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     leave_the_daemon_alone()
     keep_freed_memory()
-    serve(received_while_working())
+    serve(parent_messages_or_exit())
 
 
 if __name__ == "__main__":
