@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clients.control import ProblemError
 from clients.harness.server import Server
+from clients.rest import ProblemError
 from clients.subscriber import CursorSubscriber
 from decoder.bundles.bundle import open_bundle
 from server.schemas import Calibration

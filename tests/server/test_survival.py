@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from clients.control import ProblemError
 from clients.harness.daemon import BUNDLES
 from clients.harness.server import Server
+from clients.rest import ProblemError
 from clients.subscriber import CursorSubscriber
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch
 from streaming.daemon.settings import RESTARTED

@@ -13,7 +13,7 @@ from pynwb import NWBFile
 from torch_brain.data import RegularTimeSeries
 from typer.testing import CliRunner
 
-from clients.cli.verbs import app
+from clients.cli.main import app
 from decoder.errors import ImportFailedError, SessionError, VolitionError
 from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s, within
@@ -502,7 +502,7 @@ def test_the_date_of_a_recording_is_kept(tmp_path: Path) -> None:
 
 
 def test_printed_rates_count_only_spikes_inside_the_kinematics(tmp_path: Path) -> None:
-    from clients.cli.reports import session_summary
+    from clients.reports.tables import session_summary
 
     long = [np.arange(0.1, 1.8 * END_S, 0.25)] * 3
     session = import_recording(write(tmp_path / "s.nwb", position(), spikes=long))

@@ -347,7 +347,7 @@ def test_a_corpus_needs_one_open_file_per_session(session, tmp_path: Path) -> No
         os.link(path, tmp_path / f"another-{number}.h5")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))\n"
-        "from streaming import sessions\n"
+        "from streaming.sessions import format as sessions\n"
         "opened = sessions.open_all(sys.argv[1])\n"
         "print(len(opened), sum(len(s.spike_times) for s in opened))"
     )
@@ -363,7 +363,8 @@ def test_a_corpus_raises_the_limit_on_open_files_or_reports_it(session, tmp_path
         os.link(path, tmp_path / f"another-{number}.h5")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))\n"
-        "from decoder.errors import SessionError\nfrom streaming import sessions\n"
+        "from decoder.errors import SessionError\n"
+        "from streaming.sessions import format as sessions\n"
         "try:\n    print(len(sessions.open_all(sys.argv[1])))\n"
         "except SessionError as error:\n    print(error)"
     )

@@ -1,42 +1,23 @@
-"""What the command prints: tables for people, dictionaries for scripts, progress on long work."""
+"""What the command prints: a table for people, a dictionary for scripts."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.bundles.bundle import Bundle
 from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS
-from decoder.errors import StreamError, TrainingError, VolitionError
-from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s, within
 from streaming.sessions.session import Session
 
 if TYPE_CHECKING:
     from clients.harness.live import LiveScore
-    from streaming.recording.record import RecordSettings
-    from streaming.recording.replay import ReplaySettings
-    from training.calibration.adapt import AdaptSettings
-    from training.data.simulate import Task
     from training.evaluation.evaluate import Evaluation
-    from training.pretraining.settings import PretrainSettings, TrainingProgress
 
 
 def _facts(title: str) -> Table:
@@ -131,238 +112,6 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
             name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)
         )
     console.print(table)
-
-
-def run_training(
-    console: Console, folder: Path, run: Path, settings: PretrainSettings, *, resume: bool
-) -> dict[str, Any] | None:
-    """Pretrain with a progress bar: loss, validation R², tokens/s, time left.
-
-    None in all processes but the first.
-    """
-    from training.pretraining.fabric import launch
-    from training.pretraining.pretrain import pretrain
-
-    paths = sessions.find(folder)
-    loaded = sessions.open_all(folder)
-    if len({session.session_id for session in loaded}) < len(loaded):
-        raise TrainingError(f"{folder}: two files hold the same session id; keep one of them")
-    columns = (
-        TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
-        TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}  "
-                   "R² {task.fields[r2]}  {task.fields[rate]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    fabric = launch(run, settings.precision)
-    with Progress(*columns, console=console, disable=not fabric.is_global_zero) as progress:
-        bar = progress.add_task(
-            f"pretrain {settings.preset}", total=1.0, step=0, loss=float("nan"), r2="-", rate=0.0
-        )
-
-        def show(at: TrainingProgress) -> None:
-            progress.update(
-                bar, completed=at.share, step=at.step, loss=at.loss, rate=at.tokens_per_s
-            )
-            if at.r2 is not None:
-                progress.update(bar, r2=f"{at.r2:.3f}")
-
-        record = pretrain(
-            loaded,
-            run,
-            settings,
-            session_paths={s.session_id: str(p) for s, p in zip(loaded, paths, strict=True)},
-            on_step=show,
-            resume=resume,
-            fabric=fabric,
-        )
-    if not fabric.is_global_zero:
-        return None
-    return {
-        "run": str(run),
-        "steps": record.step,
-        "seconds": record.seconds,
-        "validation_r2": record.best_r2,
-    }
-
-
-def simulate_corpus(
-    console: Console,
-    folder: Path,
-    count: int,
-    *,
-    subjects: range,
-    n_units: int,
-    minutes: float,
-    seed: int,
-    task: Task | None = None,
-) -> None:
-    """Write `count` simulated sessions, `n_units` in all, in a folder a subject."""
-    from training.data.simulate import simulate
-
-    with Progress(console=console) as progress:
-        for day in progress.track(range(count), description="simulating"):
-            session = simulate(
-                n_units=n_units // count + (day < n_units % count),
-                minutes=minutes,
-                subject=subjects[day % len(subjects)],
-                seed=seed + day,
-                task=task,
-            )
-            sessions.save(session, folder / session.subject_id)
-    console.print(
-        f"[bold]{folder}[/]: {count} sessions of {len(subjects)} subjects, {n_units} units, "
-        f"{count * minutes:g} minutes"
-    )
-
-
-def run_adaptation(
-    console: Console, run: Path, session_path: Path, output: Path, settings: AdaptSettings
-) -> dict[str, Any]:
-    """Learn a session with a progress bar; a run becomes a run, a bundle a bundle."""
-    from training.calibration import adapt
-    from training.exports.checkpoints import save_run
-    from training.exports.reweigh import write_adapted
-    from training.pretraining import runs
-
-    model, record = runs.load_model(run)
-    session = sessions.load(session_path)
-    began = time.monotonic()
-    columns = (
-        TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
-        TextColumn("R² {task.fields[r2]:.3f}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def show(share: float, r2: float, phase: str) -> None:
-            if phase not in bars:
-                bars[phase] = progress.add_task(f"learning: {phase}", total=1.0, r2=r2)
-            progress.update(bars[phase], completed=share, r2=r2)
-
-        adapted = adapt.calibrate(model, record, session, settings, on_step=show)
-    took_s = time.monotonic() - began
-    model, record = adapted.model, adapted.record
-    if (run / MANIFEST).is_file():
-        metrics = {"validation_r2": record.best_r2}
-        write_adapted(open_bundle(run), model, record, session.session_id, output, metrics)
-    else:
-        save_run(output, record, runs.weights(model))
-    return {
-        "output": str(output),
-        "session": session.session_id,
-        "method": adapted.method,
-        "units": session.n_units,
-        "seconds": took_s,
-        "validation_r2": record.best_r2,
-    }
-
-
-def run_recording(
-    console: Console,
-    folder: Path,
-    name: str | None,
-    settings: RecordSettings,
-    *,
-    subject: str,
-    seconds: float | None,
-) -> Path:
-    """Record until it is enough or Ctrl-C, with a progress bar; write the session."""
-    from streaming.recording.record import Recorder
-    from streaming.signals import stop_on_signal
-
-    name = name or time.strftime("%Y-%m-%d_%H%M%S")
-    recorder = Recorder(folder, name, settings, subject=subject)
-    _point_at_unfinished(console, folder)
-    columns = (
-        TextColumn("[bold]recording {task.fields[name]}"), BarColumn(),
-        TextColumn("{task.completed:.0f} s, {task.fields[spikes]:,} spikes"),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress, stop_on_signal(recorder):
-        with console.status("looking for streams…"):
-            recorder.start()
-        bar = progress.add_task("", total=seconds, name=name, spikes=0)
-        with _pointing_at(recorder.path, folder), recorder:
-            recorder.run(
-                seconds,
-                on_poll=lambda r: progress.update(bar, completed=r.labelled_s, spikes=r.n_spikes),
-            )
-    with _pointing_at(recorder.path, folder):
-        return session_of_recording(console, recorder.path, folder)
-
-
-@contextmanager
-def _pointing_at(recording: Path, folder: Path) -> Iterator[None]:
-    """Let an error say how to make a session of what is recorded by then."""
-    try:
-        yield
-    except VolitionError as error:
-        raise type(error)(
-            f"{error}. `volition import {recording} -o {folder}` makes a session of it"
-        ) from error
-
-
-def session_of_recording(console: Console, recording: Path, folder: Path) -> Path:
-    """Make a session of a recording, whole or cut short, and print it."""
-    from streaming.recording.raw import read_recording
-
-    session = read_recording(recording)
-    path = sessions.save(session, folder, overwrite=False)
-    print_session(console, session, path)
-    return path
-
-
-def _point_at_unfinished(console: Console, folder: Path) -> None:
-    """Name recordings that were cut short, and the command that makes sessions of them."""
-    for recording in sorted(folder.glob("*.recording")):
-        if not recording.with_suffix(".h5").exists():
-            console.print(
-                f"[yellow]{escape(str(recording))} was cut short: `volition import "
-                f"{escape(str(recording))} -o {escape(str(folder))}` makes a session of it[/]"
-            )
-
-
-def play(console: Console, path: Path, settings: ReplaySettings) -> None:
-    """Replay in this process until it ends or is told to."""
-    from streaming.recording.replay import Replay
-    from streaming.signals import stop_on_signal
-
-    replay = Replay(sessions.load(path), settings)
-    with stop_on_signal(replay):
-        console.print(
-            f"replaying {replay.session.session_id} ({settings.split}), "
-            f"{replay.end - replay.start:.1f} s at speed {settings.speed:g}"
-        )
-        n_spikes = replay.play()
-    console.print(f"sent {n_spikes} spikes")
-
-
-def play_and_score(
-    console: Console, path: Path, settings: ReplaySettings, address: str, *, as_json: bool
-) -> None:
-    """Replay in a process of its own, score the daemon's frames here.
-
-    If either ends early, or on Ctrl-C, what came until then is scored. Raises StreamError then.
-    """
-    from clients.harness import live
-
-    session = sessions.load(path)
-    frames, problem = live.LiveFrames(), None
-    try:
-        live.collect(path, settings, address, into=frames)
-    except (StreamError, KeyboardInterrupt) as error:
-        if frames.mapping is None:
-            raise
-        problem = str(error) or "stopped by Ctrl-C"
-    try:
-        result = live.score(frames, session)
-    except StreamError as error:
-        raise StreamError(f"{problem}; {error}" if problem else str(error)) from error
-    if as_json:
-        print(json.dumps(result.as_dict(), indent=2))
-    else:
-        print_score(console, result)
-    if problem:
-        raise StreamError(f"the score is of the part before this: {problem}")
 
 
 def print_score(console: Console, score: LiveScore) -> None:
