@@ -2,7 +2,7 @@
 
     python -m training.studies.trust BUNDLE [SESSION …] --count 100 -o docs/trust.json
 
-Each calibration has one kind of fault. The days are recorded (SESSION; BUNDLE knows their units),
+Each calibration has one fault or none. The days are recorded (SESSION; BUNDLE knows their units),
 or simulated if none is given. The gate decides about each candidate as in the server
 (`training.calibration.worker`). Candidate and active decoder are scored on the day's unseen test
 domain: a promotion is harmful if the active decoder is better by more than `HARM`. In half of the
