@@ -32,7 +32,7 @@ class Metronome:
         if not tick_s > 0:
             raise ValueError(f"tick_s {tick_s}; expected more than 0")
         self.tick_s = tick_s
-        self.n_late = 0
+        self.n_skipped = 0
         self._clock = clock
         self._start = clock() + tick_s
         self._index = -1
@@ -45,7 +45,7 @@ class Metronome:
             now = self._clock()
             if now >= due + self.tick_s:  # also where the stall came while asleep
                 newest = math.floor((now - self._start) / self.tick_s)
-                self.n_late += newest - self._index
+                self.n_skipped += newest - self._index
                 self._index = newest
                 return self._start + newest * self.tick_s
             if now >= due:

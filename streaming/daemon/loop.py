@@ -119,7 +119,7 @@ class Daemon:
         return status_of(
             self.ticker,
             now,
-            n_skipped=self.metronome.n_late,
+            n_skipped=self.metronome.n_skipped,
             latency=self._latency,
             spikes_per_s=self._spikes_per_s,
         )
@@ -138,8 +138,8 @@ class Daemon:
         if self.ticker.inlet is not None:
             self.ticker.inlet.close()
         log.info(
-            "stopped after %.1f s: %d frames, %d late ticks, %d events drained, %d taken",
-            last.uptime_s, last.ticks, last.late_ticks,
+            "stopped after %.1f s: %d frames, %d skipped ticks, %d events drained, %d taken",
+            last.uptime_s, last.ticks, last.skipped_ticks,
             self.ticker.n_drained,
             self.ticker.admission.counters.taken,
         )  # fmt: skip

@@ -40,6 +40,7 @@ def status_of(
         started=ticker.started,
         uptime_s=now - ticker.started,
         ticks=ticker.n_frames,
+        skipped_ticks=n_skipped,
         late_ticks=n_skipped,
         latency=latency,
         spikes_per_s=spikes_per_s,

@@ -90,7 +90,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     started: float  # s; as in the frames
     uptime_s: float
     ticks: int  # frames published since the start
-    late_ticks: int  # deadlines skipped since the start
+    late_ticks: int  # the old name of `skipped_ticks`; goes with the next schema
+    skipped_ticks: int = 0  # deadlines skipped since the start; 0 from an older daemon
     latency: Quantiles | None  # window end to publication, since the last status
     spikes_per_s: float  # events drained, since the last status
     backlog_s: float | None  # age of the oldest event drained in the last tick that had any
