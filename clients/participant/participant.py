@@ -39,7 +39,7 @@ from streaming.inlets.kinematics import KINEMATICS, MARKERS, KinematicsInlet, Ma
 from streaming.inlets.search import Query
 from streaming.recording.outlets import chunks, sleep_until, spikes_info
 from streaming.signals import stop_on_signal
-from streaming.wire.lines import Message, say, say_problem, told
+from streaming.wire.lines import Message, parent_messages, send, send_problem
 
 LOOK_EVERY_S = 0.02  # eyes are late anyway
 MAX_BEHIND_S = 0.25  # of a process that was held up longer, what it missed is not fired late
@@ -58,16 +58,16 @@ class _Eye(Generic[AnInlet]):
         inlet = self._source.tend()
         if inlet is not None and not self._sees:
             self._sees = True
-            say(sees=self._name)
+            send(sees=self._name)
         if inlet is None and self._source.problem != self._problem:
             self._problem = self._source.problem
             if self._problem:
-                say_problem(StreamError(self._problem))
+                send_problem(StreamError(self._problem))
         return inlet
 
     def lost(self) -> None:
         """The sender went away: look for it again."""
-        say(lost=self._name)
+        send(lost=self._name)
         self._sees = False
         self._source.lose("")
 
@@ -88,7 +88,7 @@ class Process:
         self._markers = _Eye(events, Source(Query(kind=MARKERS, name=events), MarkerInlet))
         self._drifts: list[Drift] = []
         self._look_at = 0.0
-        say(ready={"stream": name, "source_id": source_id, "units": settings.n_units})
+        send(ready={"stream": name, "source_id": source_id, "units": settings.n_units})
 
     def listen(self, messages: Iterator[Message]) -> None:
         """Take orders, until who gives them is gone."""
@@ -96,7 +96,7 @@ class Process:
             for message in messages:
                 self._order(message)
         except ValueError as error:
-            say_problem(SettingsError(f"a line on standard input is no JSON ({error})"))
+            send_problem(SettingsError(f"a line on standard input is no JSON ({error})"))
         self.should_stop = True
 
     def run(self) -> None:
@@ -114,9 +114,9 @@ class Process:
             drift = msgspec.convert(message, _Order).drift
             drift.check(self.participant.settings.n_units)
         except msgspec.ValidationError as error:
-            say_problem(SettingsError(f"{message}: {error}; expected {{'drift': {{…}}}}"))
+            send_problem(SettingsError(f"{message}: {error}; expected {{'drift': {{…}}}}"))
         except SettingsError as error:
-            say_problem(error)
+            send_problem(error)
         else:
             self._drifts.append(drift)
 
@@ -124,7 +124,7 @@ class Process:
         while self._drifts:
             drift = self._drifts.pop(0)
             self.participant.drift(drift)
-            say(drifted={"at": self.participant.now, **msgspec.to_builtins(drift)})
+            send(drifted={"at": self.participant.now, **msgspec.to_builtins(drift)})
 
     def _look(self, now: float) -> Seen:
         if now < self._look_at:
@@ -158,7 +158,7 @@ class _Order(msgspec.Struct, forbid_unknown_fields=True):
 def participate(settings: ParticipantSettings) -> None:
     """Run a participant until its standard input ends or a signal comes."""
     process = Process(settings)
-    threading.Thread(target=process.listen, args=(told(),), daemon=True).start()
+    threading.Thread(target=process.listen, args=(parent_messages(),), daemon=True).start()
     with stop_on_signal(process):
         process.run()
-    say(done=settings.prefix)
+    send(done=settings.prefix)

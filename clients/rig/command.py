@@ -34,7 +34,7 @@ from clients.task.window import Window
 from clients.task.workspace import Block
 from decoder.errors import SettingsError, VolitionError
 from streaming.signals import stop_on_signal
-from streaming.wire.lines import Message, say, say_problem
+from streaming.wire.lines import Message, send, send_problem
 
 HEARD_WITHIN_S = 60.0
 
@@ -81,14 +81,14 @@ def play_lines(
     """Play blocks as standard input asks for them. block: what a request leaves out."""
 
     def tell_pause(paused: bool) -> None:
-        say(paused=paused)
+        send(paused=paused)
         on_pause(paused)
 
     orders = Orders()
     with _window(window) as opened, TaskRun(
         settings, window=opened, on_trial=_say_trial, on_pause=tell_pause, on_tick=orders.obey
     ) as run, stop_on_signal(run):  # fmt: skip
-        say(ready=settings.prefix)
+        send(ready=settings.prefix)
         while not run.should_stop:
             run.rest(until=lambda: orders.blocks)
             if orders.blocks and not run.should_stop:
@@ -126,7 +126,7 @@ class Orders:
                 try:
                     self._do(run, msgspec.json.decode(line, type=Order))
                 except msgspec.MsgspecError as error:
-                    say_problem(SettingsError(f"{line!r}: not an order ({error})"))
+                    send_problem(SettingsError(f"{line!r}: not an order ({error})"))
 
     def _do(self, run: TaskRun, order: Order) -> None:
         if order.block is not None:
@@ -142,11 +142,11 @@ def _play_wanted(run: TaskRun, block: Block, given: Message) -> None:
     try:
         wanted = _block_of(block, given)
     except SettingsError as error:
-        say_problem(error)
+        send_problem(error)
         return
-    say(begun=wanted.label)
+    send(begun=wanted.label)
     scores = score_trials(run.play(wanted))
-    say(ended=wanted.label, score=scores[0].as_dict() if scores else None)
+    send(ended=wanted.label, score=scores[0].as_dict() if scores else None)
 
 
 def _block_of(block: Block, given: Message) -> Block:
@@ -162,7 +162,7 @@ def _block_of(block: Block, given: Message) -> Block:
 
 def _say_trial(trial: Trial) -> None:
     about = msgspec.to_builtins(trial)
-    say(trial={name: about[name] for name in about if name not in ("times", "path")})
+    send(trial={name: about[name] for name in about if name not in ("times", "path")})
 
 
 @contextmanager

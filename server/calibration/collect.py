@@ -25,7 +25,7 @@ from streaming.recording.record import Recorder, RecordSettings
 from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s
 from streaming.sessions.session import Session
-from streaming.wire.lines import Message, say, say_problem, told
+from streaming.wire.lines import Message, parent_messages, send, send_problem
 
 SAY_EVERY_S = 0.2
 MIN_FREE_BYTES = 200e6
@@ -89,7 +89,7 @@ class Collector:
             self._recorder.run(self.order.seconds, self._report)
         if self.abandoned and not self.finish:
             return None
-        say(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
+        send(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
         session = read_recording(self._recorder.path, cut=False)
         session = before_filters(session, read_driving(self._recorder.path))
         check_calibration(session)
@@ -99,7 +99,7 @@ class Collector:
         self._daemon.poll()
         if time.monotonic() - self._said_at > SAY_EVERY_S:
             self._said_at = time.monotonic()
-            say(collected=recorder.labelled_s, spikes=recorder.n_spikes)
+            send(collected=recorder.labelled_s, spikes=recorder.n_spikes)
 
 
 def check_space(folder: Path) -> None:
@@ -137,7 +137,7 @@ def check_calibration(session: Session) -> None:
 
 def main() -> None:
     """Take one order, carry it out."""
-    messages = told()
+    messages = parent_messages()
     first: Message | None = next(messages, None)
     if first is None:
         return
@@ -146,12 +146,12 @@ def main() -> None:
         threading.Thread(target=collector.listen, args=(messages,), daemon=True).start()
         path = collector.collect()
     except VolitionError as error:
-        say_problem(error)
+        send_problem(error)
     except OSError as error:
-        say_problem(SessionError(f"{first.get('folder')}: can't be written ({error}); make room"))
+        send_problem(SessionError(f"{first.get('folder')}: can't be written ({error}); make room"))
     else:
         if path is not None:
-            say(done=str(path))
+            send(done=str(path))
 
 
 if __name__ == "__main__":

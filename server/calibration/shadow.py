@@ -31,7 +31,7 @@ from streaming.inlets.spikes import SPIKES, SpikeInlet, StreamKind, StreamQuery,
 from streaming.sessions.intervals import continuous_domain, within
 from streaming.sessions.kinematics import velocity_of
 from streaming.units import UnitMatch
-from streaming.wire.lines import say, say_problem, told_while_working
+from streaming.wire.lines import parent_messages_or_exit, send, send_problem
 
 TICK_S = 0.02
 RESOLVE_S, OPEN_S = 2.0, 10.0
@@ -158,7 +158,7 @@ def opened(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
         except StreamError:
             if time.monotonic() > give_up_at:
                 raise
-            say(phase="opening streams and decoders")
+            send(phase="opening streams and decoders")
 
 
 def _opened_once(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
@@ -184,7 +184,7 @@ def run(order: Order) -> Evidence:
 
     Says what it has every second, returns the last. Raises StreamError if nothing can be compared.
     """
-    say(phase="opening streams and decoders")
+    send(phase="opening streams and decoders")
     inlet, kinematics = opened(order)
     active, candidate = Shadow(order.active, inlet), Shadow(order.candidate, inlet)
     labels, metronome = Labels(kinematics, order.frames), Metronome(TICK_S)
@@ -202,7 +202,7 @@ def run(order: Order) -> Evidence:
             continue
         said_at, before_s = now, evidence.compared_s
         evidence = compare(active, candidate, labels)
-        say(evidence=evidence.as_lists())
+        send(evidence=evidence.as_lists())
         progressed_at = now if evidence.compared_s > before_s else progressed_at
         if now - progressed_at > SILENT_S:
             break
@@ -228,13 +228,13 @@ def main() -> None:
     """Take one order, carry it out."""
     with contextlib.suppress(OSError):
         os.nice(5)
-    first = next(told_while_working())
+    first = next(parent_messages_or_exit())
     try:
         done = run(msgspec.convert(first, Order))
     except VolitionError as error:
-        say_problem(error)
+        send_problem(error)
     else:
-        say(done=done.as_lists())
+        send(done=done.as_lists())
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def swap(ticker: Ticker, runtime: Runtime, window_end: float) -> str | None:
     runtime.append(times[seen], unit_index[seen])
     ticker.runtime, ticker.previous, ticker.match = runtime, ticker.runtime, match
     ticker.connector.bundle_units = unit_ids  # a stream that is found from now on is checked
-    ticker.admission.window_s = ticker.watch.window_s = runtime.window_s
+    ticker.admission.max_age_s = ticker.watch.unbroken_s = runtime.window_s
     if runtime.window_s > KEEP_S:  # it has not seen a whole window yet
         ticker.watch.refill(window_end)
     elif ticker.inlet is not None and ticker.inlet.bin_ends is None:

@@ -62,7 +62,7 @@ class Ticker:
         self.state = State.WARMING
         self.admission = Admission(self.runtime.window_s)
         self.watch = StreamWatch(
-            window_s=self.runtime.window_s, stale_after_s=settings.stale_after_ms / 1000.0
+            unbroken_s=self.runtime.window_s, stale_after_s=settings.stale_after_ms / 1000.0
         )
         self.health = TickHealth()
         self.connector = Connector(

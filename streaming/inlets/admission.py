@@ -53,11 +53,11 @@ class Counters:
 class Admission:
     """Judges events tick by tick.
 
-    window_s: seconds of the decoder's window.
+    max_age_s: age at which an event is too old to be used: the decoder's window.
     """
 
-    def __init__(self, window_s: float) -> None:
-        self.window_s = window_s
+    def __init__(self, max_age_s: float) -> None:
+        self.max_age_s = max_age_s
         self.counters = Counters()
         self.newest: float | None = None  # time of the newest spike taken, s
         self.left_out: dict[str, int] = {}  # by reason, since something was taken
@@ -83,7 +83,7 @@ class Admission:
         """
         if len(times):
             known = unit_index != UNKNOWN
-            timed, future, too_old = _by_time(times, window_end - self.window_s, now)
+            timed, future, too_old = _by_time(times, window_end - self.max_age_s, now)
             take = known & timed & ~future & ~too_old
             self._leave_out("unknown_unit", ~known)
             self._leave_out("no_time", known & ~timed)
@@ -98,7 +98,7 @@ class Admission:
 
     def admit_bins(self, ends: Floats, *, window_end: float, now: float) -> Floats:
         """Those ends of bins (n_bins,) that a spike would be taken at; they are signs of life."""
-        timed, future, too_old = _by_time(ends, window_end - self.window_s, now)
+        timed, future, too_old = _by_time(ends, window_end - self.max_age_s, now)
         taken = timed & ~future & ~too_old
         if taken.any():
             self.left_out.clear()

@@ -16,29 +16,29 @@ from decoder.errors import VolitionError
 Message = dict[str, Any]
 
 
-def say(**message: Any) -> None:
+def send(**message: Any) -> None:
     """One line to the process that started this one; nothing where it is gone."""
     with contextlib.suppress(OSError):
         os.write(sys.stdout.fileno(), (json.dumps(message) + "\n").encode())
 
 
-def say_problem(error: VolitionError) -> None:
+def send_problem(error: VolitionError) -> None:
     """This process can't go on, and why."""
-    say(problem={"error": type(error).__name__, "detail": str(error)})
+    send(problem={"error": type(error).__name__, "detail": str(error)})
 
 
-def told() -> Iterator[Message]:
+def parent_messages() -> Iterator[Message]:
     """What the process that started this one says, until it is gone."""
     for line in sys.stdin:
         yield json.loads(line)
 
 
-def told_while_working() -> Iterator[Message]:
+def parent_messages_or_exit() -> Iterator[Message]:
     """The same, and this process ends at once when the other is gone, whatever it is doing."""
     waiting: queue.Queue[Message] = queue.Queue()
 
     def read() -> None:
-        for message in told():
+        for message in parent_messages():
             waiting.put(message)
         os._exit(1)
 

@@ -43,12 +43,12 @@ class StreamWatch:
     A sign of life is the time of a spike that was admitted (of binned counts, the end of a bin).
     The window is filled by signs of life that follow each other within `stale_after_s`.
 
-    window_s: seconds of unbroken stream that a decode needs.
+    unbroken_s: seconds of unbroken stream that a decode needs.
     stale_after_s: age of the newest sign of life at which the stream counts as stopped.
     """
 
-    def __init__(self, *, window_s: float, stale_after_s: float) -> None:
-        self.window_s = window_s
+    def __init__(self, *, unbroken_s: float, stale_after_s: float) -> None:
+        self.unbroken_s = unbroken_s
         self.stale_after_s = stale_after_s
         self._since = NEVER  # what is older doesn't count
         self._newest = NEVER
@@ -84,7 +84,7 @@ class StreamWatch:
                 self.forget(window_end)
             return State.STALE if self._ever_live else State.READY
         self._ever_live = True
-        if window_end - self._unbroken_since < self.window_s:
+        if window_end - self._unbroken_since < self.unbroken_s:
             return State.WARMING
         return State.DECODING
 

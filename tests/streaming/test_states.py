@@ -12,7 +12,7 @@ TICK_S = 0.01
 
 @pytest.fixture
 def watch() -> StreamWatch:
-    return StreamWatch(window_s=1.0, stale_after_s=0.25)
+    return StreamWatch(unbroken_s=1.0, stale_after_s=0.25)
 
 
 def tick(watch: StreamWatch, at: float, *spikes: float) -> State:

@@ -26,7 +26,7 @@ from decoder.bundles.bundle import open_bundle
 from decoder.errors import VolitionError
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
-from streaming.wire.lines import Message, say, say_problem, told_while_working
+from streaming.wire.lines import Message, parent_messages_or_exit, send, send_problem
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
 from training.calibration.labels import Labels, relabelled
@@ -60,7 +60,7 @@ class Order(msgspec.Struct, kw_only=True):
 def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     """Learn, write the bundle, and compare with the active decoder."""
     began = time.monotonic()
-    say(phase="loading", share=0.0)
+    send(phase="loading", share=0.0)
     session = whole(relabelled(sessions.load(order.session), order.labels))
     active = open_bundle(order.active) if order.active else None
     plan = Plan(method=order.method, allowed_s=order.allowed_s, seed=order.seed)
@@ -90,7 +90,7 @@ class Report:
     def __call__(self, share: float, held_out_r2: float, phase: str) -> None:
         if phase != self._phase or time.monotonic() - self._said_at > SAY_EVERY_S:
             self._said_at, self._phase = time.monotonic(), phase
-            say(phase=phase, share=share, r2=held_out_r2)
+            send(phase=phase, share=share, r2=held_out_r2)
 
 
 def leave_the_daemon_alone() -> None:
@@ -109,13 +109,13 @@ def serve(messages: Iterator[Message]) -> None:
             if "prepare" in message:
                 ahead = msgspec.convert(message, Prepare)
                 torch.set_num_threads(ahead.threads)
-                ready = prepare(Path(ahead.prepare), lambda phase: say(preparing=phase))
-                say(prepared=str(ready.bundle.path))
+                ready = prepare(Path(ahead.prepare), lambda phase: send(preparing=phase))
+                send(prepared=str(ready.bundle.path))
                 continue
             assert ready is not None, "an order before anything was prepared"
-            say(done=carry_out(msgspec.convert(message, Order), ready))
+            send(done=carry_out(msgspec.convert(message, Order), ready))
         except VolitionError as error:
-            say_problem(error)
+            send_problem(error)
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     leave_the_daemon_alone()
     keep_freed_memory()
-    serve(told_while_working())
+    serve(parent_messages_or_exit())
 
 
 if __name__ == "__main__":
