@@ -8,7 +8,7 @@ import pylsl
 
 from clients.task.cursor import Cursor
 from clients.task.workspace import Target
-from streaming.inlets.kinematics import COLUMNS
+from streaming.columns import COLUMNS
 from streaming.recording import outlets
 
 NOWHERE = (math.nan, math.nan)  # the target's place while there is none

@@ -31,7 +31,8 @@ from clients.harness.server import SHIPPED, Server
 from clients.subscriber import CursorSubscriber
 from decoder.errors import StreamError
 from server.schemas import CalibrationRequest, FiltersPatch, Method
-from streaming.inlets.kinematics import VELOCITY, KinematicsInlet, find_kinematics
+from streaming.columns import VELOCITY
+from streaming.inlets.kinematics import KinematicsInlet, find_kinematics
 from streaming.inlets.spikes import EVENTS, RESOLVE_S, StreamQuery, find_spikes
 
 HERE = Path(__file__).parent

@@ -25,8 +25,9 @@ from decoder.gate import Evidence, decide
 from decoder.runtimes.base import RuntimeSettings, open_runtime
 from server.calibration.driven import FRAME, DaemonFrames, Driving
 from streaming.clock import Metronome
+from streaming.columns import POSITION, VELOCITY
 from streaming.inlets.admission import Admission
-from streaming.inlets.kinematics import POSITION, VELOCITY, KinematicsInlet, find_kinematics
+from streaming.inlets.kinematics import KinematicsInlet, find_kinematics
 from streaming.inlets.spikes import SPIKES, SpikeInlet, StreamKind, StreamQuery, find_spikes
 from streaming.sessions.intervals import continuous_domain, within
 from streaming.sessions.kinematics import velocity_of

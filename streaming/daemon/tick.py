@@ -21,7 +21,7 @@ from streaming.daemon.recent import RecentSpikes
 from streaming.daemon.settings import DaemonSettings
 from streaming.daemon.swap import Loader, check_tick
 from streaming.inlets.admission import Admission
-from streaming.inlets.spikes import Connector, SpikeInlet, StreamQuery
+from streaming.inlets.spikes import SpikeConnector, SpikeInlet, StreamQuery
 from streaming.priority import before_others
 from streaming.units import UnitMatch
 from streaming.wire import messages as wire
@@ -65,7 +65,7 @@ class Ticker:
             unbroken_s=self.runtime.window_s, stale_after_s=settings.stale_after_ms / 1000.0
         )
         self.health = TickHealth()
-        self.connector = Connector(
+        self.connector = SpikeConnector(
             StreamQuery(kind=settings.stream_type, name=settings.stream_name),
             bundle.manifest.unit_ids,
             min_known_share=settings.min_known_share,

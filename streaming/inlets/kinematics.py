@@ -14,11 +14,7 @@ import pylsl
 
 from decoder.arrays import Floats
 from decoder.errors import StreamError
-from streaming.columns import COLUMNS as COLUMNS
-from streaming.columns import POSITION as POSITION
-from streaming.columns import TARGET as TARGET
-from streaming.columns import VELOCITY as VELOCITY
-from streaming.columns import names_no_unit
+from streaming.columns import COLUMNS, POSITION, VELOCITY, names_no_unit
 from streaming.inlets.connector import (
     LOOK_S,
     POLL_S,

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from decoder.arrays import Floats, Ints
 from decoder.errors import StreamError
-from streaming.inlets import connector
-from streaming.inlets.connector import open_stream
+from streaming.inlets.connector import Connector, open_stream
 from streaming.inlets.inlet import Inlet
 from streaming.inlets.search import Query
 from streaming.units import UNKNOWN, UnitMatch, repeated_units
@@ -281,7 +280,7 @@ def _count_parser(info: pylsl.StreamInfo) -> _CountParser:
     return _CountParser([str(label) for label in labels], 1.0 / rate_hz)
 
 
-class Connector(connector.Connector[SpikeInlet]):
+class SpikeConnector(Connector[SpikeInlet]):
     """Keeps a stream open whose spikes a decoder knows.
 
     `query` and `bundle_units` may be changed at any time; what was found with others is closed.

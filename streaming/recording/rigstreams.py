@@ -14,9 +14,10 @@ import pylsl
 
 from decoder.arrays import Floats, Ints
 from decoder.errors import StreamError
+from streaming.columns import COLUMNS
 from streaming.inlets.connector import POLL_S, Source
 from streaming.inlets.inlet import Inlet
-from streaming.inlets.kinematics import COLUMNS, KINEMATICS, KinematicsInlet, Markers
+from streaming.inlets.kinematics import KINEMATICS, KinematicsInlet, Markers
 from streaming.inlets.search import Query
 from streaming.inlets.spikes import SpikeInlet, StreamQuery
 

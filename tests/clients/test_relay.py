@@ -13,7 +13,8 @@ import pytest
 
 from clients.relay import Relay, RelaySettings
 from decoder.errors import SettingsError
-from streaming.inlets.kinematics import VELOCITY, find_kinematics
+from streaming.columns import VELOCITY
+from streaming.inlets.kinematics import find_kinematics
 from streaming.wire.publish import Publisher
 from tests.clients.test_subscriber import frame
 from tests.rig import running, wait_for

@@ -9,7 +9,8 @@ import pylsl
 import pytest
 
 from decoder.errors import StreamError
-from streaming.inlets.kinematics import COLUMNS, KinematicsInlet, find_kinematics, find_markers
+from streaming.columns import COLUMNS
+from streaming.inlets.kinematics import KinematicsInlet, find_kinematics, find_markers
 from tests.rig import DEADLINE_S, wait_for
 
 

@@ -16,7 +16,7 @@ from streaming.inlets.search import Lookout
 from streaming.inlets.spikes import (
     MAX_NEW_UNITS,
     MAX_UNITS,
-    Connector,
+    SpikeConnector,
     SpikeInlet,
     StreamQuery,
     find_spikes,
@@ -273,7 +273,7 @@ def test_whatever_a_stream_does_the_search_says_it_and_goes_on() -> None:
     info = pylsl.StreamInfo(name, "SpikeCounts", 1, float("inf"), pylsl.cf_int32, name)
     info.set_channel_labels(["1/0"])
     broken = pylsl.StreamOutlet(info)
-    connector = Connector(StreamQuery(kind="SpikeCounts", name=name), UNITS)
+    connector = SpikeConnector(StreamQuery(kind="SpikeCounts", name=name), UNITS)
     connector.start()
 
     def problem() -> str | None:
@@ -296,7 +296,7 @@ def test_whatever_a_stream_does_the_search_says_it_and_goes_on() -> None:
 def test_a_stream_found_for_the_units_of_another_bundle_is_looked_at_again() -> None:
     info = spikes_info({"1/0": (0, 0), "2/0": (1, 0)})
     outlet = pylsl.StreamOutlet(info)
-    connector = Connector(StreamQuery(name=info.name()), UNITS, min_known_share=0.5)
+    connector = SpikeConnector(StreamQuery(name=info.name()), UNITS, min_known_share=0.5)
     connector.start()
     wait_for("the stream", lambda: connector._found)
     connector.bundle_units = ("7/0", "8/0")

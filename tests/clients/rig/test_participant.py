@@ -23,7 +23,7 @@ from clients.participant.policy import TICK_S, ForwardModel, Intention
 from clients.participant.screen import Glimpse, Screen, Seen
 from clients.participant.simulated import Participant, ParticipantSettings
 from decoder.errors import SettingsError
-from streaming.inlets.kinematics import COLUMNS
+from streaming.columns import COLUMNS
 from streaming.inlets.spikes import SpikeInlet
 from tests.clients.rig.offline import (
     DRIFT,

@@ -14,8 +14,9 @@ import pytest
 from clients.rig.closed_loop import Loop, LoopSettings, running_loop, start_participant
 from clients.subscriber import CursorSubscriber
 from clients.task.trial import read_trials
+from streaming.columns import POSITION, TARGET
 from streaming.daemon.settings import DaemonSettings
-from streaming.inlets.kinematics import POSITION, TARGET, find_kinematics
+from streaming.inlets.kinematics import find_kinematics
 from streaming.wire.messages import CursorFrame
 from tests.rig import Pace, wait_for
 

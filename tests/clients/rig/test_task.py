@@ -23,15 +23,9 @@ from clients.task.trial import read_trials
 from clients.task.window import ON_TARGET, TARGET, View, Window
 from clients.task.workspace import Block, Target
 from decoder.errors import SettingsError
-from streaming.inlets.kinematics import (
-    POSITION,
-    VELOCITY,
-    KinematicsInlet,
-    MarkerInlet,
-    find_kinematics,
-    find_markers,
-)
-from streaming.inlets.kinematics import TARGET as TARGET_COLUMNS
+from streaming.columns import POSITION, VELOCITY
+from streaming.columns import TARGET as TARGET_COLUMNS
+from streaming.inlets.kinematics import KinematicsInlet, MarkerInlet, find_kinematics, find_markers
 from streaming.inlets.spikes import RESOLVE_S, StreamQuery
 from streaming.recording.raw import read_recording
 from streaming.recording.record import Recorder, RecordSettings
