@@ -1,4 +1,4 @@
-"""JSON lines between a process and the one that started it, over standard input and output."""
+"""JSON lines between a child process and its parent, over standard input and output."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Message = dict[str, Any]
 
 
 def send(**message: Any) -> None:
-    """One line to the process that started this one; nothing where it is gone."""
+    """Send one message to the parent process; does nothing if the parent is gone."""
     with contextlib.suppress(OSError):
         os.write(sys.stdout.fileno(), (json.dumps(message) + "\n").encode())
 
 
 def send_problem(error: VolitionError) -> None:
-    """This process can't go on, and why."""
+    """Report the error that ends this process to the parent."""
     send(problem={"error": type(error).__name__, "detail": str(error)})
 
 
 def parent_messages() -> Iterator[Message]:
-    """What the process that started this one says, until it is gone."""
+    """Messages of the parent process, until it is gone."""
     for line in sys.stdin:
         yield json.loads(line)
 
 
 def parent_messages_or_exit() -> Iterator[Message]:
-    """The same, and this process ends at once when the other is gone, whatever it is doing."""
+    """Like `parent_messages`, but exit at once when the parent is gone, even during other work."""
     waiting: queue.Queue[Message] = queue.Queue()
 
     def read() -> None:
@@ -42,6 +42,6 @@ def parent_messages_or_exit() -> Iterator[Message]:
             waiting.put(message)
         os._exit(1)
 
-    threading.Thread(target=read, name="told", daemon=True).start()
+    threading.Thread(target=read, name="parent-messages", daemon=True).start()
     while True:
         yield waiting.get()

@@ -371,7 +371,7 @@ def test_a_fault_in_a_pause_clears_by_itself_and_can_be_armed(rig: Rig) -> None:
     rig.live(TICK_S)
     handle(rig.ticker, Pause(why="a look at it"), rig.clock.now)
     rig.live(1.5)
-    assert "no velocity" in str(handle(rig.ticker, Arm(), rig.clock.now))
+    assert "not a velocity" in str(handle(rig.ticker, Arm(), rig.clock.now))
     rig.output = None
     assert rig.live(1.2).state == "paused"
     assert handle(rig.ticker, Arm(), rig.clock.now) is None
@@ -423,7 +423,7 @@ def test_the_status_says_why_spikes_that_come_cannot_be_used(rig: Rig, stamp: st
         "future": "1000 are stamped ahead of this host's clock",
         "past": "1000 are stamped before the decoder's window",
         "none": "1000 have no time stamp",
-        "unit": "1000 are of units that the bundle doesn't know",
+        "unit": "1000 are of units that are not in the bundle",
     }
     assert rig.frames[-1].state == "stale"
     assert words[stamp] in explain(rig.ticker)

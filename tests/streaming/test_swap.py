@@ -206,7 +206,7 @@ def test_filters_change_what_leaves(tiny, rig) -> None:
 def test_commands_that_cannot_be_done_say_why_and_change_nothing(tiny, rig, tmp_path: Path) -> None:
     cursor, client = rig
     frames_until(cursor, is_decoding)
-    assert "no decoder before" in str(client.ask(control.Rollback()).problem)
+    assert "no previous decoder" in str(client.ask(control.Rollback()).problem)
     assert "not the candidate" in str(client.ask(control.Activate(decoder="x")).problem)
     told(client, control.Load(path=str(tmp_path / "nowhere.bundle")))
     failed = wait_for("the problem", lambda: told(client, control.GetStatus()).load_problem)
@@ -249,7 +249,7 @@ def test_what_is_armed_has_a_listener_and_a_live_stream(tiny, tmp_path: Path) ->
         told(client, control.Pause(why="not armed"))
         problem = client.ask(control.Arm()).problem
         assert "nobody listens" in problem
-        assert "no unbroken live spikes" in problem
+        assert "unbroken live spikes don't fill" in problem
         with (
             CursorSubscriber(cursors, max_age_s=None) as cursor,
             running(tmp_path / "replay.log", *replay(tiny)),
