@@ -65,7 +65,7 @@ def test_a_sender_that_went_away_is_an_error() -> None:
         try:
             inlet.drain()
         except StreamError as error:
-            return "went away" in str(error)
+            return "is gone" in str(error)
         return False
 
     wait_for("the loss", lost)

@@ -261,7 +261,7 @@ def test_a_sender_that_went_away_is_an_error() -> None:
         try:
             inlet.drain(pylsl.local_clock())
         except StreamError as error:
-            return "went away" in str(error)
+            return "is gone" in str(error)
         return False
 
     wait_for("the loss", lost)
