@@ -27,7 +27,7 @@ DRIFT = 1e-4  # s/s; greatest drift between two clocks
 class Estimate:
     """One measurement of the clock offset, with an error of at most `uncertainty_s / 2`.
 
-    offset_s: to add to time stamps. at: time of the measurement on the sender's clock, which identifies it.
+    offset_s: added to time stamps. at: when it was measured, on the sender's clock; unique.
     """
 
     offset_s: float

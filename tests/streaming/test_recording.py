@@ -83,7 +83,7 @@ def test_a_wild_stamp_costs_one_spike_and_is_said(tmp_path: Path, stamp: float) 
     times[400] = stamp
     session = read_recording(written(tmp_path, spike_times=times))
     np.testing.assert_array_equal(session.spike_times, np.delete(SPIKES, 400))
-    assert any("1 spikes of 's' with wild stamps" in note for note in session.notes)
+    assert any("1 spikes of 's' with outlying time stamps" in note for note in session.notes)
 
 
 def test_a_clock_of_spikes_that_steps_back_and_stays_is_said(tmp_path: Path) -> None:
@@ -134,6 +134,6 @@ def test_markers_and_a_date_that_cannot_be_used_are_said(tmp_path: Path) -> None
     for what in (
         "1 trials begin before the kinematics",
         "its date 'yesterday' was not understood",
-        "targets lie up to 5 m from the middle of the movement",
+        "targets are up to 5 m from the middle of the movement",
     ):
         assert any(what in note for note in notes), what

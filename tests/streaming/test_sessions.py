@@ -362,7 +362,7 @@ def test_kinematics_of_another_length_are_refused(
 def test_more_spike_times_than_unit_indices_are_refused(path: Path) -> None:
     rewrite(path, "spikes/timestamps", np.flip(read(path, "spikes/timestamps")))
     rewrite(path, "spikes/unit_index", read(path, "spikes/unit_index")[:-1])
-    with pytest.raises(SessionError, match="expected one of each a spike"):
+    with pytest.raises(SessionError, match="expected one of each per spike"):
         sessions.load(path)
 
 
@@ -454,7 +454,7 @@ def test_unit_ids_that_are_not_ascii_load_as_they_were_and_torch_brain_opens_the
 def test_a_session_id_that_is_no_file_name_is_refused(
     session: Session, tmp_path: Path, odd: str
 ) -> None:
-    with pytest.raises(SessionError, match="can't be a file's name"):
+    with pytest.raises(SessionError, match="can't be a file name"):
         sessions.save(replace(session, session_id=odd), tmp_path / "inside")
     assert not (tmp_path / "inside").exists()
 
