@@ -60,7 +60,7 @@ def test_a_spike_from_the_future_is_left_out() -> None:
     assert counted(admission) == {"taken": 1, "future": 1}
 
 
-def test_a_spike_slightly_ahead_is_kept_but_does_not_hide_silence() -> None:
+def test_a_spike_slightly_in_the_future_is_kept_but_does_not_hide_silence() -> None:
     admission = Admission(1.0)
     assert admit(admission, [NOW + 0.05]) == [NOW + 0.05]
     assert admission.newest == NOW
@@ -91,7 +91,7 @@ def test_spikes_of_unknown_units_are_left_out_and_leave_the_stream_stale() -> No
     assert admission.newest is None
 
 
-def test_a_lost_streams_newest_spike_is_no_sign_of_life_of_the_next() -> None:
+def test_the_newest_spike_of_a_lost_stream_does_not_count_for_the_next() -> None:
     """Nor are the next sender's earlier stamps out of order."""
     admission = Admission(1.0)
     admit(admission, [99.9])

@@ -31,7 +31,7 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     return hand
 
 
-def test_deadlines_stand_on_a_grid_and_do_not_drift(hand: HandClock) -> None:
+def test_deadlines_are_on_a_grid_and_do_not_drift(hand: HandClock) -> None:
     metronome = Metronome(0.01, clock=hand)
     dues = []
     for _ in range(100):
@@ -41,7 +41,7 @@ def test_deadlines_stand_on_a_grid_and_do_not_drift(hand: HandClock) -> None:
     assert metronome.n_skipped == 0
 
 
-def test_after_a_stall_the_newest_deadline_is_next_and_the_others_are_counted(
+def test_after_a_stall_older_deadlines_are_skipped_and_counted(
     hand: HandClock,
 ) -> None:
     metronome = Metronome(0.01, clock=hand)
@@ -51,7 +51,7 @@ def test_after_a_stall_the_newest_deadline_is_next_and_the_others_are_counted(
     assert metronome.n_skipped == 99
 
 
-def test_a_stall_while_asleep_is_noticed_too(hand: HandClock) -> None:
+def test_a_stall_during_the_sleep_is_counted_too(hand: HandClock) -> None:
     metronome = Metronome(0.01, clock=hand)
     first = metronome.wait()
     hand.oversleep_s = 1.5
@@ -60,6 +60,6 @@ def test_a_stall_while_asleep_is_noticed_too(hand: HandClock) -> None:
     assert metronome.n_skipped == round((due - first) / 0.01) - 1
 
 
-def test_a_tick_without_length_is_refused() -> None:
+def test_a_tick_of_zero_seconds_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 0"):
         Metronome(0.0)

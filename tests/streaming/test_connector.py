@@ -62,7 +62,7 @@ NAMES = [
 ]
 
 
-def test_a_stream_is_found_whatever_its_name_is_and_no_other() -> None:
+def test_a_stream_is_found_by_any_name() -> None:
     kind = unique("kind")
     names = [f"{name}{uuid.uuid4().hex[:6]}" for name in NAMES]
     outlets = [outlet(name, kind) for name in names]
@@ -103,7 +103,7 @@ def test_a_source_id_with_an_apostrophe_is_read() -> None:
     del stream
 
 
-def test_a_leftover_of_a_crashed_sender_is_left_for_the_one_that_sends() -> None:
+def test_the_stream_that_sends_is_preferred_to_a_leftover() -> None:
     name = unique("rig")
     leftover = outlet(name, "SpikeEvents")
     source = Source(StreamQuery(name=name), SpikeInlet)
@@ -126,7 +126,7 @@ def test_a_leftover_of_a_crashed_sender_is_left_for_the_one_that_sends() -> None
     del leftover, live
 
 
-def test_two_that_send_under_one_name_are_refused() -> None:
+def test_two_sending_streams_of_one_name_are_refused() -> None:
     name = unique("rig")
     streams = [outlet(name, "SpikeEvents") for _ in range(2)]
     with (
@@ -138,7 +138,7 @@ def test_two_that_send_under_one_name_are_refused() -> None:
     del streams
 
 
-def test_two_of_one_name_that_are_silent_are_waited_for() -> None:
+def test_two_silent_streams_of_one_name_are_awaited() -> None:
     name = unique("rig")
     streams = [outlet(name, "SpikeEvents") for _ in range(2)]
     source = Source(StreamQuery(name=name), SpikeInlet)
@@ -151,7 +151,7 @@ def test_two_of_one_name_that_are_silent_are_waited_for() -> None:
     del streams
 
 
-def test_a_stream_of_this_type_that_cannot_be_read_blocks_nothing() -> None:
+def test_an_unreadable_stream_of_the_type_does_not_block_others() -> None:
     kind = unique("kind")
     odd = pylsl.StreamOutlet(pylsl.StreamInfo("log", kind, 1, 0.0, pylsl.cf_string, unique("odd")))
     eye = outlet(unique("eye"), kind)  # no labels
@@ -178,7 +178,7 @@ def test_streams_of_several_types_may_share_a_name() -> None:
     del streams
 
 
-def test_all_streams_of_markers_are_read_and_none_blocks_the_others() -> None:
+def test_all_marker_streams_are_read_and_none_blocks_the_others() -> None:
     """Numbers, bytes that are no UTF-8, one that goes and one that comes late."""
     name = unique("markers")
     texts = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Markers", 1, 0.0, pylsl.cf_string, name))
@@ -210,7 +210,7 @@ def test_all_streams_of_markers_are_read_and_none_blocks_the_others() -> None:
     del late, texts
 
 
-def test_a_stream_whose_rate_needs_all_memory_is_refused() -> None:
+def test_a_stream_with_an_absurd_rate_is_refused() -> None:
     name = unique("fast")
     info = pylsl.StreamInfo(name, "SpikeCounts", 1, 2e5, pylsl.cf_int32, name)
     info.set_channel_labels(["1/0"])
@@ -220,7 +220,7 @@ def test_a_stream_whose_rate_needs_all_memory_is_refused() -> None:
     del stream
 
 
-def test_what_could_not_be_opened_is_let_go_without_a_garbage_collector() -> None:
+def test_failed_inlets_are_freed_without_the_garbage_collector() -> None:
     """The daemon runs without one: each try would leave a connection and its threads."""
     name = unique("text")
     stream = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Spikes", 1, 0.0, pylsl.cf_string, name))

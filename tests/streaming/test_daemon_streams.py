@@ -52,7 +52,7 @@ def firing(outlet: pylsl.StreamOutlet, n_units: int) -> Iterator[None]:
 
 
 @one_family
-def test_a_daemon_leaves_a_silent_leftover_for_the_sender_that_lives(tiny, tmp_path: Path) -> None:
+def test_the_daemon_prefers_a_live_sender_to_a_leftover(tiny, tmp_path: Path) -> None:
     """And the streams' name may hold an apostrophe."""
     name = f'the rig\'s "spikes" {uuid.uuid4().hex[:8]}'
     units = tiny.bundle.manifest.unit_ids
@@ -69,9 +69,7 @@ def test_a_daemon_leaves_a_silent_leftover_for_the_sender_that_lives(tiny, tmp_p
 
 
 @one_family
-def test_a_daemon_that_does_not_get_the_gpu_it_asks_for_says_so_loudly(
-    tiny, tmp_path: Path
-) -> None:
+def test_the_daemon_warns_if_it_does_not_get_the_gpu(tiny, tmp_path: Path) -> None:
     more = ("--provider", "cuda")
     with daemon(tmp_path, tiny.bundle.path, stream_of(tiny), *more) as (process, address):
         feed = StatusSubscriber(address)
@@ -86,7 +84,7 @@ def test_a_daemon_that_does_not_get_the_gpu_it_asks_for_says_so_loudly(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_daemon_whose_decoder_hangs_ends_when_it_is_told_to(
+def test_a_daemon_with_a_hanging_decoder_ends_on_a_signal(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     """No signal handler of Python runs while the graph does."""

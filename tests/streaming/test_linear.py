@@ -50,7 +50,7 @@ def expected(bundle: Bundle, times: np.ndarray, units: np.ndarray, began: float,
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-def test_live_velocities_are_those_of_the_fitted_matrices(kind: Kind, tmp_path: Path) -> None:
+def test_live_velocities_match_the_fitted_matrices(kind: Kind, tmp_path: Path) -> None:
     session = simulate(n_units=N_UNITS, minutes=1.0, subject=1, seed=2)
     session = replace(session, session_id=f"linear-{uuid4().hex[:8]}")
     bundle = fit_linear(session, kind, tmp_path / "linear.bundle")

@@ -84,7 +84,7 @@ def drain(inlet: pylsl.StreamInlet, at_least: int) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(stamps), np.concatenate(units)
 
 
-def test_live_velocities_equal_the_reference_on_the_same_spikes(tiny, tmp_path: Path) -> None:
+def test_live_velocities_equal_a_reference_on_the_same_spikes(tiny, tmp_path: Path) -> None:
     """Frames say which events they had seen and with which offset: every tick is run again."""
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
@@ -133,7 +133,7 @@ def test_a_reader_that_keeps_up_misses_no_frame(tiny, tmp_path: Path) -> None:
     assert [frame.seq for frame in frames] == list(range(frames[0].seq, frames[-1].seq + 1))
 
 
-def test_a_killed_source_is_stale_within_the_limit_and_a_new_one_resumes(
+def test_a_killed_sender_is_stale_within_the_limit_and_a_new_one_resumes(
     tiny, tmp_path: Path
 ) -> None:
     with (
@@ -156,7 +156,9 @@ def test_a_killed_source_is_stale_within_the_limit_and_a_new_one_resumes(
     assert_safe(frames)
 
 
-def test_a_stalled_daemon_goes_to_the_newest_and_counts_what_it_left(tiny, tmp_path: Path) -> None:
+def test_a_stalled_daemon_skips_to_the_newest_tick_and_counts_the_others(
+    tiny, tmp_path: Path
+) -> None:
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (process, address),
         CursorSubscriber(address, max_age_s=None) as cursor,
@@ -185,7 +187,7 @@ def test_a_stalled_daemon_goes_to_the_newest_and_counts_what_it_left(tiny, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_stops_cleanly_with_a_last_invalid_frame(
+def test_the_daemon_stops_with_a_last_invalid_frame(
     tiny, tmp_path: Path, number: signal.Signals
 ) -> None:
     with (
@@ -199,7 +201,7 @@ def test_it_stops_cleanly_with_a_last_invalid_frame(
         assert "stopped after" in process.output().splitlines()[-1]
 
 
-def test_the_status_names_latencies_rates_and_unknown_units(tiny, tmp_path: Path) -> None:
+def test_the_status_reports_latencies_rates_and_unknown_units(tiny, tmp_path: Path) -> None:
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
         running(tmp_path / "replay.log", *replay(tiny)),
@@ -232,7 +234,7 @@ def test_two_daemons_on_one_address_are_refused(tiny, tmp_path: Path) -> None:
             assert "is another daemon running?" in " ".join(second.output().split())
 
 
-def test_a_velocity_that_nobody_can_want_is_a_fault_and_zero(tiny, tmp_path: Path) -> None:
+def test_an_implausible_velocity_is_a_fault_and_zero(tiny, tmp_path: Path) -> None:
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny), "--fault-speed", "1e-9") as (
             _,
@@ -251,7 +253,7 @@ def test_a_velocity_that_nobody_can_want_is_a_fault_and_zero(tiny, tmp_path: Pat
     assert states["fault"] > 100
 
 
-def test_a_bundle_that_gives_no_velocity_is_refused_at_the_start(tiny, tmp_path: Path) -> None:
+def test_a_bundle_without_a_valid_velocity_is_refused_at_the_start(tiny, tmp_path: Path) -> None:
     huge = np.sign(tiny.bundle.tables.tokens) * np.float32(3e38)
     broken = bundles.write(
         tmp_path / "broken.bundle",

@@ -257,13 +257,13 @@ def counts_rig(tiny) -> Iterator[Rig]:
     made.close()
 
 
-def test_a_live_stream_is_valid_after_a_window(rig: Rig) -> None:
+def test_a_live_stream_is_valid_after_one_window(rig: Rig) -> None:
     assert rig.live(0.9).state == "warming"
     assert rig.live(0.2).valid
 
 
 @pytest.mark.parametrize("ahead_s", [UNIX_S, 3600.0, 0.2])
-def test_bins_that_are_not_admitted_are_no_sign_of_life(counts_rig: Rig, ahead_s: float) -> None:
+def test_bins_that_are_not_admitted_are_not_signs_of_life(counts_rig: Rig, ahead_s: float) -> None:
     rig = counts_rig
     for _ in range(100):
         rig.send(rig.clock.now + ahead_s)
@@ -291,7 +291,7 @@ def test_empty_bins_are_a_sign_of_life_and_silence_is_not(counts_rig: Rig) -> No
 
 
 @pytest.mark.parametrize("why", ["jump", "fault"])
-def test_after_a_break_only_spikes_from_then_on_fill_the_window(rig: Rig, why: str) -> None:
+def test_after_a_break_only_new_spikes_fill_the_window(rig: Rig, why: str) -> None:
     rig.live(2.0)
     assert rig.inlet is not None
     rig.tick(9)  # the newest spike is a while ago
@@ -334,7 +334,7 @@ def test_after_a_stall_without_frames_the_filters_start_from_rest(rig: Rig) -> N
 
 @pytest.mark.parametrize("output", [1e30, -1e30, 6.0, math.nan, math.inf, RuntimeError("CUDA")])
 @pytest.mark.parametrize("given", [{}, {"gain": 100.0}, {"bias_s": 10.0, "speed_limit": 0.5}])
-def test_what_nobody_can_want_is_a_fault_and_recovers_by_itself(
+def test_an_implausible_output_is_a_fault_and_recovers_by_itself(
     rig: Rig, output: object, given: dict[str, float]
 ) -> None:
     if output == 6.0 and "speed_limit" in given:
@@ -378,7 +378,7 @@ def test_a_fault_in_a_pause_clears_by_itself_and_can_be_armed(rig: Rig) -> None:
     assert rig.live(TICK_S).valid
 
 
-def test_a_pause_of_minutes_fills_no_ring(rig: Rig) -> None:
+def test_a_pause_of_minutes_does_not_overflow_the_ring(rig: Rig) -> None:
     """At 2,000 spikes/s, 5 minutes are more than the ring holds."""
     rig.live(1.5)
     handle(rig.ticker, Pause(), rig.clock.now)
@@ -394,7 +394,7 @@ def test_a_pause_of_minutes_fills_no_ring(rig: Rig) -> None:
     assert rig.frames[-1].valid
 
 
-def test_more_spikes_than_a_window_holds_are_not_valid_and_said(rig: Rig) -> None:
+def test_too_many_spikes_for_the_window_are_invalid_and_reported(rig: Rig) -> None:
     rig.live(1.5)
     assert rig.inlet is not None
     for _ in range(70):
@@ -412,7 +412,7 @@ def test_more_spikes_than_a_window_holds_are_not_valid_and_said(rig: Rig) -> Non
 
 
 @pytest.mark.parametrize("stamp", ["future", "past", "none", "unit"])
-def test_the_status_says_why_spikes_that_come_cannot_be_used(rig: Rig, stamp: str) -> None:
+def test_the_status_reports_why_spikes_are_left_out(rig: Rig, stamp: str) -> None:
     rig.live(1.5)
     for _ in range(50):
         now = rig.clock.now
@@ -430,9 +430,7 @@ def test_the_status_says_why_spikes_that_come_cannot_be_used(rig: Rig, stamp: st
 
 
 @pytest.mark.parametrize("error", [RuntimeError("liblsl gave up"), MemoryError(), KeyError("x")])
-def test_whatever_comes_out_of_the_stream_is_a_state_and_is_said(
-    rig: Rig, error: Exception
-) -> None:
+def test_any_error_of_the_stream_is_a_state_and_is_reported(rig: Rig, error: Exception) -> None:
     rig.live(1.5)
     assert rig.inlet is not None
     rig.inlet.breaks = error
@@ -443,7 +441,7 @@ def test_whatever_comes_out_of_the_stream_is_a_state_and_is_said(
 
 
 @pytest.mark.parametrize("n_units", [40, 10])
-def test_a_swap_without_a_stream_leaves_the_check_to_the_next_one(
+def test_a_swap_without_a_stream_defers_the_unit_check_to_the_next_stream(
     rig: Rig, tmp_path: Path, n_units: int
 ) -> None:
     other = open_runtime(other_units(rig.ticker.bundle, tmp_path, n_units), epoch=0.0)
@@ -456,7 +454,7 @@ def test_a_swap_without_a_stream_leaves_the_check_to_the_next_one(
     assert rig.tick(50).state == "stale"
 
 
-def test_a_decoder_whose_units_are_silent_is_not_valid_on_anothers_spikes(
+def test_a_decoder_with_silent_units_is_not_valid_on_other_units_spikes(
     rig: Rig, tmp_path: Path
 ) -> None:
     other = open_runtime(other_units(rig.ticker.bundle, tmp_path, 20), epoch=0.0)
@@ -470,7 +468,7 @@ def test_a_decoder_whose_units_are_silent_is_not_valid_on_anothers_spikes(
 
 
 @pytest.mark.parametrize("hours", [0.0, 30.0, 24.0 * 40])
-def test_an_epoch_hours_away_decodes_alike(tiny, hours: float) -> None:
+def test_velocities_do_not_depend_on_the_epoch(tiny, hours: float) -> None:
     session = tiny.session
     near, far = (open_runtime(tiny.bundle, epoch=epoch) for epoch in (0.0, -3600.0 * hours))
     for at in np.arange(1.0, 1.5, 0.1):
@@ -577,7 +575,7 @@ def others(tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
 @pytest.mark.parametrize("regular", [False, True])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(script=st.lists(EVENTS, min_size=1, max_size=15))
-def test_whatever_happens_a_valid_frame_keeps_its_promise_and_it_recovers(
+def test_valid_frames_keep_their_promise_under_random_events(
     tiny, others: list[Bundle], regular: bool, script: list[tuple]
 ) -> None:
     """What every frame must keep is in `Rig._check`."""

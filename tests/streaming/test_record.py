@@ -96,9 +96,7 @@ def test_a_killed_recorder_loses_at_most_a_second(tiny, played, tmp_path: Path) 
 
 
 @one_family
-def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
-    tiny, played, tmp_path: Path
-) -> None:
+def test_an_interrupted_recording_can_be_resumed(tiny, played, tmp_path: Path) -> None:
     name = tiny.session.session_id
     settings = RecordSettings(
         spikes=StreamQuery(name=stream_of(tiny)),
@@ -134,7 +132,7 @@ def _seconds_in(folder: Path) -> float:
     return float(times[-1] - times[0])
 
 
-def test_a_rig_without_kinematics_is_told_so(tmp_path: Path) -> None:
+def test_a_rig_without_kinematics_is_refused(tmp_path: Path) -> None:
     name = f"alone-{time.time_ns()}"
     info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int32, name)
     outlet = pylsl.StreamOutlet(info)
@@ -219,7 +217,7 @@ def test_streams_that_answer_in_time_may_open_later(
     del outlets
 
 
-def test_markers_that_answer_late_are_waited_for(tmp_path: Path) -> None:
+def test_late_marker_streams_are_awaited(tmp_path: Path) -> None:
     """On a busy machine they did after the others, and a recording lost its first trial."""
     name = f"late-{time.time_ns()}"
     outlets = spikes_and_velocity(name)
@@ -267,7 +265,7 @@ def test_velocity_alone_is_enough(tmp_path: Path) -> None:
     np.testing.assert_allclose(session.cursor_pos[-1], 498 * 0.02 * np.array([0.1, -0.05]), 1e-3)
 
 
-def test_what_is_no_recording_says_so(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_recording_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="not a recording"):
         read_recording(tmp_path)
     (tmp_path / "about.json").write_text('{"session_id": "a", "subject_id": "b", "unit_ids": []}')
@@ -277,7 +275,7 @@ def test_what_is_no_recording_says_so(tmp_path: Path) -> None:
         read_recording(tmp_path)
 
 
-def test_a_recording_goes_on_when_its_senders_come_back_with_other_units(tmp_path: Path) -> None:
+def test_a_recording_goes_on_when_senders_return_with_other_units(tmp_path: Path) -> None:
     name = f"again-{time.time_ns()}"
 
     def rig(*unit_ids: str) -> tuple[pylsl.StreamOutlet, pylsl.StreamOutlet]:
@@ -320,7 +318,7 @@ def test_a_recording_goes_on_when_its_senders_come_back_with_other_units(tmp_pat
     assert spikes["unit"][-1] == 2
 
 
-def test_the_seconds_before_a_jump_of_a_clock_are_left_out(tmp_path: Path) -> None:
+def test_the_seconds_before_a_clock_jump_are_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "jumped.recording"
     folder.mkdir()
     times = 100.0 + 0.01 * np.arange(6000)
@@ -341,7 +339,7 @@ def test_the_seconds_before_a_jump_of_a_clock_are_left_out(tmp_path: Path) -> No
 
 
 @one_family
-def test_a_full_disk_is_one_clear_line_and_what_came_before_is_kept(
+def test_a_full_disk_is_one_line_of_error_and_the_recording_is_kept(
     tiny, played, full_disk: Path, tmp_path: Path
 ) -> None:
     room = 40 * 2**10  # seconds of spikes and kinematics
@@ -366,7 +364,7 @@ def test_a_full_disk_is_one_clear_line_and_what_came_before_is_kept(
     ("taken", "said"),
     [("today.h5", r"today\.h5 exists"), ("today.recording", r"volition import .*today\.recording")],
 )
-def test_a_name_that_is_taken_is_refused_before_anything_is_recorded(
+def test_an_existing_name_is_refused_before_recording(
     tmp_path: Path, taken: str, said: str
 ) -> None:
     (tmp_path / taken).mkdir()

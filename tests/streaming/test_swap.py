@@ -143,7 +143,7 @@ def test_linear_decoders_swap_in_and_roll_back_like_any_other(tiny, rig, tmp_pat
     ]
 
 
-def test_a_decoder_of_other_units_sees_the_spikes_that_were_there(tiny, tmp_path: Path) -> None:
+def test_a_decoder_of_other_units_gets_the_recent_spikes(tiny, tmp_path: Path) -> None:
     """After the daemon's swap it decodes as if it had been there from the start.
 
     The units that it doesn't know are silent, so that a state is the same whoever made it.
@@ -194,7 +194,7 @@ def test_a_pause_is_zero_and_invalid_and_ends_at_once(tiny, rig) -> None:
     assert_safe(frames + resumed)
 
 
-def test_filters_change_what_leaves(tiny, rig) -> None:
+def test_filters_change_the_published_velocity(tiny, rig) -> None:
     cursor, client = rig
     frames_until(cursor, is_decoding)
     status = told(client, control.SetFilters(filters=Filters(gain=0.0)))
@@ -203,7 +203,7 @@ def test_filters_change_what_leaves(tiny, rig) -> None:
     assert_safe(frames)
 
 
-def test_commands_that_cannot_be_done_say_why_and_change_nothing(tiny, rig, tmp_path: Path) -> None:
+def test_refused_commands_return_the_reason_and_change_nothing(tiny, rig, tmp_path: Path) -> None:
     cursor, client = rig
     frames_until(cursor, is_decoding)
     assert "no previous decoder" in str(client.ask(control.Rollback()).problem)
@@ -235,14 +235,14 @@ def test_commands_that_cannot_be_done_say_why_and_change_nothing(tiny, rig, tmp_
     assert frames[-1].decoder == tiny.bundle.manifest.decoder_id
 
 
-def test_nobody_there_is_an_error_in_time() -> None:
+def test_a_missing_daemon_is_an_error_within_the_timeout() -> None:
     client = ControlClient(f"tcp://127.0.0.1:{free_port()}", timeout_s=0.1)
     with pytest.raises(control.NoAnswerError, match="did not answer within"):
         client.ask(control.GetStatus())
     client.close()
 
 
-def test_what_is_armed_has_a_listener_and_a_live_stream(tiny, tmp_path: Path) -> None:
+def test_arming_needs_a_listener_and_a_live_stream(tiny, tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     with daemon(tmp_path, tiny.bundle.path, stream_of(tiny), "--control", address) as (_, cursors):
         client = ControlClient(address, timeout_s=DEADLINE_S)
@@ -262,7 +262,7 @@ def test_what_is_armed_has_a_listener_and_a_live_stream(tiny, tmp_path: Path) ->
         client.close()
 
 
-def test_another_input_is_read_on_command(tiny, rig) -> None:
+def test_a_command_changes_the_input_stream(tiny, rig) -> None:
     cursor, client = rig
     frames_until(cursor, is_decoding)
     told(client, control.SetInput(kind="Spikes", name="elsewhere"))
@@ -274,7 +274,7 @@ def test_another_input_is_read_on_command(tiny, rig) -> None:
     frames_until(cursor, is_decoding)
 
 
-def test_a_decoder_that_hangs_is_not_the_candidate_and_the_daemon_ticks_on(
+def test_a_hanging_decoder_is_refused_while_the_daemon_ticks_on(
     tiny, rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its graph is another one, so it is tried in a process of its own."""
@@ -293,7 +293,7 @@ def test_a_decoder_that_hangs_is_not_the_candidate_and_the_daemon_ticks_on(
     assert_only_silence_interrupts(frames)
 
 
-def test_a_decoder_without_a_velocity_for_the_streams_spikes_is_no_candidate(
+def test_a_decoder_without_a_velocity_for_the_recent_spikes_is_refused(
     tiny, rig, tmp_path: Path
 ) -> None:
     cursor, client = rig

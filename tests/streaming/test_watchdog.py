@@ -20,7 +20,7 @@ from tests.rig import daemon, frames_until, running, wait_for
 from tests.streaming.test_live import is_decoding, replay, stream_of
 
 
-def test_the_cursor_is_told_to_stop_when_frames_stop_and_goes_on_when_they_return(
+def test_the_cursor_stops_when_frames_stop_and_resumes_when_they_return(
     tiny, tmp_path: Path
 ) -> None:
     behind = f"tcp://127.0.0.1:{free_port()}"
@@ -68,7 +68,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("message", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_frames_that_it_cannot_read_are_a_fault_and_it_goes_on(message: bytes) -> None:
+def test_unreadable_frames_are_a_fault_until_readable_ones_return(message: bytes) -> None:
     source = Publisher("tcp://127.0.0.1:*")
     watchdog = Watchdog(source.bound_to, "tcp://127.0.0.1:*", after_s=0.5)
     with CursorSubscriber(watchdog.publisher.bound_to, max_age_s=None) as cursor:
