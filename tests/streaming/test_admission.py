@@ -1,4 +1,4 @@
-"""One test for every kind of timestamp: what is taken, what is left out, and its counter."""
+"""One test for every kind of time stamp: admitted or left out, and its counter."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_spikes_of_unknown_units_are_left_out_and_leave_the_stream_stale() -> No
 
 
 def test_the_newest_spike_of_a_lost_stream_does_not_count_for_the_next() -> None:
-    """Nor are the next sender's earlier stamps out of order."""
+    """Earlier stamps of the next sender are not out of order either."""
     admission = Admission(1.0)
     admit(admission, [99.9])
     admission.forget()

@@ -1,4 +1,4 @@
-"""Deadlines on a clock that the test moves: late ticks are skipped, never queued."""
+"""Deadlines on a scripted clock: missed ones are skipped, never queued."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from streaming.clock import Metronome
 
 
 class HandClock:
-    """A clock that stands still; sleeping moves it, by `oversleep_s` too far."""
+    """A clock that only moves during sleeps, by `oversleep_s` too far."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -1,4 +1,4 @@
-"""Which stream is opened, over real LSL: odd names, leftovers, odd streams."""
+"""Choice of the stream, over real LSL: odd names, leftovers, unreadable streams."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unique(name: str) -> str:
 
 
 def outlet(name: str, kind: str, source_id: str | None = None) -> pylsl.StreamOutlet:
-    """Two numbers a sample; a source id of its own unless one is given."""
+    """An outlet with two channels, and a unique source id unless one is given."""
     source_id = source_id or unique("source")
     info = pylsl.StreamInfo(name, kind, 2, 0.0, pylsl.cf_int32, source_id)
     return pylsl.StreamOutlet(info)
@@ -34,7 +34,7 @@ def outlet(name: str, kind: str, source_id: str | None = None) -> pylsl.StreamOu
 
 @contextmanager
 def sending(stream: pylsl.StreamOutlet) -> Iterator[None]:
-    """Samples, ten a second."""
+    """Send ten samples per second."""
     stop = threading.Event()
 
     def send() -> None:
@@ -108,7 +108,7 @@ def test_the_stream_that_sends_is_preferred_to_a_leftover() -> None:
     leftover = outlet(name, "SpikeEvents")
     source = Source(StreamQuery(name=name), SpikeInlet)
     first = source.wait(20.0)
-    assert first is not None, "the only one is read, silent or not"
+    assert first is not None, "a single stream is read even if silent"
     live = outlet(name, "SpikeEvents")
     with sending(live):
 
@@ -179,7 +179,7 @@ def test_streams_of_several_types_may_share_a_name() -> None:
 
 
 def test_all_marker_streams_are_read_and_none_blocks_the_others() -> None:
-    """Numbers, bytes that are no UTF-8, one that goes and one that comes late."""
+    """Numbers, invalid UTF-8, a stream that goes away and one that starts late."""
     name = unique("markers")
     texts = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Markers", 1, 0.0, pylsl.cf_string, name))
     numbers = pylsl.StreamOutlet(
@@ -221,7 +221,7 @@ def test_a_stream_with_an_absurd_rate_is_refused() -> None:
 
 
 def test_failed_inlets_are_freed_without_the_garbage_collector() -> None:
-    """The daemon runs without one: each try would leave a connection and its threads."""
+    """The daemon runs without it: each failed try would leave a connection and its threads."""
     name = unique("text")
     stream = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Spikes", 1, 0.0, pylsl.cf_string, name))
     source = Source(StreamQuery(name=name), SpikeInlet)

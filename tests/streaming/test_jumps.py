@@ -1,4 +1,4 @@
-"""Wild stamps and jumps of a sender's clock: one sample, or one cut."""
+"""An outlier loses one sample, a jump of the clock makes one cut."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_regular_stamps_are_unchanged() -> None:
 def test_a_single_outlier_loses_one_sample(value: float, index: int) -> None:
     wild, jumps = found(with_(index, value))
     if index in (0, 2999) and value not in (0.0, 1e-9) and np.isfinite(value):
-        assert set(wild) <= {index}  # at an edge, a step that a pause would make, too
+        assert set(wild) <= {index}  # at an edge, it could also be a pause
     elif index in (1, 1500):
         assert wild == [index]
     assert jumps == []
@@ -71,7 +71,7 @@ def test_spikes_sorted_by_unit_inside_chunks_are_neither_outliers_nor_jumps() ->
 
 
 def test_a_lasting_step_back_of_sparse_events_is_one_cut() -> None:
-    """The last one before may be wild as well as not, and is left out."""
+    """The last event before the step may be an outlier, and is left out."""
     stamps = np.concatenate([10.0 * np.arange(1, 20), 10.0 * np.arange(3, 20) + 5.0])
     assert found(stamps) == ([18], [19])
 

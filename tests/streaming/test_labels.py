@@ -1,4 +1,4 @@
-"""Kinematics by their labels and units, over real LSL."""
+"""Labels and units of kinematics, over real LSL."""
 
 from __future__ import annotations
 

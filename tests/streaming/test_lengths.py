@@ -1,4 +1,4 @@
-"""Words for units of length, as people write them."""
+"""Names of units of length, as people write them."""
 
 from __future__ import annotations
 

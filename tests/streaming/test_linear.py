@@ -26,7 +26,7 @@ N_UNITS = 40
 
 
 def counts(times: np.ndarray, units: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """(n_bins, n_units) spikes between edges."""
+    """Counts (n_bins, n_units) of spikes between edges."""
     found = [
         np.histogram(units[(times >= a) & (times < b)], np.arange(N_UNITS + 1))[0]
         for a, b in pairwise(edges)
@@ -35,7 +35,7 @@ def counts(times: np.ndarray, units: np.ndarray, edges: np.ndarray) -> np.ndarra
 
 
 def expected(bundle: Bundle, times: np.ndarray, units: np.ndarray, began: float, at: float):
-    """Velocity (2,) m/s from the fitted matrices alone."""
+    """Velocity (2,), m/s, computed from the fitted matrices only."""
     fitted = load_file(bundle.weights_path)
     if bundle.manifest.family == "ridge":
         seen = counts(times, units, at - np.arange(N_LAGS, -1, -1) * BIN_S)
@@ -84,7 +84,7 @@ def test_live_velocities_match_the_fitted_matrices(kind: Kind, tmp_path: Path) -
 
 
 def offsets(frames: list[wire.CursorFrame], n_events: int) -> np.ndarray:
-    """(n_events,) s of the clock, of the tick that drained each."""
+    """Clock offset (n_events,), s, of the tick that drained each event."""
     applied = np.empty(n_events)
     seen = 0
     for frame in frames:

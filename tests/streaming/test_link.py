@@ -1,4 +1,4 @@
-"""A cable that is pulled: no goodbye reaches the reader, and all comes back by itself."""
+"""A pulled cable: the sender can't say goodbye, and all streams recover by themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)  # only th
 
 
 class Lines:
-    """Lines of JSON that a process writes, from where it was last read."""
+    """Reads the new JSON lines of a process's log."""
 
     def __init__(self, log: Path) -> None:
         self._log, self._at = log, 0
@@ -60,7 +60,7 @@ class Lines:
 def test_all_streams_are_read_again_after_a_power_cut_even_with_other_units(
     tmp_path: Path, kind: str, first: list[str], second: list[str]
 ) -> None:
-    """The sender that comes back has the same source ids, and does not know of its first life."""
+    """The restarted sender has the same source ids, but new streams."""
     name = f"cut-{uuid.uuid4().hex[:8]}"
     log = tmp_path / "receive.log"
     with cuttable() as link, running_in(link.near, log, "tests.link", "receive", name, kind):

@@ -1,4 +1,4 @@
-"""Spike streams of every kind, sent and read over real LSL."""
+"""Spike streams of every type, over real LSL."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def opened(
 
 
 def drained(inlet: SpikeInlet, n_events: int) -> tuple[np.ndarray, np.ndarray]:
-    """What came until `n_events` samples had been drained."""
+    """The times and units of the first `n_events` samples."""
     times, units = [], []
 
     def enough() -> bool:
@@ -114,7 +114,9 @@ def test_without_a_description_unit_ids_are_channel_slash_unit() -> None:
         events = [[3, 1], [2, 0], [9, 9], [9, 9], [-1, 0], [30_000, 30_000]]
         outlet.push_chunk([event + [0] * 4 for event in events], [now] * len(events))
         _, units = drained(inlet, len(events))
-        assert list(units) == [2, 1, 3, 3, UNKNOWN, UNKNOWN], "a unit from its first event on"
+        assert list(units) == [2, 1, 3, 3, UNKNOWN, UNKNOWN], (
+            "a unit is known from its first event on"
+        )
         assert inlet.unit_ids == [*UNITS, "9/9"]
 
 
@@ -198,7 +200,7 @@ def test_a_stream_with_few_of_the_bundles_units_is_refused() -> None:
 
 
 def test_two_streams_of_one_type_need_a_name() -> None:
-    kind = "SpikeEvents"  # no other test's stream of this kind is alive
+    kind = "SpikeEvents"  # no other test has a stream of this type
     outlets = [
         pylsl.StreamOutlet(pylsl.StreamInfo(name, kind, 2, 0.0, pylsl.cf_int16, name))
         for name in (unique("left"), unique("right"))
@@ -220,7 +222,7 @@ def test_two_streams_of_one_type_need_a_name() -> None:
 
 @pytest.mark.parametrize("bundle_units", [UNITS, None], ids=["decoded", "recorded"])
 def test_the_number_of_undescribed_units_is_bounded(bundle_units: tuple[str, ...] | None) -> None:
-    """However many a sender makes up, a tick has few to number, and the rest are unknown."""
+    """Whatever a sender invents, each tick adds a bounded number of units; the rest are unknown."""
     name = unique("made-up")
     info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int16, name)
     with opened(info, bundle_units) as (outlet, inlet):

@@ -1,4 +1,4 @@
-"""A sender's clock as liblsl measures it: outliers, jumps, and what to trust."""
+"""liblsl's estimates of a sender's clock: outliers, jumps, choice of the best."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK_S = 0.0004
 
 
 def estimates(*offsets: tuple[float, float]) -> list[Estimate]:
-    """Offset and uncertainty of measurements, two seconds apart."""
+    """Measurements two seconds apart, with the given offsets and uncertainties."""
     return [
         Estimate(offset_s=offset, uncertainty_s=uncertainty, at=100.0 + 2.0 * index)
         for index, (offset, uncertainty) in enumerate(offsets)
@@ -33,7 +33,7 @@ def estimates(*offsets: tuple[float, float]) -> list[Estimate]:
 
 
 def jumps(*offsets: tuple[float, float]) -> tuple[list[int], float]:
-    """Which of the estimates confirm a jump, and the offset in the end."""
+    """Indices of the estimates that confirm a jump, and the final offset."""
     first, *rest = estimates(*offsets)
     clock = ClockOffset(first)
     return [index for index, e in enumerate(rest, 1) if clock.add(e)], clock.offset_s
@@ -46,7 +46,7 @@ def test_a_single_outlier_is_not_a_jump_however_certain() -> None:
 
 
 def test_consecutive_slow_answers_do_not_change_the_offset() -> None:
-    """Each can be wrong by half of what it took."""
+    """Each can be wrong by half of its round trip."""
     assert jumps((0.1, QUICK_S), *[(0.12, 0.05)] * 20) == ([], 0.1)
 
 
@@ -75,9 +75,9 @@ def test_a_bad_first_measurement_is_corrected() -> None:
 
 
 class TimeService:
-    """Stands between an inlet and its sender's clock, which liblsl asks over UDP.
+    """A proxy for a sender's clock, which liblsl asks over UDP.
 
-    ahead_s: what is added to the sender's clock. hold_s: how long answers are held back.
+    ahead_s: added to the sender's clock. hold_s: delay of its answers.
     """
 
     def __init__(self, port: int) -> None:
@@ -166,13 +166,13 @@ def behind_a_clock(
 
 @contextmanager
 def every_role() -> Iterator[list[tuple[TimeService, Inlet]]]:
-    """A stream of each role behind a clock of its own."""
+    """One stream of each role, each behind its own clock proxy."""
     with ExitStack() as stack:
         yield [stack.enter_context(behind_a_clock(info(), opens)) for info, opens in ROLES]
 
 
 def jumped_within_waves(opened: list[tuple[TimeService, Inlet]], n_waves: int) -> list[bool]:
-    """Of each inlet, whether a jump was told while so many more measurements were made."""
+    """Whether each inlet reported a jump during the next `n_waves` measurements."""
     until = [service.n_waves + n_waves for service, _ in opened]
     jumped = [False] * len(opened)
 

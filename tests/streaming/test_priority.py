@@ -1,4 +1,4 @@
-"""The thread that ticks runs in real time where the system lets it, and it alone."""
+"""The thread that ticks, and no other, has real-time priority if the system allows it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_permission_the_thread_is_unchanged(
 ) -> None:
     with real_time(wanted=False) as granted:
         assert (granted, policy()) == (False, os.SCHED_OTHER)
-    monkeypatch.setattr("streaming.priority.PRIORITY", 1000)  # more than there is: refused
+    monkeypatch.setattr("streaming.priority.PRIORITY", 1000)  # too high, so that it is refused
     with real_time() as granted:
         assert (granted, policy()) == (False, os.SCHED_OTHER)
 

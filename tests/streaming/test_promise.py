@@ -1,7 +1,7 @@
-"""`valid` is a promise: whatever comes in whatever order, on the daemon's own tick.
+"""A valid frame keeps its promises, whatever happens in whatever order.
 
-The clock and the stream are scripted, so that minutes pass in milliseconds; decoder, admission,
-watch, filters and publisher are the daemon's.
+The clock and the stream are scripted, so that minutes pass in milliseconds. The tick, decoder,
+admission, watch, filters and publisher are those of the daemon.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EPS = 1e-6
 
 
 class Clock:
-    """Seconds that pass when the script says so."""
+    """A clock that the script moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -47,7 +47,7 @@ class Clock:
 
 @dataclass
 class ScriptedInlet:
-    """What a `SpikeInlet` is to the daemon; `waiting` is drained at the next tick."""
+    """A `SpikeInlet` for the daemon; the next tick drains `waiting`."""
 
     unit_ids: list[str]
     regular: bool = False
@@ -79,7 +79,7 @@ class ScriptedInlet:
 
 
 class ScriptedConnector:
-    """Finds `next`, once."""
+    """A connector that finds `next`, once."""
 
     def __init__(self) -> None:
         self.query = StreamQuery()
@@ -96,7 +96,7 @@ class ScriptedConnector:
 
 
 class Rig:
-    """A ticker with its script, and a record of what a frame may rest on."""
+    """A ticker with its script, and the signs of life that may make a frame valid."""
 
     def __init__(self, bundle: Bundle, *, regular: bool = False) -> None:
         self.clock = Clock()
@@ -114,10 +114,10 @@ class Rig:
         self.ticker.connector = self.connector  # type: ignore[assignment]
         self.frames: list[wire.CursorFrame] = []
         self.ticker.publisher.send = self.frames.append  # type: ignore[method-assign]
-        self.signs: list[tuple[float, int]] = []  # times of signs of life, and of which unit
+        self.signs: list[tuple[float, int]] = []  # time and unit of each sign of life
         self.broken_at = -math.inf
         self.slow_s = 0.0
-        self.output: object = None  # what the decoder gives in place of its velocity
+        self.output: object = None  # replaces the decoder's velocity
         self.rng = np.random.default_rng(0)
         self._wrap(self.ticker.runtime)
         self.connect()
@@ -150,7 +150,7 @@ class Rig:
         return [*self.units, "stranger"][unit] in self.ticker.bundle.manifest.unit_ids
 
     def send(self, *times: float, unit: int | None = None) -> None:
-        """Spikes (and, of counts, ends of bins) that arrive before the next tick."""
+        """Add spikes, and the ends of bins of counts, that arrive before the next tick."""
         if self.inlet is None:
             return
         for time in times:
@@ -171,14 +171,14 @@ class Rig:
         return self.frames[-1]
 
     def live(self, seconds: float) -> wire.CursorFrame:
-        """A spike or two a tick, in time."""
+        """Send two spikes per tick, in time."""
         for _ in range(math.ceil(seconds / TICK_S)):
             self.send(self.clock.now + 0.012, self.clock.now + 0.015)
             self.tick()
         return self.frames[-1]
 
     def _note(self, window_end: float) -> None:
-        """What will be admitted at this tick."""
+        """Record the signs of life that this tick will admit."""
         if self.inlet is None or self.inlet.breaks is not None:
             return
         if self.inlet.jumped:
@@ -214,7 +214,7 @@ class Rig:
         assert signs[0] <= start + EPS, "the window is not full"
         assert published - signs[-1] <= STALE_S + EPS, "the newest spike is old"
         gaps = np.diff([time for time in signs if time >= start - STALE_S])
-        assert len(gaps) == 0 or gaps.max() <= STALE_S + EPS, "a hole in the window"
+        assert len(gaps) == 0 or gaps.max() <= STALE_S + EPS, "a gap in the window"
         if given.acceleration_limit is not None and len(self.frames) > 1:
             before = self.frames[-2]
             rested = frame.window_end - before.window_end > STALE_S + TICK_S
@@ -227,7 +227,7 @@ class Rig:
 
 
 def other_units(bundle: Bundle, folder: Path, n_units: int) -> Bundle:
-    """The same decoder of the last `n_units` units."""
+    """The same decoder with the last `n_units` units only."""
     order = np.arange(len(bundle.manifest.unit_ids))[-n_units:]
     return bundles.write(
         folder / f"last-{n_units}.bundle",
@@ -294,14 +294,14 @@ def test_empty_bins_are_a_sign_of_life_and_silence_is_not(counts_rig: Rig) -> No
 def test_after_a_break_only_new_spikes_fill_the_window(rig: Rig, why: str) -> None:
     rig.live(2.0)
     assert rig.inlet is not None
-    rig.tick(9)  # the newest spike is a while ago
+    rig.tick(9)  # some time after the newest spike
     if why == "jump":
         rig.inlet.jumped = True
     else:
         rig.output = math.nan
     rig.tick()
     broke, rig.output = rig.clock.now, None
-    rig.tick()  # no spike yet: the newest is from before
+    rig.tick()  # no spike yet: the newest is from before the break
     while not rig.live(TICK_S).valid:
         assert rig.clock.now < broke + 2.0
     assert rig.clock.now - broke >= rig.ticker.runtime.window_s
@@ -326,7 +326,7 @@ def test_after_a_stall_without_frames_the_filters_start_from_rest(rig: Rig) -> N
     handle(rig.ticker, SetFilters(filters=Filters(smoothing_s=1.0)), 0.0)
     rig.live(2.5)
     rig.output = 0.1
-    for _ in range(20):  # spikes come, ticks don't
+    for _ in range(20):  # spikes arrive, but no tick runs
         rig.send(rig.clock.now + 0.01)
         rig.clock.now += TICK_S
     assert rig.live(TICK_S).velocity[0] == pytest.approx(0.1)
@@ -379,7 +379,7 @@ def test_a_fault_in_a_pause_clears_by_itself_and_can_be_armed(rig: Rig) -> None:
 
 
 def test_a_pause_of_minutes_does_not_overflow_the_ring(rig: Rig) -> None:
-    """At 2,000 spikes/s, 5 minutes are more than the ring holds."""
+    """At 2,000 spikes/s, 5 minutes exceed the capacity of the ring."""
     rig.live(1.5)
     handle(rig.ticker, Pause(), rig.clock.now)
     runtime = rig.ticker.runtime
@@ -511,7 +511,7 @@ EVENTS = st.one_of(
 
 
 def play(rig: Rig, others: list[Runtime], event: tuple) -> None:
-    """One event of a script."""
+    """Play one event of a script."""
     ticks = math.ceil(event[-1] / TICK_S) if isinstance(event[-1], float) else 0
     match event:
         case "live", float(seconds):
@@ -578,7 +578,7 @@ def others(tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
 def test_valid_frames_keep_their_promise_under_random_events(
     tiny, others: list[Bundle], regular: bool, script: list[tuple]
 ) -> None:
-    """What every frame must keep is in `Rig._check`."""
+    """`Rig._check` has the promises."""
     rig = Rig(tiny.bundle, regular=regular)
     try:
         runtimes = [
@@ -593,6 +593,6 @@ def test_valid_frames_keep_their_promise_under_random_events(
             play(rig, runtimes, event)
         handle(rig.ticker, Resume(), rig.clock.now)
         rig.connect()
-        assert rig.live(1.5).valid, "it recovers without a person"
+        assert rig.live(1.5).valid, "it recovers without help"
     finally:
         rig.close()

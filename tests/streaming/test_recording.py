@@ -1,4 +1,4 @@
-"""A recording on disk becomes a session: whole, cut short, with stamps that can't be."""
+"""Conversion of recordings to sessions: complete, cut short, or with wrong time stamps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPIKES = np.linspace(500.1, 529.9, 900)
 def written(
     folder: Path, times: np.ndarray | None = None, spike_times: np.ndarray = SPIKES
 ) -> Path:
-    """A recording of half a minute that nobody closed."""
+    """Write a recording of half a minute that was not closed."""
     path = folder / "today.recording"
     path.mkdir()
     samples = np.zeros(N, dtype=recording.SAMPLE)

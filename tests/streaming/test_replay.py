@@ -1,4 +1,4 @@
-"""Replay's timing, as a listener sees it: mapping, chunks, speed, loop; and a recording of it."""
+"""Timing of a replay as its consumers see it: mapping, chunks, speed, loop, recording."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def session() -> Session:
 
 
 class Heard:
-    """Inlets on all three streams of a replay, and what they received: (stamps, values)."""
+    """Inlets on the three streams of a replay, and the stamps and values they received."""
 
     def __init__(self, prefix: str) -> None:
         self.inlets = {}
@@ -66,7 +66,7 @@ class Heard:
 
 
 def play(session: Session, until: Callable[[Heard], bool] | None = None, **settings) -> tuple:
-    """Play in a thread; returns what was heard, and the mappings of every round."""
+    """Play in a thread. Returns the received data, and the mapping of every round."""
     prefix = f"{session.session_id}-{np.random.default_rng().integers(2**40)}"
     replay = Replay(session, ReplaySettings(name_prefix=prefix, **settings))
     mappings: list[Mapping] = []
@@ -125,7 +125,7 @@ def test_a_loop_is_seamless(session: Session) -> None:
     )  # fmt: skip
     assert len(mappings) >= 3
     starts = np.array([mapping.lsl_start for mapping in mappings])
-    np.testing.assert_allclose(np.diff(starts), 1.0, atol=1e-9)  # no drift, round for round
+    np.testing.assert_allclose(np.diff(starts), 1.0, atol=1e-9)  # no drift from round to round
     np.testing.assert_allclose(np.diff(heard.stamps("kinematics")), 0.01, atol=1e-6)
 
 
@@ -136,7 +136,7 @@ def test_an_hour_of_stamps_drifts_less_than_a_millisecond() -> None:
 
 
 def test_a_recorded_replay_can_be_imported(session: Session, tmp_path: Path) -> None:
-    """What LabRecorder would write of the live streams is the session that was played."""
+    """An XDF file of the live streams, as LabRecorder writes it, equals the replayed session."""
     heard, (mapping,) = play(session, lead_s=0.5, speed=10.0)
     infos = {"spikes": spikes_info, "kinematics": kinematics_info, "markers": markers_info}
     streams = [
@@ -150,7 +150,9 @@ def test_a_recorded_replay_can_be_imported(session: Session, tmp_path: Path) -> 
         for kind, make in infos.items()
     ]
     path = xdf_writer.write(tmp_path / "live.xdf", streams)
-    imported = import_recording(path, velocity="none")  # at ten times the speed they don't agree
+    imported = import_recording(
+        path, velocity="none"
+    )  # at ten times the speed, velocity doesn't match position
     played = session.spikes_between(session.domain[0, 0], session.domain[-1, 1])
     assert imported.unit_ids == session.unit_ids
     np.testing.assert_array_equal(imported.spike_units, session.spike_units[played])

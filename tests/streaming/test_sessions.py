@@ -1,4 +1,4 @@
-"""Sessions on disk: torch_brain opens ours, we open torch_brain's, and damage is named."""
+"""Session files: compatible with torch_brain in both directions, and damage is reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def path(session: Session, tmp_path: Path) -> Path:
 
 
 def with_gaps(session: Session, *gaps: tuple[float, float]) -> Session:
-    """`session` as if nothing had been sampled during `gaps`, its domains cut anew."""
+    """`session` without samples during `gaps`, with new domains."""
     times = session.cursor_times
     kept = ~np.any([(times > start) & (times < end) for start, end in gaps], axis=0)
     return with_domains(
@@ -62,14 +62,14 @@ def with_gaps(session: Session, *gaps: tuple[float, float]) -> Session:
 
 
 def lie_inside(ends: np.ndarray, window_s: float, intervals: np.ndarray) -> bool:
-    """Whether each window that ends at one of `ends` lies in one of `intervals`."""
+    """Whether each window with an end in `ends` is inside one of `intervals`."""
     starts_in = ends[:, None] - window_s >= intervals[:, 0] - 1e-9
     ends_in = ends[:, None] <= intervals[:, 1] + 1e-9
     return bool((starts_in & ends_in).any(axis=1).all())
 
 
 def perich_file(folder: Path) -> Path:
-    """A file as brainsets' perich_miller_population_2018 pipeline lays it out."""
+    """A file in the layout of brainsets' perich_miller_population_2018 pipeline."""
     rng = np.random.default_rng(3)
     n_units, end = 7, 120.0
     spike_times = np.sort(rng.uniform(0.0, end, 4000))
@@ -517,7 +517,7 @@ def test_a_save_killed_midway_leaves_the_earlier_file_and_the_next_save_clears_u
 
 
 def is_mapped(array: np.ndarray) -> bool:
-    """Whether an array's memory is a file's."""
+    """Whether an array is mapped from a file."""
     base = array
     while isinstance(base, np.ndarray | memoryview):
         base = base.base if isinstance(base, np.ndarray) else base.obj

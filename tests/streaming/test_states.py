@@ -1,4 +1,4 @@
-"""When a frame may be valid: only after a whole window of live stream."""
+"""A frame is valid only after a full window of live stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tick(watch: StreamWatch, at: float, *spikes: float) -> State:
 def live(
     watch: StreamWatch, start: float, seconds: float, *, delay_s: float = 0.002
 ) -> list[State]:
-    """A spike a tick that arrives after `delay_s`."""
+    """Send one spike per tick, which arrives after `delay_s`."""
     ticks = start + np.arange(int(seconds / TICK_S)) * TICK_S
     return [tick(watch, at, at - delay_s) for at in ticks.tolist()]
 
@@ -64,7 +64,7 @@ def test_spikes_with_tolerable_delay_are_valid_again_after_a_break(
 
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_after_a_break_the_window_must_fill_again(watch: StreamWatch, goes_on: bool) -> None:
-    """The newest spike from before would make it valid up to the limit of staleness too early."""
+    """If the newest old spike counted, the frame would be valid too early by the stale limit."""
     live(watch, 10.0, 2.0)
     (watch.refill if goes_on else watch.forget)(12.0)
     before = tick(watch, 12.01, 11.99, 11.999)
@@ -89,7 +89,7 @@ def test_stamps_from_the_future_do_not_hide_silence(watch: StreamWatch, ahead_s:
 
 
 def test_a_gap_in_spikes_that_arrive_together_is_a_break(watch: StreamWatch) -> None:
-    """After a stall of the daemon and of the sender: fresh spikes, but no window of them."""
+    """After a stall of both daemon and sender, spikes are fresh but don't fill a window."""
     live(watch, 10.0, 2.0)
     assert tick(watch, 13.0, 11.995, 12.0, 12.9, 12.95, 12.99) is State.WARMING
 

@@ -1,4 +1,4 @@
-"""Units of a stream as a decoder's."""
+"""Unit ids of streams."""
 
 from __future__ import annotations
 
