@@ -86,7 +86,7 @@ def _status_line(status: wire.Status) -> Text:
     latency = f"p50 {tail.p50:.2f}  p99 {tail.p99:.2f}  p99.9 {tail.p999:.2f} ms" if tail else "-"
     return Text(
         f"last second: {latency}   {status.spikes_per_s:.0f} spikes/s   "
-        f"{status.late_ticks} late ticks   {status.unknown_units} unknown and "
+        f"{status.skipped_ticks} skipped ticks   {status.unknown_units} unknown and "
         f"{status.missing_units} missing units   {status.detail}",
         style="dim",
     )

@@ -1,1 +1,1 @@
-"""The decode daemon: LSL in, tick loop, ZeroMQ out; sessions on disk and their replay."""
+"""The decode daemon (LSL in, ZeroMQ out), recordings, and sessions on disk."""

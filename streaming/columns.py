@@ -1,4 +1,4 @@
-"""What a sample of kinematics holds, live and on disk: metres and m/s, NaN where it has none."""
+"""Columns of a kinematics sample, live and on disk: metres and m/s, NaN for missing values."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ POSITION = slice(0, 2)
 VELOCITY = slice(2, 4)
 TARGET = slice(4, 6)
 NO_UNIT = (
-    "no channel of the kinematics names a unit; taken as m and m/s, which streams with these "
-    "labels are in (docs/STREAMS.md)"
+    "no channel of the kinematics names a unit; taken as m and m/s, the default for these labels "
+    "(docs/STREAMS.md)"
 )
 
 
 def names_no_unit(channels: Iterable[tuple[str, str]]) -> bool:
-    """Whether a stream is in m and m/s because none of its channels says what it is in.
+    """Whether no channel names a unit, so that the stream is taken to be in m and m/s.
 
-    channels: the label and the unit of each. One rule for what is read live and from a file.
+    channels: label and unit of each channel. Live streams and files follow the same rule.
     """
     return not any(unit.strip() for label, unit in channels if label in COLUMNS)

@@ -1,7 +1,6 @@
-"""Words for units of length and of speed, as streams and files write them: one table for all.
+"""Names of units of length and speed, as streams and files write them.
 
-It knows words only. Whether a stream may leave its unit out, and what to do about one that is
-in pixels, is its reader's affair.
+Each reader decides whether a unit may be missing, and what to do about pixels.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ KNOWN = "m, cm, mm, m/s, cm/s, mm/s (or written out)"  # for messages
 def metres_in(word: str) -> float | None:
     """Metres, or metres per second, in one `word` (`cm`, `Metres`, `mm/s`, `meters per second`).
 
-    None if the word is no unit of length: `pixels`, `deg`, `unknown`, or no word at all.
+    Returns None if the word is not a unit of length or speed: `pixels`, `deg`, `unknown`, or empty.
     """
     length, rate = _parts(word)
     metres = _METRES_OF.get(length)
@@ -45,12 +44,12 @@ def metres_in(word: str) -> float | None:
 
 
 def is_speed(word: str) -> bool:
-    """Whether `word` is a length per time."""
+    """Whether `word` is a unit of speed."""
     return metres_in(word) is not None and _parts(word)[1] is not None
 
 
 def says_nothing(word: str) -> bool:
-    """Whether `word` leaves the unit open (empty, `unknown`, `n/a`), rather than name another."""
+    """Whether `word` means that the unit is unknown (empty, `unknown`, `n/a`)."""
     return _plain(word) in _NOTHING
 
 
@@ -59,7 +58,7 @@ def _plain(word: str) -> str:
 
 
 def _parts(word: str) -> tuple[str, str | None]:
-    """The length's word, and the time's it is divided by, if any."""
+    """The unit of length, and the unit of time that it is divided by, if any."""
     plain = _plain(word).replace("⁻¹", "^-1").replace("−", "-")
     if match := re.fullmatch(r"(\w+)(?:[ ·*.]|\\cdot )*?(s|sec|ms)\*{0,2}\^?\(?-1\)?", plain):
         return match[1].rstrip("_"), match[2]

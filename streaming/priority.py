@@ -1,10 +1,11 @@
-"""The thread that ticks, before all others, as far as the system lets it.
+"""Thread priorities: real-time for the thread that ticks, high for the threads that send.
 
-Ticks come late where something else runs: another process on the core, or another thread of this
-one with Python's lock. Against the first stands real-time priority, against the second a short
-switch interval: the loader of a decoder gives the lock back after half a millisecond and not five.
-ZeroMQ's threads, which send the frames, are ordinary ones but with the best niceness: behind a busy
-machine's other work, frames would leave late, or not at all once the short queue is full.
+A tick is late if another process has the core, or another thread has Python's global lock.
+Real-time priority prevents the first. A short switch interval limits the second: the thread that
+loads a decoder gives the lock back after 0.5 ms, not 5 ms.
+
+ZeroMQ's threads send the frames. They run at the best niceness: on a busy machine, frames would
+otherwise leave late, or be dropped once the short queue is full.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-PRIORITY = 10  # of 1 to 99: above everything that isn't real-time, below the kernel's threads
+PRIORITY = 10  # 1 to 99: above all ordinary threads, below the kernel's real-time threads
 SWITCH_S = 0.0005
-NICE = -20  # of threads that send
+NICE = -20  # for the threads that send
 
 
 @contextmanager
 def real_time(wanted: bool = True) -> Iterator[bool]:
-    """The calling thread in real time (`SCHED_FIFO`) until the block ends; yields whether it is.
+    """Run the block at real-time priority (`SCHED_FIFO`); yields whether it was granted.
 
-    It isn't where the system has no such thing (Windows, macOS) or forbids it: Linux wants root,
-    `CAP_SYS_NICE` or a limit of `rtprio`. Threads and processes begun in the block are ordinary.
+    Windows and macOS don't have it. Linux grants it to root, with `CAP_SYS_NICE`, or with an
+    `rtprio` limit. Threads and processes started in the block have ordinary priority.
     """
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
@@ -39,7 +40,7 @@ def real_time(wanted: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def before_others(wanted: bool = True) -> Iterator[None]:
-    """Threads begun in the block run before other ordinary ones, where the system lets them."""
+    """Give threads started in the block the best niceness, if the system allows it."""
     before = _threads()
     yield
     for thread in _threads() - before if wanted else ():
@@ -48,7 +49,7 @@ def before_others(wanted: bool = True) -> Iterator[None]:
 
 
 def _threads() -> set[int]:
-    """Ids of this process's threads; none where the system doesn't tell."""
+    """Ids of this process's threads; empty if the system doesn't list them."""
     try:
         return {int(name) for name in os.listdir("/proc/self/task")}
     except OSError:

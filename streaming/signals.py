@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a loop after its running step; handlers are put back."""
+"""Stop a loop on SIGINT or SIGTERM, after its current step, and restore the handlers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Stoppable(Protocol):
 def stop_on_signal(loop: Stoppable, *, within_s: float | None = None) -> Iterator[None]:
     """Set `loop.should_stop` on SIGINT or SIGTERM.
 
-    within_s: ends the process, with exit code 1, if the block doesn't end in that time after a
-        signal. Python's handlers don't run while a step hangs in C code, such as a decoder's graph.
+    within_s: if the block is still running this long after a signal, end the process with exit
+        code 1. Python's handlers don't run while a step hangs in C code, such as ONNX Runtime.
     """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -45,25 +45,28 @@ def stop_on_signal(loop: Stoppable, *, within_s: float | None = None) -> Iterato
 
 @contextmanager
 def _ended_within(seconds: float) -> Iterator[None]:
-    """A thread hears of signals by Python's wakeup descriptor, which is written to in C."""
-    heard, told = socket.socketpair()
-    told.setblocking(False)
+    """End the process if a signal isn't followed by the end of the block within `seconds`.
+
+    A thread reads Python's wakeup descriptor, which the C signal handler writes to.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
     ended = threading.Event()
 
     def watch() -> None:
-        while numbers := heard.recv(64):
+        while numbers := receiver.recv(64):
             if set(numbers) & set(NUMBERS) and not ended.wait(seconds):
-                log.error("did not end within %g s of a signal: a step hangs; ended", seconds)
+                log.error("still running %g s after a signal: a step hangs; exiting", seconds)
                 os._exit(1)
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()
-    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
         ended.set()
         signal.set_wakeup_fd(before)
-        told.close()
+        sender.close()
         thread.join()
-        heard.close()
+        receiver.close()

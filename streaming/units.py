@@ -1,7 +1,8 @@
-"""A stream's units as a decoder's: by id, whatever their order.
+"""Matches a stream's units to a bundle's units by id.
 
-A stream numbers its units in the order of its description, a bundle in that of its manifest.
-Decoders come and go on one stream, so spikes are kept by the stream's numbers and matched anew.
+A stream numbers its units in the order of its description, a bundle in the order of its manifest.
+Decoders are swapped while a stream is read. So spikes are kept with the stream's unit numbers and
+matched again for each decoder.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import numpy as np
 
 from decoder.arrays import Ints
 
-UNKNOWN = -1  # unit index of an event whose unit nobody knows
+UNKNOWN = -1  # unit index of an event whose unit is not in the bundle
 
 
 class UnitMatch:
-    """Positions in a bundle's unit ids, of the units of a stream.
+    """Maps a stream's unit indices to positions in a bundle's unit ids.
 
-    n_known: units that the stream has and the bundle knows. n_unknown: that the bundle doesn't
-    know. n_missing: units of the bundle that the stream doesn't have.
+    n_known: units in both. n_unknown: units of the stream that are not in the bundle.
+    n_missing: units of the bundle that are not in the stream.
     """
 
     def __init__(self, stream_units: Sequence[str], bundle_units: Sequence[str]) -> None:
@@ -33,15 +34,15 @@ class UnitMatch:
         self.n_missing = len(index_of) - len(set(found) - {UNKNOWN})
 
     def __call__(self, stream_index: Ints) -> Ints:
-        """Bundle indices of stream indices (n,); UNKNOWN stays."""
+        """Returns the bundle indices (n,) of stream indices (n,); `UNKNOWN` maps to itself."""
         return self._table[stream_index]
 
 
 def repeated_units(unit_ids: Sequence[str]) -> str | None:
-    """What is wrong with ids that name more than one unit; None if each names one.
+    """An error message if an id names more than one unit, else None.
 
-    Two probes that both count from 0 would be decoded, or recorded, as one: whoever reads units
-    (a live stream, a recording, a file) refuses them at first sight, with these words.
+    Two probes that both count from 0 would be decoded or recorded as one. Live streams, recordings
+    and files all refuse such ids with this message.
     """
     repeated = [unit_id for unit_id, n in Counter(unit_ids).items() if n > 1]
     if not repeated:

@@ -1,1 +1,1 @@
-"""The process that decodes: tick loop, commands, swap, health, watchdog."""
+"""The process that decodes: ticks, commands, status, decoder swap, watchdog."""

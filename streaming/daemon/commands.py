@@ -1,4 +1,4 @@
-"""What each command of the control socket does, between two ticks."""
+"""Carries out the commands of the control socket, between two ticks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from streaming.wire.states import State
 
 
 def handle(ticker: Ticker, command: Command, window_end: float) -> str | None:
-    """Do as told; returns what is wrong with the command, if anything."""
+    """Carry out one command. Returns why it is refused, or None."""
     match command:
         case control.Load(path=path):
             if ticker.loader.busy:
-                return "another decoder is being loaded; ask again when it is done"
+                return "another decoder is being loaded; try again when it is done"
             ticker.loader.load(
                 Path(path), ticker.runtime, epoch=ticker.started, recent=_recent_spikes(ticker)
             )
@@ -32,7 +32,7 @@ def handle(ticker: Ticker, command: Command, window_end: float) -> str | None:
             return swap(ticker, candidate, window_end)
         case control.Rollback():
             if ticker.previous is None:
-                return "there is no decoder before this one"
+                return "there is no previous decoder"
             return swap(ticker, ticker.previous, window_end)
         case control.SetInput(kind=kind, name=name):
             ticker.read_from(StreamQuery(kind=kind, name=name), window_end)
@@ -51,7 +51,7 @@ def handle(ticker: Ticker, command: Command, window_end: float) -> str | None:
 
 
 def _recent_spikes(ticker: Ticker) -> StreamSpikes | None:
-    """All that is kept of the stream that is open."""
+    """The recent spikes of the open stream; None if no stream is open."""
     if ticker.inlet is None:
         return None
     times, stream_units = ticker.recent.since(-inf)
@@ -61,12 +61,12 @@ def _recent_spikes(ticker: Ticker) -> StreamSpikes | None:
 
 
 def _arm(ticker: Ticker, window_end: float) -> str | None:
-    """Resume, but only where all is there that a cursor needs."""
+    """Resume, but only with a listener, a live stream and a working decoder."""
     missing = []
     if not ticker.publisher.has_listener:
         missing.append("nobody listens to cursor frames")
     if ticker.watch.judge(window_end) is not State.DECODING:
-        missing.append("no unbroken live spikes fill the decoder's window")
+        missing.append("unbroken live spikes don't fill the decoder's window yet")
     if ticker.fault is not None:
         missing.append(ticker.fault)
     if missing:
@@ -76,7 +76,10 @@ def _arm(ticker: Ticker, window_end: float) -> str | None:
 
 
 def swap(ticker: Ticker, runtime: Runtime, window_end: float) -> str | None:
-    """Decode with another runtime from the next tick on, which sees the same spikes."""
+    """Decode with another runtime from the next tick on, with the same recent spikes.
+
+    Returns why that is refused, or None.
+    """
     unit_ids = runtime.bundle.manifest.unit_ids
     match = UnitMatch(ticker.inlet.unit_ids if ticker.inlet else (), unit_ids)
     least = max(ticker.settings.min_known_share * len(unit_ids), 1)
@@ -93,13 +96,13 @@ def swap(ticker: Ticker, runtime: Runtime, window_end: float) -> str | None:
     seen = times >= window_end - runtime.window_s
     runtime.append(times[seen], unit_index[seen])
     ticker.runtime, ticker.previous, ticker.match = runtime, ticker.runtime, match
-    ticker.connector.bundle_units = unit_ids  # a stream that is found from now on is checked
-    ticker.admission.window_s = ticker.watch.window_s = runtime.window_s
-    if runtime.window_s > KEEP_S:  # it has not seen a whole window yet
+    ticker.connector.bundle_units = unit_ids  # for streams found from now on
+    ticker.admission.max_age_s = ticker.watch.unbroken_s = runtime.window_s
+    if runtime.window_s > KEEP_S:  # the recent spikes don't fill its window
         ticker.watch.refill(window_end)
     elif ticker.inlet is not None and ticker.inlet.bin_ends is None:
-        ticker.watch.recount(times, window_end)  # of units that the other may not know
+        ticker.watch.recount(times, window_end)  # only spikes of its own units are signs of life
     ticker.loader.drop()
-    ticker.filters.forget_bias()  # it was the other decoder's
+    ticker.filters.forget_bias()  # learned from the other decoder
     ticker.fault = None
     return None

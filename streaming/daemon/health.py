@@ -1,4 +1,4 @@
-"""Tick latencies and rates, kept in place so that counting costs a tick nothing."""
+"""Tick latencies and event rates, collected in preallocated arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ KEPT_TICKS = 8192
 
 
 class TickHealth:
-    """Latencies (window end to publication) and events since the last `read`."""
+    """Latencies (window end to publication) and events since the last `read`.
+
+    backlog_s: age of the oldest event drained in the last tick that had any.
+    """
 
     def __init__(self) -> None:
         self._latency_ms = np.empty(KEPT_TICKS)
@@ -21,24 +24,24 @@ class TickHealth:
         self.backlog_s: float | None = None
 
     def start(self, now: float) -> None:
-        """Begin a period at `now`, seconds on the LSL clock."""
+        """Begin a period at `now` (LSL clock, s)."""
         self._n_ticks = self._n_events = 0
         self._since = now
 
     def tick(self, latency_ms: float) -> None:
-        """Note one tick."""
+        """Add the latency of one tick."""
         self._latency_ms[self._n_ticks % KEPT_TICKS] = latency_ms
         self._n_ticks += 1
 
     def drained(self, n_events: int, times: Floats, now: float) -> None:
-        """Note what a tick took off the stream at `now`: events, and times (n,) of their spikes."""
+        """Add the events that a tick drained at `now`, and the times (n,) of their spikes."""
         self._n_events += n_events
         times = times[np.isfinite(times)]
         if len(times):
             self.backlog_s = now - float(times.min())
 
     def read(self, now: float) -> tuple[wire.Quantiles | None, float]:
-        """Latency quantiles and events/s since the last read, and a new period."""
+        """Latency quantiles and events/s since the last read; begins a new period."""
         latencies = self._latency_ms[: min(self._n_ticks, KEPT_TICKS)]
         rate = self._n_events / max(now - self._since, 1e-9)
         summary = quantiles(latencies) if len(latencies) else None
@@ -47,7 +50,7 @@ class TickHealth:
 
 
 def quantiles(values_ms: np.typing.NDArray[np.float64]) -> wire.Quantiles:
-    """p50 to p99.9 and the maximum of (n,) milliseconds."""
+    """Quantiles p50 to p99.9 and the maximum of values (n,), ms."""
     p50, p95, p99, p999 = np.percentile(values_ms, (50, 95, 99, 99.9))
     return wire.Quantiles(
         p50=float(p50), p95=float(p95), p99=float(p99), p999=float(p999), max=float(values_ms.max())

@@ -1,11 +1,11 @@
-"""The decode daemon: spikes in, velocity out, one decode every tick.
+"""The decode daemon: spikes in, velocity out, one decode per tick.
 
     volition decode BUNDLE --tick-ms 10
 
-One process with one job. It starts without a server and without a stream, and publishes a frame
-at every tick from the first.
+The daemon is one process that only decodes. It needs neither a server nor a stream to start, and
+publishes a frame at every tick from the first. `streaming/daemon/tick.py` has the path of a spike.
 
-Lifecycle: `serve` = `startup`, `main_loop` (a tick at each deadline), `shutdown`.
+Lifecycle: `serve` runs `startup`, `main_loop` (one tick per deadline) and `shutdown`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from streaming.wire.states import State
 
 log = logging.getLogger("volition.decode")
 
-HANGS_S = 10.0  # a tick that goes on for so long after a signal hangs; a busy machine takes less
+HANGS_S = 10.0  # a tick still running this long after a signal hangs, even on a busy machine
 STATUS_EVERY_S = 1.0
 
 
 class Daemon:
-    """Decodes one bundle until told to stop.
+    """Decodes until it is stopped.
 
     Raises ProviderError, BundleError or SettingsError at construction, never later.
     """
@@ -59,11 +59,11 @@ class Daemon:
             self.ticker.publisher.close()
             raise
         self._status_due = 0.0
-        self._latency: wire.Quantiles | None = None  # of the last period, as is the rate
+        self._latency: wire.Quantiles | None = None  # of the last period, like the rate
         self._spikes_per_s = 0.0
 
     def serve(self) -> None:
-        """Run until SIGINT or SIGTERM (or `should_stop`)."""
+        """Run until SIGINT, SIGTERM or `should_stop`."""
         with stop_on_signal(self.ticker, within_s=HANGS_S), _no_garbage_collection():
             self.startup()
             try:
@@ -74,7 +74,7 @@ class Daemon:
                 self.shutdown()
 
     def startup(self) -> None:
-        """Warm the decoder and begin to look for the stream."""
+        """Warm the decoder and start the search for the stream."""
         took_s = prove(self.ticker.runtime, epoch=self.ticker.started)
         self.ticker.connector.start()
         self.metronome = Metronome(self.settings.tick_ms / 1000.0, clock=self._clock)
@@ -85,12 +85,12 @@ class Daemon:
             self.settings.tick_ms, self.ticker.publisher.bound_to, self.ticker.connector.query,
         )  # fmt: skip
         if warning := provider_warning(self.ticker):
-            log.warning("WARNING: %s", warning)  # the log's lines don't name their level
+            log.warning("WARNING: %s", warning)  # the log format has no level
 
     def main_loop(self) -> None:
-        """A tick at every deadline, then a command if one waits.
+        """Run a tick at every deadline, then handle a command if one waits.
 
-        Status once a second and when the state changes.
+        Publishes the status once a second and when the state changes.
         """
         while not self.ticker.should_stop:
             before = self.ticker.state
@@ -110,8 +110,8 @@ class Daemon:
             problem = (
                 command if isinstance(command, str) else handle(self.ticker, command, window_end)
             )
-        except Exception as error:  # a command that can't be done is an answer, never an end
-            problem = f"that failed: {named(error)}"
+        except Exception as error:  # a failed command is answered and must not end the loop
+            problem = f"the command failed: {named(error)}"
         self.control.answer(Reply(problem=problem, status=self.status(self._clock())))
 
     def status(self, now: float) -> wire.Status:
@@ -119,13 +119,13 @@ class Daemon:
         return status_of(
             self.ticker,
             now,
-            n_skipped=self.metronome.n_late,
+            n_skipped=self.metronome.n_skipped,
             latency=self._latency,
             spikes_per_s=self._spikes_per_s,
         )
 
     def shutdown(self) -> None:
-        """Publish one last invalid frame, say how it went, close the sockets."""
+        """Publish a last, invalid frame and the status, close the sockets, log the totals."""
         now = self._clock()
         self.ticker.state = State.IDLE
         self.ticker.publisher.send(self.ticker.frame(now, ZERO, now, now))
@@ -138,8 +138,8 @@ class Daemon:
         if self.ticker.inlet is not None:
             self.ticker.inlet.close()
         log.info(
-            "stopped after %.1f s: %d frames, %d late ticks, %d events drained, %d taken",
-            last.uptime_s, last.ticks, last.late_ticks,
+            "stopped after %.1f s: %d frames, %d skipped ticks, %d events drained, %d taken",
+            last.uptime_s, last.ticks, last.skipped_ticks,
             self.ticker.n_drained,
             self.ticker.admission.counters.taken,
         )  # fmt: skip
@@ -147,7 +147,7 @@ class Daemon:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Without collector pauses: a tick makes no reference cycles."""
+    """Prevent pauses of the garbage collector; a tick makes no reference cycles."""
     gc.collect()
     gc.freeze()
     gc.disable()

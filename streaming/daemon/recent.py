@@ -1,7 +1,7 @@
-"""The last seconds of the stream by its own unit numbers, for a decoder that is swapped in.
+"""The last seconds of the stream with its own unit numbers, for a decoder that is swapped in.
 
-The decoder in use keeps spikes of its own units only; the next one knows others. What came
-lately is kept here as it came, so that a swap costs no window of warming up.
+The decoder in use stores only spikes of its own units; the next decoder may have others. All
+recent spikes are stored here, so that a new decoder has a full window at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from decoder.arrays import Floats, Ints
 from decoder.memory.ring import TokenRing
 from decoder.runtimes.base import FUTURE_S, MAX_RATE_HZ
 
-KEEP_S = 1.5  # more than the window of any preset
+KEEP_S = 1.5  # longer than the window of every preset
 
 
 class RecentSpikes:
@@ -23,13 +23,13 @@ class RecentSpikes:
         self._ring = TokenRing(int(MAX_RATE_HZ * keep_s), (0,), keep_s=keep_s)
 
     def append(self, times: Floats, stream_units: Ints, *, now: float) -> None:
-        """Add what a tick drained at `now`, (n,) each."""
+        """Add the spikes (n,) that a tick drained at `now`."""
         usable = np.isfinite(times) & (times > now - KEEP_S) & (times < now + FUTURE_S)
         times, stream_units = times[usable], stream_units[usable]
         self._ring.append(times, stream_units, np.empty((len(times), 0), dtype=np.float32))
 
     def since(self, time_s: float) -> tuple[Floats, Ints]:
-        """Times and stream unit indices of spikes from `time_s` on."""
+        """Times (n,) and stream unit indices (n,) of the spikes from `time_s` on."""
         first = int(self._ring.times.searchsorted(time_s))
         return self._ring.times[first:].copy(), self._ring.units[first:].copy()
 

@@ -1,4 +1,4 @@
-"""The daemon's settings: read once, from arguments and `VOLITION_…` variables."""
+"""The daemon's settings, from arguments and `VOLITION_…` environment variables."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from decoder.filters import Filters
 from streaming.inlets.spikes import StreamKind
 from streaming.wire.messages import DEFAULT_ADDRESS
 
-# Paused for this reason, a daemon is resumed by its server once it has been told all else. For one
-# that somebody else starts again: until the server has seen it, it must move nothing.
+# The reason for which a restarted daemon begins paused. Its server resumes it after sending the
+# input, filters and decoder. Until then, the daemon must not move anything.
 RESTARTED = "restarted; waiting for the server"
 
 
 class DaemonSettings(BaseSettings):
-    """How the daemon runs. Every field can be set as `VOLITION_<NAME>`."""
+    """Settings of the daemon. Every field can be set as `VOLITION_<NAME>`."""
 
     model_config = SettingsConfigDict(env_prefix="VOLITION_", frozen=True, extra="forbid")
 
@@ -25,23 +25,23 @@ class DaemonSettings(BaseSettings):
     stream_type: StreamKind = "Spikes"
     stream_name: str | None = None
     address: str = Field(default=DEFAULT_ADDRESS, description="ZeroMQ address to publish on")
-    control: str | None = Field(default=None, description="ZeroMQ address to take commands on")
+    control: str | None = Field(default=None, description="ZeroMQ address for commands")
     control_open: bool = Field(
-        default=False, description="take commands on an address that other machines reach"
+        default=False, description="accept a command address that other machines can reach"
     )
     stale_after_ms: float = Field(
         default=250.0,
         gt=0,
         le=1000,
         allow_inf_nan=False,
-        description="age of the newest spike, ms, at which decoding stops",
+        description="age of the newest spike at which decoding stops, ms",
     )
     fault_speed: float = Field(
         default=5.0,
         gt=0,
         le=1000,
         allow_inf_nan=False,
-        description="speed after the filters, m/s, above which a velocity is a fault",
+        description="speed after the filters above which a velocity is a fault, m/s",
     )
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     require_provider: bool = False
@@ -49,11 +49,11 @@ class DaemonSettings(BaseSettings):
         default=0.5,
         ge=0,
         le=1,
-        description="share of the bundle's units that the stream must have",
+        description="least share of the bundle's units in the stream",
     )
-    threads: int = Field(default=1, ge=1, le=64, description="threads of ONNX Runtime")
-    realtime: bool = Field(default=True, description="real-time priority where it is allowed")
-    paused: str | None = Field(default=None, description="begin paused, for this reason")
+    threads: int = Field(default=1, ge=1, le=64, description="number of ONNX Runtime threads")
+    realtime: bool = Field(default=True, description="real-time priority, if the system allows it")
+    paused: str | None = Field(default=None, description="start paused, for this reason")
     filters: Filters = Field(default=Filters(), description="output filters, as JSON")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The status: the daemon's health, and in words what it waits for or what went wrong."""
+"""The daemon's status: its health, and an explanation of its state for people."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from streaming.daemon.tick import Ticker
 from streaming.wire import messages as wire
 from streaming.wire.states import State
 
-LEFT_OUT = {  # why events can't be used, in words
+LEFT_OUT = {  # why events can't be used, for the explanation
     "future": "are stamped ahead of this host's clock",
     "too_old": "are stamped before the decoder's window",
     "no_time": "have no time stamp",
-    "unknown_unit": "are of units that the bundle doesn't know",
+    "unknown_unit": "are of units that are not in the bundle",
 }
 
 
@@ -26,9 +26,9 @@ def status_of(
     latency: wire.Quantiles | None,
     spikes_per_s: float,
 ) -> wire.Status:
-    """The daemon's health at `now`, seconds on the LSL clock.
+    """The status at `now` (LSL clock, s).
 
-    n_skipped: ticks skipped since the start. latency, spikes_per_s: of the last period.
+    n_skipped: deadlines skipped since the start. latency, spikes_per_s: of the last period.
     """
     inlet = ticker.inlet
     return wire.Status(
@@ -41,6 +41,7 @@ def status_of(
         started=ticker.started,
         uptime_s=now - ticker.started,
         ticks=ticker.n_frames,
+        skipped_ticks=n_skipped,
         late_ticks=n_skipped,
         latency=latency,
         spikes_per_s=spikes_per_s,
@@ -69,25 +70,26 @@ def status_of(
 
 
 def provider_warning(ticker: Ticker) -> str:
-    """That decodes don't run where they were asked to: they may take longer than a tick."""
+    """A warning if decodes don't run on the requested provider, else an empty text."""
     asked, runs_on = ticker.settings.provider, ticker.runtime.provider
     if PROVIDERS.get(asked, runs_on) == runs_on:
         return ""
     return (
         f"{asked} was asked for, but decodes run on {runs_on}: check the GPU, its driver and "
-        "volition[cuda], or ask for --require-provider to refuse this"
+        "volition[cuda]; --require-provider refuses to start instead"
     )
 
 
 def explain(ticker: Ticker) -> str:
+    """What the daemon waits for or what went wrong; empty while it decodes."""
     if ticker.paused is not None:
         return f"paused: {ticker.paused}" if ticker.paused else "paused"
     if ticker.inlet is None:
         return ticker.connector.problem or ticker.detail or f"waiting for {ticker.connector.query}"
     if ticker.is_overfull and ticker.state in (State.STALE, State.WARMING):
-        return f"more than {MAX_RATE_HZ:,} spikes/s come, which no window holds; is it noise?"
+        return f"more than {MAX_RATE_HZ:,} spikes/s arrive, too many for the window; is it noise?"
     if ticker.connector.problem and ticker.state in (State.STALE, State.READY):
-        return ticker.connector.problem  # of the sender that would take the silent one's place
+        return ticker.connector.problem  # with the stream that would replace the silent one
     return {
         State.STALE: _explain_no_spikes(ticker, "no spikes; waiting for the stream to come back"),
         State.WARMING: "filling the window",
@@ -102,11 +104,11 @@ def _explain_no_spikes(ticker: Ticker, otherwise: str) -> str:
         return otherwise
     reasons = ", ".join(f"{n} {LEFT_OUT[name]}" for name, n in left_out.items())
     clock = "" if left_out.keys() == {"unknown_unit"} else "the sender's clock and "
-    return f"events come, but none can be used: {reasons}; check {clock}the bundle's units"
+    return f"events arrive, but none can be used: {reasons}; check {clock}the bundle's units"
 
 
 def _printable(text: str) -> str:
-    """Text that can be sent: a path may hold bytes that are no characters."""
+    """Text that can be encoded: a path may contain bytes that are not UTF-8."""
     return text.encode(errors="replace").decode()
 
 

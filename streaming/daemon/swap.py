@@ -1,8 +1,9 @@
-"""The next decoder: opened, proven and warmed beside the one in use, then put in its place.
+"""Loads the next decoder in a thread, while the current one goes on decoding.
 
-A new graph is proven in a process of its own first (`decoder.runtimes.proof`), so that one that
-hangs or crashes can't end the daemon. If only the unit tables are new, the graph is shared, and it
-takes milliseconds. Either way the stream's last spikes must decode to a velocity here too.
+A bundle with a new graph is first tested in a process of its own (`decoder.runtimes.proof`): a
+graph that hangs or crashes there can't end the daemon. If only the unit tables are new, the graph
+is shared and loading takes milliseconds. In both cases the decoder must then decode the stream's
+last spikes to a velocity in this process.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ log = logging.getLogger("volition.decode")
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpikes:
-    """Spikes by the stream's unit numbers, (n_spikes,) each, and the ids that these mean."""
+    """Spikes with the stream's unit indices, (n_spikes,) each, and the stream's unit ids."""
 
     times: Floats
     stream_units: Ints
     unit_ids: Sequence[str]
 
     def for_units(self, bundle_units: Sequence[str]) -> Spikes:
-        """Those of a bundle's units."""
+        """The spikes of a bundle's units."""
         unit_index = UnitMatch(self.unit_ids, bundle_units)(self.stream_units)
         known = unit_index != UNKNOWN
         return Spikes(times=self.times[known], unit_index=unit_index[known])
@@ -42,7 +43,8 @@ class StreamSpikes:
 class Loader:
     """Opens one candidate at a time.
 
-    tick_s: seconds between ticks; a decoder that needs them closer is refused.
+    candidate: the decoder, once it is ready. problem: why the last one could not be opened.
+    tick_s: seconds between ticks; a decoder that needs shorter ticks is refused.
     """
 
     def __init__(self, *, tick_s: float) -> None:
@@ -58,9 +60,9 @@ class Loader:
     def load(
         self, path: Path, current: Runtime, *, epoch: float, recent: StreamSpikes | None = None
     ) -> None:
-        """Begin; `candidate` or `problem` says how it went once it isn't `busy`.
+        """Start loading; `candidate` or `problem` is set once `busy` is false.
 
-        recent: the stream's last spikes, by which the decoder is proven.
+        recent: the stream's last spikes, used to test the decoder.
         """
         self.candidate = self.problem = None
         self._thread = threading.Thread(
@@ -88,7 +90,7 @@ class Loader:
             prove(runtime, epoch=epoch, recent=spikes)
         except VolitionError as error:
             self.problem = str(error)
-        except Exception as error:  # the daemon goes on whatever a bundle does
+        except Exception as error:  # no bundle may end the daemon
             log.exception("loading %s", path)
             self.problem = f"{path} can't be loaded ({error!r})"
         else:
@@ -96,7 +98,7 @@ class Loader:
 
 
 def check_tick(runtime: Runtime, tick_s: float) -> None:
-    """Raise SettingsError where a decoder needs decodes closer than every `tick_s`."""
+    """Raises SettingsError if a decoder needs shorter ticks than `tick_s`."""
     if tick_s >= runtime.window_s:
         raise SettingsError(
             f"--tick-ms {1e3 * tick_s:g}: {runtime.bundle.path.name} needs a decode at least every "

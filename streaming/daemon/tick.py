@@ -1,7 +1,7 @@
 """One tick: drain the stream, decode, publish a frame.
 
-A frame leaves at every tick, and its `state` and `valid` tell whether its velocity may be trusted.
-Inside a tick there is no logging, no lock, no file and no event loop.
+Every tick publishes a frame. Its `state` and `valid` tell whether the velocity can be trusted.
+A tick doesn't log, lock, touch a file or wait for an event loop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from streaming.daemon.recent import RecentSpikes
 from streaming.daemon.settings import DaemonSettings
 from streaming.daemon.swap import Loader, check_tick
 from streaming.inlets.admission import Admission
-from streaming.inlets.spikes import Connector, SpikeInlet, StreamQuery
+from streaming.inlets.spikes import SpikeConnector, SpikeInlet, StreamQuery
 from streaming.priority import before_others
 from streaming.units import UnitMatch
 from streaming.wire import messages as wire
@@ -31,12 +31,14 @@ from streaming.wire.publish import Publisher
 from streaming.wire.states import NEVER, State, StreamWatch
 
 ZERO = (0.0, 0.0)
-BROKEN_M_S = 1000.0  # a decoder that gives more is broken, whatever limits its output has
+BROKEN_M_S = 1000.0  # a faster output is a fault, whatever limits the filters have
 
 
 class Ticker:
-    """A decoder, the stream it reads, the socket it publishes on: everything that a tick uses.
+    """The decoder, its input stream and its output socket: everything that a tick uses.
 
+    fault: why the decoder's output can't be trusted, until a decode is plausible again.
+    paused: why decoding is paused. detail: why the stream was lost. previous: for a rollback.
     Raises ProviderError, BundleError or SettingsError at construction, never later: a lost stream
     is a state, not an error.
     """
@@ -64,10 +66,10 @@ class Ticker:
         self.state = State.WARMING
         self.admission = Admission(self.runtime.window_s)
         self.watch = StreamWatch(
-            window_s=self.runtime.window_s, stale_after_s=settings.stale_after_ms / 1000.0
+            unbroken_s=self.runtime.window_s, stale_after_s=settings.stale_after_ms / 1000.0
         )
         self.health = TickHealth()
-        self.connector = Connector(
+        self.connector = SpikeConnector(
             StreamQuery(kind=settings.stream_type, name=settings.stream_name),
             bundle.manifest.unit_ids,
             min_known_share=settings.min_known_share,
@@ -82,35 +84,35 @@ class Ticker:
         self.n_offset_jumps = 0
         self.started = self._clock()
         self.detail = ""
-        self.fault: str | None = None  # what is wrong; None once a decode is a velocity again
-        self._overfull = NEVER  # when spikes of the window were last left out
+        self.fault: str | None = None
+        self._overfull = NEVER  # the last tick that dropped spikes of the window
         self._last_tick = NEVER
         self.paused = settings.paused
 
     @property
     def bundle(self) -> Bundle:
-        """Of the decoder in use."""
+        """The bundle of the decoder in use."""
         return self.runtime.bundle
 
     @property
     def n_drained(self) -> int:
-        """Events taken off the stream since the start."""
+        """Events taken off the stream since the start, over all senders."""
         return self._n_drained_before + (self.inlet.n_drained if self.inlet else 0)
 
     @property
     def n_inlet_overflows(self) -> int:
-        """Times that LSL's own buffer was full when it was drained."""
+        """How often liblsl's buffer was full when it was drained."""
         return self._n_inlet_overflows_before + (self.inlet.n_overflows if self.inlet else 0)
 
     @property
     def is_overfull(self) -> bool:
-        """Whether spikes of the last tick's window were left out because the ring was full."""
+        """Whether spikes of the current window were dropped because the ring was full."""
         return self._last_tick - self._overfull <= self.runtime.window_s
 
     def tick(self, window_end: float) -> None:
         """Drain the stream, decode at `window_end` (LSL clock, s), publish one frame."""
         if window_end - self._last_tick > self.watch.stale_after_s + self.settings.tick_ms / 1e3:
-            self.filters.interrupt()  # no frame came for so long: whoever moves has stopped
+            self.filters.interrupt()  # the rig has stopped the cursor after such a pause
         self._last_tick = window_end
         self._drain(window_end)
         self.state = self.watch.judge(window_end)
@@ -119,7 +121,7 @@ class Ticker:
         if self.state is State.DECODING and (self.paused is None or self.fault is not None):
             velocity = self._decode(window_end)
         if self.fault is not None and self.state in (State.WARMING, State.DECODING):
-            self.state = State.FAULT  # until a decode is a velocity again, in a pause too
+            self.state = State.FAULT  # until a decode is plausible again, also during a pause
         if self.paused is not None:
             self.state = State.PAUSED
         published = self._clock()
@@ -134,39 +136,39 @@ class Ticker:
         self.health.tick((published - window_end) * 1e3)
 
     def _is_late(self, window_end: float, published: float) -> bool:
-        """Whether the tick stalled so long that what it decoded is old when it leaves."""
+        """Whether the tick stalled so long that its velocity is stale at publication."""
         oldest = max(published - window_end, self.watch.age_s(published))
         return oldest > self.watch.stale_after_s
 
     def _decode(self, window_end: float) -> Velocity:
-        """Velocity in m/s; what can't be one is a fault, and zero."""
+        """Velocity, m/s. An implausible one is a fault, and zero."""
         try:
             x, y = (float(value) for value in self.runtime.decode(window_end))
-        except Exception as error:  # ONNX Runtime's have no base class
+        except Exception as error:  # ONNX Runtime's errors have no base class
             return self._fail(f"the decoder failed ({named(error)})", window_end)
-        if not hypot(x, y) <= BROKEN_M_S:  # so that NaN is caught
-            problem = f"the decoder gave {x:g}, {y:g} m/s, which is no velocity; check the bundle"
+        if not hypot(x, y) <= BROKEN_M_S:  # written so that NaN fails too
+            problem = f"the decoder's output is {x:g}, {y:g} m/s, not a velocity; check the bundle"
             return self._fail(problem, window_end)
         bias = self.filters.bias
         velocity = self.filters((x, y))
         speed, limit = hypot(*velocity), self.settings.fault_speed
         if not speed <= limit:
-            self.filters.bias = bias  # nothing is learned from it
-            problem = f"{speed:g} m/s after the filters, plausible are at most {limit:g}"
+            self.filters.bias = bias  # it must not learn from this output
+            problem = f"{speed:g} m/s after the filters, expected at most {limit:g}"
             return self._fail(f"{problem} (--fault-speed); check the bundle and gain", window_end)
         self.fault = None
         return velocity
 
     def _fail(self, problem: str, window_end: float) -> Velocity:
-        """Stand still and begin anew: a state that is no number would never be one again."""
+        """Publish zero and reset the decoder: a NaN in its state would stay there."""
         self.fault = problem
         self.runtime.reset()
         self.watch.refill(window_end)
         return ZERO
 
     def _drain(self, window_end: float) -> None:
-        """Move what waits on the stream into the decoder's ring."""
-        self._connect(window_end)
+        """Move the waiting events of the stream into the decoder's ring."""
+        self._take_opened(window_end)
         if self.inlet is None:
             return
         try:
@@ -175,22 +177,22 @@ class Ticker:
         except StreamError as error:
             self._lose_stream(str(error), window_end)
             return
-        except Exception as error:  # liblsl's RuntimeError, or whatever else comes out of it
+        except Exception as error:  # liblsl's RuntimeError, or another error from its wrapper
             self._lose_stream(f"{self.inlet.name!r} can't be read: {named(error)}", window_end)
             return
-        if self.inlet.take_offset_jump():  # old spikes' times are on another clock
+        if self.inlet.take_offset_jump():  # the old spikes are on another clock
             self.n_offset_jumps += 1
-            self._begin_anew()
+            self._forget_spikes()
             self.watch.refill(window_end)
         if n_events := self.inlet.n_drained - before:
             self.health.drained(n_events, times, window_end)
         try:
-            self._take(times, stream_units, window_end)
-        except Exception as error:  # nothing that arrives may end the daemon
-            self._fail(f"spikes can't be taken in ({named(error)})", window_end)
+            self._admit(times, stream_units, window_end)
+        except Exception as error:  # no input may end the daemon
+            self._fail(f"spikes can't be processed ({named(error)})", window_end)
 
-    def _take(self, times: Floats, stream_units: Ints, window_end: float) -> None:
-        """Give the decoder what it may see, and the watch its signs of life."""
+    def _admit(self, times: Floats, stream_units: Ints, window_end: float) -> None:
+        """Pass admitted spikes to the decoder, and signs of life to the watch."""
         assert self.inlet is not None
         if len(self.inlet.unit_ids) != self.match.n_stream:
             self.match = UnitMatch(self.inlet.unit_ids, self.bundle.manifest.unit_ids)
@@ -201,17 +203,17 @@ class Ticker:
         )
         n_overflowed = self.runtime.n_overflowed
         self.runtime.append(times, unit_index)
-        if self.runtime.n_overflowed > n_overflowed:  # the window has holes now
+        if self.runtime.n_overflowed > n_overflowed:  # the window has gaps now
             self._overfull = window_end
             self.watch.refill(window_end)
         bins = self.inlet.bin_ends
-        if bins is None:  # silence of spikes is no sign of life, an empty bin is one
+        if bins is None:  # an empty bin is a sign of life, silence of spikes is not
             self.watch.see(times, now)
         else:
             self.watch.see(self.admission.admit_bins(bins, window_end=window_end, now=now), now)
 
-    def _connect(self, window_end: float) -> None:
-        """Take an inlet that was opened: the first, or one in place of an inlet that is silent."""
+    def _take_opened(self, window_end: float) -> None:
+        """Take a newly opened inlet: the first one, or a replacement for a silent one."""
         opened = self.connector.tend(self.inlet, window_end)
         if opened is None:
             return
@@ -222,16 +224,16 @@ class Ticker:
         self.watch.forget(window_end)
         self.detail = ""
 
-    def _begin_anew(self) -> None:
-        """Spikes that came don't belong with those that come."""
+    def _forget_spikes(self) -> None:
+        """Forget all spikes: they don't belong in one window with the next ones."""
         self.runtime.reset()
         self.recent.clear()
         self.admission.forget()
 
     def _lose_stream(self, why: str, window_end: float) -> None:
-        """The stream's sender went away: forget it and look again.
+        """Leave the stream, forget its spikes and search again.
 
-        A sender that comes back may bring other units, so it is opened and read anew.
+        A sender that returns may have other units, so its description is read again.
         """
         assert self.inlet is not None
         self._n_drained_before += self.inlet.n_drained
@@ -239,11 +241,11 @@ class Ticker:
         self.connector.leave(self.inlet)
         self.inlet = None
         self.detail = why
-        self._begin_anew()
+        self._forget_spikes()
         self.watch.forget(window_end)
 
     def read_from(self, query: StreamQuery, window_end: float) -> None:
-        """Leave the stream that is read, if any, and look for another; the same one is kept."""
+        """Leave the open stream and search for another; does nothing if `query` is unchanged."""
         if query == self.connector.query:
             return
         self.connector.query = query
@@ -257,7 +259,7 @@ class Ticker:
         decode_from: float,
         published: float,
     ) -> wire.CursorFrame:
-        """The frame of a tick, numbered with the frames sent so far."""
+        """The frame of a tick, in the current state. decode_from: start of the decode."""
         inlet, manifest = self.inlet, self.bundle.manifest
         return wire.CursorFrame(
             schema=wire.SCHEMA_VERSION,
@@ -280,5 +282,5 @@ class Ticker:
 
 
 def named(error: Exception) -> str:
-    """One line of an error that Volition doesn't raise itself."""
+    """One line that names a foreign error, with its type."""
     return brief(f"{type(error).__name__}: {error}", 200)

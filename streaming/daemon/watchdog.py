@@ -1,15 +1,17 @@
-"""Stands between the daemon and the rig, and says stop when the daemon can't.
+"""Relays the daemon's frames to the rig, and stops the cursor if the daemon falls silent.
 
     volition watchdog --address tcp://127.0.0.1:5556 --publish tcp://127.0.0.1:5558
 
-Cursor frames and the status are passed on. When no frame has come for `after_s` (longer than the
-daemon's tick), as when the daemon died or hangs, it publishes frames of its own: velocity zero,
-`valid` false, state `fault`, one a tick, until the daemon's come again. A process of its own, so
-that what stops the daemon doesn't stop it. It listens while somebody listens to it: a daemon is
-armed only where frames are wanted.
+The watchdog passes on cursor frames and the status. If no frame arrives for `after_s` (longer than
+the daemon's tick), because the daemon died or hangs, it publishes its own frames, one per tick:
+velocity zero, `valid` false, state `fault`. It stops when the daemon's frames return. It runs in
+its own process, so that a failure of the daemon doesn't affect it.
 
-A frame that was sent long before it arrives is no sign of life, and is passed on as invalid. One
-that can't be read, as of a daemon of another version, counts as none.
+It subscribes to frames only while it has a subscriber: the daemon is armed only if something
+listens to its frames.
+
+A frame that arrives long after it was sent is not a sign of life, and is passed on as invalid. A
+frame that can't be read, as from another version of the daemon, counts as missing.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ log = logging.getLogger("volition.watchdog")
 ZERO = (0.0, 0.0)
 CURSOR = wire.TOPICS["cursor"].prefix
 STATUS = wire.TOPICS["status"].prefix
-WATCHDOG = "watchdog"  # decoder of its frames, where none was seen
+WATCHDOG = "watchdog"  # session and decoder in its frames before the daemon's first frame
 
 
 class Watchdog:
-    """Passes frames on from one address to another.
+    """Passes frames on from `address` to `publish`.
 
-    after_s: without a frame, until it speaks itself. tick_s: between its own frames.
-    Raises SettingsError where `publish` can't be bound.
+    after_s: time without a frame after which it publishes its own. tick_s: time between those.
+    Raises SettingsError if `publish` can't be bound.
     """
 
     def __init__(
@@ -53,40 +55,40 @@ class Watchdog:
         self._socket: zmq.Socket[bytes] = limited(self._context.socket(zmq.SUB))
         self._socket.connect(address)
         self._socket.subscribe(STATUS)
-        self._listens = False
+        self._is_subscribed = False
         self._started = local_clock()
         self._last: wire.CursorFrame | None = None
-        self._heard_at = time.monotonic()
-        self._unreadable: str | None = None  # why the last frame could not be read
-        self._speaking = False
+        self._last_heard = time.monotonic()
+        self._unreadable: str | None = None  # why the last frame could not be read, if so
+        self._stopping = False
 
     def serve(self) -> None:
-        """Until SIGINT or SIGTERM (or `should_stop`); a last frame says stop."""
+        """Run until SIGINT, SIGTERM or `should_stop`, then publish a last stop frame."""
         with stop_on_signal(self):
             try:
                 while not self.should_stop:
                     self.step()
             finally:
-                self._speak()
+                self._send_stop()
                 self.publisher.close()
                 self._context.destroy(linger=0)
 
     def step(self) -> None:
-        """Pass on what comes within a tick; speak where nothing has come for too long."""
+        """Pass on messages for up to one tick; publish a stop frame after too long a silence."""
         if self._socket.poll(round(1e3 * self._tick_s)):
             self._pass_on(self._socket.recv())
         self.publisher.see_subscribers()
-        if self._listens != self.publisher.has_listener:
-            self._listens = self.publisher.has_listener
-            (self._socket.subscribe if self._listens else self._socket.unsubscribe)(CURSOR)
-        silent_s = time.monotonic() - self._heard_at
+        if self._is_subscribed != self.publisher.has_listener:
+            self._is_subscribed = self.publisher.has_listener
+            (self._socket.subscribe if self._is_subscribed else self._socket.unsubscribe)(CURSOR)
+        silent_s = time.monotonic() - self._last_heard
         if silent_s <= self._after_s:
             return
-        if not self._speaking:
+        if not self._stopping:
             why = self._unreadable or f"no frame for {1e3 * silent_s:.0f} ms"
-            log.warning("%s: the cursor is told to stop", why)
-            self._speaking = True
-        self._speak()
+            log.warning("%s: stopping the cursor", why)
+            self._stopping = True
+        self._send_stop()
 
     def _pass_on(self, message: bytes) -> None:
         if message.startswith(STATUS):
@@ -95,20 +97,20 @@ class Watchdog:
         try:
             frame = wire.decode_frame(message[len(CURSOR) :])
         except StreamError as error:
-            self._heard_at, self._unreadable = NEVER, str(error)
+            self._last_heard, self._unreadable = NEVER, str(error)
             return
-        if local_clock() - frame.published > self._after_s:  # it waited in a buffer
+        if local_clock() - frame.published > self._after_s:  # it was delayed in a buffer
             frame = wire.silenced(frame) if frame.valid else frame
         else:
-            self._heard_at, self._unreadable = time.monotonic(), None
-            if self._speaking:
-                log.info("frames come again")
-                self._speaking = False
+            self._last_heard, self._unreadable = time.monotonic(), None
+            if self._stopping:
+                log.info("frames are back")
+                self._stopping = False
         self._last = frame
         self.publisher.send(frame)
         self.n_passed += 1
 
-    def _speak(self) -> None:
+    def _send_stop(self) -> None:
         now, last = local_clock(), self._last
         self.publisher.send(
             wire.CursorFrame(

@@ -1,1 +1,1 @@
-"""LSL streams in: found, opened, read on this host's clock, admitted."""
+"""LSL input streams: search, connection, clock offset, admission of spikes."""

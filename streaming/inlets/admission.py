@@ -1,21 +1,22 @@
-"""Which spikes the decoder may see: the policy for every kind of odd timestamp.
+"""Decides which spikes reach the decoder: the policy for every kind of odd time stamp.
 
-| timestamp                                     | policy                | counter          |
+| time stamp                                    | policy                | counter          |
 |-----------------------------------------------|-----------------------|------------------|
 | in the window, older than the last tick       | taken                 | `late`           |
-| in the window, older than the newest so far   | taken, put in order   | `out_of_order`   |
+| in the window, older than the newest so far   | taken and sorted      | `out_of_order`   |
 | same unit and time as another of its tick     | taken                 | `duplicate`      |
 | ahead of now, by at most `FUTURE_S`           | kept for its window   | -                |
 | ahead of now by more                          | left out              | `future`         |
 | older than the window                         | left out              | `too_old`        |
-| more than `STEP_BACK_S` before the one before | as its own age says   | `backward_steps` |
+| more than `STEP_BACK_S` before the previous   | judged by its own age | `backward_steps` |
 | zero, or not a number                         | left out              | `no_time`        |
-| any, of a unit that the bundle doesn't know   | left out              | `unknown_unit`   |
+| any, of a unit that is not in the bundle      | left out              | `unknown_unit`   |
 
-An end of a bin (`SpikeCounts`) is judged as a spike at its time would be.
+The end of a bin (`SpikeCounts`) is judged like a spike at that time.
 
-Attention does not care in which order spikes came, so order inside the window is free.
-Duplicates are taken: a source that stamps a whole chunk alike sends true spikes that look so.
+Attention doesn't depend on the order of spikes, so any order inside the window is accepted.
+Duplicates are accepted: a source that stamps a whole chunk with one time sends real spikes that
+look like duplicates.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ STEP_BACK_S = 0.1
 
 @dataclass
 class Counters:
-    """Events since the start, by what was done with them."""
+    """Number of events since the start, by outcome."""
 
     taken: int = 0
     late: int = 0
@@ -53,20 +54,22 @@ class Counters:
 class Admission:
     """Judges events tick by tick.
 
-    window_s: seconds of the decoder's window.
+    max_age_s: age at which an event is too old, which is the decoder's window.
+    newest: time of the newest admitted spike, s. left_out: number of events left out since one
+        was admitted, by reason.
     """
 
-    def __init__(self, window_s: float) -> None:
-        self.window_s = window_s
+    def __init__(self, max_age_s: float) -> None:
+        self.max_age_s = max_age_s
         self.counters = Counters()
-        self.newest: float | None = None  # time of the newest spike taken, s
-        self.left_out: dict[str, int] = {}  # by reason, since something was taken
+        self.newest: float | None = None
+        self.left_out: dict[str, int] = {}
         self._previous_time = -np.inf
         self._newest_stamp = -np.inf
         self._last_tick = -np.inf
 
     def forget(self) -> None:
-        """The stream was lost: what comes next is another's. Counters go on."""
+        """Forget the stream, as after its loss. The counters go on."""
         self.newest = None
         self.left_out = {}
         self._previous_time = self._newest_stamp = -np.inf
@@ -74,16 +77,16 @@ class Admission:
     def admit(
         self, times: Floats, unit_index: Ints, *, window_end: float, now: float
     ) -> tuple[Floats, Ints]:
-        """The events to take, in arrival order.
+        """Returns the times and unit indices of the admitted events, in order of arrival.
 
-        times: (n_events,) float64, LSL clock of this host.
-        unit_index: (n_events,) int64, `UNKNOWN` where the bundle doesn't know the unit.
-        window_end: end of this tick's window; what is too old for it is left out.
-        now: when the events were drained; what lies ahead of it is from the future.
+        times: (n_events,) float64, s, LSL clock of this host.
+        unit_index: (n_events,) int64, `UNKNOWN` for units that are not in the bundle.
+        window_end: end of this tick's window; events older than the window are left out.
+        now: when the events were drained; events stamped later are in the future.
         """
         if len(times):
             known = unit_index != UNKNOWN
-            timed, future, too_old = _by_time(times, window_end - self.window_s, now)
+            timed, future, too_old = _by_time(times, window_end - self.max_age_s, now)
             take = known & timed & ~future & ~too_old
             self._leave_out("unknown_unit", ~known)
             self._leave_out("no_time", known & ~timed)
@@ -97,8 +100,8 @@ class Admission:
         return times, unit_index
 
     def admit_bins(self, ends: Floats, *, window_end: float, now: float) -> Floats:
-        """Those ends of bins (n_bins,) that a spike would be taken at; they are signs of life."""
-        timed, future, too_old = _by_time(ends, window_end - self.window_s, now)
+        """Returns the ends of bins (n_bins,) at which a spike would be admitted: signs of life."""
+        timed, future, too_old = _by_time(ends, window_end - self.max_age_s, now)
         taken = timed & ~future & ~too_old
         if taken.any():
             self.left_out.clear()
@@ -128,7 +131,7 @@ class Admission:
         count = self.counters
         count.taken += len(times)
         count.late += int((times < self._last_tick).sum())
-        seen_before = np.empty_like(times)  # the newest time seen before each event
+        seen_before = np.empty_like(times)  # the newest time before each event
         seen_before[0] = self._newest_stamp
         seen_before[1:] = np.maximum(np.maximum.accumulate(times[:-1]), seen_before[0])
         count.out_of_order += int((times < seen_before).sum())
@@ -138,7 +141,7 @@ class Admission:
         self._newest_stamp = float(max(seen_before[-1], times[-1]))
 
     def _note_newest(self, times: Floats, now: float) -> None:
-        """A stamp ahead of its arrival is no newer than its arrival: it must not hide silence."""
+        """A spike stamped in the future counts as of its arrival, so that it can't hide silence."""
         if len(times):
             self.left_out.clear()
             newest = min(float(times.max()), now)
@@ -148,6 +151,6 @@ class Admission:
 def _by_time(
     times: Floats, oldest: float, now: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks (n,): has a time at all; of these, is from the future; is older than `oldest`."""
+    """Masks (n,): has a time; has one in the future; has one older than `oldest`."""
     timed = np.isfinite(times) & (times != 0.0)
     return timed, timed & (times > now + FUTURE_S), timed & (times < oldest)

@@ -1,11 +1,11 @@
-"""Finds a stream, opens it, and opens it again when its sender comes back.
+"""Finds a stream, opens it, and opens it again when its sender returns.
 
-A sender goes in many ways: it says goodbye, is killed, loses its link or its power. Only the first
-two are noticed by an inlet. So a stream from which nothing came for `SILENT_S` is looked for again:
-another one of its name (a sender that was started again has another `uid`) takes its place, and
-its own is opened once more, for a connection that was cut stays silent for ever.
+A sender may close its stream, be killed, or lose its link or its power. An inlet notices only the
+first two. So a stream that is silent for `SILENT_S` is searched for again. Another stream of its
+name replaces it (a restarted sender has a new `uid`). If the same stream still answers, it is
+opened once more: a connection that was cut stays silent forever.
 
-Resolving and opening block for a second or more: they happen in a thread, never in a tick.
+Searching and opening block for a second or more, so they run in a thread, never in a tick.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from streaming.inlets.search import Lookout, Query
 
 log = logging.getLogger("volition.stream")
 
-LOOK_S = 2.0  # a look at the network: peers are asked after half a second, and answer then
+LOOK_S = 2.0  # one search of the network: peers are asked only after half a second
 SILENT_S = 3.0
-REOPEN_AT_MOST_S = 30.0  # a stream that is silent for long is opened again this often
-RETRY_S, RETRY_AT_MOST_S = 1.0, 5.0  # after a problem
-LIVE_S = 1.0  # how long several streams of one name have to send something
+REOPEN_AT_MOST_S = 30.0  # a stream that stays silent is opened again at this interval
+RETRY_S, RETRY_AT_MOST_S = 1.0, 5.0  # first and longest delay after a problem
+LIVE_S = 1.0  # how long several streams of one name have to send a sample
 POLL_S = 0.05
 
 AnInlet = TypeVar("AnInlet", bound=Inlet)
@@ -37,21 +37,23 @@ Infos = list[pylsl.StreamInfo]
 
 
 class Connector(Generic[AnInlet]):
-    """Keeps one stream open for its owner, who calls `tend` again and again.
+    """Keeps one stream open for its owner, which calls `tend` regularly.
 
-    Nothing that a stream or liblsl does is raised here: `problem` says it, and the search goes on.
-    `query` may be changed at any time; what was found for another is closed.
+    Errors of streams and of liblsl are not raised: `problem` describes the latest, and the search
+    goes on. `query` may be changed at any time; a stream found for the old query is closed.
+
+    is_opening: whether a stream answers that `tend` has not returned yet.
     """
 
     def __init__(self, query: Query, open_inlet: Open[AnInlet]) -> None:
         self.problem: str | None = None
-        self.is_opening = False  # one answers, and `tend` doesn't have it yet
+        self.is_opening = False
         self._query = query
         self._open = open_inlet
-        self._order = object()  # another one for each thing to look for
+        self._order = object()  # identifies a search; a new object for each query
         self._found: tuple[object, AnInlet] | None = None
         self._looking = False
-        self._silent: AnInlet | None = None  # what is to be replaced
+        self._silent: AnInlet | None = None  # the inlet to replace
         self._reopen_s = SILENT_S
         self._retry_s = RETRY_S
         self._left: list[AnInlet] = []
@@ -60,7 +62,7 @@ class Connector(Generic[AnInlet]):
 
     @property
     def query(self) -> Query:
-        """What is looked for."""
+        """The stream to find."""
         return self._query
 
     @query.setter
@@ -69,19 +71,19 @@ class Connector(Generic[AnInlet]):
         self.forget_found()
 
     def forget_found(self) -> None:
-        """What is looked for has changed."""
+        """Discard a stream that was found for an earlier query."""
         self._order = object()
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the search."""
         self._stop.clear()
         self._ask(None)
 
     def tend(self, inlet: AnInlet | None, now: float) -> AnInlet | None:
-        """An inlet that is to take the place of `inlet`, once one has been opened; else None.
+        """Returns a new inlet to read in place of `inlet`, once one is open; else None.
 
-        inlet: what the owner reads, if anything. now: LSL clock, s. Never blocks. The owner gives
-        the inlet that it no longer reads to `leave`.
+        inlet: the owner's current inlet, if any. now: LSL clock, s. Never blocks. The owner passes
+        the replaced inlet to `leave`.
         """
         if inlet is not None and inlet.heard_at > inlet.opened_at:
             self._reopen_s = SILENT_S
@@ -100,12 +102,12 @@ class Connector(Generic[AnInlet]):
         return None
 
     def leave(self, inlet: AnInlet) -> None:
-        """Close an inlet, in the thread."""
+        """Close an inlet in the thread."""
         self._left.append(inlet)
         self._go()
 
     def stop(self) -> None:
-        """End the search, close what is left."""
+        """End the search and close the remaining inlets."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:
@@ -115,7 +117,7 @@ class Connector(Generic[AnInlet]):
             self._found[1].close()
 
     def _ask(self, silent: AnInlet | None) -> None:
-        """Have a stream looked for, in place of `silent` if there is one."""
+        """Request a search for a stream, to replace `silent` if given."""
         if self._found is not None or (self._looking and self._silent is silent):
             return
         self._silent, self._looking = silent, True
@@ -128,9 +130,9 @@ class Connector(Generic[AnInlet]):
         self._thread = threading.Thread(target=self._run, name="lsl-connector", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError as error:  # no thread is to be had now; the next call tries again
+        except RuntimeError as error:  # out of threads; the next call tries again
             self._thread, self._looking = None, False
-            self.problem = f"can't look for the stream: {error}"
+            self.problem = f"can't search for the stream: {error}"
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -143,7 +145,7 @@ class Connector(Generic[AnInlet]):
 
     def _look(self) -> None:
         order, silent = self._order, self._silent
-        problem, found = self._tried(order, silent)
+        problem, found = self._try_to_find(order, silent)
         if problem is not None:
             self.problem = problem
             self.is_opening = False
@@ -158,19 +160,21 @@ class Connector(Generic[AnInlet]):
         if found is not None or (silent is not None and silent is self._silent):
             self._looking = False
 
-    def _tried(self, order: object, silent: AnInlet | None) -> tuple[str | None, AnInlet | None]:
-        """What is wrong, if anything, and the stream, opened."""
+    def _try_to_find(
+        self, order: object, silent: AnInlet | None
+    ) -> tuple[str | None, AnInlet | None]:
+        """An error message or None, and the opened stream or None."""
         try:
             return None, self._find(order, silent)
         except StreamError as error:
             return str(error), None
-        except Exception as error:  # whatever it was: it is said, and tried again
+        except Exception as error:  # any other error is reported, and the search goes on
             problem = f"can't open {self._query}: {error!r}"
             log.warning("%s", problem)
             return problem, None
 
     def _find(self, order: object, silent: AnInlet | None) -> AnInlet | None:
-        """The stream, opened; None once it is no longer wanted."""
+        """The opened stream; None if it is no longer wanted."""
         since = silent.heard_at if silent is not None else 0.0
 
         def wanted() -> bool:
@@ -196,21 +200,21 @@ class Connector(Generic[AnInlet]):
         return None
 
     def _garbled(self, lookout: Lookout) -> str | None:
-        if (said := lookout.garbled) is None:
+        if (garbled := lookout.garbled) is None:
             return None
-        return f"a stream answers to {self._query} that can't be read: {said}; check its sender"
+        return f"the answer of a stream to {self._query} can't be read: {garbled}; check its sender"
 
     def _close_left(self) -> None:
         while self._left:
             self._left.pop().close()
 
     def _worth_opening(self, found: Infos, silent: AnInlet) -> Infos:
-        """What may take the place of a silent stream: others of its name, and itself now and then.
+        """The streams that may replace a silent one: others of its name, or itself when due.
 
-        Another name would be another stream, while its own still answers.
+        As long as the silent stream answers, a stream of another name can't replace it.
         """
         if not found:
-            self._reopen_s = SILENT_S  # away: opened at once when it is back
+            self._reopen_s = SILENT_S  # gone: opened at once when it is back
         if any(info.uid() == silent.uid for info in found):
             found = [info for info in found if info.name() == silent.name]
         is_due = pylsl.local_clock() - silent.heard_at > self._reopen_s
@@ -218,33 +222,34 @@ class Connector(Generic[AnInlet]):
 
 
 def open_stream(query: Query, open_inlet: Open[AnInlet], timeout_s: float) -> AnInlet | None:
-    """The one stream that matches, opened; None if none answers within `timeout_s`.
+    """Opens the one matching stream; returns None if none answers within `timeout_s`.
 
-    The look takes `LOOK_S` at least, if need be: peers are not asked at once.
-    Raises StreamError if what answers can't be opened, or if several do and it's not clear which.
+    The search goes on for at least `LOOK_S`, because peers are not asked at once.
+    Raises StreamError if the stream can't be opened, or if the choice between several is not clear.
     """
     try:
         with Lookout(query) as lookout:
             found = lookout.wait(max(timeout_s, LOOK_S))
             return choose(query, open_inlet, lookout.seen, threading.Event()) if found else None
-    except RuntimeError as error:  # liblsl's: no more sockets, for one
-        raise StreamError(f"can't look for a stream of {query}: {error}") from error
+    except RuntimeError as error:  # from liblsl, as when the process is out of sockets
+        raise StreamError(f"can't search for a stream of {query}: {error}") from error
 
 
 def choose(
     query: Query, open_inlet: Open[AnInlet], candidates: Callable[[], Infos], stop: threading.Event
 ) -> AnInlet:
-    """The one of the streams that can be read, opened.
+    """Opens the one stream that can be read.
 
-    candidates: gives those that answer by now; opening takes a second, in which more may.
+    candidates: returns the streams that have answered; more may answer while others are opened.
 
-    Streams that can't be (a device's own of this type) don't count. Of several with one name, the
-    only one that sends is taken: a leftover of a sender that crashed still answers.
-    Raises StreamError.
+    Streams that can't be read, such as a device's own streams of this type, don't count. Of several
+    streams with one name, the only one that sends is taken: a stream left over from a crashed
+    sender still answers, but is silent.
+    Raises StreamError if no stream can be read, or more than one.
     """
     opened: dict[str, AnInlet] = {}
     infos: dict[str, pylsl.StreamInfo] = {}
-    problems: list[str] = []  # errors would keep their frames, and so what could not be opened
+    problems: list[str] = []  # texts: exceptions would keep the failed inlets alive
     while new := [info for info in query.best(candidates()) if info.uid() not in infos]:
         for info in new:
             infos[info.uid()] = info
@@ -255,7 +260,7 @@ def choose(
             except Exception as error:  # descriptions may hold anything
                 problems.append(f"can't read stream {info.name()!r}: {error!r}")
     if not opened:
-        raise StreamError(problems[0] if problems else f"the stream of {query} went away")
+        raise StreamError(problems[0] if problems else f"the stream of {query} is gone")
     taken: AnInlet | None = None
     try:
         taken = _the_one(query, opened, infos, stop)
@@ -279,14 +284,14 @@ def _the_one(
         raise refused
     live = _senders(list(opened.values()), stop)
     if not live:
-        raise StreamError(f"{refused}; none of them sends now")
+        raise StreamError(f"{refused}; none of them sends data")
     if len(live) > 1:
         raise refused
     return live[0]
 
 
 def _senders(inlets: Sequence[AnInlet], stop: threading.Event) -> list[AnInlet]:
-    """Those that send within `LIVE_S`."""
+    """The inlets that receive samples within `LIVE_S`."""
     for _ in range(int(LIVE_S / POLL_S)):
         if stop.wait(POLL_S):
             break
@@ -294,9 +299,9 @@ def _senders(inlets: Sequence[AnInlet], stop: threading.Event) -> list[AnInlet]:
 
 
 class Source(Generic[AnInlet]):
-    """A stream that is read for long, whatever its sender does meanwhile.
+    """A stream that is opened again whenever its sender returns.
 
-    n_opened: how often it was opened; who reads it may note a gap when that changes.
+    n_opened: how often it was opened; a change means a gap in the data.
     """
 
     def __init__(self, query: Query, open_inlet: Open[AnInlet]) -> None:
@@ -308,21 +313,21 @@ class Source(Generic[AnInlet]):
 
     @property
     def query(self) -> Query:
-        """What is looked for."""
+        """The stream to find."""
         return self._connector.query
 
     @property
     def problem(self) -> str | None:
-        """Why it isn't read, if something is wrong."""
+        """Why the stream isn't open, or None."""
         return self._connector.problem or self._why or None
 
     @property
     def is_opening(self) -> bool:
-        """Whether a stream answers, and is being opened."""
+        """Whether a stream has answered and is being opened."""
         return self._connector.is_opening
 
     def tend(self) -> AnInlet | None:
-        """The open stream; None while there is none. Never blocks."""
+        """The open inlet, or None. Never blocks."""
         opened = self._connector.tend(self.inlet, pylsl.local_clock())
         if opened is not None:
             self.lose("")
@@ -331,21 +336,21 @@ class Source(Generic[AnInlet]):
         return self.inlet
 
     def lose(self, why: str) -> None:
-        """Leave the open stream, and look for it again."""
+        """Leave the open stream and search for it again. why: reported as the problem."""
         self._why = why
         if self.inlet is not None:
             self._connector.leave(self.inlet)
             self.inlet = None
 
     def wait(self, timeout_s: float) -> AnInlet | None:
-        """The open stream, as soon as it is; None if it isn't within `timeout_s`."""
+        """Wait for an open inlet; returns None after `timeout_s`."""
         deadline = pylsl.local_clock() + timeout_s
         while self.tend() is None and pylsl.local_clock() < deadline:
             time.sleep(POLL_S)
         return self.inlet
 
     def close(self) -> None:
-        """Close everything."""
+        """End the search and close the inlet."""
         self._connector.stop()
         if self.inlet is not None:
             self.inlet.close()

@@ -1,8 +1,8 @@
-"""An open LSL stream: its samples, their times on this host's clock, and whether it is silent.
+"""An open LSL stream: its samples, and their times on this host's clock.
 
-What is common to spikes, kinematics and markers. liblsl's own recovery is off: it would keep the
-old description, so that a sender that restarts with other units is read as the old one, silently.
-`streaming.inlets.connector` opens a stream again instead.
+Base class of the inlets for spikes, kinematics and markers. liblsl's own recovery is off: it keeps
+the old description, so a sender that restarts with other units would be read with the old ones.
+`streaming.inlets.connector` opens the stream again instead.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from decoder.arrays import Floats
 from decoder.errors import StreamError
 from streaming.inlets.offset import ClockOffset, newest_estimate
 
-MAX_SAMPLES = 4096  # a pull; repeated until the inlet is empty
-MAX_PULLS = 100  # a drain; what is beyond waits for the next
+MAX_SAMPLES = 4096  # per pull; pulls are repeated until the inlet is empty
+MAX_PULLS = 100  # per drain; the rest waits for the next drain
 MAX_RATE_HZ = 1e5
 OPEN_TIMEOUT_S = 5.0
 CORRECTION_EVERY_S = 0.5
 
 
 class Inlet:
-    """Opening blocks for about a second: see `streaming.inlets.connector`.
+    """An open stream. Opening blocks for about a second: see `streaming.inlets.connector`.
 
-    opened_at, heard_at: when opening began, and when samples came last; LSL clock, s.
-    Raises StreamError if the stream can't be opened. `check` may refuse its description.
+    opened_at: when opening began. heard_at: when samples last arrived. LSL clock, s.
+    Raises StreamError if the stream can't be opened, or if `check` refuses its description.
     """
 
-    max_buflen = 60  # of liblsl: seconds, or hundreds of samples of an irregular stream
+    max_buflen = 60  # liblsl's unit: seconds, or hundreds of samples for an irregular stream
 
     def __init__(self, found: pylsl.StreamInfo) -> None:
         self.name, self.kind, self.source_id = found.name(), found.type(), found.source_id()
         self.uid = found.uid()
         rate_hz = found.nominal_srate()
-        if not 0 <= rate_hz <= MAX_RATE_HZ:  # liblsl makes room for seconds of it
+        if not 0 <= rate_hz <= MAX_RATE_HZ:  # liblsl allocates a buffer for seconds of it
             raise StreamError(
                 f"stream {self.name!r} has a rate of {rate_hz:g} Hz; expected at most "
                 f"{MAX_RATE_HZ:g}"
             )
         self._capacity = int(self.max_buflen * (rate_hz or 100))
         self.n_drained = 0
-        self.n_overflows = 0  # times that liblsl's buffer was full, so that it dropped samples
+        self.n_overflows = 0  # how often liblsl's buffer was full, so that samples were lost
         self._offset_jumped = False
         self.opened_at = self.heard_at = self._corrected_at = pylsl.local_clock()
         try:
@@ -54,23 +54,23 @@ class Inlet:
             self._clock = ClockOffset(newest_estimate(self._inlet, OPEN_TIMEOUT_S))
         except pylsl.util.TimeoutError as error:
             raise StreamError(
-                f"stream {self.name!r} answers, but gave no description, data or time within "
-                f"{OPEN_TIMEOUT_S:g} s; is its sender busy, or a firewall between?"
+                f"stream {self.name!r} answers, but sent no description, data or time within "
+                f"{OPEN_TIMEOUT_S:g} s; is its sender busy, or a firewall in the way?"
             ) from error
-        except RuntimeError as error:  # LostError, and whatever else liblsl says
-            raise StreamError(f"stream {self.name!r} went away while it was opened") from error
+        except RuntimeError as error:  # LostError and liblsl's other errors
+            raise StreamError(f"stream {self.name!r} closed while it was being opened") from error
 
     def check(self, info: pylsl.StreamInfo) -> None:
-        """Read the full description; StreamError if the stream can't be used."""
+        """Read the full description. Raises StreamError if the stream can't be used."""
 
     @property
     def clock_offset_s(self) -> float:
-        """What is added to the sender's stamps now."""
+        """The offset that is now added to the sender's time stamps."""
         return self._clock.offset_s
 
     @property
     def has_samples(self) -> bool:
-        """Whether samples wait."""
+        """Whether samples are waiting."""
         return bool(self._inlet.samples_available())
 
     def take_offset_jump(self) -> bool:
@@ -79,13 +79,13 @@ class Inlet:
         return jumped
 
     def close(self) -> None:
-        """Close the stream. May block for half a second: not in a tick."""
+        """Close the stream. May block for half a second: don't call it in a tick."""
         self._inlet.close_stream()
 
     def _pull(self, now: float) -> tuple[NDArray[Any], Floats]:
-        """Samples that wait, (n, channels), and their times; NaN where a stamp is none.
+        """The waiting samples (n, channels) and their times (n,); NaN for an invalid time stamp.
 
-        Never blocks. Raises StreamError where the sender went away.
+        Never blocks. Raises StreamError if the sender is gone.
         """
         try:
             self._update_offset(now)
@@ -94,7 +94,7 @@ class Inlet:
             while len(pulled[-1][1]) == MAX_SAMPLES and len(pulled) < MAX_PULLS:
                 pulled.append(self._pull_once())
         except RuntimeError as error:
-            raise StreamError(f"the sender of {self.name!r} went away") from error
+            raise StreamError(f"the sender of {self.name!r} is gone") from error
         samples, stamps = pulled[0] if len(pulled) == 1 else _joined(pulled)
         if len(stamps):
             self.n_drained += len(stamps)
@@ -109,14 +109,14 @@ class Inlet:
         return samples, np.asarray(stamps, dtype=np.float64)
 
     def _update_offset(self, now: float) -> None:
-        """Take liblsl's newest estimate; it measures in the background, this never waits."""
+        """Take liblsl's newest estimate. Never blocks: liblsl measures in the background."""
         if now - self._corrected_at < CORRECTION_EVERY_S:
             return
         self._corrected_at = now
         try:
             estimate = newest_estimate(self._inlet, 0.0)
         except RuntimeError:
-            return  # none yet, or going away; the pull says so
+            return  # no estimate yet, or the sender is gone: the pull will tell
         self._offset_jumped |= self._clock.add(estimate)
 
 

@@ -1,6 +1,6 @@
-"""Kinematics and markers from LSL: what spikes are labelled with (docs/STREAMS.md).
+"""Kinematics and markers from LSL, the labels of the spikes (docs/STREAMS.md).
 
-Stamps are mapped to this host's clock with LSL's time correction, as spikes are.
+Time stamps are mapped to this host's clock with LSL's time correction, like those of spikes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ import pylsl
 
 from decoder.arrays import Floats
 from decoder.errors import StreamError
-from streaming.columns import COLUMNS as COLUMNS
-from streaming.columns import POSITION as POSITION
-from streaming.columns import TARGET as TARGET
-from streaming.columns import VELOCITY as VELOCITY
-from streaming.columns import names_no_unit
+from streaming.columns import COLUMNS, POSITION, VELOCITY, names_no_unit
 from streaming.inlets.connector import (
     LOOK_S,
     POLL_S,
@@ -33,18 +29,19 @@ from streaming.lengths import KNOWN, is_speed, metres_in, says_nothing
 
 KINEMATICS, MARKERS = "Kinematics", "Markers"
 MAX_MARKER_STREAMS = 16
-REMEMBERED = 4096  # markers, that none is told twice by two connections to its sender
+REMEMBERED = 4096  # markers, to drop duplicates from two connections to one sender
 
 
 class KinematicsInlet(Inlet):
-    """A stream of positions or velocities, and targets where it has them, by its labels.
+    """A stream with positions or velocities, and optionally targets, identified by channel labels.
 
-    labels: those of `COLUMNS` that it has. names_unit: whether it says what they are in; else m
-    and m/s. Raises StreamError where it has neither.
+    labels: the labels of `COLUMNS` in the stream. names_unit: whether the channels name their
+    unit; if not, they are in m and m/s.
+    Raises StreamError if the stream has neither position nor velocity.
     """
 
     def check(self, info: pylsl.StreamInfo) -> None:
-        """Read what the channels are."""
+        """Read the labels and units of the channels."""
         if info.channel_format() == pylsl.cf_string:
             raise StreamError(f"stream {self.name!r} carries strings; expected numbers")
         labels = [str(label) for label in info.get_channel_labels() or ()]
@@ -66,10 +63,9 @@ class KinematicsInlet(Inlet):
         )
 
     def drain(self, now: float | None = None) -> tuple[Floats, Floats]:
-        """Times (n,) and values (n, 6) in the order of `COLUMNS`, m and m/s; NaN where it has none.
+        """Times (n,) and values (n, 6) in the order of `COLUMNS`, m and m/s; NaN for missing ones.
 
-        Samples without a time are left out. Never blocks. Raises StreamError where the sender went
-        away.
+        Samples without a time are left out. Never blocks. Raises StreamError if the sender is gone.
         """
         samples, times = self._pull(pylsl.local_clock() if now is None else now)
         timed = np.isfinite(times)
@@ -84,7 +80,7 @@ class KinematicsInlet(Inlet):
 def _metres(name: str, units: dict[str, str]) -> dict[str, float]:
     """Metres (or m/s) in one of each channel's unit, by label.
 
-    Raises StreamError if a unit is no length, or is left open by some of the channels only.
+    Raises StreamError if a unit is not a length, or if only some of the channels name one.
     """
     odd = sorted({unit for unit in units.values() if metres_in(unit) is None})
     if any(not says_nothing(unit) for unit in odd):
@@ -92,7 +88,7 @@ def _metres(name: str, units: dict[str, str]) -> dict[str, float]:
     if odd:
         listed = ", ".join(f"{label}: {unit or 'none'}" for label, unit in units.items())
         raise StreamError(
-            f"stream {name!r} leaves units open ({listed}); expected one for every channel: {KNOWN}"
+            f"stream {name!r} lacks units ({listed}); expected one for every channel: {KNOWN}"
         )
     for label, unit in units.items():
         if is_speed(unit) and not label.startswith("vel"):
@@ -101,10 +97,10 @@ def _metres(name: str, units: dict[str, str]) -> dict[str, float]:
 
 
 class MarkerInlet(Inlet):
-    """A stream of markers: strings, or numbers that become such."""
+    """A stream of markers: strings, or numbers converted to text."""
 
     def drain(self, now: float | None = None) -> list[tuple[float, str]]:
-        """Times and texts. Never blocks; raises StreamError where the sender went away."""
+        """Times and texts. Never blocks. Raises StreamError if the sender is gone."""
         samples, times = self._pull(pylsl.local_clock() if now is None else now)
         return [(float(t), _text(s)) for t, s in zip(times, samples, strict=True) if np.isfinite(t)]
 
@@ -115,29 +111,29 @@ def _text(sample: object) -> str:
 
 
 def find_kinematics(name: str | None, timeout_s: float) -> KinematicsInlet | None:
-    """The one stream of this name (or of type `Kinematics`), opened; None where there is none."""
+    """Opens the one stream of this name (or of type `Kinematics`); None if there is none."""
     return open_stream(Query(kind=KINEMATICS, name=name), KinematicsInlet, timeout_s)
 
 
 def find_markers(name: str | None, timeout_s: float) -> MarkerInlet | None:
-    """The one stream of this name (or of type `Markers`), opened; None where there is none."""
+    """Opens the one stream of this name (or of type `Markers`); None if there is none."""
     return open_stream(Query(kind=MARKERS, name=name), MarkerInlet, timeout_s)
 
 
 class Markers:
-    """All streams of markers of one name, or of all names: they may come late and go.
+    """Reads all marker streams, or those of one name, as they come and go.
 
-    Markers are optional, and devices send some of their own: whatever one of the streams does,
-    the others are read, and nothing is raised. A sender whose link was cut is opened again.
+    Markers are optional, and devices send some of their own. So nothing is raised, and a failing
+    stream doesn't affect the others. A sender whose link was cut is opened again.
     """
 
     def __init__(self, name: str | None = None) -> None:
         self._query = Query(kind=MARKERS, name=name)
-        self._open: dict[str, list[MarkerInlet]] = {}  # by uid; the newest connection is the last
+        self._open: dict[str, list[MarkerInlet]] = {}  # by uid, the newest connection last
         self._left: list[MarkerInlet] = []
-        self._told: deque[tuple[str, float, str]] = deque(maxlen=REMEMBERED)
-        self._again_at: dict[str, float] = {}  # by uid, after one that could not be opened
-        self._reopen_s: dict[str, float] = {}  # by uid, how long it may be silent
+        self._delivered: deque[tuple[str, float, str]] = deque(maxlen=REMEMBERED)
+        self._again_at: dict[str, float] = {}  # by uid, time of the next attempt to open it
+        self._reopen_s: dict[str, float] = {}  # by uid, silence after which it is opened again
         self._looked = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lsl-markers", daemon=True)
@@ -145,13 +141,13 @@ class Markers:
 
     @property
     def names(self) -> list[str]:
-        """Of the streams that are read."""
+        """Names of the open streams."""
         return sorted({inlets[-1].name for inlets in list(self._open.values()) if inlets})
 
     def wait(self, timeout_s: float) -> None:
-        """Until those that are there by now, and one of the name if there is one, are open.
+        """Wait until the streams that answer are open, among them one of the given name, if any.
 
-        At most `timeout_s`: markers are optional.
+        Returns after `timeout_s` at the latest, because markers are optional.
         """
         deadline = time.monotonic() + timeout_s
         self._looked.wait(timeout_s)
@@ -159,7 +155,7 @@ class Markers:
             time.sleep(POLL_S)
 
     def drain(self) -> list[tuple[float, str]]:
-        """Times and texts of what waits, of all streams. Never blocks, never raises."""
+        """Times and texts of the waiting markers of all streams. Never blocks or raises."""
         came = []
         for uid, inlets in list(self._open.items()):
             for inlet in list(inlets):
@@ -171,10 +167,10 @@ class Markers:
                     continue
                 offset_s = inlet.clock_offset_s
                 for at, text in markers:
-                    told = (uid, round(at - offset_s, 6), text)
-                    if len(inlets) == 1 or told not in self._told:
+                    marker = (uid, round(at - offset_s, 6), text)
+                    if len(inlets) == 1 or marker not in self._delivered:
                         came.append((at, text))
-                    self._told.append(told)
+                    self._delivered.append(marker)
         return sorted(came)
 
     def close(self) -> None:
@@ -189,7 +185,7 @@ class Markers:
         while not self._stop.is_set():
             try:
                 self._watch()
-            except RuntimeError:  # liblsl couldn't look; it is tried again
+            except RuntimeError:  # liblsl couldn't search; try again
                 self._stop.wait(RETRY_AT_MOST_S)
 
     def _watch(self) -> None:
@@ -198,16 +194,16 @@ class Markers:
             while not self._stop.is_set():
                 seen = self._query.best(lookout.seen())
                 for uid in {*self._reopen_s} - {info.uid() for info in seen}:
-                    del self._reopen_s[uid]  # away: opened at once when it is back
+                    del self._reopen_s[uid]  # gone: opened at once when it is back
                 for info in seen:
                     if self._is_due(info.uid()):
-                        self._try(info)
+                        self._open_one(info)
                 self._looked.set()
                 self._close_left()
                 self._stop.wait(POLL_S)
 
     def _is_due(self, uid: str) -> bool:
-        """Whether a stream is to be opened: it is new, or silent as a cut connection is."""
+        """Whether to open a stream: it is new, or so silent that its connection may be cut."""
         now = pylsl.local_clock()
         if not (inlets := self._open.get(uid)):
             return bool(now > self._again_at.get(uid, 0.0))
@@ -216,7 +212,7 @@ class Markers:
             self._reopen_s[uid] = SILENT_S
         return bool(now - inlet.heard_at > self._reopen_s.get(uid, SILENT_S))
 
-    def _try(self, info: pylsl.StreamInfo) -> None:
+    def _open_one(self, info: pylsl.StreamInfo) -> None:
         uid, before = info.uid(), self._open.get(info.uid(), [])
         self._again_at[uid] = pylsl.local_clock() + RETRY_AT_MOST_S
         if before:
@@ -227,7 +223,7 @@ class Markers:
             inlet = MarkerInlet(info)
         except StreamError:
             return
-        self._left += before[:-1]  # the one before may still bring what was on its way
+        self._left += before[:-1]  # the previous connection may still deliver markers
         self._open[uid] = [*before[-1:], inlet]
 
     def _close_left(self) -> None:

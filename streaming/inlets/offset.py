@@ -1,9 +1,9 @@
-"""What is to be added to a sender's stamps, from liblsl's estimates of its clock.
+"""The offset of a sender's clock, from liblsl's estimates.
 
-liblsl measures every two seconds or so by asking for the time, and takes the quickest of eight
-answers. An answer that took `uncertainty_s` can be wrong by half of it, and by no more. So the
-surest of the last few is used; one that disagrees by more than it can be wrong is a jump of the
-clock only if the next one says so, too.
+About every two seconds, liblsl asks the sender for its time and keeps the quickest of eight
+answers. Its error is at most half of the round trip (`uncertainty_s`). Of the last few estimates,
+the most certain one is used. An estimate that differs by more than its possible error is a jump of
+the clock only if the next estimate confirms it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pylsl.util import handle_error
 
 lib.lsl_time_correction_ex.restype = ctypes.c_double
 
-JUMP_S = 0.005  # spikes on both sides of a larger step don't belong in one window
-KEPT = 5  # estimates: ten seconds of them
-DRIFT = 1e-4  # s a second that two clocks may drift apart, at most
+JUMP_S = 0.005  # spikes before and after a larger step can't share a window
+KEPT = 5  # estimates, which span ten seconds
+DRIFT = 1e-4  # s/s; greatest drift between two clocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """One measurement: `offset_s` to add to stamps, wrong by half of `uncertainty_s` at most.
+    """One measurement of the clock offset, with an error of at most `uncertainty_s / 2`.
 
-    at: when, on the sender's clock; tells one measurement from the next.
+    offset_s: added to time stamps. at: when it was measured, on the sender's clock; unique.
     """
 
     offset_s: float
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def newest_estimate(inlet: pylsl.StreamInlet, timeout_s: float) -> Estimate:
-    """liblsl's newest; with a timeout of 0 it never waits.
+    """liblsl's newest estimate; never blocks with a timeout of 0.
 
     Raises pylsl's TimeoutError or LostError.
     """
@@ -50,7 +50,7 @@ def newest_estimate(inlet: pylsl.StreamInlet, timeout_s: float) -> Estimate:
 
 
 class ClockOffset:
-    """The offset in use, and whether the sender's clock jumped."""
+    """Tracks the clock offset of one sender and detects jumps."""
 
     def __init__(self, first: Estimate) -> None:
         self.offset_s = first.offset_s
@@ -59,7 +59,7 @@ class ClockOffset:
         self._suspect: Estimate | None = None
 
     def add(self, estimate: Estimate) -> bool:
-        """Take the next estimate; True if with it a jump is confirmed."""
+        """Add the next estimate. Returns True if it confirms a jump."""
         if estimate.at == self._newest.at:
             return False
         self._newest = estimate

@@ -1,7 +1,7 @@
-"""Which LSL streams answer, by type or by name.
+"""Finds LSL streams by type or by name.
 
-The search goes on in liblsl's own thread: by multicast at once, and to the peers that an
-`lsl_api.cfg` names after half a second. It doesn't know what a stream is read for.
+liblsl searches in its own thread: by multicast at once, and after half a second at the peers
+listed in `lsl_api.cfg`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import pylsl
 
 from decoder.errors import StreamError
 
-SETTLE_S = 0.3  # how long all who match are waited for, after the first
+SETTLE_S = 0.3  # time for further matching streams to answer, after the first
 POLL_S = 0.02
-GARBLED = "(invalid: "  # how liblsl names a stream whose answer it can't read
-FORGET_S = 4.0  # a stream that has not answered for so long is gone; liblsl asks every 1.75 s or so
+GARBLED = "(invalid: "  # liblsl's name for a stream whose answer it can't parse
+FORGET_S = 4.0  # a stream that didn't answer for this long is gone; liblsl asks every 1.75 s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Which stream to take: by `name` if given, else the only one of type `kind`."""
+    """Selects a stream: by `name` if given, else the only one of type `kind`."""
 
     kind: str
     name: str | None = None
@@ -34,15 +34,15 @@ class Query:
         return f"name {self.name!r}" if self.name else f"type {self.kind!r}"
 
     def matches(self, info: pylsl.StreamInfo) -> bool:
-        """Whether the stream is one that is looked for."""
+        """Whether the stream matches."""
         return bool(info.name() == self.name if self.name else info.type() == self.kind)
 
     def best(self, found: list[pylsl.StreamInfo]) -> list[pylsl.StreamInfo]:
-        """Those of the right type, if any: a device may give all its streams one name."""
+        """The streams of the right type, else all: a device may give all its streams one name."""
         return [info for info in found if info.type() == self.kind] or found
 
     def refuse(self, found: list[pylsl.StreamInfo]) -> StreamError:
-        """The error for several streams: which one drives the cursor is no coin's toss."""
+        """The error for several matching streams: the choice must not be left to chance."""
         seen = sorted(f"{info.name()!r} on {info.hostname()}" for info in found)
         return StreamError(
             f"{len(found)} streams have {self}: {', '.join(seen)}; expected one; "
@@ -51,7 +51,7 @@ class Query:
 
 
 class Lookout:
-    """Sees the streams that answer a query, from `with` on."""
+    """Lists the streams that answer a query, while its `with` block runs."""
 
     def __init__(self, query: Query) -> None:
         self._query = query
@@ -65,17 +65,17 @@ class Lookout:
         del self._resolver
 
     def seen(self) -> list[pylsl.StreamInfo]:
-        """Every stream that has answered; never blocks."""
+        """The matching streams that have answered so far; never blocks."""
         return [info for info in self._resolver.results() if self._query.matches(info)]
 
     @property
     def garbled(self) -> str | None:
-        """What liblsl says of an answer that it can't read, if there is one."""
+        """liblsl's message about an answer that it can't parse, or None."""
         names = (info.name() for info in self._resolver.results())
         return next((name for name in names if name.startswith(GARBLED)), None)
 
     def wait(self, timeout_s: float, stop: threading.Event | None = None) -> list[pylsl.StreamInfo]:
-        """Those that answer within `timeout_s`: once the first has, others get `SETTLE_S`."""
+        """The streams that answer within `timeout_s`; after the first, others have `SETTLE_S`."""
         stop = stop or threading.Event()
         deadline = time.monotonic() + timeout_s
         while not self.seen() and time.monotonic() < deadline and not stop.wait(POLL_S):
@@ -86,9 +86,9 @@ class Lookout:
 
 
 def _predicate(query: Query) -> str:
-    """XPath for what liblsl asks the network. What it can't say is told apart by `matches`.
+    """The XPath predicate of liblsl's query. `matches` filters the rest.
 
-    The question travels as a line of UTF-8, and a sender's name may be in any encoding.
+    The query is sent as a line of UTF-8, but a sender's name may be in any encoding.
     """
     prop, value = ("name", query.name) if query.name else ("type", query.kind)
     if not (value.isascii() and value.isprintable()):
@@ -97,7 +97,7 @@ def _predicate(query: Query) -> str:
 
 
 def _literal(text: str) -> str:
-    """A string in XPath 1.0, which knows no escapes."""
+    """A string literal in XPath 1.0, which has no escapes."""
     if "'" not in text:
         return f"'{text}'"
     if '"' not in text:

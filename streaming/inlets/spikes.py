@@ -1,17 +1,16 @@
-"""Spikes from Lab Streaming Layer, as times on this host's clock and the stream's unit indices.
+"""Spikes from LSL: times on this host's clock, and the stream's unit indices.
 
-Three kinds of stream are read (see docs/STREAMS.md):
+There are three types of stream (docs/STREAMS.md):
 
-- `Spikes`: irregular, int32, fields `channel, unit`; the stamp is the spike's time;
+- `Spikes`: irregular, int32, fields `channel, unit`. The time stamp is the spike's time;
   `desc/units` names each unit.
-- `SpikeCounts`: regular, one channel a unit; the stamp is the bin's end; each count becomes
-  spikes spread evenly inside its bin.
-- `SpikeEvents`, as neural-data-simulator sends them: like `Spikes` with a waveform behind;
-  without `desc/units` a unit's id is `channel/unit`.
+- `SpikeCounts`: regular, one channel per unit. The time stamp is the end of the bin; a count
+  becomes spikes spread evenly inside the bin.
+- `SpikeEvents`, sent by neural-data-simulator: like `Spikes`, followed by a waveform. Without
+  `desc/units`, a unit's id is `channel/unit`.
 
-Stamps are mapped with LSL's time correction, added here rather than by `proc_clocksync` (it
-would add the same number) so that every frame can say which offset was applied. Nothing is
-dejittered: spikes are irregular.
+LSL's time correction is added here and not by `proc_clocksync`, which would add the same number:
+each frame reports the offset. Nothing is dejittered, because spikes are irregular.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from numpy.typing import NDArray
 
 from decoder.arrays import Floats, Ints
 from decoder.errors import StreamError
-from streaming.inlets import connector
-from streaming.inlets.connector import open_stream
+from streaming.inlets.connector import Connector, open_stream
 from streaming.inlets.inlet import Inlet
 from streaming.inlets.search import Query
 from streaming.units import UNKNOWN, UnitMatch, repeated_units
@@ -35,19 +33,19 @@ from streaming.units import UNKNOWN, UnitMatch, repeated_units
 StreamKind = Literal["Spikes", "SpikeCounts", "SpikeEvents"]
 KINDS: tuple[StreamKind, ...] = get_args(StreamKind)
 SPIKES, COUNTS, EVENTS = KINDS
-BUFFER_HUNDREDS = 4000  # liblsl counts hundreds of samples for irregular streams: 400,000 events
+BUFFER_HUNDREDS = 4000  # for irregular streams, in hundreds of samples: 400,000 events
 BUFFER_S = 10  # for regular streams
-MAX_UNIT_RATE_HZ = 1000.0  # a count above it is no count of one unit's spikes
-MAX_NUMBERED = (4096, 256)  # channels and units of a stream that describes none
-MAX_UNITS = 4096  # of such a stream; events of more are of no known unit
-MAX_NEW_UNITS = 256  # that one drain of a decoder's stream numbers: the rest wait for the next
-MAX_CHANNEL = 2**20  # channel times unit numbers; a description beyond it is an error
-RESOLVE_S = 2.0  # how long a stream is looked for: peers are not asked at once
+MAX_UNIT_RATE_HZ = 1000.0  # a higher count can't be the spikes of one unit
+MAX_NUMBERED = (4096, 256)  # channels and units of a stream without a description
+MAX_UNITS = 4096  # units of such a stream; events of further units are unknown
+MAX_NEW_UNITS = 256  # new units per drain in the daemon; the rest wait for the next drain
+MAX_CHANNEL = 2**20  # channel numbers times unit numbers in a description
+RESOLVE_S = 2.0  # duration of a search: peers are not asked at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamQuery(Query):
-    """Which stream of spikes to take: by `name` where given, else the only one of type `kind`."""
+    """Selects a spike stream: by `name` if given, else the only one of type `kind`."""
 
     kind: StreamKind = SPIKES
     name: str | None = None
@@ -60,19 +58,20 @@ class StreamQuery(Query):
 
 
 def find_spikes(query: StreamQuery, timeout_s: float) -> SpikeInlet | None:
-    """The one stream of spikes that matches, opened; None if there is none."""
+    """Opens the one matching spike stream; None if there is none."""
     return open_stream(query, SpikeInlet, timeout_s)
 
 
 class SpikeInlet(Inlet):
-    """An open stream of spikes.
+    """An open spike stream.
 
-    unit_ids: ids of the stream's units; an event's unit index is its position there. It grows
-        where a stream without description brings units that it had not before.
-    bundle_units: the units that somebody wants to decode; None where all are of use.
-    min_known_share: raises StreamError where the stream describes fewer of the bundle's units.
-    bin_ends: of a stream with a regular rate, (n_bins,) of what was drained last, also of bins
-        without a spike; else None.
+    unit_ids: ids of the stream's units; an event's unit index is a position in it. It grows if a
+        stream without a description sends new units.
+    bundle_units: the units to decode; None to accept all units.
+    min_known_share: least share of the bundle's units in the stream.
+    bin_ends: for a regular stream, the ends (n_bins,) of the bins drained last, also of empty
+        bins; else None.
+    Raises StreamError if the stream has too few of the bundle's units.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class SpikeInlet(Inlet):
         self.bin_ends: Floats | None = _NO_TIMES if regular else None
 
     def check(self, info: pylsl.StreamInfo) -> None:
-        """Read which units there are."""
+        """Read the units."""
         self._parse = _parser(info, self._bundle_units)
         if problem := repeated_units(self.unit_ids):
             raise StreamError(f"stream {self.name!r}: {problem}")
@@ -101,10 +100,9 @@ class SpikeInlet(Inlet):
         return self._parse.unit_ids
 
     def drain(self, now: float) -> tuple[Floats, Ints]:
-        """Everything that waits: times (n,) on this host's clock, unit indices (n,).
+        """The waiting events: times (n,) on this host's clock, unit indices (n,).
 
-        Never blocks, and takes at most a full buffer. Raises StreamError where the sender went
-        away.
+        Never blocks, and returns at most a full buffer. Raises StreamError if the sender is gone.
         """
         samples, times = self._pull(now)
         if self.bin_ends is not None:
@@ -137,10 +135,10 @@ def _check_match(
 
 
 class _EventParser:
-    """Rows of `channel, unit, …` become unit indices by one table look-up.
+    """Maps rows of `channel, unit, …` to unit indices with one table lookup.
 
-    most_new: pairs that nobody described are units too, so many more with each call. The table is
-        as large then as it can get, so that a tick only writes what is new.
+    most_new: number of undescribed pairs that each call may add as new units. The table then has
+        its greatest size from the start, so that a tick never allocates one.
     """
 
     def __init__(
@@ -188,7 +186,7 @@ def _table_shape(name: str, described: Mapping[tuple[int, int], str]) -> tuple[i
 
 
 class _CountParser:
-    """Counts (n_bins, n_channels) become spikes spread evenly inside their bins."""
+    """Converts counts (n_bins, n_channels) to spikes spread evenly inside their bins."""
 
     def __init__(self, labels: Iterable[str], bin_s: float) -> None:
         self.unit_ids, self._bin_s = list(labels), bin_s
@@ -228,7 +226,7 @@ def _event_parser(info: pylsl.StreamInfo, bundle_units: Sequence[str] | None) ->
         return _EventParser(info.name(), described)
     if info.type() != EVENTS:
         raise StreamError(
-            f"stream {info.name()!r} has no desc/units; expected one `unit` each with id, "
+            f"stream {info.name()!r} has no desc/units; expected one `unit` per unit with id, "
             "channel and unit (docs/STREAMS.md)"
         )
     most_new = MAX_UNITS if bundle_units is None else MAX_NEW_UNITS
@@ -259,7 +257,7 @@ def described_units(info: pylsl.StreamInfo) -> dict[tuple[int, int], str]:
 
 
 def _numbered_units(unit_ids: Sequence[str]) -> dict[tuple[int, int], str]:
-    """Those of a bundle's units whose id is `channel/unit` in numbers."""
+    """The units of a bundle whose id is `channel/unit` in numbers."""
     numbered = {}
     for unit_id in unit_ids:
         channel, slash, unit = unit_id.partition("/")
@@ -276,15 +274,16 @@ def _count_parser(info: pylsl.StreamInfo) -> _CountParser:
     if not rate_hz > 0 or not labels or any(label is None for label in labels):
         raise StreamError(
             f"stream {info.name()!r} has rate {rate_hz} Hz and channel labels {labels}; expected "
-            "a regular rate and one label (the unit's id) a channel"
+            "a regular rate and one label (the unit's id) per channel"
         )
     return _CountParser([str(label) for label in labels], 1.0 / rate_hz)
 
 
-class Connector(connector.Connector[SpikeInlet]):
-    """Keeps a stream open whose spikes a decoder knows.
+class SpikeConnector(Connector[SpikeInlet]):
+    """Keeps a stream open that has the units of a decoder.
 
-    `query` and `bundle_units` may be changed at any time; what was found with others is closed.
+    `query` and `bundle_units` may be changed at any time; a stream found with the old ones is
+    closed.
     """
 
     def __init__(
@@ -299,7 +298,7 @@ class Connector(connector.Connector[SpikeInlet]):
 
     @property
     def bundle_units(self) -> Sequence[str]:
-        """What the stream has to have."""
+        """The units that the stream should have."""
         return self._bundle_units
 
     @bundle_units.setter

@@ -1,1 +1,1 @@
-"""Sessions from a rig and back to it: record, convert, replay."""
+"""Recording a rig's streams, conversion of recordings to sessions, and replay over LSL."""

@@ -1,11 +1,11 @@
-"""Trials and their targets from markers, as tasks and `volition replay` send them.
+"""Trials and their targets from markers, as sent by tasks and `volition replay`.
 
-| marker | means |
+| marker | meaning |
 |---|---|
-| `trial_start i`, `trial_end i` | when trial `i` began and ended; both may leave `i` out |
-| `target i X Y` | where its target is, in metres |
+| `trial_start i`, `trial_end i` | start and end of trial `i`; both may omit `i` |
+| `target i X Y` | position of its target, metres |
 
-Other markers are somebody else's.
+Other markers are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from decoder.arrays import Floats
 from streaming.sessions.session import Trials
 
-EDGE_S = 0.1  # by which a trial may begin before the first sample
+EDGE_S = 0.1  # a trial may begin this long before the first sample
 _EDGE = re.compile(r"trial_(start|end)\b\s*(\S*)")
 _TARGET = re.compile(r"target (\S+) (\S+) (\S+)")
 
@@ -31,12 +31,12 @@ def trials_of(
     metres: float = 1.0,
     notes: list[str] | None = None,
 ) -> Trials | None:
-    """The trials that begin inside the kinematics; None if there are none.
+    """The trials that begin during the kinematics; None if there are none.
 
-    times: (n,) seconds of the kinematics, ascending. targets: (n, 2) metres, NaN where none is
-    shown; a trial's target is where it was last, unless a marker says where.
-    metres: in one unit of the markers' targets. notes: is told which trials and targets were left
-    out.
+    times: (n,) times of the kinematics, s, ascending. targets: (n, 2), m; NaN while no target is
+    shown. A trial's target is the last one shown during it, unless a marker gives its position.
+    metres: metres per unit of the markers' targets. notes: gets a note on trials and targets that
+    were left out.
     """
     notes = [] if notes is None else notes
     begun: dict[str, float] = {}
@@ -59,7 +59,9 @@ def trials_of(
             start = begun.pop(number if number in begun or number else _latest(begun), None)
             target = placed.pop(number, None)
             if start is None or not start < time:
-                n_open += bool(intervals or outside or begun)  # else it began before the recorder
+                n_open += bool(
+                    intervals or outside or begun
+                )  # if not, it began before the recorder
                 continue
             if not times[0] - EDGE_S <= start:
                 outside.append(start)
@@ -69,8 +71,8 @@ def trials_of(
             at_end.append(shown if target is None else np.array(target))
         else:
             n_unread += text.startswith("target ")
-    n_open += max(0, len(begun) - 1)  # one may go on when the recorder stops
-    _tell_left_out(n_open, outside, n_unread, float(times[0]), notes)
+    n_open += max(0, len(begun) - 1)  # one may still run when the recorder stops
+    _note_left_out(n_open, outside, n_unread, float(times[0]), notes)
     if not intervals:
         return None
     has_targets = bool(np.isfinite(at_end).all(axis=1).any())
@@ -79,20 +81,18 @@ def trials_of(
     )
 
 
-def _tell_left_out(
+def _note_left_out(
     n_open: int, outside: list[float], n_unread: int, begin_s: float, notes: list[str]
 ) -> None:
     if n_open:
         notes.append(f"{n_open} trials without a start and an end were left out")
     if outside:
         notes.append(
-            f"{len(outside)} trials begin before the kinematics (from {min(outside):.1f} s on; "
-            f"these from {begin_s:.1f} s on) and were left out: are the markers on another clock?"
+            f"{len(outside)} trials begin before the kinematics (at {min(outside):.1f} s, before "
+            f"{begin_s:.1f} s) and were left out: are the markers on another clock?"
         )
     if n_unread:
-        notes.append(
-            f"{n_unread} markers of targets were not understood; expected `target I X Y`, metres"
-        )
+        notes.append(f"{n_unread} target markers can't be read; expected `target I X Y`, metres")
 
 
 def _latest(begun: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Streams out over LSL: what describes them, and spikes' chunks (docs/STREAMS.md)."""
+"""Descriptions of LSL output streams, and the chunks to send them in (docs/STREAMS.md)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pylsl
 from decoder.arrays import Floats
 from streaming.inlets.kinematics import KINEMATICS, MARKERS
 
-MAX_CHUNK_S = 0.005  # a chunk spans no more than this, also after a stall
+MAX_CHUNK_S = 0.005  # longest chunk, also after a stall
 
 
 def spikes_info(name: str, source_id: str, unit_ids: Sequence[str]) -> pylsl.StreamInfo:
-    """Description of a stream of spikes; unit `i` of `unit_ids` is channel `i`, unit 0."""
+    """Description of a spike stream. Unit `i` of `unit_ids` is sent as channel `i`, unit 0."""
     info = pylsl.StreamInfo(name, "Spikes", 2, 0.0, pylsl.cf_int32, source_id)
     info.set_channel_labels(["channel", "unit"])
     units = info.desc().append_child("units")
@@ -30,7 +30,7 @@ def spikes_info(name: str, source_id: str, unit_ids: Sequence[str]) -> pylsl.Str
 def kinematics_info(
     name: str, source_id: str, labels: Sequence[str], rate_hz: float
 ) -> pylsl.StreamInfo:
-    """Description of a stream of kinematics in metres and m/s. labels: of `labels.COLUMNS`."""
+    """Description of a kinematics stream in metres and m/s. labels: some of `COLUMNS`."""
     info = pylsl.StreamInfo(name, KINEMATICS, len(labels), rate_hz, pylsl.cf_double64, source_id)
     info.set_channel_labels(list(labels))
     info.set_channel_units(["m/s" if label.startswith("vel") else "m" for label in labels])
@@ -38,14 +38,14 @@ def kinematics_info(
 
 
 def markers_info(name: str, source_id: str) -> pylsl.StreamInfo:
-    """Description of a stream of markers."""
+    """Description of a marker stream."""
     return pylsl.StreamInfo(name, MARKERS, 1, 0.0, pylsl.cf_string, source_id)
 
 
 def chunks(times: Floats, first: int, last: int) -> Iterator[slice]:
-    """Slices of [first, last) that each span at most `MAX_CHUNK_S`.
+    """Slices of [first, last) that span at most `MAX_CHUNK_S` each.
 
-    times: (n,) seconds, ascending.
+    times: (n,), s, ascending.
     """
     while first < last:
         stop = int(np.searchsorted(times[:last], times[first] + MAX_CHUNK_S, side="left"))
@@ -55,6 +55,6 @@ def chunks(times: Floats, first: int, last: int) -> Iterator[slice]:
 
 
 def sleep_until(due: float) -> None:
-    """Sleep until `due` on the LSL clock, in naps short enough to notice a signal."""
+    """Sleep until `due` on the LSL clock, in short steps so that signals are handled."""
     while (left := due - pylsl.local_clock()) > 0:
         time.sleep(min(left, 0.1))

@@ -1,13 +1,13 @@
-"""A recording on disk as `volition record` leaves it, whole or cut short, and the session it makes.
+"""The files of `volition record`, complete or cut short, and their conversion to a session.
 
     NAME.recording/
-      about.json        session, subject, date, stream names, unit ids (again whenever units come),
-                        whether the kinematics named their unit, when a clock jumped
-      spikes.bin        float64 time (LSL clock, s), int64 unit, a record a spike
-      kinematics.bin    float64 time, then `streaming.columns.COLUMNS`, a record a sample
-      markers.jsonl     time and text, a line a marker
+      about.json        session, subject, date, stream names, unit ids (written again on new units),
+                        whether the kinematics named their unit, times of clock jumps
+      spikes.bin        one record per spike: float64 time (LSL clock, s), int64 unit
+      kinematics.bin    one record per sample: float64 time, then float64 `COLUMNS`
+      markers.jsonl     one line per marker: time and text
 
-Files are only ever appended to, so that what is killed leaves a recording. It doesn't know LSL.
+The files are only appended to, so that a recorder that is killed leaves a usable recording.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (
     "kinematics.bin",
     "markers.jsonl",
 )
-UNSURE_S = 5.0  # a jump is noticed after two measurements of the clock, of 2 s each
+UNSURE_S = 5.0  # a jump is noticed after two clock measurements, 2 s apart
 SPIKE = np.dtype([("time", "<f8"), ("unit", "<i8")])
 SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
 
@@ -52,14 +52,16 @@ def read_recording(
     metres: float | None = None,
     sure_of_times: bool = False,
 ) -> Session:
-    """A recording as a session; SessionError where too little is there, or clocks don't meet.
+    """Convert a recording to a session.
 
-    cut: its domains 70/10/20; else each of them is the whole, as of a calibration.
-    metres: in one unit of kinematics that named none. Left out, they are in m and m/s, and
-        refused if no hand moves so.
+    cut: cut the domain 70/10/20; if false, each split is the whole domain, as for calibrations.
+    metres: metres per unit of kinematics that named no unit. None: they are taken as m and m/s,
+        and refused if they are implausible for a hand.
+    sure_of_times: most spikes may lie outside the kinematics.
 
-    A last record that was cut short is left out. Units without a spike stay. Where only velocity
-    was sent, position is its integral from (0, 0), so that no target can be placed beside it.
+    An incomplete last record is left out. Units without spikes are kept. If only velocity was sent,
+    position is its integral from (0, 0), and targets are left out.
+    Raises SessionError if there are too few data, or spikes and kinematics don't overlap.
     """
     path = Path(path)
     about = about_of(path)
@@ -75,7 +77,7 @@ def read_recording(
         vel = velocity_of(pos, times)
         notes.append("no velocity was sent; it is the gradient of position")
     spike_times, spike_units = _spikes(path, about, notes)
-    domain = _sure(without_gaps(continuous_domain(times), times), about, notes)
+    domain = _without_jumps(without_gaps(continuous_domain(times), times), about, notes)
     trials = trials_of(_markers(path), times, targets, metres=metres or 1.0, notes=notes)
     session = Session(
         session_id=about["session_id"],
@@ -97,28 +99,28 @@ def read_recording(
     )
     sure_of_unit = names_unit(about) or metres is not None
     session = _inside(judged(session, sure_of_unit=sure_of_unit, sure_of_times=sure_of_times))
-    if not has_position:  # after it was judged: an integral may wander further than a hand
+    if not has_position:  # after the checks: an integral may drift out of a hand's reach
         session = replace(session, cursor_pos=position_of(vel, times))
     return with_domains(session) if cut else session
 
 
 def _metres(path: Path, about: dict[str, Any], metres: float | None, notes: list[str]) -> float:
-    """Metres in one of the file's units."""
+    """Metres per unit of the file's kinematics."""
     if names_unit(about):
         if metres is not None:
             raise SessionError(
-                f"{path}: its kinematics named their unit, and are in metres; leave --unit out"
+                f"{path}: its kinematics named their unit and are in metres; omit --unit"
             )
         return 1.0
     if metres is None:
         notes.append(NO_UNIT)
         return 1.0
-    notes.append(f"no channel of the kinematics named a unit; taken as {metres:g} m, as asked")
+    notes.append(f"no channel of the kinematics named a unit; taken as {metres:g} m, as given")
     return metres
 
 
-def _sure(domain: Floats, about: dict[str, Any], notes: list[str]) -> Floats:
-    """The domain without the seconds before each jump of a clock, whose stamps are off by it."""
+def _without_jumps(domain: Floats, about: dict[str, Any], notes: list[str]) -> Floats:
+    """The domain without the seconds before each clock jump was noticed, whose stamps are wrong."""
     jumps = [at for at in about.get("clock_jumps") or () if isinstance(at, float)]
     for at in jumps:
         cut = [(a, min(b, at - UNSURE_S)) for a, b in domain]
@@ -132,7 +134,7 @@ def _sure(domain: Floats, about: dict[str, Any], notes: list[str]) -> Floats:
 
 
 def _inside(session: Session) -> Session:
-    """The session with the spikes in the kinematics' time span only."""
+    """The session without the spikes outside the kinematics' time span."""
     part = session.spikes_between(session.cursor_times[0], session.cursor_times[-1])
     return replace(
         session, spike_times=session.spike_times[part], spike_units=session.spike_units[part]
@@ -140,14 +142,14 @@ def _inside(session: Session) -> Session:
 
 
 def _kinematics(path: Path, notes: list[str]) -> tuple[Floats, Floats]:
-    """Times (n,), ascending, and values (n, 6) of the samples that can be used."""
+    """Times (n,), ascending, and values (n, 6) of the usable samples."""
     samples = read_records(path / KINEMATICS_FILE, SAMPLE)
     times, values = samples["time"], samples["values"]
     has_position = bool(np.isfinite(values[:, POSITION]).any())
     given = values[:, POSITION if has_position else VELOCITY]
     finite = np.isfinite(times) & np.isfinite(given).all(axis=1)
     if n_bad := int((~finite).sum()):
-        notes.append(f"{n_bad} kinematics samples without numbers were left out")
+        notes.append(f"{n_bad} kinematics samples with NaN or infinity were left out")
     times, values = times[finite], values[finite]
     if len(times) < 2:
         raise SessionError(f"{path}: {len(times)} samples of kinematics; expected many more")
@@ -174,7 +176,7 @@ def _spikes(path: Path, about: dict[str, Any], notes: list[str]) -> tuple[Floats
 
 
 def _markers(path: Path) -> Iterator[tuple[float, str]]:
-    """Times and texts; lines that a crash left unfinished are left out."""
+    """Times and texts, without incomplete lines."""
     try:
         lines = (path / MARKERS_FILE).read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -192,7 +194,7 @@ def _markers(path: Path) -> Iterator[tuple[float, str]]:
 
 
 def about_of(path: Path) -> dict[str, Any]:
-    """What a recording says of itself. Raises SessionError if it is none."""
+    """The contents of `about.json`. Raises SessionError if `path` is not a recording."""
     try:
         about = json.loads((path / ABOUT).read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -205,14 +207,14 @@ def about_of(path: Path) -> dict[str, Any]:
         and all(isinstance(unit_id, str) for unit_id in about["unit_ids"])
     ):
         raise SessionError(
-            f"{path / ABOUT}: not what a recording says of itself; expected session_id, subject_id "
+            f"{path / ABOUT}: not a description of a recording; expected session_id, subject_id "
             "and unit_ids"
         )
     return about
 
 
 def names_unit(about: dict[str, Any]) -> bool:
-    """Whether the kinematics of a recording said which unit they were in."""
+    """Whether the kinematics of a recording named their unit."""
     return about.get("names_unit") is not False
 
 
@@ -221,12 +223,12 @@ def _date(text: object, notes: list[str]) -> datetime.datetime | None:
         return datetime.datetime.fromisoformat(str(text))
     except ValueError:
         if text:
-            notes.append(f"its date {str(text)[:80]!r} was not understood, and is left out")
+            notes.append(f"the date {str(text)[:80]!r} can't be read and was left out")
         return None
 
 
 def read_records(path: Path, kind: np.dtype[np.void]) -> Records:
-    """The whole records of a file, in their order; none if there is no file."""
+    """The complete records of a file, in order; none if the file doesn't exist."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

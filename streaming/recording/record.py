@@ -1,10 +1,10 @@
-"""Spikes, kinematics and markers onto disk as they come.
+"""Records spikes, kinematics and markers to disk.
 
     volition record -o sessions --seconds 60
 
-A process of its own with inlets of its own, so that no disk touches a tick. It writes a recording,
-which `streaming.recording.raw` describes and makes a session of. Whatever comes is in the file at
-once and on the disk every half second: what is killed loses no more.
+The recorder has its own process and its own inlets, so that disk access never delays a tick. It
+writes a recording (`streaming.recording.raw`). Data are written at once and synced every half
+second: a recorder that is killed loses no more than that.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from streaming.units import UNKNOWN
 FLUSH_EVERY_S = 0.5
 POLL_S = 0.02
 SILENT_S = 10.0
-MAX_PAUSE_S = 0.5  # of the kinematics; a longer one is a gap, which labels nothing
+MAX_PAUSE_S = 0.5  # a longer pause of the kinematics is a gap without labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordSettings:
-    """Which streams to record; the only one of its kind where a name is left out."""
+    """The streams to record. Without a name, the only stream of the type is recorded."""
 
     spikes: StreamQuery = field(default_factory=StreamQuery)
     kinematics: str | None = None
@@ -59,12 +59,14 @@ class RecordSettings:
 
 
 class Recorder:
-    """Records into `folder/<session_id>.recording` from `start` until its `with` block ends.
+    """Records to `folder/<session_id>.recording` from `start` until its `with` block ends.
 
-    resume: go on with a recording that was cut short, on the same host since its last start.
-    A sender that goes is waited for, and may come back with other units. Raises StreamError if
-    there are no spikes or kinematics to record within `wait_s`; SessionError if the disk fails.
-    What came before is kept, and the message says how to make a session of it.
+    If a sender goes away, the recorder waits for it; it may return with other units.
+
+    resume: continue a recording that was cut short. This must be on the same host, without a
+        restart of the host in between.
+    Raises StreamError if spikes or kinematics don't open within `wait_s`, and SessionError if the
+    disk fails. Earlier data are kept, and the error tells how to make a session from them.
     """
 
     def __init__(
@@ -79,21 +81,21 @@ class Recorder:
         session = path_of(session_id, folder)
         self.path = folder / f"{session_id}{SUFFIX}"
         if not resume and session.exists():
-            raise SessionError(f"{session} exists; choose another name, or move it away")
+            raise SessionError(f"{session} exists; choose another name, or move the file")
         if not resume and self.path.exists():
             raise SessionError(
-                f"{self.path} exists; choose another name, or move it away. "
-                f"`volition import {self.path}` makes a session of it"
+                f"{self.path} exists; choose another name, or move the folder. "
+                f"`volition import {self.path}` makes a session from it"
             )
         self.n_spikes = self.n_samples = self.n_markers = 0
-        self.labelled_s = 0.0  # of kinematics
+        self.labelled_s = 0.0  # duration of the kinematics without gaps
         self.should_stop = False
         self._settings, self._session_id, self._subject = settings, session_id, subject
-        self._unit_ids: list[str] = []  # a spike's unit in the file is a position here
-        self._row = np.empty(0, dtype=np.int64)  # of each of the stream's units there
+        self._unit_ids: list[str] = []  # a unit in the file is an index into these
+        self._row = np.empty(0, dtype=np.int64)  # index in the file of each unit of the stream
         self._recorded_at = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self._names_unit = True  # of an earlier recorder's kinematics
-        self._clock_jumps: list[float] = []  # and of its senders' clocks
+        self._names_unit = True  # of the recording that is resumed
+        self._clock_jumps: list[float] = []  # of the recording that is resumed
         self._last_sample: float | None = None
         self._flushed_at = 0.0
 
@@ -107,34 +109,34 @@ class Recorder:
         try:
             self.close()
         except VolitionError:
-            if error is None:  # else that one says what happened
+            if error is None:  # if not, the first error tells more
                 raise
 
     def start(self) -> None:
-        """Find and open the streams, make the folder."""
-        asked = self._settings
-        self._streams = RigStreams(asked.spikes, asked.kinematics, asked.markers)
-        self._streams.wait(asked.wait_s)
+        """Open the streams, and create the folder and its files."""
+        wanted = self._settings
+        self._streams = RigStreams(wanted.spikes, wanted.kinematics, wanted.markers)
+        self._streams.wait(wanted.wait_s)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._go_on_from_what_is_there()
+            self._resume()
             names = (SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE)
             self._files = [_Appended(self.path / name) for name in names]
-            self._note_units()
+            self._write_about()
         except (OSError, SessionError) as error:
             self._streams.close()
             if isinstance(error, SessionError):
                 raise
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
 
     def poll(self) -> None:
-        """Write what waits on the streams."""
+        """Write the data that wait on the streams."""
         spikes, kinematics, markers = self._files
         try:
             times, units = self._streams.spikes()
             usable = np.isfinite(times) & (units != UNKNOWN)
-            if self._streams.n_changes != self._noted:
-                self._note_units()
+            if self._streams.changes != self._noted:
+                self._write_about()
             spikes.write(_records(SPIKE, times[usable], self._row[units[usable]]))
             self.n_spikes += int(usable.sum())
             times, values = self._streams.kinematics()
@@ -146,14 +148,14 @@ class Recorder:
             if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
                 self._flush()
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
 
     def run(
         self, seconds: float | None, on_poll: Callable[[Recorder], None] = lambda recorder: None
     ) -> None:
-        """Poll until so many seconds are labelled, or `should_stop`.
+        """Poll until `seconds` are labelled, or `should_stop` is set.
 
-        Raises StreamError where seconds are asked for and a stream falls silent for long.
+        Raises StreamError if `seconds` are given and a stream is silent for `SILENT_S`.
         """
         at, n_seen = time.monotonic(), (self.n_spikes, self.n_samples)
         while not self.should_stop and (seconds is None or self.labelled_s < seconds):
@@ -164,23 +166,23 @@ class Recorder:
             elif seconds is not None and time.monotonic() - at > SILENT_S:
                 which = "spikes" if self.n_spikes == n_seen[0] else "kinematics"
                 why = self._streams.problem or "is the rig running?"
-                raise StreamError(f"no {which} came for {SILENT_S:g} s; {why} What came is kept")
+                raise StreamError(f"no {which} for {SILENT_S:g} s; {why} The recording is kept")
             time.sleep(POLL_S)
 
     def close(self) -> None:
-        """Close everything, what came on the disk."""
+        """Close the streams, sync the files and close them."""
         self._streams.close()
         try:
             self._flush()
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
         finally:
             for file in self._files:
                 file.close()
 
-    def _unwritten(self, error: OSError) -> SessionError:
+    def _write_error(self, error: OSError) -> SessionError:
         return SessionError(
-            f"{self.path}: can't be written ({error}); make room. What came before is kept"
+            f"{self.path}: can't be written ({error}); make room. The recording so far is kept"
         )
 
     def _count_samples(self, times: Floats) -> None:
@@ -189,8 +191,8 @@ class Recorder:
             self.labelled_s += _covered_s(times, self._last_sample)
             self._last_sample = float(times[-1])
 
-    def _go_on_from_what_is_there(self) -> None:
-        """Count what an earlier recorder left, cut off a last record that isn't whole."""
+    def _resume(self) -> None:
+        """Read the state of a recording to resume, and cut off an incomplete last record."""
         if not (self.path / ABOUT).is_file():
             return
         about = about_of(self.path)
@@ -207,8 +209,8 @@ class Recorder:
         times = read_records(self.path / KINEMATICS_FILE, SAMPLE)["time"]
         if len(times) and times[-1] > pylsl.local_clock():
             raise SessionError(
-                f"{self.path} was recorded before this host started: its clock began anew; "
-                "discard it, or keep it as it is"
+                f"{self.path} was recorded before this host's last start: its times are on another "
+                "clock. Record under another name"
             )
         self._count_samples(times)
 
@@ -217,9 +219,9 @@ class Recorder:
         for file in self._files:
             file.sync()
 
-    def _note_units(self) -> None:
+    def _write_about(self) -> None:
         known = {unit_id: row for row, unit_id in enumerate(self._unit_ids)}
-        self._noted = self._streams.n_changes
+        self._noted = self._streams.changes
         stream = self._streams.unit_ids
         self._unit_ids += [unit_id for unit_id in stream if unit_id not in known]
         row = {unit_id: row for row, unit_id in enumerate(self._unit_ids)}
@@ -237,7 +239,7 @@ class Recorder:
 
 
 class _Appended:
-    """A file that is only appended to, and has at once what is written."""
+    """An unbuffered file that is only appended to."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
@@ -255,7 +257,7 @@ class _Appended:
 
 
 def _covered_s(times: Floats, before: float | None) -> float:
-    """Seconds that samples cover; a pause longer than `MAX_PAUSE_S` isn't counted."""
+    """Duration of samples, without pauses longer than `MAX_PAUSE_S`. before: the previous time."""
     steps = np.diff(times, prepend=times[0] if before is None else before)
     return float(steps[(steps > 0) & (steps <= MAX_PAUSE_S)].sum())
 

@@ -1,13 +1,11 @@
-"""A recorded session streams again as if it were live, over LSL, with its own timing.
+"""Replays a recorded session over LSL, with its original timing.
 
     volition replay SESSION --from test
 
-Three outlets: spikes (`Spikes`), kinematics (`Kinematics`) and markers (`Markers`), described
-as docs/STREAMS.md says. Every event carries its recorded time, mapped to now once, at the
-start (`lsl = start + (recorded - first) / speed`), so replay can't drift against the clock.
-Events leave in chunks of at most `CHUNK_S`, never before their time.
-
-It does not know who listens.
+There are three outlets: spikes (`Spikes`), kinematics (`Kinematics`) and markers (`Markers`), as
+described in docs/STREAMS.md. Recorded time is mapped to LSL time once, at the start
+(`lsl = start + (recorded - first) / speed`), so that the replay can't drift against the clock.
+Events are sent every `CHUNK_S`, never before their time.
 """
 
 from __future__ import annotations
@@ -25,20 +23,21 @@ from streaming.recording.outlets import chunks, sleep_until
 from streaming.sessions.intervals import intersect
 from streaming.sessions.session import Session, Split
 
-CHUNK_S = 0.002  # how long events are gathered before they leave
+CHUNK_S = 0.002  # time between sends
 CONSUMER_TIMEOUT_S = 60.0
-LINGER_S = 0.3  # outlets stay so long after the last event, which is still on its way
+LINGER_S = 0.3  # outlets stay open this long, until the last event has arrived
 KINEMATICS_LABELS = ("pos_x", "pos_y", "vel_x", "vel_y")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaySettings:
-    """What to play and how.
+    """Settings of a replay.
 
-    split: which part of the session. seconds: only the first of it.
-    speed: recorded seconds per second. loop: start over at the end, for ever.
-    wait_for_consumer: wait until somebody listens to the spikes before the first event.
-    lead_s: seconds between that and the first event.
+    split: part of the session to play. seconds: play only its first seconds.
+    speed: recorded seconds per second. loop: start over at the end, forever.
+    wait_for_consumer: wait for a consumer of the spikes before the first event.
+    lead_s: time between that and the first event.
+    name_prefix: prefix of the streams' names; empty for the session id.
     """
 
     split: Split = "all"
@@ -74,14 +73,14 @@ class Mapping:
 
 @dataclass(frozen=True, kw_only=True)
 class _Track:
-    """One stream's events in recorded time order: times (n,), and how to send a slice of them."""
+    """One stream's events: recorded times (n,), ascending, and a function that sends a slice."""
 
     times: Floats
     send: Callable[[slice, Floats], None]
 
 
 def span(session: Session, settings: ReplaySettings) -> tuple[float, float]:
-    """First and last recorded second that is played."""
+    """Start and end of the part to play, in recorded seconds."""
     intervals = session.intervals(settings.split)
     if len(intervals) == 0:
         raise SessionError(f"{session.session_id} has no {settings.split} domain")
@@ -90,7 +89,7 @@ def span(session: Session, settings: ReplaySettings) -> tuple[float, float]:
 
 
 class Replay:
-    """Outlets for one session; `play` sends it."""
+    """Outlets for one session; `play` sends the session."""
 
     def __init__(self, session: Session, settings: ReplaySettings) -> None:
         self.session, self.settings = session, settings
@@ -103,9 +102,9 @@ class Replay:
         self._tracks = (self._spike_track(), self._kinematics_track(), self._marker_track())
 
     def play(self, on_start: Callable[[Mapping], None] = lambda mapping: None) -> int:
-        """Send everything once (or for ever with `loop`); returns the number of spikes sent.
+        """Send the session once, or forever with `loop`. Returns the number of spikes sent.
 
-        on_start: told the mapping of times just before the first event of each round.
+        on_start: called with the mapping of times before the first event of each round.
         """
         if self.settings.wait_for_consumer:
             self._wait_for_consumer()
@@ -131,8 +130,8 @@ class Replay:
         while not self.should_stop and not self.spikes.wait_for_consumers(0.2):
             if pylsl.local_clock() > deadline:
                 raise SettingsError(
-                    f"nobody listened to the spikes for {CONSUMER_TIMEOUT_S:.0f} s; start "
-                    "`volition decode BUNDLE`, or leave --wait away"
+                    f"no consumer of the spikes within {CONSUMER_TIMEOUT_S:.0f} s; start "
+                    "`volition decode BUNDLE`, or omit --wait"
                 )
 
     def _play_once(self, mapping: Mapping) -> int:
@@ -159,7 +158,9 @@ class Replay:
         events = np.stack([units, np.zeros_like(units)], axis=1).astype(np.int32)
 
         def send(chunk: slice, stamps: Floats) -> None:
-            self.spikes.push_chunk(events[chunk], stamps.tolist())  # a list, or one stamp for all
+            self.spikes.push_chunk(
+                events[chunk], stamps.tolist()
+            )  # as a list: an array would count as one time stamp
 
         return _Track(times=self.session.spike_times[part], send=send)
 
@@ -196,7 +197,7 @@ def _trial_markers(session: Session, start: float, end: float) -> tuple[Floats, 
 
 
 def spikes_info(session: Session, prefix: str) -> pylsl.StreamInfo:
-    """Description of the spike stream; unit `i` of the session is channel `i`, unit 0."""
+    """Description of the spike stream. Unit `i` of the session is sent as channel `i`, unit 0."""
     name = f"{prefix}-spikes"
     return outlets.spikes_info(name, f"volition-replay-{name}", session.unit_ids)
 

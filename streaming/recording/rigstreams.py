@@ -1,7 +1,6 @@
-"""The three streams of a rig, for whoever records them: spikes, kinematics, markers.
+"""The three streams of a rig: spikes, kinematics, markers.
 
-Senders may come late, go and come back, with other units even: what is read goes on. It doesn't
-know what is done with what comes.
+Senders may start late, go away and return, even with other units. Reading goes on.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from streaming.inlets.kinematics import KINEMATICS, KinematicsInlet, Markers
 from streaming.inlets.search import Query
 from streaming.inlets.spikes import SpikeInlet, StreamQuery
 
-LEAST_S = 4.0  # looking and opening take a second or two
-OPENING_S = 10.0  # more for a stream that answers in time, on a busy machine
-HOPELESS_S = 4.0  # a stream that can't be opened for so long is not waited for any longer
-MARKERS_WAIT_S = 4.0  # a rig may have none, or one that never opens
+LEAST_S = 4.0  # shortest timeout: searching and opening take a second or two
+OPENING_S = 10.0  # extra time for a stream that has answered, on a busy machine
+HOPELESS_S = 4.0  # give up on a stream whose problem lasts this long
+MARKERS_WAIT_S = 4.0  # a rig may have no markers, or a stream of them that never opens
 
 AnInlet = TypeVar("AnInlet", bound=Inlet)
 
@@ -32,10 +31,10 @@ AnInlet = TypeVar("AnInlet", bound=Inlet)
 class RigStreams:
     """Reads the streams, from its construction to `close`.
 
-    unit_ids: of the spikes; a spike's unit is a position there. Sender after sender may have its
-        own: `n_changes` tells when to look again, at these and at `names`.
-    names_unit: whether the kinematics have always said which unit they are in.
-    clock_jumps: when one of the senders' clocks was found to have jumped; LSL clock, s.
+    unit_ids: the unit ids of the spikes; a spike's unit is an index into them. names: of the open
+        streams. Both change with the sender: compare `changes` to notice it.
+    names_unit: whether the kinematics have always named their unit.
+    clock_jumps: when a jump of a sender's clock was noticed; LSL clock, s.
     """
 
     def __init__(self, spikes: StreamQuery, kinematics: str | None, markers: str | None) -> None:
@@ -48,9 +47,9 @@ class RigStreams:
         self.clock_jumps: list[float] = []
 
     def wait(self, timeout_s: float) -> None:
-        """Until spikes and kinematics are open.
+        """Wait until spikes and kinematics are open.
 
-        Raises StreamError if they aren't within `timeout_s`, or can't be; all is closed then.
+        Raises StreamError if they don't open within `timeout_s`. All streams are closed then.
         """
         deadline = time.monotonic() + max(timeout_s, LEAST_S)
         try:
@@ -69,32 +68,32 @@ class RigStreams:
         except StreamError:
             self.close()
             raise
-        self._look()
+        self._update()
 
     @property
-    def n_changes(self) -> tuple[object, ...]:
-        """Another one whenever the units, the streams or their clocks have changed."""
+    def changes(self) -> tuple[object, ...]:
+        """A value that differs whenever the units, the streams or their clocks have changed."""
         opened = self._spikes.n_opened, self._kinematics.n_opened, len(self.clock_jumps)
         return *opened, len(self.unit_ids), *self._markers.names
 
     @property
     def problem(self) -> str | None:
-        """Why spikes or kinematics aren't read, if something is wrong."""
+        """Why spikes or kinematics aren't read, or None."""
         return self._spikes.problem or self._kinematics.problem
 
     def spikes(self) -> tuple[Floats, Ints]:
-        """Times (n,), units (n,) of what waits, as `SpikeInlet.drain`. Never blocks or raises."""
+        """Times (n,) and units (n,) of the waiting spikes. Never blocks or raises."""
         times, units = np.empty(0), np.empty(0, dtype=np.int64)
         if (inlet := self._spikes.tend()) is not None:
             try:
                 times, units = inlet.drain(pylsl.local_clock())
             except StreamError as error:
                 self._spikes.lose(str(error))
-        self._look()
+        self._update()
         return times, units
 
     def kinematics(self) -> tuple[Floats, Floats]:
-        """Times (n,) and values (n, 6), as `KinematicsInlet.drain`; never blocks or raises."""
+        """Times (n,) and values (n, 6) of the waiting samples. Never blocks or raises."""
         if (inlet := self._kinematics.tend()) is not None:
             try:
                 return inlet.drain()
@@ -103,11 +102,11 @@ class RigStreams:
         return np.empty(0), np.empty((0, len(COLUMNS)))
 
     def markers(self) -> list[tuple[float, str]]:
-        """Times and texts of what waits; never blocks or raises."""
+        """Times and texts of the waiting markers. Never blocks or raises."""
         return self._markers.drain()
 
     def close(self) -> None:
-        """Close all."""
+        """Close all streams."""
         for stream in (self._spikes, self._kinematics, self._markers):
             stream.close()
 
@@ -125,13 +124,13 @@ class RigStreams:
 
 
 def _opens(source: Source[AnInlet], deadline: float) -> bool:
-    """Whether the stream opens until then, and without a problem that stays.
+    """Whether the stream opens by the deadline, and without a lasting problem.
 
-    One that answers by then has `OPENING_S` more.
+    A stream that has answered by then has `OPENING_S` more.
     """
     hopeful_until = time.monotonic() + HOPELESS_S
     while True:
-        is_opening = source.is_opening  # until `tend` has it: so it is asked first
+        is_opening = source.is_opening  # read first: `tend` resets it
         if source.tend() is not None:
             return True
         now = time.monotonic()

@@ -1,1 +1,1 @@
-"""Sessions on disk in torch_brain's HDF5 format, and the checks of their times and values."""
+"""Sessions in memory and on disk (torch_brain's HDF5 format), and checks of their data."""

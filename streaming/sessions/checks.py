@@ -1,4 +1,4 @@
-"""Checks that a session holds together."""
+"""Checks that the arrays of a session are consistent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from decoder.errors import SessionError
 from streaming.sessions.session import Session
 from streaming.units import repeated_units
 
-MAX_SPAN_S = 7 * 86_400.0  # torch_brain stores an index for every second between first and last
+MAX_SPAN_S = 7 * 86_400.0  # torch_brain stores an index entry for every second of the span
 
 
 def check(session: Session) -> Session:
-    """Return `session` if it holds together, raise SessionError with what doesn't."""
+    """Return `session` unchanged. Raises SessionError if its arrays are inconsistent."""
     name = session.session_id
     _check_units(name, session.unit_ids)
     _check_spikes(name, session.spike_times, session.spike_units, session.n_units)
@@ -25,14 +25,14 @@ def check(session: Session) -> Session:
 
 
 def _check_span(name: str, session: Session) -> None:
-    """One stray stamp must not make a session of years: torch_brain keeps a grid of its seconds."""
+    """Refuse a stray time stamp years away: torch_brain stores an index of every second."""
     first = min(session.cursor_times[0], session.domain[0, 0])
     last = max(session.cursor_times[-1], session.domain[-1, 1])
     if last - first > MAX_SPAN_S:
         raise SessionError(
             f"{name}: kinematics and domains span {last - first:.3g} s, from {first:.3f} to "
-            f"{last:.3f}; expected at most {MAX_SPAN_S:.0f} s (7 days). Are some stamps of another "
-            "clock, or in another unit?"
+            f"{last:.3f}; expected at most {MAX_SPAN_S:.0f} s (7 days). Are some time stamps from "
+            "another clock, or in another unit?"
         )
 
 
@@ -42,19 +42,19 @@ def _check_units(name: str, unit_ids: tuple[str, ...]) -> None:
     if problem := repeated_units(unit_ids):
         raise SessionError(f"{name}: {problem}")
     if odd := [unit_id for unit_id in unit_ids if not unit_id or "\0" in unit_id]:
-        raise SessionError(f"{name}: a unit's id is {odd[0][:80]!r}; expected a name")
+        raise SessionError(f"{name}: a unit id is {odd[0][:80]!r}; expected a name")
 
 
 def _check_spikes(name: str, times: Floats, units: Ints, n_units: int) -> None:
     if times.ndim != 1 or times.shape != units.shape:
         raise SessionError(
             f"{name}: spike times of shape {times.shape} but unit indices of shape "
-            f"{units.shape}; expected one of each a spike"
+            f"{units.shape}; expected one of each per spike"
         )
     if not np.isfinite(times).all():
         raise SessionError(f"{name}: spike times have NaN or infinity; remove those spikes")
     if (np.diff(times) < 0).any():
-        raise SessionError(f"{name}: spike times go backwards; sort them (`sorted_spikes`)")
+        raise SessionError(f"{name}: spike times are not ascending; sort them (`sorted_spikes`)")
     if len(units) and not (units.min() >= 0 and units.max() < n_units):
         raise SessionError(
             f"{name}: spikes of units {units.min()}..{units.max()}, but there are {n_units} units; "
@@ -65,7 +65,7 @@ def _check_spikes(name: str, times: Floats, units: Ints, n_units: int) -> None:
 def check_kinematics(name: str, times: Floats, **columns: Floats) -> None:
     if times.ndim != 1 or len(times) < 2:
         raise SessionError(
-            f"{name}: kinematics timestamps of shape {times.shape}; expected at least two in a row"
+            f"{name}: kinematics timestamps of shape {times.shape}; expected at least two, in 1-D"
         )
     for label, values in columns.items():
         if values.shape != (len(times), 2):
@@ -88,5 +88,5 @@ def _check_intervals(name: str, split: str, intervals: Floats) -> None:
     if not (len(edges) and np.isfinite(edges).all() and (np.diff(edges) >= 0).all()):
         raise SessionError(
             f"{name}: the {split} domain is empty or out of order; expected finite intervals "
-            "that ascend and don't overlap (`with_domains` cuts them anew)"
+            "that ascend and don't overlap (`with_domains` makes new ones)"
         )

@@ -1,11 +1,8 @@
-"""Recorded sessions on disk, in torch_brain's HDF5 format, without torch.
+"""Saves and loads sessions as HDF5 files in torch_brain's format, without torch.
 
-A session is one continuous recording day: spikes, units, cursor kinematics, trials, and the
-stretches of time (domains) that training, validation and test may use. What is written here
-opens in `torch_brain.datasets.Dataset`; what `brainsets prepare` writes opens here.
-
-This module does not know where a session came from (see `training.importers`), nor how it
-is cut into windows (see `training.data.windows`).
+Files written here open in `torch_brain.datasets.Dataset`. Files of `brainsets prepare` open here.
+`training.importers` makes sessions from other formats; `training.data.windows` cuts them into
+windows.
 """
 
 from __future__ import annotations
@@ -25,38 +22,38 @@ from streaming.sessions.checks import check
 from streaming.sessions.layout import from_hdf5, to_data, whole
 from streaming.sessions.session import Session
 
-MAX_NAME = 200  # bytes of a session's id; a file's name has 255
+MAX_NAME = 200  # bytes of a session id; a file name may have 255
 
 
 def save(session: Session, folder: Path | str, *, overwrite: bool = True) -> Path:
-    """Write `session` to `folder/<session_id>.h5` (temporary name, synced, renamed).
+    """Write `session` to `folder/<session_id>.h5` under a temporary name, then sync and rename it.
 
-    overwrite: else raise SessionError if there is one already.
+    overwrite: replace an existing file; if false, raise SessionError instead.
     """
     path = path_of(session.session_id, folder)
     if not overwrite and path.exists():
-        raise SessionError(f"{path} exists and was left as it is; expected a name of its own")
+        raise SessionError(f"{path} exists and was not changed; choose another name")
     check(session)
     with replacing(path, SessionError) as partial:
         try:
             with h5py.File(partial, "w") as file:
                 to_data(session).to_hdf5(file)
-        except RuntimeError as error:  # h5py, if a flush fails
+        except RuntimeError as error:  # from h5py, if a flush fails
             raise OSError(str(error)) from error
-        except (ValueError, TypeError) as error:  # texts with NUL, for one
+        except (ValueError, TypeError) as error:  # such as texts with NUL
             raise SessionError(
                 f"{session.session_id[:80]!r} can't be stored as HDF5 ({error}); expected plain "
-                "texts for session, subject and source"
+                "text for session, subject and source"
             ) from error
     return path
 
 
 def path_of(session_id: str, folder: Path | str) -> Path:
-    """Where a session of this id is written. Raises SessionError if it can't be a file's name."""
+    """Path of the session file. Raises SessionError if the id can't be a file name."""
     if Path(session_id).name != session_id or not _fits_a_name(session_id):
         raise SessionError(
-            f"session id {session_id[:80]!r} can't be a file's name; expected at most {MAX_NAME} "
-            "bytes of text without slashes (`volition import --name` gives another)"
+            f"session id {session_id[:80]!r} can't be a file name; expected at most {MAX_NAME} "
+            "bytes of text without slashes (choose one with `volition import --name`)"
         )
     return Path(folder) / f"{session_id}.h5"
 
@@ -64,7 +61,7 @@ def path_of(session_id: str, folder: Path | str) -> Path:
 def _fits_a_name(text: str) -> bool:
     try:
         name = text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # an unpaired surrogate
         return False
     return 0 < len(name) <= MAX_NAME and b"\0" not in name
 
@@ -76,14 +73,14 @@ def load(
     columns: tuple[int, int] | None = None,
     repair: bool = False,
 ) -> Session:
-    """Read a session file; SessionError says what is wrong with one that can't be used.
+    """Read a session file. Raises SessionError if it can't be used.
 
-    columns: which columns are x and y, counted from 1, of kinematics with more than two; one that
-        is negative is turned round.
-    lazy: map spikes and kinematics into memory instead of reading them, so that only what is
-        used takes room. The file must not be written to meanwhile.
-    repair: leave out spikes without a time, and kinematics samples whose stamps repeat, step back
-        or are far off, with a note; else a file that has some is refused.
+    lazy: map spikes and kinematics into memory and read only what is used. The file must not change
+        meanwhile.
+    columns: the x and y columns of kinematics with more than two columns, counted from 1; a
+        negative number reverses the axis.
+    repair: leave out spikes without a time, and kinematics samples whose time stamps repeat, step
+        back or are far off, with a note. If false, files with such samples are refused.
     """
     path = Path(path)
     if not path.exists():
@@ -96,8 +93,8 @@ def load(
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise SessionError(
-                f"{path}: too many open files; raise the limit (ulimit -n), a session that is "
-                "mapped takes one"
+                f"{path}: too many open files; each mapped session takes one. Raise the limit "
+                "(ulimit -n)"
             ) from error
         raise SessionError(
             f"{path}: not a readable HDF5 file ({error}); it may be truncated. "
@@ -105,13 +102,13 @@ def load(
         ) from error
     except KeyError as error:
         raise SessionError(
-            f"{path}: {error.args[0]}; expected spikes, units and cursor as torch_brain stores "
-            "them. `volition import` makes such files from NWB and XDF"
+            f"{path}: {error.args[0]}; expected spikes, units and cursor in torch_brain's layout. "
+            "`volition import` makes such files from NWB and XDF"
         ) from error
-    except Exception as error:  # h5py and numpy raise many kinds on a foreign layout
+    except Exception as error:  # h5py and numpy raise many types on a foreign layout
         raise SessionError(
-            f"{path}: laid out otherwise than torch_brain stores sessions "
-            f"({type(error).__name__}: {error}). `volition import` makes such files"
+            f"{path}: not in torch_brain's layout ({type(error).__name__}: {error}). "
+            "`volition import` makes such files"
         ) from error
     session = check(session)
     if lazy:
@@ -120,7 +117,7 @@ def load(
 
 
 def find(folder: Path | str) -> list[Path]:
-    """Session files below `folder` (or the one file that `folder` names), sorted."""
+    """Session files below `folder`, sorted; `folder` may also be one file."""
     root = Path(folder)
     paths = [root] if root.is_file() else sorted(root.rglob("*.h5"))
     if not paths:
@@ -129,9 +126,9 @@ def find(folder: Path | str) -> list[Path]:
 
 
 def open_all(folder: Path | str) -> list[Session]:
-    """Every session below `folder`, mapped; a corpus may have more than files may be open at first.
+    """Every session below `folder`, mapped into memory.
 
-    Raises SessionError.
+    Raises the limit on open files if a large corpus needs it. Raises SessionError.
     """
     paths = find(folder)
     _allow_open_files(len(paths) + 256)
@@ -139,7 +136,7 @@ def open_all(folder: Path | str) -> list[Session]:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise this process' limit on open files as far as the system lets it."""
+    """Raise this process's limit on open files, up to the system's hard limit."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -151,14 +148,14 @@ def _allow_open_files(count: int) -> None:
 
 
 class _Mapped:
-    """Reads datasets of one file by mapping it, once: every map holds a descriptor."""
+    """Reads datasets of one file through a single memory map: each map holds a descriptor."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __call__(self, dataset: h5py.Dataset) -> NDArray[Any]:
-        """A dataset's bytes in the file; read whole if it is chunked or compressed."""
+        """The mapped dataset; a chunked or compressed one is read into memory."""
         offset = dataset.id.get_offset()
         if offset is None or dataset.size == 0 or not dataset.dtype.isnative:
             return whole(dataset)
@@ -167,7 +164,7 @@ class _Mapped:
 
 
 def _let_go(session: Session) -> None:
-    """Give back the memory that checking a mapped session took."""
+    """Release the pages of a mapped session that its check has read."""
     for array in (session.spike_times, session.spike_units, session.cursor_times,
                   session.cursor_pos, session.cursor_vel):  # fmt: skip
         base: Any = array

@@ -12,19 +12,19 @@ from decoder.arrays import Floats
 from decoder.errors import SessionError
 from streaming.sessions.session import Session, Trials
 
-GAP_FACTOR = 5.0  # kinematics samples this many median steps apart leave a gap in the data
+GAP_FACTOR = 5.0  # a longer step between samples, in median steps, is a gap
 MIN_GAP_S = 0.2
-SLIVER_S = 1e-6  # intervals shorter than this are rounding, not time
-MIN_PART = 0.5  # of its share that each of train, valid and test must have
+SLIVER_S = 1e-6  # shorter intervals are rounding errors
+MIN_PART = 0.5  # least part of its share that each of train, valid and test must get
 
 
 def duration_s(intervals: Floats) -> float:
-    """Seconds that (n, 2) intervals cover together."""
+    """Total duration of intervals (n, 2), s."""
     return float((intervals[:, 1] - intervals[:, 0]).sum())
 
 
 def within(times: Floats, intervals: Floats, margin_s: float = 0.0) -> NDArray[np.bool_]:
-    """Which `times` lie in one of the sorted `intervals`, at least `margin_s` after its start."""
+    """Mask of the `times` in one of the sorted intervals, at least `margin_s` after its start."""
     index = np.searchsorted(intervals[:, 0], times, side="right") - 1
     inside = index >= 0
     safe = np.maximum(index, 0)
@@ -34,15 +34,15 @@ def within(times: Floats, intervals: Floats, margin_s: float = 0.0) -> NDArray[n
 
 
 def intersect(intervals: Floats, start_s: float, end_s: float) -> Floats:
-    """The parts of `intervals` (n, 2) that lie in [start_s, end_s)."""
+    """The parts of `intervals` (n, 2) in [start_s, end_s)."""
     clipped = np.clip(intervals, start_s, end_s)
     return clipped[clipped[:, 1] - clipped[:, 0] > SLIVER_S]
 
 
 def continuous_domain(timestamps: Floats) -> Floats:
-    """Intervals (n, 2) over which kinematics were sampled without a gap.
+    """Intervals (n, 2) without a gap between kinematics samples.
 
-    A gap is a step of more than `GAP_FACTOR` median steps and `MIN_GAP_S`.
+    A gap is a step longer than both `GAP_FACTOR` median steps and `MIN_GAP_S`.
     """
     steps = np.diff(timestamps)
     step = float(np.median(steps)) if len(steps) else 0.0
@@ -53,7 +53,7 @@ def continuous_domain(timestamps: Floats) -> Floats:
 
 
 def without_gaps(intervals: Floats, timestamps: Floats) -> Floats:
-    """`intervals` (n, 2) cut where kinematics, sampled at `timestamps`, have a gap."""
+    """`intervals` (n, 2) without the gaps between kinematics samples at `timestamps`."""
     sampled = continuous_domain(timestamps)
     gaps = np.stack([sampled[:-1, 1], sampled[1:, 0]], axis=1)
     edges = (-np.inf, *gaps.ravel(), np.inf)
@@ -68,14 +68,15 @@ def chronological_domains(
     *,
     shares: tuple[float, float] = (0.7, 0.1),
 ) -> tuple[Floats, Floats, Floats]:
-    """Cut a domain in time order into train, valid and test parts.
+    """Cut a domain into train, valid and test parts, in time order.
 
-    The cuts are where `shares` of the domain's seconds have passed, or at the nearest edge of a
-    trial, so that no trial is cut in two. A "trial" of more than half the session is none (some
-    tables hold one row for the whole recording), and trials so long that a part would get less than
-    half of its share (blocks) don't move the cuts either.
+    A cut is at the given share of the domain's duration. If that would cut a trial in two, the cut
+    moves to the nearest edge of a trial. A "trial" longer than half of the session is ignored: some
+    tables have one row for the whole recording. If trials are so long (blocks) that a part would
+    get less than `MIN_PART` of its share, the cuts ignore trials.
 
-    notes: is told if trials were too long.
+    shares: of train and valid; test gets the rest. notes: gets a note if trials were too long.
+    Raises SessionError if a part would be empty.
     """
     total = duration_s(domain)
     given = np.empty((0, 2)) if trials is None else trials.intervals
@@ -101,7 +102,7 @@ def _cut(domain: Floats, cuts: list[float]) -> tuple[Floats, Floats, Floats]:
 
 
 def time_after(domain: Floats, seconds: float) -> float:
-    """When `seconds` of a domain (n, 2) have passed."""
+    """The time at which `seconds` of a domain (n, 2) have passed."""
     lengths = domain[:, 1] - domain[:, 0]
     before = np.concatenate(([0.0], np.cumsum(lengths)))
     index = min(int(np.searchsorted(before, seconds, side="right")) - 1, len(domain) - 1)
@@ -109,7 +110,7 @@ def time_after(domain: Floats, seconds: float) -> float:
 
 
 def _off_trials(time_s: float, trials: Floats) -> float:
-    """`time_s` where it lies inside no trial (n, 2), else the nearest edge that doesn't."""
+    """`time_s`, or the nearest trial edge if it is inside a trial (n, 2)."""
     by_start = trials[np.argsort(trials[:, 0])]
     edges = np.unique(np.append(trials, time_s))
     n_begun = np.searchsorted(by_start[:, 0], edges)
@@ -119,7 +120,7 @@ def _off_trials(time_s: float, trials: Floats) -> float:
 
 
 def with_domains(session: Session) -> Session:
-    """`session` with its train, valid and test domains cut anew, 70/10/20 in time order."""
+    """The session with new train, valid and test domains: 70/10/20 in time order."""
     notes = [*session.notes]
     train, valid, test = chronological_domains(session.domain, session.trials, notes)
     return replace(

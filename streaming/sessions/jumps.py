@@ -1,15 +1,16 @@
-"""Stamps that leave the line: single wild ones, and jumps of the sender's clock that stay.
+"""Finds outliers among time stamps, and jumps of the sender's clock.
 
-One judgement for recordings and files (a tick can't wait for what comes after a stamp: it judges by
-the window, `streaming.inlets.admission`). Stamps come in the order of their arrival:
+Recordings and files use the same rules. (A tick can't wait for later stamps, so it judges by the
+window: `streaming.inlets.admission`.) Stamps are judged in the order of arrival. They normally
+follow one line of time:
 
-- a stamp, or a short run of them, that leaves the line and comes back to it is wild: it is to be
-  left out and costs nothing else;
-- stamps that step back and stay are a jump of the clock: one cut at its first stamp;
-- a step forward that stays is a pause, which nobody can tell from a clock that was set forward.
+- A stamp, or a short run of stamps, that leaves the line and returns to it is an outlier. It is
+  left out and has no other effect.
+- A lasting step back is a jump of the clock. The data are cut at its first stamp.
+- A lasting step forward is a pause: it can't be told from a clock that was set forward.
 
-A jump counts as such only once `CONFIRM_S` of stamps lie on the new line. A step forward that is
-followed by one back before it is confirmed is wild, whether or not the step back stays.
+A step is lasting once the stamps after it span `CONFIRM_S`. If a step back follows before a step
+forward has lasted, the stamps between them are outliers, whether or not the step back lasts.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ import numpy as np
 
 from decoder.arrays import Bools, Floats
 
-ORDERED_S = 0.1  # a step that a stream in time order (kinematics) doesn't make
-SPIKES_S = 1.0  # of spikes, which a sender may sort by unit inside its chunks
+ORDERED_S = 0.1  # tolerance for streams in time order (kinematics)
+SPIKES_S = 1.0  # tolerance for spikes, which a sender may sort by unit inside a chunk
 CONFIRM_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """wild: (n,) of the stamps to leave out. jumps: index of the first stamp after each jump."""
+    """wild: mask (n,) of the outliers. jumps: index of the first stamp after each jump."""
 
     wild: Bools
     jumps: tuple[int, ...]
 
 
 def judge(stamps: Floats, *, tolerance_s: float) -> Verdict:
-    """Judge stamps (n,) float64, seconds, in the order of their arrival.
+    """Find the outliers and jumps among stamps (n,) float64, s, in the order of arrival.
 
-    tolerance_s: `ORDERED_S` or `SPIKES_S`. Stamps that are no number or zero are wild.
+    tolerance_s: `ORDERED_S` or `SPIKES_S`. Stamps that are zero or not finite are outliers.
     """
     stamps = np.asarray(stamps, dtype=np.float64)
     timed = np.isfinite(stamps) & (stamps != 0.0)
@@ -53,7 +54,7 @@ def judge(stamps: Floats, *, tolerance_s: float) -> Verdict:
 
 @dataclass
 class _Run:
-    """Stamps that follow each other: places of the first and behind the last, and their stamps."""
+    """A run of stamps that follow each other: its slice [start, stop), its first and last time."""
 
     start: int
     stop: int
@@ -70,27 +71,27 @@ class _Run:
 
 @dataclass
 class Line:
-    """The line that a stream's stamps keep to, stamps fed as they come.
+    """Tracks the line of time that a stream's stamps follow.
 
-    wild: (start, stop) of stamps that left it, jumps: where it began again, both by number of the
-    stamp.
+    wild: slices (start, stop) of outliers. jumps: first stamp after each jump. Both are numbers of
+    stamps, counted from the first one fed.
     """
 
     tolerance_s: float
     wild: list[tuple[int, int]] = field(default_factory=list)
     jumps: list[int] = field(default_factory=list)
     _n: int = 0
-    _end: float = -np.inf  # the newest stamp that is surely on the line
-    _ahead: _Run | None = None  # a step forward, or the beginning: not yet confirmed
-    _behind: _Run | None = None  # a step back, not yet confirmed
+    _end: float = -np.inf  # the newest stamp confirmed to be on the line
+    _ahead: _Run | None = None  # after a step forward, or at the start; not confirmed
+    _behind: _Run | None = None  # after a step back; not confirmed
 
     def feed(self, stamps: Floats) -> None:
-        """Take the next stamps (n,), finite, in the order of their arrival."""
+        """Add the next stamps (n,), finite, in the order of arrival."""
         for run in self._runs(stamps):
             self._place(run)
 
     def finish(self) -> None:
-        """No more stamps come: a step back that isn't confirmed by now is wild."""
+        """End the stream: stamps after an unconfirmed step back are outliers."""
         self._drop_behind()
 
     def _runs(self, stamps: Floats) -> Iterator[_Run]:
@@ -127,7 +128,10 @@ class Line:
     def _place_after_step_forward(self, run: _Run, ahead: _Run) -> None:
         if run.first >= ahead.last - self.tolerance_s:
             if run.first > ahead.last + self.tolerance_s and run.first - ahead.first >= CONFIRM_S:
-                self._end, self._ahead = ahead.last, None  # stamps go on from there: a pause
+                self._end, self._ahead = (
+                    ahead.last,
+                    None,
+                )  # the stamps go on from there: it was a pause
                 self._place(run)
                 return
             ahead.extend(run)
@@ -159,7 +163,7 @@ class Line:
         if self._behind is None or not self._behind.confirmed:
             return
         self._drop_ahead()
-        if self._end > -np.inf:  # else all there was before is one wild beginning
+        if self._end > -np.inf:  # if not, all earlier stamps are outliers
             self.jumps.append(self._behind.start)
         self._end, self._behind = self._behind.last, None
 

@@ -1,4 +1,4 @@
-"""Cursor kinematics: velocity of position, position of velocity, and which columns are x and y."""
+"""Cursor kinematics: derivative, integral, choice of columns, removal of unusable samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streaming.sessions.stamps import in_order
 
 
 def velocity_of(pos: Floats, timestamps: Floats) -> Floats:
-    """Velocity (n_samples, 2) as the gradient of position, never across a gap."""
+    """Velocity (n_samples, 2): the gradient of position, computed between gaps only."""
     vel = np.zeros_like(pos)
     for start, end in continuous_domain(timestamps):
         part = slice(*np.searchsorted(timestamps, (start, end)))
@@ -21,7 +21,7 @@ def velocity_of(pos: Floats, timestamps: Floats) -> Floats:
 
 
 def position_of(vel: Floats, timestamps: Floats) -> Floats:
-    """Position (n_samples, 2) as the integral of velocity from (0, 0); over a gap it stands."""
+    """Position (n_samples, 2): the integral of velocity from (0, 0), constant during gaps."""
     pos = np.zeros_like(vel)
     at = np.zeros(2)
     for start, end in continuous_domain(timestamps):
@@ -33,23 +33,23 @@ def position_of(vel: Floats, timestamps: Floats) -> Floats:
 
 
 def picked(values: Floats, columns: tuple[int, int], what: str) -> Floats:
-    """Two columns of (n, k), counted from 1; a negative one is turned round."""
+    """Two columns of `values` (n, k), counted from 1; a negative number reverses the axis."""
     if any(not 1 <= abs(column) <= values.shape[1] for column in columns):
         raise SessionError(
-            f"{what} has {values.shape[1]} columns; expected --columns among them, counted from 1, "
-            f"got {columns[0]},{columns[1]}"
+            f"{what} has {values.shape[1]} columns, but --columns is {columns[0]},{columns[1]}; "
+            f"expected numbers from 1 to {values.shape[1]}"
         )
     return np.stack([np.sign(c) * values[:, abs(c) - 1] for c in columns], axis=1)
 
 
 def xy_of(values: Floats, what: str, columns: tuple[int, int] | None) -> Floats:
-    """The columns x and y (n, 2). Raises SessionError if nobody knows which they are."""
+    """The x and y columns (n, 2). Raises SessionError if there are more and none are chosen."""
     if values.ndim != 2 or values.shape[1] <= 2:
         return values
     if columns is None:
         raise SessionError(
-            f"{what} has {values.shape[1]} columns; expected two, x and y. Name them: `volition "
-            "import FILE --columns 1,2` (counted from 1, -2 turns one round)"
+            f"{what} has {values.shape[1]} columns; expected two, x and y. Choose them: `volition "
+            "import FILE --columns 1,2` (counted from 1; -2 reverses an axis)"
         )
     return picked(values, columns, what)
 
@@ -57,22 +57,22 @@ def xy_of(values: Floats, what: str, columns: tuple[int, int] | None) -> Floats:
 def finite_samples(
     times: Floats, values: dict[str, Floats], notes: list[str]
 ) -> tuple[Floats, dict[str, Floats]]:
-    """Samples that are numbers; a stretch without leaves a gap, which nothing reaches over."""
+    """The samples without NaN or infinity. Left-out samples leave a gap in the kinematics."""
     if any(column.shape != (len(times), 2) for column in values.values()):
-        return times, values  # the check says so
+        return times, values  # `check` refuses them
     good = np.logical_and.reduce([np.isfinite(column).all(axis=1) for column in values.values()])
     if good.all():
         return times, values
-    notes.append(f"{int((~good).sum())} kinematics samples without numbers were left out")
+    notes.append(f"{int((~good).sum())} kinematics samples with NaN or infinity were left out")
     return times[good], {kind: column[good] for kind, column in values.items()}
 
 
 def ascending_samples(
     times: Floats, values: dict[str, Floats], notes: list[str]
 ) -> tuple[Floats, dict[str, Floats]]:
-    """Samples whose stamps ascend, as those of every import (`streaming.sessions.stamps`)."""
+    """The samples with ascending time stamps, by the rules of imports (`in_order`)."""
     if any(len(column) != len(times) for column in values.values()):
-        return times, values  # the check says so
+        return times, values  # `check` refuses them
     timed = np.flatnonzero(np.isfinite(times))
     kept, at = in_order(times[timed], notes)
     return at, {kind: column[timed[kept]] for kind, column in values.items()}

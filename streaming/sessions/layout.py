@@ -1,4 +1,4 @@
-"""torch_brain's HDF5 layout: the datasets and groups of a session, both ways."""
+"""Converts a session to and from torch_brain's HDF5 layout."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from streaming.sessions.kinematics import (
 )
 from streaming.sessions.session import Session, Trials, sorted_spikes
 
-FASTEST_HAND = 5.0  # m/s; kinematics above it are in other units
+FASTEST_HAND = 5.0  # m/s; faster kinematics are in another unit
 TOO_FAST = "speeds reach "
-MAX_TEXT = 30_000  # characters of an HDF5 attribute, which has 64 KB
+MAX_TEXT = 30_000  # characters in an HDF5 attribute, which may have 64 KB
 MAX_UNITS = 100_000
-CURSORS = ("cursor", "hand", "finger")  # what moves, in the order in which one is taken
-NO_DATE = datetime.datetime(1970, 1, 1)  # stored if nobody knows
+CURSORS = ("cursor", "hand", "finger")  # groups with kinematics, in order of preference
+NO_DATE = datetime.datetime(1970, 1, 1)  # stored if the date is unknown
 
 
 def to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain has no types
@@ -46,7 +46,7 @@ def to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain ha
         return Interval(start=edges[:, 0].copy(), end=edges[:, 1].copy())
 
     unit_of_spike = session.spike_units.astype(np.int64)
-    parts: dict[str, Any] = dict(  # noqa: C408  # names are torch_brain's
+    parts: dict[str, Any] = dict(  # noqa: C408  # the names are those of torch_brain
         brainset=BrainsetDescription(
             id="volition",
             origin_version="unknown",
@@ -92,7 +92,7 @@ _ESCAPED = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
 
 
 def _ascii(text: str) -> str:
-    """The text as ASCII, which is all that torch_brain's format stores; `_unescaped` undoes it."""
+    """The text escaped to ASCII, as torch_brain's format requires; `_unescaped` reverses it."""
     return text.replace("\\", r"\x5c").encode("ascii", "backslashreplace").decode()
 
 
@@ -114,7 +114,7 @@ def from_hdf5(
     columns: tuple[int, int] | None,
     repair: bool,
 ) -> Session:
-    """Read torch_brain's layout: datasets of `spikes`, `units`, `cursor` and interval groups."""
+    """Read a session from the groups `spikes`, `units`, `cursor` and the groups of intervals."""
     notes: list[str] = []
     name = _text(file, "session", "id") or default_id
     cursor_times, pos, vel = _kinematics(_moving(file, notes), name, notes, read, columns, repair)
@@ -152,16 +152,16 @@ def _date(text: str | None) -> datetime.datetime | None:
 
 
 def _moving(file: h5py.File, notes: list[str]) -> h5py.Group:
-    """The group of kinematics: the cursor, or what other brainsets have in its place."""
+    """The group with the kinematics: `cursor`, or another of `CURSORS`."""
     moving = [
         name for name in CURSORS
         if name in file and any(_columns_named(file[name], kind) for kind in ("pos", "vel"))
     ]  # fmt: skip
     for name in moving[:1]:
         if name != CURSORS[0]:
-            notes.append(f"no cursor in the file; its {name} was taken")
+            notes.append(f"no cursor in the file; {name} was used instead")
         if moving[1:]:
-            notes.append(f"not taken, of others than {name}: {', '.join(moving[1:])}")
+            notes.append(f"kinematics not used besides {name}: {', '.join(moving[1:])}")
         return file[name]
     raise KeyError(f"no {', '.join(CURSORS)} with pos or vel")
 
@@ -179,7 +179,7 @@ def _kinematics(
     columns: tuple[int, int] | None,
     repair: bool,
 ) -> tuple[Floats, Floats, Floats]:
-    """Times, position and velocity; velocity by gradient where there is none."""
+    """Times, position and velocity. A missing velocity is the gradient of position."""
     times = _timestamps(cursor, read)
     found = {kind: _columns_named(cursor, kind) for kind in ("pos", "vel")}
     values = {
@@ -201,7 +201,7 @@ def _kinematics(
     if peak > FASTEST_HAND:
         notes.append(
             f"{TOO_FAST}{peak:.3g}, too fast for m/s: `volition import {name}.h5 "
-            "--unit cm` makes metres of centimetres"
+            "--unit cm` converts centimetres to metres"
         )
     return times, values["pos"], values["vel"]
 
@@ -209,10 +209,10 @@ def _kinematics(
 def _spikes(
     spikes: h5py.Group, name: str, notes: list[str], read: Read, repair: bool
 ) -> tuple[Floats, Ints]:
-    """Times and unit indices, in time order."""
+    """Times and unit indices of the spikes, in time order."""
     times = _timestamps(spikes, read)
     units = np.asanyarray(read(spikes["unit_index"]), dtype=np.int64)
-    if times.shape == units.shape:  # else `check` refuses them
+    if times.shape == units.shape:  # if not, `check` refuses them
         timed = np.isfinite(times)
         if repair and not timed.all():
             notes.append(f"{int((~timed).sum())} spikes without a finite time were left out")
@@ -226,7 +226,7 @@ def _spikes(
 def _domains(
     file: h5py.File, cursor_times: Floats, trials: Trials | None, notes: list[str]
 ) -> tuple[Floats, list[Floats]]:
-    """The stored domain and its train, valid and test parts, without gaps; cut where absent."""
+    """The domain and its train, valid and test parts without gaps; new ones if none are stored."""
     domain = _interval(file, "domain")
     stored = continuous_domain(cursor_times) if domain is None else domain
     domain = without_gaps(stored, cursor_times)
@@ -245,7 +245,7 @@ def _array(group: h5py.Group, name: str, read: Read = whole) -> Floats:
 
 
 def _timestamps(group: h5py.Group, read: Read) -> Floats:
-    """Times of an irregular series, or of a regular one from its sampling rate and domain."""
+    """Stored times, or those of a regular series from its sampling rate and start."""
     if "timestamps" in group:
         return _array(group, "timestamps", read)
     rate_hz = group.attrs.get("sampling_rate")
@@ -261,7 +261,7 @@ def _edges(group: h5py.Group) -> Floats:
 
 
 def _interval(file: h5py.File, name: str) -> Floats | None:
-    """One domain's intervals in time order, overlapping ones merged; None where not stored."""
+    """The stored intervals in time order, with overlaps merged; None if not stored."""
     if name not in file or "start" not in file[name]:
         return None
     edges = _edges(file[name])
@@ -274,7 +274,7 @@ def _interval(file: h5py.File, name: str) -> Floats | None:
 
 
 def _trials(file: h5py.File, notes: list[str]) -> Trials | None:
-    """Trials in time order; those without a finite start and end are no trials."""
+    """Trials in time order, without those that lack a finite start and end."""
     if "trials" not in file or "start" not in file["trials"]:
         return None
     edges = _edges(file["trials"])
@@ -289,7 +289,9 @@ def _trials(file: h5py.File, notes: list[str]) -> Trials | None:
     target = _array(file["trials"], "target_pos")
     is_xy = target.ndim == 2 and target.shape[0] == len(edges) and target.shape[1] >= 2
     if not is_xy:
-        notes.append(f"targets of shape {target.shape} were left out; expected two per trial")
+        notes.append(
+            f"targets of shape {target.shape} were left out; expected two values per trial"
+        )
     elif target.shape[1] > 2:
         notes.append(f"targets have {target.shape[1]} values; the first two were taken as x and y")
     return Trials(intervals=edges[good], target_pos=target[good, :2] if is_xy else None)
@@ -298,8 +300,8 @@ def _trials(file: h5py.File, notes: list[str]) -> Trials | None:
 def _unit_ids(ids: h5py.Dataset, name: str) -> Iterator[str]:
     if ids.ndim != 1 or len(ids) > MAX_UNITS:
         raise SessionError(
-            f"{name}: unit ids have the shape {ids.shape}; expected one per unit, {MAX_UNITS:,} at "
-            "most"
+            f"{name}: unit ids have the shape {ids.shape}; expected one per unit, at most "
+            f"{MAX_UNITS:,}"
         )
     for value in ids[:]:
         yield value.decode() if isinstance(value, bytes) else str(value)

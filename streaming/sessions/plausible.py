@@ -1,7 +1,7 @@
-"""Whether a session can be what happened: do spikes and movement belong together, is it a hand's?
+"""Plausibility checks of a session: do spikes and movement match, and is the movement a hand's?
 
-One judge for imports and for recordings. What is odd becomes a note; what can only be a mistake
-(another clock, another unit) is refused, with the likely cause.
+Imports and recordings use the same checks. An oddity becomes a note. A certain mistake (another
+clock, another unit) is refused, with the likely cause.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from streaming.sessions.kinematics import velocity_of
 from streaming.sessions.layout import FASTEST_HAND, TOO_FAST
 from streaming.sessions.session import Session
 
-MIN_INSIDE = 0.5  # share of the spikes in the kinematics' time span
+MIN_INSIDE = 0.5  # least share of the spikes in the kinematics' time span
 NOTED_OUTSIDE = 0.01
-SILENT_S = 2.0  # without a spike of any unit; longer if spikes are few
-SILENT_SPIKES = 50.0  # that would have come meanwhile
-WIDEST_M = 2.0  # workspace of a hand
+SILENT_S = 2.0  # a silence of all units is this long, or longer at low rates
+SILENT_SPIKES = 50.0  # least number of spikes expected during a silence
+WIDEST_M = 2.0  # greatest workspace of a hand
 NOTED_MISSING = 0.01
-EPOCH_S = 1e9  # stamps above it are Unix time: 2001
-TOGETHER = 0.01  # of the spikes may come at the very time of another of their unit
+EPOCH_S = 1e9  # greater times are Unix time (after 2001)
+TOGETHER = 0.01  # share of spikes that may have the time of another spike of their unit
 SAME_S = 1e-6
-FAR_TARGETS = 10.0  # targets may lie so much further out than the position
-LEAST_REACH_M = 0.005  # of a position that moves
-AGREES = 5.0  # velocity may be so many times the position's gradient, or less
-FOLLOWS = 0.5  # correlation from which on the two are of one movement
-STRANGE = 0.2  # and below which they aren't
-IN_SECONDS = "expected seconds; have them stamped in seconds, or write the file again"
+FAR_TARGETS = 10.0  # greatest distance of targets, relative to that of the position
+LEAST_REACH_M = 0.005  # least reach of a moving position
+AGREES = 5.0  # greatest ratio of velocity to the gradient of position
+FOLLOWS = 0.5  # with a higher correlation, both describe one movement
+STRANGE = 0.2  # with a lower one, they don't
+IN_SECONDS = "expected seconds; stamp them in seconds, or write the file again"
 SCALES = {
     1e3: "milliseconds",
     1e6: "microseconds",
@@ -49,12 +49,12 @@ def judged(
     can_convert: bool = False,
     compared: bool = False,
 ) -> Session:
-    """The session with notes on what is odd. Raises SessionError if it can't be what happened.
+    """Returns the session with notes on oddities. Raises SessionError if it is implausible.
 
-    sure_of_unit: somebody said which unit of length it is; sizes no hand has are only noted.
-    sure_of_times: somebody said that most spikes may lie outside the kinematics.
-    can_convert: `--spike-unit` can be given for such a file.
-    compared: velocity was compared with position already, by the names of their series.
+    sure_of_unit: the unit of length was given, so implausible sizes are only noted.
+    sure_of_times: most spikes may lie outside the kinematics (`--spikes-outside`).
+    can_convert: whether errors may suggest `--spike-unit` for this file.
+    compared: whether velocity has already been compared with position.
     """
     notes = [*session.notes]
     _judge_overlap(session, notes, sure_of_times, can_convert)
@@ -70,9 +70,9 @@ def judged(
 
 
 def agreement(pos: Floats, vel: Floats, times: Floats) -> tuple[float, float] | None:
-    """Correlation of velocity with the position's gradient, and how many times as large it is.
+    """Correlation of velocity with the gradient of position, and the ratio of their sizes.
 
-    None if one of them doesn't move.
+    Returns None if one of them doesn't move.
     """
     gradient = velocity_of(pos, times)
     power = float((gradient**2).sum()), float((vel**2).sum())
@@ -102,17 +102,17 @@ def _judge_overlap(session: Session, notes: list[str], sure: bool, can_convert: 
 
 
 def _likely_cause(times: Floats, low: float, high: float, can_convert: bool) -> str:
-    """What may be wrong with spike times that don't meet the kinematics' span, and what to do."""
+    """The likely cause and remedy for spike times outside the kinematics' span."""
     if min(abs(times[-1]), abs(times[0])) > EPOCH_S > high:
         when = datetime.datetime.fromtimestamp(min(float(times[0]), 4e9), datetime.UTC)
         return (
             f"The spikes look stamped with Unix time ({when:%Y-%m-%d}), the kinematics with "
-            "another clock: stamp both with one, and write the file again"
+            "another clock: stamp both with one clock, and write the file again"
         )
     if low > EPOCH_S > times[-1]:
         return (
             "The kinematics look stamped with Unix time, the spikes with another clock: stamp both "
-            "with one, and write the file again"
+            "with one clock, and write the file again"
         )
     ends = float(times[-1]) / high if high > 0 else 0.0
     for scale, name in SCALES.items():
@@ -127,14 +127,14 @@ def _likely_cause(times: Floats, low: float, high: float, can_convert: bool) -> 
         )
     if times[-1] - times[0] < 1.5 * (high - low):
         return (
-            f"They look shifted by {times[0] - low:.1f} s: bring both to one clock, and write the "
+            f"They look shifted by {times[0] - low:.1f} s: use one clock for both, and write the "
             "file again"
         )
-    return "If the kinematics were recorded for a part of the time only, add `--spikes-outside`"
+    return "If kinematics were recorded only for part of the time, add `--spikes-outside`"
 
 
 def _judge_silence(session: Session, notes: list[str], sure: bool) -> None:
-    """Stretches of the domain without a spike of any unit."""
+    """Intervals of the domain in which no unit fires."""
     times, domain = session.spike_times, session.domain
     inside = times[within(times, domain)]
     seconds = duration_s(domain)
@@ -148,10 +148,10 @@ def _judge_silence(session: Session, notes: list[str], sure: bool) -> None:
         return
     total = float(lengths[silent].sum())
     longest = int(np.argmax(np.where(silent, lengths, 0.0)))
-    more = f" (and {silent.sum() - 1} more stretches)" if silent.sum() > 1 else ""
+    more = f" (and {silent.sum() - 1} more intervals)" if silent.sum() > 1 else ""
     seen = (
         f"no unit fires for {lengths[longest]:.1f} s from {starts[longest]:.1f} s on{more}, "
-        f"{total:.1f} of {seconds:.1f} s together: lost data, or another clock?"
+        f"{total:.1f} of {seconds:.1f} s in total: lost data, or another clock?"
     )
     if total > (1 - MIN_INSIDE) * seconds and not sure:
         raise SessionError(
@@ -162,32 +162,32 @@ def _judge_silence(session: Session, notes: list[str], sure: bool) -> None:
 
 
 def _judge_stamps(session: Session, notes: list[str]) -> None:
-    """Spikes that share a stamp with another of their unit, which no neuron fires."""
+    """Spikes with the same time as another spike of their unit, which no neuron fires."""
     order = np.argsort(session.spike_units, kind="stable")
     times, units = session.spike_times[order], session.spike_units[order]
     n_shared = int(((np.diff(times) < SAME_S) & (np.diff(units) == 0)).sum())
     if n_shared > TOGETHER * len(times):
         notes.append(
-            f"{n_shared:,} of {len(times):,} spikes come at the very time of another of their "
+            f"{n_shared:,} of {len(times):,} spikes have the same time as another spike of their "
             "unit: stamped once per chunk, counted in bins, or stored twice?"
         )
 
 
 def _judge_rate(session: Session, notes: list[str]) -> None:
-    """Samples that are missing between others."""
+    """Missing kinematics samples."""
     steps = np.diff(session.cursor_times)
     usual = float(np.median(steps))
     if usual > 1.0:
         raise SessionError(
-            f"{session.session_id}: kinematics are sampled every {usual:.3g} s; expected 10 a "
-            "second or more. Are their times in milliseconds? Write them in seconds"
+            f"{session.session_id}: kinematics are sampled every {usual:.3g} s; expected 10 Hz or "
+            "more. Are their times in milliseconds? Write them in seconds"
         )
     near = steps[steps <= max(5 * usual, 0.2)]
     n_missing = int((np.round(near / usual) - 1).clip(0).sum())
     if n_missing > NOTED_MISSING * len(steps):
         notes.append(
             f"about {n_missing} of {len(steps) + n_missing} kinematics samples are missing "
-            f"({1 / usual:.0f} Hz); between their neighbours movement is taken as linear"
+            f"({1 / usual:.0f} Hz); movement is interpolated linearly there"
         )
 
 
@@ -214,22 +214,23 @@ def _judge_size(session: Session, notes: list[str], sure: bool) -> None:
     seen = " and ".join(too_large)
     if not sure:
         raise SessionError(
-            f"{session.session_id}: {seen}, which no hand does (up to {FASTEST_HAND:g} m/s and "
-            f"{WIDEST_M:g} m); is it in another unit? Say which with `--unit` (cm, mm, or metres "
-            "in one unit; m if it is right), or let the sender name it"
+            f"{session.session_id}: {seen}, too much for a hand (up to {FASTEST_HAND:g} m/s and "
+            f"{WIDEST_M:g} m); is it in another unit? Give it with `--unit` (cm, mm, or metres per "
+            "unit; m if it is right), or have the sender name it"
         )
-    notes.append(f"{seen}, more than a hand does; taken as said")
+    notes.append(f"{seen}, too much for a hand; the given unit was used")
 
 
 def _judge_outliers(session: Session, notes: list[str]) -> None:
-    """Single samples that no hand has, such as those of lost tracking, in movement that one has."""
+    """Single implausible samples in a plausible movement, as from lost tracking."""
     speed = np.linalg.norm(session.cursor_vel, axis=1)
     away = np.abs(session.cursor_pos - np.median(session.cursor_pos, axis=0)).max(axis=1)
     wild = (speed > FASTEST_HAND) | (away > WIDEST_M)
     if n_wild := int(wild.sum()):
         notes.append(
-            f"{n_wild} of {len(wild)} kinematics samples are of no hand (up to {speed.max():.3g} "
-            f"m/s, {away.max():.3g} m from the middle) and were kept: was tracking lost there?"
+            f"{n_wild} of {len(wild)} kinematics samples are implausible for a hand (up to "
+            f"{speed.max():.3g} m/s, {away.max():.3g} m from the middle) and were kept: was "
+            "tracking lost there?"
         )
 
 
@@ -245,8 +246,8 @@ def _judge_targets(session: Session, notes: list[str]) -> None:
     far = float(np.abs(targets - middle).max())
     if far > FAR_TARGETS * reach:
         notes.append(
-            f"targets lie up to {far:.3g} m from the middle of the movement, which reaches "
-            f"{reach:.3g} m: are they in another unit, or from another origin?"
+            f"targets are up to {far:.3g} m from the middle of the movement, which reaches "
+            f"{reach:.3g} m: are they in another unit, or relative to another origin?"
         )
 
 
@@ -257,11 +258,11 @@ def _judge_velocity(session: Session, notes: list[str]) -> None:
     correlation, ratio = found
     if correlation > FOLLOWS and not 1 / AGREES < ratio < AGREES:
         notes.append(
-            f"velocity is {ratio:.3g} times the gradient of position, the same movement: is one of "
-            "them in another unit?"
+            f"velocity is {ratio:.3g} times the gradient of position, for the same movement: is "
+            "one of them in another unit?"
         )
     if correlation < STRANGE:
         notes.append(
-            f"velocity isn't the movement of position (correlation {correlation:.2f}): are they of "
-            "one effector, and are their columns in one order?"
+            f"velocity doesn't match the movement of position (correlation {correlation:.2f}): are "
+            "both of one effector, with their columns in the same order?"
         )

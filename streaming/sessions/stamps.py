@@ -1,8 +1,8 @@
-"""Which samples and spikes of a file keep a place in time, after stamps that are wild or step back.
+"""Chooses the samples and spikes of a file to keep, given outliers and jumps among their stamps.
 
-`streaming.sessions.jumps` says which stamps are wild and where a clock stepped. Of kinematics,
-samples are chosen so that times ascend: a wild stamp costs its sample, a clock that steps costs one
-cut. Spikes may come in any order: a wild stamp costs its spike, a clock that steps is said.
+`streaming.sessions.jumps` finds the outliers and jumps. Kinematics are chosen so that their times
+ascend: an outlier loses its sample, and a jump of the clock leaves one cut. Spikes may be in any
+order: an outlier loses its spike, and a jump is only noted.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from decoder.arrays import Bools, Floats, Ints
 from decoder.errors import SessionError
 from streaming.sessions.jumps import ORDERED_S, SPIKES_S, judge
 
-JUMP_S = 1.0  # a step of more, and of more than `JUMP_STEPS` usual ones, begins a new run
+JUMP_S = 1.0  # a step longer than this, and than `JUMP_STEPS` usual steps, begins a new run
 JUMP_STEPS = 10.0
-PAUSE_S = 1.0  # a longer step says nothing about how samples come
+PAUSE_S = 1.0  # longer steps are ignored in the detection of bursts
 TINY_S = 1e-9
-FAR_S = 86_400.0  # runs further apart than a day are on other clocks
-MAX_RUNS = 2000  # with more of them, the clock steps at every other sample
-LONE_SAMPLES = 2  # a run of so few, away from all others, is a wild stamp
-BURST_STEP = 0.1  # of the mean step: samples closer than that share a stamp
-BURST_SHARE = 0.25  # of the steps, from which on samples come in bursts
-MAX_BURST_S = 0.2  # between bursts; of longer ones nobody knows when their samples were
+FAR_S = 86_400.0  # runs more than a day apart are on different clocks
+MAX_RUNS = 2000  # with more runs, the clock steps all the time and all runs are kept
+LONE_SAMPLES = 2  # a run of at most this many samples is an outlier
+BURST_STEP = 0.1  # samples closer than this share of the mean step share a stamp
+BURST_SHARE = 0.25  # least share of such steps in data with bursts
+MAX_BURST_S = 0.2  # between bursts; with longer steps, the times of samples are unknown
 
 
 def in_order(times: Floats, notes: list[str]) -> tuple[Ints, Floats]:
-    """Positions of the kinematics samples to keep, and their times, which ascend.
+    """Indices of the kinematics samples to keep, and their ascending times.
 
-    times: (n,) float64, finite seconds, in the order of the file. Samples of a burst that shares a
-    stamp get times of their own. What was changed or left out is added to `notes`.
-    Raises SessionError where nobody knows when samples were, or fewer than two can be used.
+    times: (n,) float64, finite, s, in the order of the file. notes: gets a note on every change.
+    If the samples of a burst share a stamp, they get evenly spaced times.
+    Raises SessionError if the times of samples are unknown, or fewer than two samples are usable.
     """
     if _in_bursts(times):
         evenly = _spread(times)
         if evenly is None:
             raise SessionError(
-                "kinematics come in bursts that share a stamp, too far apart to say when their "
-                "samples were; expected a time for each sample: have the rig stamp each"
+                "kinematics come in bursts that share a time stamp, too far apart to spread their "
+                "samples; expected a time stamp for each sample"
             )
-        notes.append("kinematics came in bursts that share a stamp; spread evenly up to it")
+        notes.append("kinematics came in bursts that share a time stamp; spread evenly up to it")
         times = evenly
     kept = placed(times)
     if n_left := len(times) - len(kept):
         notes.append(
-            f"{n_left} kinematics samples with stamps that repeat, step back or are far off were "
-            "left out"
+            f"{n_left} kinematics samples with time stamps that repeat, step back or are far off "
+            "were left out"
         )
     if len(kept) < 2:
         raise SessionError(f"{len(kept)} usable samples of kinematics; expected many more")
@@ -53,33 +53,33 @@ def in_order(times: Floats, notes: list[str]) -> tuple[Ints, Floats]:
 
 
 def spikes_on_line(times: Floats, name: str, notes: list[str]) -> Bools:
-    """Mask (n_spikes,) of the spikes whose stamps are on their sender's line of time.
+    """Mask (n_spikes,) of the spikes whose time stamps are not outliers.
 
-    times: (n_spikes,) float64, seconds, in the order of their arrival.
-    Wild stamps, and jumps of the clock of the stream `name`, are added to `notes`.
+    times: (n_spikes,) float64, s, in the order of arrival. name: of the stream.
+    notes: gets a note on outliers and on jumps of the clock.
     """
     verdict = judge(np.where(times == 0.0, TINY_S, times), tolerance_s=SPIKES_S)
     if n_wild := int(verdict.wild.sum()):
-        notes.append(f"{n_wild} spikes of {name!r} with wild stamps were left out")
+        notes.append(f"{n_wild} spikes of {name!r} with outlying time stamps were left out")
     if verdict.jumps:
         where = ", ".join(f"{times[i]:.1f} s" for i in verdict.jumps[:3])
         notes.append(
-            f"the clock of {name!r} stepped back {len(verdict.jumps)} times (to {where}); spikes "
-            "after that may not fit the movement"
+            f"the clock of {name!r} stepped back {len(verdict.jumps)} times (to {where}); later "
+            "spikes may not match the movement"
         )
     return ~verdict.wild
 
 
 def placed(times: Floats) -> Ints:
-    """Positions of the samples to keep: their times ascend, and are on one clock.
+    """Indices of the samples to keep: their times ascend and are on one clock.
 
-    times: (n,) float64, finite seconds, in the order of the file.
+    times: (n,) float64, finite, s, in the order of the file.
     """
     if len(times) < 2:
         return np.arange(len(times))
     steps = np.diff(times)
     usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
-    timed = np.where(times == 0.0, TINY_S, times)  # live, a stamp of zero is none; in a file it is
+    timed = np.where(times == 0.0, TINY_S, times)  # zero is a valid time in a file, but not live
     on_line = np.flatnonzero(~judge(timed, tolerance_s=max(ORDERED_S, 2 * usual)).wild)
     if len(on_line) < 2:
         return on_line
@@ -94,7 +94,7 @@ def placed(times: Floats) -> Ints:
 
 
 def _runs(times: Floats, usual: float) -> list[tuple[int, int]]:
-    """Slices in which times go on without a pause or a step back."""
+    """Slices of the times without a pause or a step back."""
     steps = np.diff(times)
     breaks = np.flatnonzero((steps < 0) | (steps > max(JUMP_S, JUMP_STEPS * usual))) + 1
     edges = np.concatenate(([0], breaks, [len(times)]))
@@ -102,7 +102,7 @@ def _runs(times: Floats, usual: float) -> list[tuple[int, int]]:
 
 
 def _near(runs: list[tuple[int, int]], times: Floats) -> list[tuple[int, int]]:
-    """The runs on the clock that most samples are on, without lone samples."""
+    """The runs on the clock with most samples, without lone samples."""
     long = [run for run in runs if run[1] - run[0] > LONE_SAMPLES]
     runs = long or runs
     order = sorted(runs, key=lambda run: times[run[0]])
@@ -115,9 +115,9 @@ def _near(runs: list[tuple[int, int]], times: Floats) -> list[tuple[int, int]]:
 
 
 def _best_chain(runs: list[tuple[int, int]], times: Floats) -> Ints:
-    """Positions of most samples, in runs that follow each other; a later one is cut where it must.
+    """Indices of the longest chain of runs in ascending time.
 
-    A run that begins before the one ahead of it ends loses its beginning.
+    A run that starts before the end of the previous one loses its beginning.
     """
     ends = np.array([times[stop - 1] for _, stop in runs])
     total = np.zeros(len(runs))
@@ -142,7 +142,7 @@ def _best_chain(runs: list[tuple[int, int]], times: Floats) -> Ints:
 
 
 def _in_bursts(times: Floats) -> bool:
-    """Whether samples come in bursts that share a stamp. times: (n,) in the order of the file."""
+    """Whether samples come in bursts that share a time stamp."""
     steps = np.diff(times)
     steps = steps[(steps >= 0) & (steps <= PAUSE_S)]
     if len(steps) < 10 or not steps.mean() > 0:
@@ -151,9 +151,9 @@ def _in_bursts(times: Floats) -> bool:
 
 
 def _spread(times: Floats) -> Floats | None:
-    """Times of samples that came in bursts, evenly up to each burst's stamp, as LSL means them.
+    """Times of samples in bursts, spread evenly up to the time stamp of each burst, as in LSL.
 
-    None if bursts are too far apart to say when their samples were.
+    Returns None if the bursts are too far apart.
     """
     steps = np.diff(times)
     inside = (steps >= 0) & (steps <= PAUSE_S)

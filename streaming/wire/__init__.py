@@ -1,1 +1,1 @@
-"""Messages out and commands in: ZeroMQ frames, control, states, JSON lines."""
+"""Messages between processes: frames and status, commands, states, JSON lines."""

@@ -1,15 +1,15 @@
-"""The daemon's control socket: one ZeroMQ REP socket, msgpack commands, each answered at once.
+"""The daemon's control socket: a ZeroMQ REP socket that answers msgpack commands.
 
-A command is handled between two ticks and never makes one wait: what takes long (`Load`) goes on
-in a thread and the status says how far it is. Whoever asks sets a timeout of their own.
+A command is handled between two ticks and answered at once. `Load` goes on in a thread, and the
+status reports its progress. Clients set their own timeout.
 
     Load        open and warm a bundle as the candidate
     Activate    decode with the candidate from the next tick on
-    Rollback    decode with the decoder before again
+    Rollback    decode with the previous decoder again
     SetInput    read another spike stream
-    Pause       zero and not valid until resumed
+    Pause       publish zero velocity, not valid, until resumed
     Resume      decode again
-    Arm         decode again, if a listener, a live stream and a warm decoder are there
+    Arm         decode again, if there are a listener, a live stream and a warm decoder
     SetFilters, GetStatus, Stop
 """
 
@@ -29,8 +29,8 @@ from streaming.inlets.spikes import StreamKind
 from streaming.wire import messages as wire
 from streaming.wire.sockets import BoundSocket, limited
 
-MAX_FRAMES = 100  # of a message that is no command, looked at in a tick
-QUEUED = 16  # commands of one peer that wait
+MAX_FRAMES = 100  # frames of a malformed message that are read per tick
+QUEUED = 16  # commands that may wait, per peer
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -40,11 +40,11 @@ class _Command(msgspec.Struct, frozen=True, tag_field="command", tag=str.lower):
 
 
 class Load(_Command, frozen=True):
-    path: Text  # of a bundle, on the daemon's host
+    path: Text  # path of a bundle on the daemon's host
 
 
 class Activate(_Command, frozen=True):
-    decoder: Text  # id of the candidate, so that nothing else is activated by mistake
+    decoder: Text  # id of the candidate: another one is refused
 
 
 class Rollback(_Command, frozen=True):
@@ -53,7 +53,7 @@ class Rollback(_Command, frozen=True):
 
 class SetInput(_Command, frozen=True):
     kind: StreamKind
-    name: Text | None = None  # the only one of its kind where it is left out
+    name: Text | None = None  # None: the only stream of its kind
 
 
 class Pause(_Command, frozen=True):
@@ -61,7 +61,7 @@ class Pause(_Command, frozen=True):
 
 
 class Resume(_Command, frozen=True):
-    paused_for: Text | None = None  # only if it is paused for this reason; None: for any
+    paused_for: Text | None = None  # resume only if paused for this reason; None: for any
 
 
 class Arm(_Command, frozen=True):
@@ -86,30 +86,30 @@ Command = (
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to every command: what was wrong with it, if anything, and the status now."""
+    """The answer to every command: the problem, if there is one, and the current status."""
 
     problem: str | None
     status: wire.Status
 
 
-_LOOK_MS = 10  # how often a client that waits looks whether the daemon lives
+_LOOK_MS = 10  # how often a waiting client checks that the daemon is alive
 encode = msgspec.msgpack.Encoder().encode
 _decode_command = msgspec.msgpack.Decoder(Command).decode
 _decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
 def check_reach(address: str, *, anyone: bool) -> None:
-    """Raise SettingsError if other machines could give commands, unless `anyone` may.
+    """Raises SettingsError if other machines can reach `address`, unless `anyone` is true.
 
-    The socket asks nobody for a token: who reaches it stops the daemon, or loads another decoder.
+    Commands carry no token: anyone who reaches the socket can stop the daemon or load a decoder.
     """
     scheme, _, rest = address.partition("://")
     host = rest.rpartition(":")[0].strip("[]")
     if anyone or scheme in ("ipc", "inproc") or (scheme == "tcp" and _is_loopback(host)):
         return
     raise SettingsError(
-        f"control address {address}: other machines could give commands there, without a token; "
-        "expected tcp://127.0.0.1:PORT or ipc://PATH. In a network of its own, allow it with "
+        f"control address {address}: other machines could send commands there without a token; "
+        "expected tcp://127.0.0.1:PORT or ipc://PATH. On a private network, allow it with "
         "VOLITION_CONTROL_OPEN=true"
     )
 
@@ -122,18 +122,22 @@ def _is_loopback(host: str) -> bool:
 
 
 class ControlSocket(BoundSocket):
-    """The daemon's side. Raises SettingsError if the address can't be bound, or by `check_reach`.
+    """The daemon's end of the control socket.
 
-    anyone: whether other machines may give commands.
+    anyone: whether other machines may send commands (see `check_reach`).
+    Raises SettingsError if the address can't be bound, or if other machines can reach it.
     """
 
     def __init__(self, address: str, *, anyone: bool = False) -> None:
         check_reach(address, anyone=anyone)
         super().__init__(zmq.REP, address, purpose="take commands", options={zmq.RCVHWM: QUEUED})
-        self._n_frames = 0  # of the message that is being read
+        self._n_frames = 0  # frames read so far of the current message
 
     def receive(self) -> Command | str | None:
-        """A command, what was wrong with it, or None where none waits. It must be answered."""
+        """The next command, an error message if it can't be read, or None if none waits.
+
+        Both a command and an error must be answered with `answer`.
+        """
         for _ in range(MAX_FRAMES):
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)
@@ -145,7 +149,7 @@ class ControlSocket(BoundSocket):
                 if n_frames > 1:
                     return f"not a command of this daemon: {n_frames} frames, expected one"
                 return _command(frame)
-        return None  # the rest of its frames is read at the next tick
+        return None  # the next tick reads the other frames
 
     def answer(self, reply: Reply) -> None:
         """Answer the last command."""
@@ -155,20 +159,17 @@ class ControlSocket(BoundSocket):
 def _command(message: bytes) -> Command | str:
     try:
         command: Command = _decode_command(message)
-    except Exception as error:  # also no text, nested too deep, a setting out of range
+    except Exception as error:  # not UTF-8, nested too deep, a setting out of range
         return f"not a command of this daemon: {brief(error, 200)}"
     return command
 
 
 class NoAnswerError(VolitionError):
-    """The daemon did not answer in time, or not in our words: it is gone, or it hangs."""
+    """The daemon did not answer in time, or its answer can't be read."""
 
 
 class ControlClient:
-    """The other side: one command at a time, each with a timeout.
-
-    Raises NoAnswerError where none came; the next command goes out on a new socket.
-    """
+    """The client's end of the control socket: one command at a time, each with a timeout."""
 
     def __init__(self, address: str, *, timeout_s: float = 2.0) -> None:
         self.address, self.timeout_s = address, timeout_s
@@ -182,10 +183,14 @@ class ControlClient:
         timeout_s: float | None = None,
         while_it_lives: Callable[[], bool] = lambda: True,
     ) -> Reply:
-        """Send a command and wait for its answer, at most while `while_it_lives`."""
+        """Send a command and wait for the reply.
+
+        while_it_lives: stop waiting once it returns false, as when the daemon's process has ended.
+        Raises NoAnswerError after `timeout_s`; the next command uses a new socket.
+        """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
-        if self._socket.closed:  # the last one could not be replaced: no descriptor was left
+        if self._socket.closed:  # not replaced last time: the process was out of descriptors
             self._socket = self._connect()
         self._socket.send(encode(command))
         while not self._socket.poll(_LOOK_MS):
@@ -198,10 +203,10 @@ class ControlClient:
             )
         try:
             return _decode_reply(self._socket.recv())
-        except Exception as error:  # of another version, or something else that listens there
+        except Exception as error:  # another version, or another program on that address
             raise NoAnswerError(
-                f"the daemon on {self.address} gave an answer that can't be read "
-                f"({brief(error, 200)}); is it of another version?"
+                f"the answer of the daemon on {self.address} can't be read "
+                f"({brief(error, 200)}); is it another version?"
             ) from error
 
     def close(self) -> None:
@@ -210,6 +215,6 @@ class ControlClient:
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = limited(self._context.socket(zmq.REQ))
-        socket.setsockopt(zmq.RECONNECT_IVL, _LOOK_MS)  # a daemon that returns is heard at once
+        socket.setsockopt(zmq.RECONNECT_IVL, _LOOK_MS)  # reconnect at once when the daemon returns
         socket.connect(self.address)
         return socket

@@ -1,7 +1,7 @@
-"""What leaves on ZeroMQ: every topic, its rate, its fields and their units.
+"""The ZeroMQ messages that the daemon publishes: topics, rates, fields and units.
 
-A message is one frame, `prefix + payload`, so that a subscriber may use CONFLATE (which drops
-multipart messages). The colon ends a topic, or a subscription to `cursor` would match
+A message is one ZeroMQ frame, `prefix + payload`: a subscriber may then use CONFLATE, which drops
+multipart messages. A colon ends each topic; without it, a subscription to `cursor` would match
 `cursor.json` too. Payloads are msgpack maps, or the same content as JSON.
 """
 
@@ -23,7 +23,7 @@ DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
-    """One topic: its prefix on the wire, its rate, and what it carries."""
+    """One topic: its prefix on the wire, its rate and its payload."""
 
     prefix: bytes
     rate: str
@@ -44,32 +44,32 @@ TOPICS = {
 
 
 class CursorFrame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One tick's decoded velocity, and what is needed to trust it or to run the tick again.
+    """One tick's decoded velocity, with the data to check it or to replay the tick.
 
     Times are seconds on the LSL clock of the daemon's host. `valid` is true only in state
-    `decoding`; in every other state the velocity is zero.
+    `decoding`. In every other state the velocity is zero.
     """
 
     schema: int  # SCHEMA_VERSION
-    started: float  # s; the daemon's start, which tells one run's frames from another's
-    seq: int  # counts frames since the daemon's start, from 0
+    started: float  # s; the daemon's start, which identifies its run
+    seq: int  # number of the frame since the daemon's start, from 0
     session: str  # the bundle's session
     decoder: str  # the bundle's decoder id
     state: str
     valid: bool
-    window_end: float  # s; the decoded instant, and the tick's deadline
+    window_end: float  # s; the decoded instant, which is the tick's deadline
     newest_spike: float | None  # s; newest spike admitted so far
-    decode_ms: float  # ms; this tick's run of the model
+    decode_ms: float  # ms; duration of this tick's decode
     published: float  # s
     velocity: tuple[float, float]  # m/s; x, y
     n_spikes: int  # spikes in the window
     n_drained: int  # events taken off the stream since the daemon's start
-    clock_offset: float  # s; added to the stamps of this tick's events
+    clock_offset: float  # s; added to the time stamps of this tick's events
     latency_ms: float  # ms; window end to publication
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Quantiles of one second's ticks, in ms."""
+    """Quantiles over the ticks of one second, ms."""
 
     p50: float
     p95: float
@@ -85,34 +85,35 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     session: str
     decoder: str
     state: str
-    detail: str  # a sentence for people: what it waits for, what went wrong
-    provider: str  # the ONNX Runtime execution provider that really runs
-    started: float  # s; as in the frames
+    detail: str  # for people: what the daemon waits for, or what went wrong
+    provider: str  # the ONNX Runtime execution provider in use
+    started: float  # s; same as in the frames
     uptime_s: float
     ticks: int  # frames published since the start
-    late_ticks: int  # deadlines skipped since the start
+    late_ticks: int  # the old name of `skipped_ticks`; goes with the next schema
+    skipped_ticks: int = 0  # deadlines skipped since the start; 0 from an older daemon
     latency: Quantiles | None  # window end to publication, since the last status
     spikes_per_s: float  # events drained, since the last status
     backlog_s: float | None  # age of the oldest event drained in the last tick that had any
-    input_kind: str  # type of the stream that is read, or waited for
-    input_name: str | None  # its name; None where the only one of its type is taken
-    stream: str | None  # name of the open one
+    input_kind: str  # type of the input stream, open or awaited
+    input_name: str | None  # its name; None: the only stream of its type
+    stream: str | None  # name of the open stream
     known_units: int
-    unknown_units: int  # units of the stream that the bundle doesn't know
-    missing_units: int  # units of the bundle that the stream doesn't have
+    unknown_units: int  # units of the stream that are not in the bundle
+    missing_units: int  # units of the bundle that are not in the stream
     window_s: float  # seconds of unbroken spikes before a decode is trusted
     events: dict[str, int]  # `streaming.inlets.admission.Counters`
-    overflowed: int  # spikes left out because the ring was full
-    inlet_overflows: int  # times that LSL's own buffer was full when it was drained
-    offset_jumps: int  # steps of the sender's clock offset that emptied the window
+    overflowed: int  # spikes dropped because the ring was full
+    inlet_overflows: int  # how often liblsl's buffer was full when it was drained
+    offset_jumps: int  # jumps of the sender's clock offset; each emptied the window
     bundle: str  # path of the decoder in use, on the daemon's host
-    previous: str | None  # decoder id that a rollback goes back to
-    candidate: str | None  # decoder id that is warm and can be activated
-    loading: bool  # a candidate is being opened
+    previous: str | None  # decoder id that a rollback restores
+    candidate: str | None  # decoder id that is warm and ready to activate
+    loading: bool  # whether a candidate is being opened
     load_problem: str | None  # why the last candidate could not be opened
-    paused: str | None  # why decoding is paused; None where it isn't
+    paused: str | None  # why decoding is paused; None if it isn't
     filters: Filters
-    bias: tuple[float, float]  # m/s; taken off by the bias correction
+    bias: tuple[float, float]  # m/s; subtracted by the bias correction
     pid: int  # process id of the daemon
 
 
@@ -123,7 +124,7 @@ Message = TypeVar("Message", CursorFrame, Status)
 
 
 def silenced(frame: CursorFrame) -> CursorFrame:
-    """A valid frame that is too old to move anything, as `stale`."""
+    """The frame as `stale`, with zero velocity: it is too old to act on."""
     return msgspec.structs.replace(
         frame, valid=False, velocity=(0.0, 0.0), state=State.STALE.value, n_spikes=0
     )
@@ -132,12 +133,12 @@ def silenced(frame: CursorFrame) -> CursorFrame:
 def _reader(
     what: str, decode: Callable[[bytes | memoryview], Message]
 ) -> Callable[[bytes | memoryview], Message]:
-    """A decoder that raises StreamError, and nothing else, of a message that can't be read."""
+    """A decoder that raises only StreamError if a message can't be read."""
 
     def read(payload: bytes | memoryview) -> Message:
         try:
             message = decode(payload)
-        except Exception as error:  # also of text that is none, or nested too deep
+        except Exception as error:  # also for invalid UTF-8 and deep nesting
             raise StreamError(_unreadable(what, brief(error, 200))) from error
         if message.schema != SCHEMA_VERSION:
             raise StreamError(_unreadable(what, f"schema {message.schema}"))
@@ -148,7 +149,7 @@ def _reader(
 
 def _unreadable(what: str, why: str) -> str:
     return (
-        f"a {what} can't be read ({why}); is the daemon of another version than this client "
+        f"a {what} can't be read ({why}); is the daemon another version than this client "
         f"(schema {SCHEMA_VERSION})?"
     )
 

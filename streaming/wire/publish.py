@@ -1,11 +1,11 @@
-"""Frames and status onto ZeroMQ: one XPUB socket that never blocks a tick.
+"""Publishes frames and status on a ZeroMQ XPUB socket, without ever blocking a tick.
 
-For a subscriber that doesn't read, about `BUFFER_S` of frames are kept and later ones are left out:
-what it reads when it goes on is not seconds old, as far as the sender can help it. (At a high-water
-mark of 1, half of a 1 kHz stream was lost.)
+For a subscriber that doesn't read, about `BUFFER_S` of frames are queued and later ones are
+dropped. When it reads again, its frames are not seconds old. (A high-water mark of 1 lost half of
+the frames at 1 kHz.)
 
-Anybody may subscribe to anything, in any number. Only subscriptions that match a topic of ours are
-remembered, and so many are looked at in a tick.
+Subscriptions are bounded: only those that match one of the daemon's topics are stored, and at most
+`MAX_CHANGES` are processed per tick.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from streaming.wire import messages as wire
 from streaming.wire.sockets import BoundSocket
 
 BUFFER_S = 0.1
-MIN_BUFFERED = 20  # messages; status and JSON leave beside the frames
-SYSTEM_BYTES = 128  # a message, of the system's buffer, which would hold seconds by itself
+MIN_BUFFERED = 20  # messages; status and JSON share the queue with the frames
+SYSTEM_BYTES = 128  # system buffer per message; the default buffer would hold seconds of frames
 MAX_SUBSCRIPTION = 1024  # bytes
-MAX_CHANGES = 100  # subscriptions looked at in a tick
+MAX_CHANGES = 100  # subscriptions processed per tick
 
 
 class Publisher(BoundSocket):
-    """Binds `address` and sends. Raises SettingsError where the address can't be bound.
+    """Binds `address` and publishes.
 
-    tick_s: seconds between frames, at least.
+    tick_s: least time between frames, s.
+    Raises SettingsError if the address can't be bound.
     """
 
     def __init__(self, address: str, *, tick_s: float = 0.001) -> None:
@@ -43,7 +44,7 @@ class Publisher(BoundSocket):
         self._subscriptions: set[bytes] = set()
 
     def send(self, frame: wire.CursorFrame) -> None:
-        """Publish one frame; as JSON too while somebody asks for it."""
+        """Publish one frame, and its JSON form if anyone subscribes to that."""
         self._send(wire.TOPICS["cursor"].prefix + wire.encode_frame(frame))
         if self._wanted("cursor.json"):
             self._send(wire.TOPICS["cursor.json"].prefix + wire.encode_frame_json(frame))
@@ -53,11 +54,11 @@ class Publisher(BoundSocket):
         self._send(wire.TOPICS["status"].prefix + wire.encode_frame(status))
 
     def pass_on(self, message: bytes) -> None:
-        """Publish a message that another publisher sent, as it is."""
+        """Publish a message of another publisher unchanged."""
         self._send(message)
 
     def see_subscribers(self) -> None:
-        """Take note of who came and went; never waits."""
+        """Process new subscriptions; never blocks."""
         for _ in range(MAX_CHANGES):
             try:
                 message = self._socket.recv(zmq.NOBLOCK)
@@ -73,7 +74,7 @@ class Publisher(BoundSocket):
 
     @property
     def has_listener(self) -> bool:
-        """Whether somebody subscribes to cursor frames, in either form."""
+        """Whether anyone subscribes to cursor frames, as msgpack or JSON."""
         return self._wanted("cursor") or self._wanted("cursor.json")
 
     def _wanted(self, topic: str) -> bool:
@@ -83,5 +84,5 @@ class Publisher(BoundSocket):
     def _send(self, message: bytes) -> None:
         try:
             self._socket.send(message, zmq.NOBLOCK)
-        except zmq.Again:  # XPUB drops rather than blocks; a full system buffer is the same
+        except zmq.Again:  # XPUB drops instead of blocking, except on a full system buffer
             return

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets: bound at construction, drained at close, and no peer sends too much to one."""
+"""ZeroMQ sockets with a size limit, bound at construction and drained at close."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import zmq.asyncio
 from decoder.errors import SettingsError
 
 LINGER_MS = 200
-MAX_MESSAGE = 2**20  # bytes of a frame; libzmq drops the connection of a peer that sends more
+MAX_MESSAGE = 2**20  # bytes per frame; libzmq disconnects a peer that sends more
 
 Socket = TypeVar("Socket", bound="zmq.Socket[bytes] | zmq.asyncio.Socket")
 
 
 def limited(socket: Socket, max_bytes: int = MAX_MESSAGE) -> Socket:
-    """The socket, before it is bound or connected, so that it takes no larger message."""
+    """Limit the size of messages that the socket accepts. Call it before `bind` or `connect`."""
     socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
     return socket
 
 
 class BoundSocket:
-    """A socket of `kind` bound to `address`. Raises SettingsError where that can't be.
+    """A socket of type `kind`, bound to `address`.
 
-    purpose: what it is for, as in "can't <purpose> on <address>". advice: what else to do.
-    options: of libzmq, set before it is bound.
+    purpose: for the error, as in "can't <purpose> on <address>". advice: added to the error.
+    options: libzmq options, set before the socket is bound.
+    Raises SettingsError if the address can't be bound.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class BoundSocket:
 
     @property
     def bound_to(self) -> str:
-        """The address bound, with the real port where a wildcard was asked for."""
+        """The bound address, with the actual port in place of a wildcard."""
         return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def close(self) -> None:
-        """Send what is queued, then close."""
+        """Send what is queued, for at most `LINGER_MS`, then close."""
         self._context.destroy(linger=LINGER_MS)

@@ -1,16 +1,15 @@
-"""The daemon's states, and the one rule that decides between them.
+"""The daemon's states, and the rule that chooses between them.
 
-    idle       no decoder loaded
-    warming    the decoder's first runs, or the window isn't yet filled by a live stream
+    idle       stopped
+    warming    the decoder's first runs, or live spikes don't fill the window yet
     ready      decoder warm, no spikes yet
-    decoding   the only state whose velocity is valid
-    stale      spikes have stopped coming
-    paused     told to stop
-    fault      the decoder failed, or gave a velocity that nobody can want
+    decoding   the only state with a valid velocity
+    stale      spikes have stopped
+    paused     paused by a command
+    fault      the decoder failed, or its velocity is implausible
 
-LSL reconnects silently, and an empty pull looks like quiet neurons. So staleness is judged
-here, by the time of the newest sign of life: a spike that arrives late is old news however fresh
-its arrival.
+LSL reconnects silently, and an empty pull looks like silent neurons. So staleness is judged here,
+by the time stamp of the newest sign of life and not by its arrival.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ NOT_YET = np.inf
 
 
 class State(StrEnum):
-    """State of the daemon, in every frame."""
+    """The daemon's state, sent in every frame."""
 
     IDLE = "idle"
     WARMING = "warming"
@@ -38,29 +37,29 @@ class State(StrEnum):
 
 
 class StreamWatch:
-    """Decides, tick by tick, whether the stream can be trusted.
+    """Decides at every tick whether the stream can be trusted.
 
-    A sign of life is the time of a spike that was admitted (of binned counts, the end of a bin).
-    The window is filled by signs of life that follow each other within `stale_after_s`.
+    A sign of life is the time of an admitted spike, or the end of a bin of counts. The stream is
+    unbroken as long as signs of life follow each other within `stale_after_s`.
 
-    window_s: seconds of unbroken stream that a decode needs.
+    unbroken_s: seconds of unbroken stream that a decode needs.
     stale_after_s: age of the newest sign of life at which the stream counts as stopped.
     """
 
-    def __init__(self, *, window_s: float, stale_after_s: float) -> None:
-        self.window_s = window_s
+    def __init__(self, *, unbroken_s: float, stale_after_s: float) -> None:
+        self.unbroken_s = unbroken_s
         self.stale_after_s = stale_after_s
-        self._since = NEVER  # what is older doesn't count
+        self._since = NEVER  # older signs of life don't count
         self._newest = NEVER
-        self._arrived = NEVER  # when the last sign of life came
+        self._arrived = NEVER  # arrival of the last sign of life
         self._unbroken_since = NOT_YET
-        self._ahead: Floats = np.empty(0)  # signs of life whose time has not come
+        self._ahead: Floats = np.empty(0)  # signs of life stamped in the future
         self._ever_live = False
 
     def see(self, times: Floats, now: float) -> None:
-        """Note signs of life (n,) that had arrived by `now` (LSL clock, s), in any order.
+        """Add signs of life (n,), in any order, that arrived by `now` (LSL clock, s).
 
-        One that is ahead of now counts when its time has come.
+        A sign of life stamped in the future counts once its time has come.
         """
         if len(times):
             self._arrived = now
@@ -80,32 +79,32 @@ class StreamWatch:
     def judge(self, window_end: float) -> State:
         """The state at `window_end` (LSL clock, s)."""
         if self.age_s(window_end) > self.stale_after_s:
-            if self._newest != NEVER:  # it broke off now
+            if self._newest != NEVER:  # it has just stopped
                 self.forget(window_end)
             return State.STALE if self._ever_live else State.READY
         self._ever_live = True
-        if window_end - self._unbroken_since < self.window_s:
+        if window_end - self._unbroken_since < self.unbroken_s:
             return State.WARMING
         return State.DECODING
 
     def age_s(self, now: float) -> float:
-        """Age of the newest sign of life; one stamped ahead is no newer than its arrival."""
+        """Age of the newest sign of life; a stamp in the future is as old as its arrival."""
         return now - min(self._newest, self._arrived)
 
     def refill(self, since: float) -> None:
-        """The stream goes on, but only spikes from `since` (LSL clock, s) on fill the window."""
+        """Require a full window of spikes from `since` (LSL clock, s) on; the stream stays live."""
         newest, arrived = min(self._newest, since), self._arrived
         self.forget(since)
         self._newest, self._arrived = newest, arrived
 
     def forget(self, since: float) -> None:
-        """The stream broke: only spikes from `since` (LSL clock, s) on are signs of life."""
+        """Forget the stream: only spikes from `since` (LSL clock, s) on are signs of life."""
         self._since = since
         self._newest = self._arrived = NEVER
         self._unbroken_since = NOT_YET
         self._ahead = np.empty(0)
 
     def recount(self, times: Floats, now: float) -> None:
-        """Another decoder sees the same stream: `times` (n,) are those of its spikes that came."""
+        """Judge the same stream for another decoder, by the times (n,) of that decoder's spikes."""
         self.forget(self._since)
         self.see(times, now)

@@ -49,11 +49,11 @@ def status() -> bytes:
         wire.Status(
             schema=wire.SCHEMA_VERSION, session="s", decoder="d", state="decoding", detail="",
             provider="CPUExecutionProvider", started=1.0, uptime_s=2.0, ticks=3, late_ticks=0,
-            latency=None, spikes_per_s=5.0, backlog_s=None, input_kind="Spikes", input_name=None,
-            stream=None, known_units=1, unknown_units=0, missing_units=0, window_s=0.5, events={},
-            overflowed=0, inlet_overflows=0, offset_jumps=0, bundle="/b", previous=None,
-            candidate=None, loading=False, load_problem=None, paused=None, filters=Filters(),
-            bias=(0.0, 0.0), pid=1,
+            skipped_ticks=0, latency=None, spikes_per_s=5.0, backlog_s=None, input_kind="Spikes",
+            input_name=None, stream=None, known_units=1, unknown_units=0, missing_units=0,
+            window_s=0.5, events={}, overflowed=0, inlet_overflows=0, offset_jumps=0, bundle="/b",
+            previous=None, candidate=None, loading=False, load_problem=None, paused=None,
+            filters=Filters(), bias=(0.0, 0.0), pid=1,
         )
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""One test for every kind of timestamp: what is taken, what is left out, and its counter."""
+"""One test for every kind of time stamp: admitted or left out, and its counter."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_spike_from_the_future_is_left_out() -> None:
     assert counted(admission) == {"taken": 1, "future": 1}
 
 
-def test_a_spike_slightly_ahead_is_kept_but_does_not_hide_silence() -> None:
+def test_a_spike_slightly_in_the_future_is_kept_but_does_not_hide_silence() -> None:
     admission = Admission(1.0)
     assert admit(admission, [NOW + 0.05]) == [NOW + 0.05]
     assert admission.newest == NOW
@@ -91,8 +91,8 @@ def test_spikes_of_unknown_units_are_left_out_and_leave_the_stream_stale() -> No
     assert admission.newest is None
 
 
-def test_a_lost_streams_newest_spike_is_no_sign_of_life_of_the_next() -> None:
-    """Nor are the next sender's earlier stamps out of order."""
+def test_the_newest_spike_of_a_lost_stream_does_not_count_for_the_next() -> None:
+    """Earlier stamps of the next sender are not out of order either."""
     admission = Admission(1.0)
     admit(admission, [99.9])
     admission.forget()

@@ -1,4 +1,4 @@
-"""Which stream is opened, over real LSL: odd names, leftovers, odd streams."""
+"""Choice of the stream, over real LSL: odd names, leftovers, unreadable streams."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unique(name: str) -> str:
 
 
 def outlet(name: str, kind: str, source_id: str | None = None) -> pylsl.StreamOutlet:
-    """Two numbers a sample; a source id of its own unless one is given."""
+    """An outlet with two channels, and a unique source id unless one is given."""
     source_id = source_id or unique("source")
     info = pylsl.StreamInfo(name, kind, 2, 0.0, pylsl.cf_int32, source_id)
     return pylsl.StreamOutlet(info)
@@ -34,7 +34,7 @@ def outlet(name: str, kind: str, source_id: str | None = None) -> pylsl.StreamOu
 
 @contextmanager
 def sending(stream: pylsl.StreamOutlet) -> Iterator[None]:
-    """Samples, ten a second."""
+    """Send ten samples per second."""
     stop = threading.Event()
 
     def send() -> None:
@@ -62,7 +62,7 @@ NAMES = [
 ]
 
 
-def test_a_stream_is_found_whatever_its_name_is_and_no_other() -> None:
+def test_a_stream_is_found_by_any_name() -> None:
     kind = unique("kind")
     names = [f"{name}{uuid.uuid4().hex[:6]}" for name in NAMES]
     outlets = [outlet(name, kind) for name in names]
@@ -103,12 +103,12 @@ def test_a_source_id_with_an_apostrophe_is_read() -> None:
     del stream
 
 
-def test_a_leftover_of_a_crashed_sender_is_left_for_the_one_that_sends() -> None:
+def test_the_stream_that_sends_is_preferred_to_a_leftover() -> None:
     name = unique("rig")
     leftover = outlet(name, "SpikeEvents")
     source = Source(StreamQuery(name=name), SpikeInlet)
     first = source.wait(20.0)
-    assert first is not None, "the only one is read, silent or not"
+    assert first is not None, "a single stream is read even if silent"
     live = outlet(name, "SpikeEvents")
     with sending(live):
 
@@ -126,7 +126,7 @@ def test_a_leftover_of_a_crashed_sender_is_left_for_the_one_that_sends() -> None
     del leftover, live
 
 
-def test_two_that_send_under_one_name_are_refused() -> None:
+def test_two_sending_streams_of_one_name_are_refused() -> None:
     name = unique("rig")
     streams = [outlet(name, "SpikeEvents") for _ in range(2)]
     with (
@@ -138,7 +138,7 @@ def test_two_that_send_under_one_name_are_refused() -> None:
     del streams
 
 
-def test_two_of_one_name_that_are_silent_are_waited_for() -> None:
+def test_two_silent_streams_of_one_name_are_awaited() -> None:
     name = unique("rig")
     streams = [outlet(name, "SpikeEvents") for _ in range(2)]
     source = Source(StreamQuery(name=name), SpikeInlet)
@@ -151,7 +151,7 @@ def test_two_of_one_name_that_are_silent_are_waited_for() -> None:
     del streams
 
 
-def test_a_stream_of_this_type_that_cannot_be_read_blocks_nothing() -> None:
+def test_an_unreadable_stream_of_the_type_does_not_block_others() -> None:
     kind = unique("kind")
     odd = pylsl.StreamOutlet(pylsl.StreamInfo("log", kind, 1, 0.0, pylsl.cf_string, unique("odd")))
     eye = outlet(unique("eye"), kind)  # no labels
@@ -178,8 +178,8 @@ def test_streams_of_several_types_may_share_a_name() -> None:
     del streams
 
 
-def test_all_streams_of_markers_are_read_and_none_blocks_the_others() -> None:
-    """Numbers, bytes that are no UTF-8, one that goes and one that comes late."""
+def test_all_marker_streams_are_read_and_none_blocks_the_others() -> None:
+    """Numbers, invalid UTF-8, a stream that goes away and one that starts late."""
     name = unique("markers")
     texts = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Markers", 1, 0.0, pylsl.cf_string, name))
     numbers = pylsl.StreamOutlet(
@@ -210,7 +210,7 @@ def test_all_streams_of_markers_are_read_and_none_blocks_the_others() -> None:
     del late, texts
 
 
-def test_a_stream_whose_rate_needs_all_memory_is_refused() -> None:
+def test_a_stream_with_an_absurd_rate_is_refused() -> None:
     name = unique("fast")
     info = pylsl.StreamInfo(name, "SpikeCounts", 1, 2e5, pylsl.cf_int32, name)
     info.set_channel_labels(["1/0"])
@@ -220,8 +220,8 @@ def test_a_stream_whose_rate_needs_all_memory_is_refused() -> None:
     del stream
 
 
-def test_what_could_not_be_opened_is_let_go_without_a_garbage_collector() -> None:
-    """The daemon runs without one: each try would leave a connection and its threads."""
+def test_failed_inlets_are_freed_without_the_garbage_collector() -> None:
+    """The daemon runs without it: each failed try would leave a connection and its threads."""
     name = unique("text")
     stream = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Spikes", 1, 0.0, pylsl.cf_string, name))
     source = Source(StreamQuery(name=name), SpikeInlet)

@@ -1,4 +1,4 @@
-"""Commands over real ZeroMQ: whatever is sent has an answer, and nothing ends the daemon."""
+"""Commands over real ZeroMQ: every message is answered, and none ends the daemon."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ COMMANDS = (
 )  # fmt: skip
 NO_COMMANDS = {
     "nothing": b"",
-    "no msgpack": b"\xc1",
-    "no text": control.encode(control.Pause(why="lunch")).replace(
+    "not msgpack": b"\xc1",
+    "not UTF-8": control.encode(control.Pause(why="lunch")).replace(
         b"lunch", b"\xff\xfe\xfd\xfc\xfb"
     ),
     "arrays nested 100,000 deep": b"\x91" * 100_000,
@@ -36,11 +36,11 @@ NO_COMMANDS = {
     "a field nested 100,000 deep": b"\x82\xa7command\xa5pause\xa1z" + b"\x91" * 100_000,
     "filters nested deep": control.encode(control.SetFilters(filters=Filters()))[:-8]
     + b"\x91" * 5000,
-    "no such command": msgspec.msgpack.encode({"command": "explode"}),
-    "a filter that is no number": msgspec.msgpack.encode(
+    "an unknown command": msgspec.msgpack.encode({"command": "explode"}),
+    "a filter that is not a number": msgspec.msgpack.encode(
         {"command": "setfilters", "filters": {"gain": float("nan")}}
     ),
-    "a name without end": msgspec.msgpack.encode(
+    "a very long name": msgspec.msgpack.encode(
         {"command": "setinput", "kind": "Spikes", "name": "x" * 10**6}
     ),
     "an array of a million": msgspec.msgpack.encode([0] * 10**6),
@@ -56,7 +56,7 @@ def socket() -> Iterator[zmq.Socket[bytes]]:
     context.destroy(linger=0)
 
 
-def test_whatever_is_sent_is_answered_and_the_daemon_goes_on(
+def test_every_message_gets_a_reply_and_the_daemon_survives(
     tiny, tmp_path: Path, socket: zmq.Socket[bytes]
 ) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
@@ -71,17 +71,17 @@ def test_whatever_is_sent_is_answered_and_the_daemon_goes_on(
             answer = msgspec.msgpack.decode(socket.recv(), type=control.Reply)
             assert str(answer.problem).startswith("not a command of this daemon: ")
             assert len(str(answer.problem)) < 300
-        socket.send_multipart([b"x"] * 5000)  # more than are looked at in a tick
+        socket.send_multipart([b"x"] * 5000)  # more than a tick reads
         answer = msgspec.msgpack.decode(socket.recv(), type=control.Reply)
         assert "5000 frames, expected one" in str(answer.problem)
-        socket.send(b"x" * (MAX_MESSAGE + 1))  # its connection ends
+        socket.send(b"x" * (MAX_MESSAGE + 1))  # closes the connection
         client = ControlClient(address, timeout_s=20.0)
         assert client.ask(control.GetStatus()).problem is None
         client.close()
         assert process.popen.poll() is None
 
 
-def test_100000_random_and_mutated_messages_are_commands_or_problems() -> None:
+def test_100000_random_and_mutated_messages_parse_or_are_refused() -> None:
     rng = np.random.default_rng(0)
     valid = [bytearray(control.encode(command)) for command in COMMANDS]
     n_commands = 0
@@ -102,7 +102,7 @@ def test_100000_random_and_mutated_messages_are_commands_or_problems() -> None:
     assert 10_000 < n_commands < 90_000
 
 
-def test_an_answer_that_cannot_be_read_is_an_error_that_says_so() -> None:
+def test_an_unreadable_reply_raises_no_answer_error() -> None:
     context = zmq.Context()
     stranger = context.socket(zmq.REP)
     port = stranger.bind_to_random_port("tcp://127.0.0.1")

@@ -1,4 +1,4 @@
-"""The daemon among streams as labs have them, and what its log and status say of its provider."""
+"""The daemon with typical streams of labs, its provider warning, and a hanging decoder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)
 
 @contextmanager
 def firing(outlet: pylsl.StreamOutlet, n_units: int) -> Iterator[None]:
-    """Some 1,000 spikes/s, until the end of the block."""
+    """Send about 1,000 spikes/s during the block."""
     stop, rng = threading.Event(), np.random.default_rng(0)
 
     def fire() -> None:
@@ -52,8 +52,8 @@ def firing(outlet: pylsl.StreamOutlet, n_units: int) -> Iterator[None]:
 
 
 @one_family
-def test_a_daemon_leaves_a_silent_leftover_for_the_sender_that_lives(tiny, tmp_path: Path) -> None:
-    """And the streams' name may hold an apostrophe."""
+def test_the_daemon_prefers_a_live_sender_to_a_leftover(tiny, tmp_path: Path) -> None:
+    """The name of the streams has an apostrophe."""
     name = f'the rig\'s "spikes" {uuid.uuid4().hex[:8]}'
     units = tiny.bundle.manifest.unit_ids
     leftover = pylsl.StreamOutlet(spikes_info(name, f"{name}-1", units))
@@ -69,9 +69,7 @@ def test_a_daemon_leaves_a_silent_leftover_for_the_sender_that_lives(tiny, tmp_p
 
 
 @one_family
-def test_a_daemon_that_does_not_get_the_gpu_it_asks_for_says_so_loudly(
-    tiny, tmp_path: Path
-) -> None:
+def test_the_daemon_warns_if_it_does_not_get_the_gpu(tiny, tmp_path: Path) -> None:
     more = ("--provider", "cuda")
     with daemon(tmp_path, tiny.bundle.path, stream_of(tiny), *more) as (process, address):
         feed = StatusSubscriber(address)
@@ -86,10 +84,10 @@ def test_a_daemon_that_does_not_get_the_gpu_it_asks_for_says_so_loudly(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_daemon_whose_decoder_hangs_ends_when_it_is_told_to(
+def test_a_daemon_with_a_hanging_decoder_ends_on_a_signal(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """No signal handler of Python runs while the graph does."""
+    """Python's signal handlers don't run while the graph does."""
     name = f"hangs-{uuid.uuid4().hex[:8]}"
     bundle = decoders.write(tmp_path, "hangs")
     units = open_bundle(bundle).manifest.unit_ids
@@ -108,5 +106,5 @@ def test_a_daemon_whose_decoder_hangs_ends_when_it_is_told_to(
         process.popen.send_signal(number)
         assert process.popen.wait(60.0) == 1
         assert time.monotonic() - began < 30.0
-        assert "did not end" in " ".join(process.output().split())
+        assert "still running" in " ".join(process.output().split())
     del outlet

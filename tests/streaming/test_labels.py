@@ -1,4 +1,4 @@
-"""Kinematics by their labels and units, over real LSL."""
+"""Labels and units of kinematics, over real LSL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def opened(outlet: pylsl.StreamOutlet) -> KinematicsInlet:
     return wait_for("the stream", lambda: find_kinematics(name, 0.3))
 
 
-def test_channels_are_found_by_label_and_turned_into_metres() -> None:
+def test_channels_are_found_by_label_and_converted_to_metres() -> None:
     outlet = sent(["grip", "pos_y", "pos_x", "target_x"], ["", "cm", "cm", "mm"])
     inlet = opened(outlet)
     assert inlet.labels == ("pos_x", "pos_y", "target_x")
@@ -50,13 +50,15 @@ def test_channels_are_found_by_label_and_turned_into_metres() -> None:
         (["pos_x", "pos_y"], ["furlong", "m"], "is in furlong"),
     ],
 )
-def test_what_is_no_kinematics_says_why(labels: list[str], units: list[str], says: str) -> None:
+def test_unusable_kinematics_are_refused_with_the_reason(
+    labels: list[str], units: list[str], says: str
+) -> None:
     outlet = sent(labels, units)
     with pytest.raises(StreamError, match=says):
         opened(outlet)
 
 
-def test_a_sender_that_went_away_is_an_error() -> None:
+def test_a_sender_that_is_gone_raises_an_error() -> None:
     outlet = sent(["pos_x", "pos_y"], ["m", "m"])
     inlet = opened(outlet)
     del outlet
@@ -65,13 +67,13 @@ def test_a_sender_that_went_away_is_an_error() -> None:
         try:
             inlet.drain()
         except StreamError as error:
-            return "went away" in str(error)
+            return "is gone" in str(error)
         return False
 
     wait_for("the loss", lost)
 
 
-def test_markers_are_told_by_their_time() -> None:
+def test_markers_have_their_time_stamps() -> None:
     name = f"markers-{time.time_ns()}"
     outlet = pylsl.StreamOutlet(pylsl.StreamInfo(name, "Markers", 1, 0.0, pylsl.cf_string, name))
     inlet = wait_for("the stream", lambda: find_markers(name, 0.3))

@@ -1,4 +1,4 @@
-"""Words for units of length, as people write them."""
+"""Names of units of length, as people write them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from streaming.lengths import is_speed, metres_in, says_nothing
         (("inches",), 0.0254),
     ],
 )
-def test_words_for_lengths_and_speeds_are_known(words: tuple[str, ...], metres: float) -> None:
+def test_units_of_length_and_speed_are_recognised(words: tuple[str, ...], metres: float) -> None:
     assert {word: metres_in(word) for word in words} == pytest.approx(dict.fromkeys(words, metres))
 
 
 @pytest.mark.parametrize("word", ["pixels", "px", "deg", "furlong", "m/fortnight", "a.u.", "ms"])
-def test_other_words_are_no_length_and_say_so(word: str) -> None:
+def test_other_words_are_not_lengths(word: str) -> None:
     assert metres_in(word) is None
     assert not says_nothing(word)
 
 
 @pytest.mark.parametrize("word", ["", " ", "unknown", "Unknown", "N/A", "none"])
-def test_a_unit_left_open_says_nothing(word: str) -> None:
+def test_placeholders_name_no_unit(word: str) -> None:
     assert metres_in(word) is None
     assert says_nothing(word)
 
 
-def test_a_speed_is_told_from_a_length() -> None:
+def test_speeds_are_distinguished_from_lengths() -> None:
     assert is_speed("cm/s")
     assert is_speed("m s-1")
     assert not is_speed("cm")

@@ -26,7 +26,7 @@ N_UNITS = 40
 
 
 def counts(times: np.ndarray, units: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """(n_bins, n_units) spikes between edges."""
+    """Counts (n_bins, n_units) of spikes between edges."""
     found = [
         np.histogram(units[(times >= a) & (times < b)], np.arange(N_UNITS + 1))[0]
         for a, b in pairwise(edges)
@@ -35,7 +35,7 @@ def counts(times: np.ndarray, units: np.ndarray, edges: np.ndarray) -> np.ndarra
 
 
 def expected(bundle: Bundle, times: np.ndarray, units: np.ndarray, began: float, at: float):
-    """Velocity (2,) m/s from the fitted matrices alone."""
+    """Velocity (2,), m/s, computed from the fitted matrices only."""
     fitted = load_file(bundle.weights_path)
     if bundle.manifest.family == "ridge":
         seen = counts(times, units, at - np.arange(N_LAGS, -1, -1) * BIN_S)
@@ -50,7 +50,7 @@ def expected(bundle: Bundle, times: np.ndarray, units: np.ndarray, began: float,
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-def test_live_velocities_are_those_of_the_fitted_matrices(kind: Kind, tmp_path: Path) -> None:
+def test_live_velocities_match_the_fitted_matrices(kind: Kind, tmp_path: Path) -> None:
     session = simulate(n_units=N_UNITS, minutes=1.0, subject=1, seed=2)
     session = replace(session, session_id=f"linear-{uuid4().hex[:8]}")
     bundle = fit_linear(session, kind, tmp_path / "linear.bundle")
@@ -84,7 +84,7 @@ def test_live_velocities_are_those_of_the_fitted_matrices(kind: Kind, tmp_path: 
 
 
 def offsets(frames: list[wire.CursorFrame], n_events: int) -> np.ndarray:
-    """(n_events,) s of the clock, of the tick that drained each."""
+    """Clock offset (n_events,), s, of the tick that drained each event."""
     applied = np.empty(n_events)
     seen = 0
     for frame in frames:

@@ -1,4 +1,4 @@
-"""A cable that is pulled: no goodbye reaches the reader, and all comes back by itself."""
+"""A pulled cable: the sender can't say goodbye, and all streams recover by themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)  # only th
 
 
 class Lines:
-    """Lines of JSON that a process writes, from where it was last read."""
+    """Reads the new JSON lines of a process's log."""
 
     def __init__(self, log: Path) -> None:
         self._log, self._at = log, 0
@@ -57,10 +57,10 @@ class Lines:
         ("SpikeEvents", ["0/0", "1/0"], ["0/0", "1/0", "2/0"]),
     ],
 )
-def test_every_role_is_read_again_after_a_power_cut_also_with_other_units(
+def test_all_streams_are_read_again_after_a_power_cut_even_with_other_units(
     tmp_path: Path, kind: str, first: list[str], second: list[str]
 ) -> None:
-    """The sender that comes back has the same source ids, and does not know of its first life."""
+    """The restarted sender has the same source ids, but new streams."""
     name = f"cut-{uuid.uuid4().hex[:8]}"
     log = tmp_path / "receive.log"
     with cuttable() as link, running_in(link.near, log, "tests.link", "receive", name, kind):
@@ -76,7 +76,7 @@ def test_every_role_is_read_again_after_a_power_cut_also_with_other_units(
             lines.until_all_come(second)
 
 
-def test_every_role_is_read_again_when_the_same_sender_is_back(tmp_path: Path) -> None:
+def test_all_streams_are_read_again_when_the_same_sender_returns(tmp_path: Path) -> None:
     name = f"cut-{uuid.uuid4().hex[:8]}"
     log = tmp_path / "receive.log"
     with (
@@ -94,7 +94,7 @@ def test_every_role_is_read_again_when_the_same_sender_is_back(tmp_path: Path) -
 
 
 @one_family
-def test_a_daemon_decodes_again_after_a_power_cut_of_the_rig(tiny, tmp_path: Path) -> None:
+def test_the_daemon_decodes_again_after_a_power_cut_of_the_rig(tiny, tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/frames"
     decode = (CLI, "decode", str(tiny.bundle.path), "--stream-name", stream_of(tiny))
     replay = (CLI, "replay", str(tiny.session_path), "--wait")

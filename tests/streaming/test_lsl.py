@@ -1,4 +1,4 @@
-"""Spike streams of every kind, sent and read over real LSL."""
+"""Spike streams of every type, over real LSL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streaming.inlets.search import Lookout
 from streaming.inlets.spikes import (
     MAX_NEW_UNITS,
     MAX_UNITS,
-    Connector,
+    SpikeConnector,
     SpikeInlet,
     StreamQuery,
     find_spikes,
@@ -75,7 +75,7 @@ def opened(
 
 
 def drained(inlet: SpikeInlet, n_events: int) -> tuple[np.ndarray, np.ndarray]:
-    """What came until `n_events` samples had been drained."""
+    """The times and units of the first `n_events` samples."""
     times, units = [], []
 
     def enough() -> bool:
@@ -88,7 +88,7 @@ def drained(inlet: SpikeInlet, n_events: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(times), np.concatenate(units)
 
 
-def test_an_event_finds_its_unit_by_the_description() -> None:
+def test_events_are_mapped_to_units_by_the_description() -> None:
     info = spikes_info({"3/1": (0, 0), "unheard of": (1, 0), "1/0": (7, 2)})
     with opened(info) as (outlet, inlet):
         now = pylsl.local_clock()
@@ -105,7 +105,7 @@ def test_an_event_finds_its_unit_by_the_description() -> None:
         assert inlet.bin_ends is None
 
 
-def test_spike_events_without_description_are_channel_slash_unit() -> None:
+def test_without_a_description_unit_ids_are_channel_slash_unit() -> None:
     name = unique("nds")
     info = pylsl.StreamInfo(name, "SpikeEvents", 6, 0.0, pylsl.cf_int16, name)
     with opened(info) as (outlet, inlet):
@@ -114,7 +114,9 @@ def test_spike_events_without_description_are_channel_slash_unit() -> None:
         events = [[3, 1], [2, 0], [9, 9], [9, 9], [-1, 0], [30_000, 30_000]]
         outlet.push_chunk([event + [0] * 4 for event in events], [now] * len(events))
         _, units = drained(inlet, len(events))
-        assert list(units) == [2, 1, 3, 3, UNKNOWN, UNKNOWN], "a unit from its first event on"
+        assert list(units) == [2, 1, 3, 3, UNKNOWN, UNKNOWN], (
+            "a unit is known from its first event on"
+        )
         assert inlet.unit_ids == [*UNITS, "9/9"]
 
 
@@ -132,7 +134,7 @@ def test_counts_become_spikes_inside_their_bins() -> None:
         )
 
 
-def test_bins_without_spikes_are_told_too() -> None:
+def test_empty_bins_are_reported_too() -> None:
     with opened(counts_info(["2/0", "3/1"], rate_hz=50.0)) as (outlet, inlet):
         end = pylsl.local_clock()
         outlet.push_chunk([[0, 0], [0, 0]], [end - 0.02, end])
@@ -148,7 +150,7 @@ def test_bins_without_spikes_are_told_too() -> None:
     ("value", "n_spikes"),
     [(float("nan"), 0), (float("inf"), 0), (float("-inf"), 0), (-3.0, 0), (1.6, 2), (1e9, 20)],
 )
-def test_counts_that_are_none_are_no_spikes_and_absurd_ones_at_most_1000_hz(
+def test_invalid_counts_are_zero_and_absurd_ones_are_limited_to_1000_hz(
     value: float, n_spikes: int
 ) -> None:
     """20 spikes in a bin of 20 ms are 1000 Hz."""
@@ -184,7 +186,7 @@ def test_counts_that_are_none_are_no_spikes_and_absurd_ones_at_most_1000_hz(
         (pylsl.StreamInfo("thin", "Spikes", 1, 0.0, pylsl.cf_int32, "thin"), "has 1 channel"),
     ],
 )
-def test_a_stream_that_cannot_be_read_says_why(info: pylsl.StreamInfo, says: str) -> None:
+def test_an_unreadable_stream_is_refused_with_the_reason(info: pylsl.StreamInfo, says: str) -> None:
     with pytest.raises(StreamError, match=says), opened(info):
         pass
 
@@ -197,8 +199,8 @@ def test_a_stream_with_few_of_the_bundles_units_is_refused() -> None:
         pass
 
 
-def test_two_streams_of_one_kind_ask_for_a_name() -> None:
-    kind = "SpikeEvents"  # no other test's stream of this kind is alive
+def test_two_streams_of_one_type_need_a_name() -> None:
+    kind = "SpikeEvents"  # no other test has a stream of this type
     outlets = [
         pylsl.StreamOutlet(pylsl.StreamInfo(name, kind, 2, 0.0, pylsl.cf_int16, name))
         for name in (unique("left"), unique("right"))
@@ -219,8 +221,8 @@ def test_two_streams_of_one_kind_ask_for_a_name() -> None:
 
 
 @pytest.mark.parametrize("bundle_units", [UNITS, None], ids=["decoded", "recorded"])
-def test_units_that_nobody_described_are_bounded(bundle_units: tuple[str, ...] | None) -> None:
-    """However many a sender makes up, a tick has few to number, and the rest are unknown."""
+def test_the_number_of_undescribed_units_is_bounded(bundle_units: tuple[str, ...] | None) -> None:
+    """Whatever a sender invents, each tick adds a bounded number of units; the rest are unknown."""
     name = unique("made-up")
     info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int16, name)
     with opened(info, bundle_units) as (outlet, inlet):
@@ -251,7 +253,7 @@ def test_a_full_buffer_is_counted() -> None:
         assert inlet.n_overflows == 1
 
 
-def test_a_sender_that_went_away_is_an_error() -> None:
+def test_a_sender_that_is_gone_raises_an_error() -> None:
     info = spikes_info({"1/0": (0, 0)})
     outlet = pylsl.StreamOutlet(info)
     inlet = SpikeInlet(found(StreamQuery(name=info.name())), UNITS)
@@ -261,19 +263,19 @@ def test_a_sender_that_went_away_is_an_error() -> None:
         try:
             inlet.drain(pylsl.local_clock())
         except StreamError as error:
-            return "went away" in str(error)
+            return "is gone" in str(error)
         return False
 
     wait_for("the loss", lost)
 
 
-def test_whatever_a_stream_does_the_search_says_it_and_goes_on() -> None:
+def test_the_search_reports_any_error_of_a_stream_and_goes_on() -> None:
     """A stream with an infinite rate makes pylsl raise a TypeError."""
     name = unique("broken")
     info = pylsl.StreamInfo(name, "SpikeCounts", 1, float("inf"), pylsl.cf_int32, name)
     info.set_channel_labels(["1/0"])
     broken = pylsl.StreamOutlet(info)
-    connector = Connector(StreamQuery(kind="SpikeCounts", name=name), UNITS)
+    connector = SpikeConnector(StreamQuery(kind="SpikeCounts", name=name), UNITS)
     connector.start()
 
     def problem() -> str | None:
@@ -293,10 +295,10 @@ def test_whatever_a_stream_does_the_search_says_it_and_goes_on() -> None:
     del outlet
 
 
-def test_a_stream_found_for_the_units_of_another_bundle_is_looked_at_again() -> None:
+def test_a_stream_found_for_another_bundle_is_checked_again() -> None:
     info = spikes_info({"1/0": (0, 0), "2/0": (1, 0)})
     outlet = pylsl.StreamOutlet(info)
-    connector = Connector(StreamQuery(name=info.name()), UNITS, min_known_share=0.5)
+    connector = SpikeConnector(StreamQuery(name=info.name()), UNITS, min_known_share=0.5)
     connector.start()
     wait_for("the stream", lambda: connector._found)
     connector.bundle_units = ("7/0", "8/0")

@@ -1,4 +1,4 @@
-"""A sender's clock as liblsl measures it: outliers, jumps, and what to trust."""
+"""liblsl's estimates of a sender's clock: outliers, jumps, choice of the best."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK_S = 0.0004
 
 
 def estimates(*offsets: tuple[float, float]) -> list[Estimate]:
-    """Offset and uncertainty of measurements, two seconds apart."""
+    """Measurements two seconds apart, with the given offsets and uncertainties."""
     return [
         Estimate(offset_s=offset, uncertainty_s=uncertainty, at=100.0 + 2.0 * index)
         for index, (offset, uncertainty) in enumerate(offsets)
@@ -33,34 +33,34 @@ def estimates(*offsets: tuple[float, float]) -> list[Estimate]:
 
 
 def jumps(*offsets: tuple[float, float]) -> tuple[list[int], float]:
-    """Which of the estimates confirm a jump, and the offset in the end."""
+    """Indices of the estimates that confirm a jump, and the final offset."""
     first, *rest = estimates(*offsets)
     clock = ClockOffset(first)
     return [index for index, e in enumerate(rest, 1) if clock.add(e)], clock.offset_s
 
 
-def test_a_single_outlier_is_no_jump_however_sure_it_seems() -> None:
+def test_a_single_outlier_is_not_a_jump_however_certain() -> None:
     good = (0.1, QUICK_S)
     assert jumps(good, (0.13, QUICK_S), good, good) == ([], 0.1)
     assert jumps(good, (0.13, 0.06), good, good) == ([], 0.1)
 
 
-def test_slow_answers_in_a_row_move_nothing() -> None:
-    """Each can be wrong by half of what it took."""
+def test_consecutive_slow_answers_do_not_change_the_offset() -> None:
+    """Each can be wrong by half of its round trip."""
     assert jumps((0.1, QUICK_S), *[(0.12, 0.05)] * 20) == ([], 0.1)
 
 
-def test_a_jump_is_told_when_the_next_measurement_confirms_it() -> None:
+def test_a_jump_needs_confirmation_by_the_next_measurement() -> None:
     found, offset = jumps((0.1, QUICK_S), (0.1, QUICK_S), (0.13, QUICK_S), (0.1301, QUICK_S))
     assert found == [3]
     assert offset == pytest.approx(0.13, abs=1e-3)
 
 
-def test_two_outliers_that_disagree_confirm_nothing() -> None:
+def test_two_different_outliers_do_not_confirm_a_jump() -> None:
     assert jumps((0.1, QUICK_S), (0.13, QUICK_S), (-0.2, QUICK_S), (0.1, QUICK_S)) == ([], 0.1)
 
 
-def test_the_surest_of_the_last_few_is_used_and_drift_is_followed() -> None:
+def test_the_most_certain_recent_estimate_is_used_and_drift_is_followed() -> None:
     assert jumps((0.1, 0.003), (0.1005, QUICK_S), (0.102, 0.004))[1] == 0.1005
     drifting = [(0.1 + 1e-4 * index, QUICK_S) for index in range(200)]
     found, offset = jumps(*drifting)
@@ -68,16 +68,16 @@ def test_the_surest_of_the_last_few_is_used_and_drift_is_followed() -> None:
     assert offset == pytest.approx(drifting[-1][0], abs=1e-3)
 
 
-def test_a_bad_first_measurement_is_mended() -> None:
+def test_a_bad_first_measurement_is_corrected() -> None:
     found, offset = jumps((0.2, 0.2), (0.1, QUICK_S), (0.1, QUICK_S))
     assert found in ([], [2])
     assert offset == pytest.approx(0.1, abs=1e-3) or found == []
 
 
 class TimeService:
-    """Stands between an inlet and its sender's clock, which liblsl asks over UDP.
+    """A proxy for a sender's clock, which liblsl asks over UDP.
 
-    ahead_s: what is added to the sender's clock. hold_s: how long answers are held back.
+    ahead_s: added to the sender's clock. hold_s: delay of its answers.
     """
 
     def __init__(self, port: int) -> None:
@@ -166,13 +166,13 @@ def behind_a_clock(
 
 @contextmanager
 def every_role() -> Iterator[list[tuple[TimeService, Inlet]]]:
-    """A stream of each role behind a clock of its own."""
+    """One stream of each role, each behind its own clock proxy."""
     with ExitStack() as stack:
         yield [stack.enter_context(behind_a_clock(info(), opens)) for info, opens in ROLES]
 
 
 def jumped_within_waves(opened: list[tuple[TimeService, Inlet]], n_waves: int) -> list[bool]:
-    """Of each inlet, whether a jump was told while so many more measurements were made."""
+    """Whether each inlet reported a jump during the next `n_waves` measurements."""
     until = [service.n_waves + n_waves for service, _ in opened]
     jumped = [False] * len(opened)
 
@@ -186,7 +186,7 @@ def jumped_within_waves(opened: list[tuple[TimeService, Inlet]], n_waves: int) -
     return jumped
 
 
-def test_answers_that_were_held_up_once_move_nothing() -> None:
+def test_delayed_answers_do_not_change_the_offset() -> None:
     with every_role() as opened:
         before = [inlet.clock_offset_s for _, inlet in opened]
         for service, _ in opened:
@@ -199,7 +199,7 @@ def test_answers_that_were_held_up_once_move_nothing() -> None:
         assert after == pytest.approx(before, abs=0.004)
 
 
-def test_a_clock_that_jumps_is_told_once_and_followed() -> None:
+def test_a_clock_jump_is_reported_once_and_followed() -> None:
     with every_role() as opened:
         before = [inlet.clock_offset_s for _, inlet in opened]
         for service, _ in opened:

@@ -1,4 +1,4 @@
-"""Networks without multicast: the daemon, a recorder and whoever else reads find their streams."""
+"""Streams are found on networks without multicast."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.streaming.test_live import is_decoding, stream_of
 from tests.streaming.test_record import record_arguments
 
 MACHINE = "[multicast]\nResolveScope = machine\n"
-PEERS = "[multicast]\nAddressesOverride = {192.0.2.1}\n"  # nobody is there
+PEERS = "[multicast]\nAddressesOverride = {192.0.2.1}\n"  # an unused address
 one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)
 
 
 def configured(folder: Path, scope: str) -> str:
-    """Path of an `lsl_api.cfg`, with a session and ports that no other test uses."""
+    """Write an `lsl_api.cfg` with a session and ports of its own. Returns its path."""
     first = int(np.random.default_rng().integers(20000, 30000))
     path = folder / "lsl_api.cfg"
     path.write_text(
@@ -36,7 +36,7 @@ def configured(folder: Path, scope: str) -> str:
 @one_family
 @pytest.mark.parametrize("scope", [MACHINE, PEERS], ids=["machine", "peers"])
 def test_streams_are_found_without_multicast(tiny, tmp_path: Path, monkeypatch, scope: str) -> None:
-    monkeypatch.setenv("LSLAPICFG", configured(tmp_path, scope))  # of the processes below
+    monkeypatch.setenv("LSLAPICFG", configured(tmp_path, scope))  # for the processes below
     played = ("replay", str(tiny.session_path), "--lead", "6")
     with (
         running(tmp_path / "replay.log", *played),
@@ -48,14 +48,14 @@ def test_streams_are_found_without_multicast(tiny, tmp_path: Path, monkeypatch, 
         assert r.popen.wait(DEADLINE_S) == 0, r.output()
     recorded = sessions.load(tmp_path / "today.h5")
     assert recorded.unit_ids == tiny.session.unit_ids
-    assert recorded.trials is not None, "markers, too"
+    assert recorded.trials is not None, "markers are recorded too"
 
 
 @pytest.mark.parametrize("scope", [MACHINE, PEERS], ids=["machine", "peers"])
 def test_a_stream_by_its_type_alone_is_found_without_multicast(
     tmp_path: Path, monkeypatch, scope: str
 ) -> None:
-    """As the shadow of a calibration, the NDS example and a simulated participant look."""
+    """Like the search of a calibration, the NDS example and a simulated participant."""
     monkeypatch.setenv("LSLAPICFG", configured(tmp_path, scope))
     name = f"alone-{uuid.uuid4().hex[:8]}"
     script = tmp_path / "look.py"

@@ -1,4 +1,4 @@
-"""The thread that ticks runs in real time where the system lets it, and it alone."""
+"""The thread that ticks, and no other, has real-time priority if the system allows it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_allowed() -> bool:
         return granted
 
 
-def test_a_block_is_in_real_time_and_threads_begun_in_it_are_ordinary() -> None:
+def test_a_block_runs_in_real_time_and_its_new_threads_do_not() -> None:
     if not is_allowed():
         pytest.skip("real-time priority is forbidden here")
     interval = sys.getswitchinterval()
@@ -44,17 +44,17 @@ def test_a_block_is_in_real_time_and_threads_begun_in_it_are_ordinary() -> None:
     assert sys.getswitchinterval() == interval
 
 
-def test_one_that_is_not_wanted_or_forbidden_leaves_the_thread_as_it_is(
+def test_without_permission_the_thread_is_unchanged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with real_time(wanted=False) as granted:
         assert (granted, policy()) == (False, os.SCHED_OTHER)
-    monkeypatch.setattr("streaming.priority.PRIORITY", 1000)  # more than there is: refused
+    monkeypatch.setattr("streaming.priority.PRIORITY", 1000)  # too high, so that it is refused
     with real_time() as granted:
         assert (granted, policy()) == (False, os.SCHED_OTHER)
 
 
-def test_threads_that_send_run_before_other_ordinary_ones() -> None:
+def test_sending_threads_run_at_the_best_niceness() -> None:
     if not is_allowed():
         pytest.skip("other priorities are forbidden here")
     before = set(os.listdir("/proc/self/task"))
@@ -69,7 +69,7 @@ def test_threads_that_send_run_before_other_ordinary_ones() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["true", "false"])
-def test_the_daemon_ticks_so_unless_told_otherwise(
+def test_the_daemon_ticks_in_real_time_unless_disabled(
     wanted: str, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VOLITION_REALTIME", wanted)

@@ -1,7 +1,7 @@
-"""`valid` is a promise: whatever comes in whatever order, on the daemon's own tick.
+"""A valid frame keeps its promises, whatever happens in whatever order.
 
-The clock and the stream are scripted, so that minutes pass in milliseconds; decoder, admission,
-watch, filters and publisher are the daemon's.
+The clock and the stream are scripted, so that minutes pass in milliseconds. The tick, decoder,
+admission, watch, filters and publisher are those of the daemon.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EPS = 1e-6
 
 
 class Clock:
-    """Seconds that pass when the script says so."""
+    """A clock that the script moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -48,7 +48,7 @@ class Clock:
 
 @dataclass
 class ScriptedInlet:
-    """What a `SpikeInlet` is to the daemon; `waiting` is drained at the next tick."""
+    """A `SpikeInlet` for the daemon; the next tick drains `waiting`."""
 
     unit_ids: list[str]
     regular: bool = False
@@ -80,7 +80,7 @@ class ScriptedInlet:
 
 
 class ScriptedConnector:
-    """Finds `next`, once."""
+    """A connector that finds `next`, once."""
 
     def __init__(self) -> None:
         self.query = StreamQuery()
@@ -97,7 +97,7 @@ class ScriptedConnector:
 
 
 class Rig:
-    """A ticker with its script, and a record of what a frame may rest on."""
+    """A ticker with its script, and the signs of life that may make a frame valid."""
 
     def __init__(self, bundle: Bundle, *, regular: bool = False) -> None:
         self.clock = Clock()
@@ -115,10 +115,10 @@ class Rig:
         self.ticker.connector = self.connector  # type: ignore[assignment]
         self.frames: list[wire.CursorFrame] = []
         self.ticker.publisher.send = self.frames.append  # type: ignore[method-assign]
-        self.signs: list[tuple[float, int]] = []  # times of signs of life, and of which unit
+        self.signs: list[tuple[float, int]] = []  # time and unit of each sign of life
         self.broken_at = -math.inf
         self.slow_s = 0.0
-        self.output: object = None  # what the decoder gives in place of its velocity
+        self.output: object = None  # replaces the decoder's velocity
         self.rng = np.random.default_rng(0)
         self._wrap(self.ticker.runtime)
         self.connect()
@@ -151,7 +151,7 @@ class Rig:
         return [*self.units, "stranger"][unit] in self.ticker.bundle.manifest.unit_ids
 
     def send(self, *times: float, unit: int | None = None) -> None:
-        """Spikes (and, of counts, ends of bins) that arrive before the next tick."""
+        """Add spikes, and the ends of bins of counts, that arrive before the next tick."""
         if self.inlet is None:
             return
         for time in times:
@@ -172,14 +172,14 @@ class Rig:
         return self.frames[-1]
 
     def live(self, seconds: float) -> wire.CursorFrame:
-        """A spike or two a tick, in time."""
+        """Send two spikes per tick, in time."""
         for _ in range(math.ceil(seconds / TICK_S)):
             self.send(self.clock.now + 0.012, self.clock.now + 0.015)
             self.tick()
         return self.frames[-1]
 
     def _note(self, window_end: float) -> None:
-        """What will be admitted at this tick."""
+        """Record the signs of life that this tick will admit."""
         if self.inlet is None or self.inlet.breaks is not None:
             return
         if self.inlet.jumped:
@@ -215,7 +215,7 @@ class Rig:
         assert signs[0] <= start + EPS, "the window is not full"
         assert published - signs[-1] <= STALE_S + EPS, "the newest spike is old"
         gaps = np.diff([time for time in signs if time >= start - STALE_S])
-        assert len(gaps) == 0 or gaps.max() <= STALE_S + EPS, "a hole in the window"
+        assert len(gaps) == 0 or gaps.max() <= STALE_S + EPS, "a gap in the window"
         if given.acceleration_limit is not None and len(self.frames) > 1:
             before = self.frames[-2]
             rested = frame.window_end - before.window_end > STALE_S + TICK_S
@@ -228,7 +228,7 @@ class Rig:
 
 
 def other_units(bundle: Bundle, folder: Path, n_units: int) -> Bundle:
-    """The same decoder of the last `n_units` units."""
+    """The same decoder with the last `n_units` units only."""
     order = np.arange(len(bundle.manifest.unit_ids))[-n_units:]
     return bundles.write(
         folder / f"last-{n_units}.bundle",
@@ -258,13 +258,13 @@ def counts_rig(tiny) -> Iterator[Rig]:
     made.close()
 
 
-def test_a_live_stream_is_valid_after_a_window(rig: Rig) -> None:
+def test_a_live_stream_is_valid_after_one_window(rig: Rig) -> None:
     assert rig.live(0.9).state == "warming"
     assert rig.live(0.2).valid
 
 
 @pytest.mark.parametrize("ahead_s", [UNIX_S, 3600.0, 0.2])
-def test_bins_that_are_not_admitted_are_no_sign_of_life(counts_rig: Rig, ahead_s: float) -> None:
+def test_bins_that_are_not_admitted_are_not_signs_of_life(counts_rig: Rig, ahead_s: float) -> None:
     rig = counts_rig
     for _ in range(100):
         rig.send(rig.clock.now + ahead_s)
@@ -292,17 +292,17 @@ def test_empty_bins_are_a_sign_of_life_and_silence_is_not(counts_rig: Rig) -> No
 
 
 @pytest.mark.parametrize("why", ["jump", "fault"])
-def test_after_a_break_only_spikes_from_then_on_fill_the_window(rig: Rig, why: str) -> None:
+def test_after_a_break_only_new_spikes_fill_the_window(rig: Rig, why: str) -> None:
     rig.live(2.0)
     assert rig.inlet is not None
-    rig.tick(9)  # the newest spike is a while ago
+    rig.tick(9)  # some time after the newest spike
     if why == "jump":
         rig.inlet.jumped = True
     else:
         rig.output = math.nan
     rig.tick()
     broke, rig.output = rig.clock.now, None
-    rig.tick()  # no spike yet: the newest is from before
+    rig.tick()  # no spike yet: the newest is from before the break
     while not rig.live(TICK_S).valid:
         assert rig.clock.now < broke + 2.0
     assert rig.clock.now - broke >= rig.ticker.runtime.window_s
@@ -327,7 +327,7 @@ def test_after_a_stall_without_frames_the_filters_start_from_rest(rig: Rig) -> N
     handle(rig.ticker, SetFilters(filters=Filters(smoothing_s=1.0)), 0.0)
     rig.live(2.5)
     rig.output = 0.1
-    for _ in range(20):  # spikes come, ticks don't
+    for _ in range(20):  # spikes arrive, but no tick runs
         rig.send(rig.clock.now + 0.01)
         rig.clock.now += TICK_S
     assert rig.live(TICK_S).velocity[0] == pytest.approx(0.1)
@@ -335,7 +335,7 @@ def test_after_a_stall_without_frames_the_filters_start_from_rest(rig: Rig) -> N
 
 @pytest.mark.parametrize("output", [1e30, -1e30, 6.0, math.nan, math.inf, RuntimeError("CUDA")])
 @pytest.mark.parametrize("given", [{}, {"gain": 100.0}, {"bias_s": 10.0, "speed_limit": 0.5}])
-def test_what_nobody_can_want_is_a_fault_and_recovers_by_itself(
+def test_an_implausible_output_is_a_fault_and_recovers_by_itself(
     rig: Rig, output: object, given: dict[str, float]
 ) -> None:
     if output == 6.0 and "speed_limit" in given:
@@ -372,15 +372,15 @@ def test_a_fault_in_a_pause_clears_by_itself_and_can_be_armed(rig: Rig) -> None:
     rig.live(TICK_S)
     handle(rig.ticker, Pause(why="a look at it"), rig.clock.now)
     rig.live(1.5)
-    assert "no velocity" in str(handle(rig.ticker, Arm(), rig.clock.now))
+    assert "not a velocity" in str(handle(rig.ticker, Arm(), rig.clock.now))
     rig.output = None
     assert rig.live(1.2).state == "paused"
     assert handle(rig.ticker, Arm(), rig.clock.now) is None
     assert rig.live(TICK_S).valid
 
 
-def test_a_pause_of_minutes_fills_no_ring(rig: Rig) -> None:
-    """At 2,000 spikes/s, 5 minutes are more than the ring holds."""
+def test_a_pause_of_minutes_does_not_overflow_the_ring(rig: Rig) -> None:
+    """At 2,000 spikes/s, 5 minutes exceed the capacity of the ring."""
     rig.live(1.5)
     handle(rig.ticker, Pause(), rig.clock.now)
     runtime = rig.ticker.runtime
@@ -395,7 +395,7 @@ def test_a_pause_of_minutes_fills_no_ring(rig: Rig) -> None:
     assert rig.frames[-1].valid
 
 
-def test_more_spikes_than_a_window_holds_are_not_valid_and_said(rig: Rig) -> None:
+def test_too_many_spikes_for_the_window_are_invalid_and_reported(rig: Rig) -> None:
     rig.live(1.5)
     assert rig.inlet is not None
     for _ in range(70):
@@ -413,7 +413,7 @@ def test_more_spikes_than_a_window_holds_are_not_valid_and_said(rig: Rig) -> Non
 
 
 @pytest.mark.parametrize("stamp", ["future", "past", "none", "unit"])
-def test_the_status_says_why_spikes_that_come_cannot_be_used(rig: Rig, stamp: str) -> None:
+def test_the_status_reports_why_spikes_are_left_out(rig: Rig, stamp: str) -> None:
     rig.live(1.5)
     for _ in range(50):
         now = rig.clock.now
@@ -424,16 +424,14 @@ def test_the_status_says_why_spikes_that_come_cannot_be_used(rig: Rig, stamp: st
         "future": "1000 are stamped ahead of this host's clock",
         "past": "1000 are stamped before the decoder's window",
         "none": "1000 have no time stamp",
-        "unit": "1000 are of units that the bundle doesn't know",
+        "unit": "1000 are of units that are not in the bundle",
     }
     assert rig.frames[-1].state == "stale"
     assert words[stamp] in explain(rig.ticker)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("liblsl gave up"), MemoryError(), KeyError("x")])
-def test_whatever_comes_out_of_the_stream_is_a_state_and_is_said(
-    rig: Rig, error: Exception
-) -> None:
+def test_any_error_of_the_stream_is_a_state_and_is_reported(rig: Rig, error: Exception) -> None:
     rig.live(1.5)
     assert rig.inlet is not None
     rig.inlet.breaks = error
@@ -444,7 +442,7 @@ def test_whatever_comes_out_of_the_stream_is_a_state_and_is_said(
 
 
 @pytest.mark.parametrize("n_units", [40, 10])
-def test_a_swap_without_a_stream_leaves_the_check_to_the_next_one(
+def test_a_swap_without_a_stream_defers_the_unit_check_to_the_next_stream(
     rig: Rig, tmp_path: Path, n_units: int
 ) -> None:
     other = open_runtime(other_units(rig.ticker.bundle, tmp_path, n_units), epoch=0.0)
@@ -457,7 +455,7 @@ def test_a_swap_without_a_stream_leaves_the_check_to_the_next_one(
     assert rig.tick(50).state == "stale"
 
 
-def test_a_decoder_whose_units_are_silent_is_not_valid_on_anothers_spikes(
+def test_a_decoder_with_silent_units_is_not_valid_on_other_units_spikes(
     rig: Rig, tmp_path: Path
 ) -> None:
     other = open_runtime(other_units(rig.ticker.bundle, tmp_path, 20), epoch=0.0)
@@ -471,7 +469,7 @@ def test_a_decoder_whose_units_are_silent_is_not_valid_on_anothers_spikes(
 
 
 @pytest.mark.parametrize("hours", [0.0, 30.0, 24.0 * 40])
-def test_an_epoch_hours_away_decodes_alike(tiny, hours: float) -> None:
+def test_velocities_do_not_depend_on_the_epoch(tiny, hours: float) -> None:
     session = tiny.session
     near, far = (open_runtime(tiny.bundle, epoch=epoch) for epoch in (0.0, -3600.0 * hours))
     for at in np.arange(1.0, 1.5, 0.1):
@@ -514,7 +512,7 @@ EVENTS = st.one_of(
 
 
 def play(rig: Rig, others: list[Runtime], event: tuple) -> None:
-    """One event of a script."""
+    """Play one event of a script."""
     ticks = math.ceil(event[-1] / TICK_S) if isinstance(event[-1], float) else 0
     match event:
         case "live", float(seconds):
@@ -578,10 +576,10 @@ def others(tiny, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
 @pytest.mark.parametrize("regular", [False, True])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(script=st.lists(EVENTS, min_size=1, max_size=15))
-def test_whatever_happens_a_valid_frame_keeps_its_promise_and_it_recovers(
+def test_valid_frames_keep_their_promise_under_random_events(
     tiny, others: list[Bundle], regular: bool, script: list[tuple]
 ) -> None:
-    """What every frame must keep is in `Rig._check`."""
+    """`Rig._check` has the promises."""
     rig = Rig(tiny.bundle, regular=regular)
     try:
         runtimes = [
@@ -596,6 +594,6 @@ def test_whatever_happens_a_valid_frame_keeps_its_promise_and_it_recovers(
             play(rig, runtimes, event)
         handle(rig.ticker, Resume(), rig.clock.now)
         rig.connect()
-        assert rig.live(1.5).valid, "it recovers without a person"
+        assert rig.live(1.5).valid, "it recovers without help"
     finally:
         rig.close()

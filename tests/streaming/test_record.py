@@ -1,4 +1,4 @@
-"""What streams live is on the disk as a session, also where the recorder is killed."""
+"""Live streams are recorded to disk as a session, even if the recorder is killed."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def record_arguments(tiny, folder: Path, *more: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)  # nothing is decoded
+one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)  # the decoder doesn't matter
 
 
 @pytest.fixture
 def played(tiny, tmp_path: Path):
-    """The tiny session, streaming with a lead that lets a recorder connect first."""
+    """A replay of the tiny session that starts late enough for a recorder to connect."""
     with running(
         tmp_path / "replay.log", "replay", str(tiny.session_path), "--wait", "--lead", "6"
     ) as replay:
@@ -71,7 +71,7 @@ def test_a_recording_is_the_session_that_was_played(tiny, played, tmp_path: Path
 def test_a_killed_recorder_loses_at_most_a_second(tiny, played, tmp_path: Path) -> None:
     process = Process(tmp_path / "record.log", *record_arguments(tiny, tmp_path))
     folder = tmp_path / "today.recording"
-    written: list[tuple[float, float]] = []  # seconds on the disk, and when they were seen
+    written: list[tuple[float, float]] = []  # recorded seconds, and when they were read
 
     def five_seconds() -> bool:
         if (seconds := _seconds_in(folder)) and (not written or seconds != written[-1][0]):
@@ -79,12 +79,14 @@ def test_a_killed_recorder_loses_at_most_a_second(tiny, played, tmp_path: Path) 
         return seconds > 5.0
 
     wait_for("5 s", five_seconds)
-    longest_s = max(b - a for (_, a), (_, b) in pairwise(written))  # between two writes, here
+    longest_s = max(
+        b - a for (_, a), (_, b) in pairwise(written)
+    )  # longest time between two writes
     killed_at = pylsl.local_clock()
     process.popen.send_signal(signal.SIGKILL)
     process.popen.wait()
     with (folder / SPIKES_FILE).open("ab") as file:
-        file.write(b"half a re")  # as a cut in the middle of a write would leave it
+        file.write(b"half a re")  # an incomplete line, as after an interrupted write
     session = read_recording(folder)
     lost_s = max(1.0, 2 * longest_s)
     assert killed_at - session.cursor_times[-1] < lost_s
@@ -96,9 +98,7 @@ def test_a_killed_recorder_loses_at_most_a_second(tiny, played, tmp_path: Path) 
 
 
 @one_family
-def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
-    tiny, played, tmp_path: Path
-) -> None:
+def test_an_interrupted_recording_can_be_resumed(tiny, played, tmp_path: Path) -> None:
     name = tiny.session.session_id
     settings = RecordSettings(
         spikes=StreamQuery(name=stream_of(tiny)),
@@ -119,7 +119,7 @@ def test_a_recording_that_was_cut_short_goes_on_where_it_stopped(
         again.run(4.0)
     session = check(read_recording(tmp_path / "today.recording"))
     assert session.unit_ids == tiny.session.unit_ids
-    assert len(session.domain) == 2  # what was between was not recorded
+    assert len(session.domain) == 2  # the time between was not recorded
     assert duration_s(session.domain) == pytest.approx(again.labelled_s, abs=0.5)
     assert again.labelled_s >= 4.0
     whole = read_recording(tmp_path / "today.recording", cut=False)
@@ -134,7 +134,7 @@ def _seconds_in(folder: Path) -> float:
     return float(times[-1] - times[0])
 
 
-def test_a_rig_without_kinematics_is_told_so(tmp_path: Path) -> None:
+def test_a_rig_without_kinematics_is_refused(tmp_path: Path) -> None:
     name = f"alone-{time.time_ns()}"
     info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int32, name)
     outlet = pylsl.StreamOutlet(info)
@@ -188,7 +188,9 @@ def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:
     assert session.unit_ids == ("3/0", "4/1")
     np.testing.assert_allclose(session.trials.target_pos, [[0.08, 0.0], [0.0, -0.08]])
     speed = np.linalg.norm(session.cursor_vel[5:-5], axis=1)
-    np.testing.assert_allclose(speed, 0.05 * 2 * np.pi / 5, rtol=0.01)  # of pos: no vel was sent
+    np.testing.assert_allclose(
+        speed, 0.05 * 2 * np.pi / 5, rtol=0.01
+    )  # from position: no velocity was sent
     saved = sessions.load(sessions.save(session, tmp_path))
     np.testing.assert_allclose(saved.trials.target_pos, session.trials.target_pos)
     relabelled(saved, "intention")
@@ -206,7 +208,7 @@ def spikes_and_velocity(name: str) -> list[pylsl.StreamOutlet]:
 def test_streams_that_answer_in_time_may_open_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a busy machine opening takes seconds; a calibration failed, "is the rig sending?"."""
+    """On a busy machine, opening takes seconds; a calibration once failed for that reason."""
     monkeypatch.setattr(rigstreams, "LEAST_S", 0.0)
     name = f"busy-{time.time_ns()}"
     outlets = spikes_and_velocity(name)
@@ -219,8 +221,8 @@ def test_streams_that_answer_in_time_may_open_later(
     del outlets
 
 
-def test_markers_that_answer_late_are_waited_for(tmp_path: Path) -> None:
-    """On a busy machine they did after the others, and a recording lost its first trial."""
+def test_late_marker_streams_are_awaited(tmp_path: Path) -> None:
+    """On a busy machine, markers once answered last, and a recording lost its first trial."""
     name = f"late-{time.time_ns()}"
     outlets = spikes_and_velocity(name)
     settings = RecordSettings(
@@ -254,7 +256,7 @@ def test_velocity_alone_is_enough(tmp_path: Path) -> None:
         for outlet in (spikes, velocity):
             assert outlet.wait_for_consumers(DEADLINE_S)
         times = pylsl.local_clock() - 10.0 + 0.02 * np.arange(500)
-        times[250:] += 2.0  # a gap, over which nothing moved
+        times[250:] += 2.0  # a gap without movement
         velocity.push_chunk([[0.1, -0.05]] * 500, times.tolist())
         spikes.push_chunk([[3, 0]] * 500, times.tolist())
         wait_for(
@@ -267,7 +269,7 @@ def test_velocity_alone_is_enough(tmp_path: Path) -> None:
     np.testing.assert_allclose(session.cursor_pos[-1], 498 * 0.02 * np.array([0.1, -0.05]), 1e-3)
 
 
-def test_what_is_no_recording_says_so(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_recording_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="not a recording"):
         read_recording(tmp_path)
     (tmp_path / "about.json").write_text('{"session_id": "a", "subject_id": "b", "unit_ids": []}')
@@ -277,7 +279,7 @@ def test_what_is_no_recording_says_so(tmp_path: Path) -> None:
         read_recording(tmp_path)
 
 
-def test_a_recording_goes_on_when_its_senders_come_back_with_other_units(tmp_path: Path) -> None:
+def test_a_recording_goes_on_when_senders_return_with_other_units(tmp_path: Path) -> None:
     name = f"again-{time.time_ns()}"
 
     def rig(*unit_ids: str) -> tuple[pylsl.StreamOutlet, pylsl.StreamOutlet]:
@@ -320,7 +322,7 @@ def test_a_recording_goes_on_when_its_senders_come_back_with_other_units(tmp_pat
     assert spikes["unit"][-1] == 2
 
 
-def test_the_seconds_before_a_jump_of_a_clock_are_left_out(tmp_path: Path) -> None:
+def test_the_seconds_before_a_clock_jump_are_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "jumped.recording"
     folder.mkdir()
     times = 100.0 + 0.01 * np.arange(6000)
@@ -341,10 +343,10 @@ def test_the_seconds_before_a_jump_of_a_clock_are_left_out(tmp_path: Path) -> No
 
 
 @one_family
-def test_a_full_disk_is_one_clear_line_and_what_came_before_is_kept(
+def test_a_full_disk_is_one_line_of_error_and_the_recording_is_kept(
     tiny, played, full_disk: Path, tmp_path: Path
 ) -> None:
-    room = 40 * 2**10  # seconds of spikes and kinematics
+    room = 40 * 2**10  # enough for some seconds of data
     (full_disk / "filler").write_bytes(bytes(2**20 - room))
     process = Process(tmp_path / "record.log", *record_arguments(tiny, full_disk))
     assert process.popen.wait(DEADLINE_S) == 1
@@ -359,14 +361,14 @@ def test_a_full_disk_is_one_clear_line_and_what_came_before_is_kept(
     session = sessions.load(tmp_path / "out" / "today.h5")
     assert session.unit_ids == tiny.session.unit_ids
     stored = 16 * len(session.spike_times) + 56 * len(session.cursor_times)
-    assert stored > room / 2, "the disk was full of it"
+    assert stored > room / 2, "the disk was full of the recording"
 
 
 @pytest.mark.parametrize(
     ("taken", "said"),
     [("today.h5", r"today\.h5 exists"), ("today.recording", r"volition import .*today\.recording")],
 )
-def test_a_name_that_is_taken_is_refused_before_anything_is_recorded(
+def test_an_existing_name_is_refused_before_recording(
     tmp_path: Path, taken: str, said: str
 ) -> None:
     (tmp_path / taken).mkdir()

@@ -1,4 +1,4 @@
-"""A recording on disk becomes a session: whole, cut short, with stamps that can't be."""
+"""Conversion of recordings to sessions: complete, cut short, or with wrong time stamps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPIKES = np.linspace(500.1, 529.9, 900)
 def written(
     folder: Path, times: np.ndarray | None = None, spike_times: np.ndarray = SPIKES
 ) -> Path:
-    """A recording of half a minute that nobody closed."""
+    """Write a recording of half a minute that was not closed."""
     path = folder / "today.recording"
     path.mkdir()
     samples = np.zeros(N, dtype=recording.SAMPLE)
@@ -66,7 +66,7 @@ def test_a_recording_that_was_cut_short_becomes_a_session(
 
 @pytest.mark.parametrize("stamp", [1e8, 1.7e9, -1e8])
 @pytest.mark.parametrize("index", [0, 1500, N - 1])
-def test_a_stray_stamp_costs_one_sample_and_no_memory(
+def test_an_outlying_stamp_loses_one_sample_and_takes_no_memory(
     tmp_path: Path, stamp: float, index: int
 ) -> None:
     times = 500.0 + 0.01 * np.arange(N)
@@ -78,26 +78,26 @@ def test_a_stray_stamp_costs_one_sample_and_no_memory(
 
 
 @pytest.mark.parametrize("stamp", [1e8, 1.7e9, -1e8, 505.0, 529.0])
-def test_a_wild_stamp_costs_one_spike_and_is_said(tmp_path: Path, stamp: float) -> None:
+def test_an_outlying_stamp_loses_one_spike_and_is_noted(tmp_path: Path, stamp: float) -> None:
     times = SPIKES.copy()
     times[400] = stamp
     session = read_recording(written(tmp_path, spike_times=times))
     np.testing.assert_array_equal(session.spike_times, np.delete(SPIKES, 400))
-    assert any("1 spikes of 's' with wild stamps" in note for note in session.notes)
+    assert any("1 spikes of 's' with outlying time stamps" in note for note in session.notes)
 
 
-def test_a_clock_of_spikes_that_steps_back_and_stays_is_said(tmp_path: Path) -> None:
+def test_a_lasting_step_back_of_the_spikes_is_noted(tmp_path: Path) -> None:
     times = SPIKES - 5.0 * (np.arange(900) >= 500)
     session = read_recording(written(tmp_path, spike_times=times))
     assert any("clock of 's' stepped back 1 times (to 511.7 s)" in note for note in session.notes)
 
 
-def test_spikes_of_another_clock_are_refused_with_the_cause(tmp_path: Path) -> None:
+def test_spikes_on_another_clock_are_refused_with_the_cause(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match=r"0 of 900 spikes .*Unix time"):
         read_recording(written(tmp_path, spike_times=SPIKES + 1.7e9))
 
 
-def test_samples_that_came_in_bursts_or_were_dropped_are_said(tmp_path: Path) -> None:
+def test_samples_in_bursts_are_spread_and_noted(tmp_path: Path) -> None:
     times = 500.0 + 0.01 * np.arange(N)
     session = read_recording(written(tmp_path, np.repeat(times[9::10], 10)))
     assert np.linalg.norm(session.cursor_vel, axis=1).max() < 0.1
@@ -105,24 +105,24 @@ def test_samples_that_came_in_bursts_or_were_dropped_are_said(tmp_path: Path) ->
     np.testing.assert_allclose(session.cursor_times, times, atol=1e-6)
 
 
-def test_options_that_a_recording_has_no_use_for_are_refused(tmp_path: Path) -> None:
+def test_inapplicable_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="expected no option"):
         import_recording(written(tmp_path), position="hand")
-    with pytest.raises(SessionError, match=r"named their unit.*leave --unit out"):
+    with pytest.raises(SessionError, match=r"named their unit.*omit --unit"):
         import_recording(tmp_path / "today.recording", unit="cm")
 
 
 @pytest.mark.parametrize(
     "about", ["", "[]", "[" * 100_000, "{}", '{"session_id": 3, "unit_ids": "abc"}']
 )
-def test_what_says_nothing_of_itself_is_no_recording(tmp_path: Path, about: str) -> None:
+def test_a_folder_without_a_valid_description_is_refused(tmp_path: Path, about: str) -> None:
     path = written(tmp_path)
     (path / recording.ABOUT).write_text(about)
-    with pytest.raises(SessionError, match=r"not a recording|not what a recording says"):
+    with pytest.raises(SessionError, match=r"not a recording|not a description of a recording"):
         read_recording(path)
 
 
-def test_markers_and_a_date_that_cannot_be_used_are_said(tmp_path: Path) -> None:
+def test_unusable_markers_and_dates_are_noted(tmp_path: Path) -> None:
     path = written(tmp_path)
     about = json.loads((path / recording.ABOUT).read_text())
     (path / recording.ABOUT).write_text(json.dumps({**about, "recorded_at": "yesterday"}))
@@ -133,7 +133,7 @@ def test_markers_and_a_date_that_cannot_be_used_are_said(tmp_path: Path) -> None
     notes = read_recording(path).notes
     for what in (
         "1 trials begin before the kinematics",
-        "its date 'yesterday' was not understood",
-        "targets lie up to 5 m from the middle of the movement",
+        "the date 'yesterday' can't be read",
+        "targets are up to 5 m from the middle of the movement",
     ):
         assert any(what in note for note in notes), what

@@ -1,4 +1,4 @@
-"""Replay's timing, as a listener sees it: mapping, chunks, speed, loop; and a recording of it."""
+"""Timing of a replay as its consumers see it: mapping, chunks, speed, loop, recording."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def session() -> Session:
 
 
 class Heard:
-    """Inlets on all three streams of a replay, and what they received: (stamps, values)."""
+    """Inlets on the three streams of a replay, and the stamps and values they received."""
 
     def __init__(self, prefix: str) -> None:
         self.inlets = {}
@@ -66,7 +66,7 @@ class Heard:
 
 
 def play(session: Session, until: Callable[[Heard], bool] | None = None, **settings) -> tuple:
-    """Play in a thread; returns what was heard, and the mappings of every round."""
+    """Play in a thread. Returns the received data, and the mapping of every round."""
     prefix = f"{session.session_id}-{np.random.default_rng().integers(2**40)}"
     replay = Replay(session, ReplaySettings(name_prefix=prefix, **settings))
     mappings: list[Mapping] = []
@@ -82,7 +82,7 @@ def play(session: Session, until: Callable[[Heard], bool] | None = None, **setti
     return heard, mappings
 
 
-def test_every_event_comes_with_its_recorded_time_mapped_to_now(session: Session) -> None:
+def test_every_event_has_its_recorded_time_mapped_to_lsl_time(session: Session) -> None:
     heard, (mapping,) = play(session, split="all", seconds=4.0, lead_s=0.5)
     part = session.spikes_between(mapping.recorded_start, mapping.recorded_start + 4.0)
     np.testing.assert_allclose(
@@ -100,7 +100,7 @@ def test_every_event_comes_with_its_recorded_time_mapped_to_now(session: Session
 
 
 @pytest.mark.timing
-def test_nothing_leaves_before_its_time_and_seldom_much_after(session: Session) -> None:
+def test_no_event_is_early_and_few_are_late(session: Session) -> None:
     with Pace() as pace:
         heard, _ = play(session, seconds=4.0, lead_s=0.5)
     late = heard.arrivals("spikes") - heard.stamps("spikes")
@@ -118,14 +118,14 @@ def test_speed_scales_the_stamps(session: Session, speed: float) -> None:
     assert np.ptp(stamps) == pytest.approx(2.0, abs=0.1)
 
 
-def test_a_loop_goes_on_without_a_seam(session: Session) -> None:
+def test_a_loop_is_seamless(session: Session) -> None:
     heard, mappings = play(
         session, until=lambda h: len(h.stamps("kinematics")) > 350, seconds=1.0, loop=True,
         lead_s=0.5,
     )  # fmt: skip
     assert len(mappings) >= 3
     starts = np.array([mapping.lsl_start for mapping in mappings])
-    np.testing.assert_allclose(np.diff(starts), 1.0, atol=1e-9)  # no drift, round for round
+    np.testing.assert_allclose(np.diff(starts), 1.0, atol=1e-9)  # no drift from round to round
     np.testing.assert_allclose(np.diff(heard.stamps("kinematics")), 0.01, atol=1e-6)
 
 
@@ -135,10 +135,8 @@ def test_an_hour_of_stamps_drifts_less_than_a_millisecond() -> None:
     np.testing.assert_allclose(mapping.to_lsl(recorded) - 1e6, recorded, atol=1e-6)
 
 
-def test_what_is_played_can_be_recorded_and_imported_again(
-    session: Session, tmp_path: Path
-) -> None:
-    """What LabRecorder would write of the live streams is the session that was played."""
+def test_a_recorded_replay_can_be_imported(session: Session, tmp_path: Path) -> None:
+    """An XDF file of the live streams, as LabRecorder writes it, equals the replayed session."""
     heard, (mapping,) = play(session, lead_s=0.5, speed=10.0)
     infos = {"spikes": spikes_info, "kinematics": kinematics_info, "markers": markers_info}
     streams = [
@@ -152,7 +150,9 @@ def test_what_is_played_can_be_recorded_and_imported_again(
         for kind, make in infos.items()
     ]
     path = xdf_writer.write(tmp_path / "live.xdf", streams)
-    imported = import_recording(path, velocity="none")  # at ten times the speed they don't agree
+    imported = import_recording(
+        path, velocity="none"
+    )  # at ten times the speed, velocity doesn't match position
     played = session.spikes_between(session.domain[0, 0], session.domain[-1, 1])
     assert imported.unit_ids == session.unit_ids
     np.testing.assert_array_equal(imported.spike_units, session.spike_units[played])
@@ -162,11 +162,11 @@ def test_what_is_played_can_be_recorded_and_imported_again(
 
 
 @pytest.mark.parametrize("wrong", [{"speed": 0.0}, {"speed": -1.0}, {"seconds": 0.0}])
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match="expected more than 0"):
         ReplaySettings(**wrong)
 
 
-def test_a_split_that_is_not_there_is_refused(session: Session) -> None:
+def test_a_missing_split_is_refused(session: Session) -> None:
     with pytest.raises(SessionError, match="no test domain"):
         Replay(replace(session, test_domain=np.empty((0, 2))), ReplaySettings(split="test"))

@@ -1,4 +1,4 @@
-"""Sessions on disk: torch_brain opens ours, we open torch_brain's, and damage is named."""
+"""Session files: compatible with torch_brain in both directions, and damage is reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def path(session: Session, tmp_path: Path) -> Path:
 
 
 def with_gaps(session: Session, *gaps: tuple[float, float]) -> Session:
-    """`session` as if nothing had been sampled during `gaps`, its domains cut anew."""
+    """`session` without samples during `gaps`, with new domains."""
     times = session.cursor_times
     kept = ~np.any([(times > start) & (times < end) for start, end in gaps], axis=0)
     return with_domains(
@@ -62,14 +62,14 @@ def with_gaps(session: Session, *gaps: tuple[float, float]) -> Session:
 
 
 def lie_inside(ends: np.ndarray, window_s: float, intervals: np.ndarray) -> bool:
-    """Whether each window that ends at one of `ends` lies in one of `intervals`."""
+    """Whether each window with an end in `ends` is inside one of `intervals`."""
     starts_in = ends[:, None] - window_s >= intervals[:, 0] - 1e-9
     ends_in = ends[:, None] <= intervals[:, 1] + 1e-9
     return bool((starts_in & ends_in).any(axis=1).all())
 
 
 def perich_file(folder: Path) -> Path:
-    """A file as brainsets' perich_miller_population_2018 pipeline lays it out."""
+    """A file in the layout of brainsets' perich_miller_population_2018 pipeline."""
     rng = np.random.default_rng(3)
     n_units, end = 7, 120.0
     spike_times = np.sort(rng.uniform(0.0, end, 4000))
@@ -133,7 +133,7 @@ def perich_file(folder: Path) -> Path:
     return path
 
 
-def test_a_saved_session_loads_as_it_was(session: Session, path: Path) -> None:
+def test_a_saved_session_loads_unchanged(session: Session, path: Path) -> None:
     loaded = sessions.load(path)
     for field in fields(Session):
         if field.name not in ("trials", "notes"):
@@ -142,7 +142,7 @@ def test_a_saved_session_loads_as_it_was(session: Session, path: Path) -> None:
     np.testing.assert_array_equal(loaded.trials.target_pos, session.trials.target_pos)
 
 
-def test_a_session_with_gaps_loads_as_it_was(session: Session, tmp_path: Path) -> None:
+def test_a_session_with_gaps_loads_unchanged(session: Session, tmp_path: Path) -> None:
     gappy = with_gaps(session, (20.0, 22.0), (61.0, 61.5))
     loaded = sessions.load(sessions.save(gappy, tmp_path))
     for split in ("all", "train", "valid", "test"):
@@ -150,7 +150,7 @@ def test_a_session_with_gaps_loads_as_it_was(session: Session, tmp_path: Path) -
     assert not loaded.notes
 
 
-def test_torch_brain_opens_what_we_write_and_slices_it(session: Session, path: Path) -> None:
+def test_torch_brain_opens_and_slices_our_files(session: Session, path: Path) -> None:
     dataset = Dataset(path.parent)
     sample = dataset[DatasetIndex(session.session_id, 30.0, 31.0)]
     inside = session.spikes_between(30.0, 31.0)
@@ -193,7 +193,7 @@ def test_a_file_of_the_perich_miller_brainset_opens(tmp_path: Path) -> None:
     assert "too fast for m/s" in loaded.notes[0]
 
 
-def test_domains_of_many_small_intervals_stay_as_brainsets_cut_them(tmp_path: Path) -> None:
+def test_stored_domains_of_many_small_intervals_are_kept(tmp_path: Path) -> None:
     path = perich_file(tmp_path)
     loaded = sessions.load(path)
     with h5py.File(path) as file:
@@ -220,13 +220,13 @@ def test_domains_are_70_10_20_in_time_order(session: Session) -> None:
     assert session.valid_domain[-1, 1] <= session.test_domain[0, 0]
 
 
-def test_no_trial_is_cut_in_two(session: Session) -> None:
+def test_cuts_do_not_split_a_trial(session: Session) -> None:
     for cut in (session.valid_domain[0, 0], session.test_domain[0, 0]):
         start, end = session.trials.intervals.T
         assert not ((start < cut) & (cut < end)).any()
 
 
-def test_overlapping_trials_are_kept_whole_too(session: Session) -> None:
+def test_cuts_do_not_split_overlapping_trials(session: Session) -> None:
     starts = np.arange(0.0, 110.0, 1.0)
     overlapping = np.stack([starts, starts + np.where(starts % 10 < 9, 1.5, 0.5)], axis=1)
     cut = with_domains(replace(session, trials=Trials(intervals=overlapping)))
@@ -234,7 +234,7 @@ def test_overlapping_trials_are_kept_whole_too(session: Session) -> None:
         assert not ((overlapping[:, 0] < time) & (time < overlapping[:, 1])).any()
 
 
-def test_a_cut_between_trials_stays_where_it_is(session: Session) -> None:
+def test_a_cut_between_trials_does_not_move(session: Session) -> None:
     few = Trials(intervals=np.array([[1.0, 4.0], [9.0, 12.0]]))
     cut = with_domains(replace(session, trials=few))
     assert duration_s(cut.valid_domain) == pytest.approx(0.1 * duration_s(session.domain))
@@ -245,7 +245,7 @@ def test_a_trial_as_long_as_the_session_does_not_prevent_domains(session: Sessio
     assert duration_s(cut.train_domain) == pytest.approx(0.7 * duration_s(session.domain))
 
 
-def test_windows_never_reach_over_a_gap_or_an_edge(session: Session) -> None:
+def test_windows_never_span_a_gap_or_an_edge(session: Session) -> None:
     gaps = ((20.0, 22.0), (61.0, 61.5), (100.0, 104.0))
     gappy = with_gaps(session, *gaps)
     for split in ("train", "valid", "test"):
@@ -256,7 +256,7 @@ def test_windows_never_reach_over_a_gap_or_an_edge(session: Session) -> None:
             assert not ((ends > start + 0.01) & (ends - 1.0 < end - 0.01)).any()
 
 
-def test_gaps_inside_stored_domains_are_cut_out_and_said(session: Session, tmp_path: Path) -> None:
+def test_gaps_in_stored_domains_are_cut_out_and_noted(session: Session, tmp_path: Path) -> None:
     gappy = with_gaps(session, (20.0, 22.0))
     path = sessions.save(
         replace(gappy, domain=session.domain, train_domain=session.train_domain), tmp_path
@@ -268,7 +268,7 @@ def test_gaps_inside_stored_domains_are_cut_out_and_said(session: Session, tmp_p
 
 
 @pytest.mark.parametrize("n_blocks", [2, 3])
-def test_trials_that_are_blocks_do_not_move_the_cuts_and_that_is_said(
+def test_trials_that_are_blocks_do_not_move_the_cuts_and_are_noted(
     session: Session, n_blocks: int
 ) -> None:
     edges = np.linspace(session.domain[0, 0], session.domain[0, 1], n_blocks + 1)
@@ -279,7 +279,7 @@ def test_trials_that_are_blocks_do_not_move_the_cuts_and_that_is_said(
     assert "trials are too long to cut between them; domains are cut by time" in cut.notes
 
 
-def test_a_domain_of_nothing_is_refused(session: Session) -> None:
+def test_a_tiny_domain_is_refused(session: Session) -> None:
     with pytest.raises(SessionError, match="can't be cut into 70/10/20"):
         with_domains(replace(session, domain=np.array([[1.0, 1.000001]])))
 
@@ -362,11 +362,13 @@ def test_kinematics_of_another_length_are_refused(
 def test_more_spike_times_than_unit_indices_are_refused(path: Path) -> None:
     rewrite(path, "spikes/timestamps", np.flip(read(path, "spikes/timestamps")))
     rewrite(path, "spikes/unit_index", read(path, "spikes/unit_index")[:-1])
-    with pytest.raises(SessionError, match="expected one of each a spike"):
+    with pytest.raises(SessionError, match="expected one of each per spike"):
         sessions.load(path)
 
 
-def test_unsorted_spikes_are_sorted_with_their_units_and_said(session: Session, path: Path) -> None:
+def test_unsorted_spikes_are_sorted_with_their_units_and_noted(
+    session: Session, path: Path
+) -> None:
     shuffled = np.random.default_rng(0).permutation(len(session.spike_times))
     for name in ("spikes/timestamps", "spikes/unit_index"):
         rewrite(path, name, read(path, name)[shuffled])
@@ -386,7 +388,7 @@ def test_repeated_kinematics_times_are_refused(path: Path) -> None:
         sessions.load(path)
 
 
-def test_velocity_is_the_gradient_where_none_is_stored(session: Session, path: Path) -> None:
+def test_a_missing_velocity_is_the_gradient_of_position(session: Session, path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["cursor/vel"]
     loaded = sessions.load(path)
@@ -394,13 +396,13 @@ def test_velocity_is_the_gradient_where_none_is_stored(session: Session, path: P
     assert np.abs(loaded.cursor_vel - session.cursor_vel).mean() < 1e-3
 
 
-def test_velocity_is_no_gradient_across_a_gap() -> None:
+def test_the_gradient_does_not_span_a_gap() -> None:
     times = np.concatenate([np.arange(0, 1, 0.01), np.arange(2, 3, 0.01)])
     pos = np.repeat([[0.0, 0.0], [5.0, -5.0]], 100, axis=0)
     assert (velocity_of(pos, times) == 0.0).all()
 
 
-def test_domains_are_cut_where_none_are_stored(session: Session, path: Path) -> None:
+def test_missing_domains_are_cut_from_the_kinematics(session: Session, path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["valid_domain"]
     loaded = sessions.load(path)
@@ -429,15 +431,13 @@ def test_trials_without_a_finite_start_are_left_out(session: Session, path: Path
         ("trials/end", np.arange(2.0)),
     ],
 )
-def test_a_foreign_layout_is_refused_without_a_foreign_error(
-    path: Path, name: str, values: object
-) -> None:
+def test_a_foreign_layout_raises_session_error(path: Path, name: str, values: object) -> None:
     rewrite(path, name, values)
     with pytest.raises(SessionError):
         sessions.load(path)
 
 
-def test_unit_ids_that_are_not_ascii_load_as_they_were_and_torch_brain_opens_them(
+def test_non_ascii_unit_ids_load_unchanged_and_open_in_torch_brain(
     session: Session, tmp_path: Path
 ) -> None:
     odd = ("µ0", "é\\x41", "\\", "电极", "🧠", r"a\xb5", *session.unit_ids[6:])
@@ -451,10 +451,10 @@ def test_unit_ids_that_are_not_ascii_load_as_they_were_and_torch_brain_opens_the
 @pytest.mark.parametrize(
     "odd", ["../elsewhere", "", "a/b", "a\0b", "x" * 201, "电" * 70, "\ud800", "."]
 )
-def test_a_session_id_that_is_no_file_name_is_refused(
+def test_a_session_id_that_is_not_a_file_name_is_refused(
     session: Session, tmp_path: Path, odd: str
 ) -> None:
-    with pytest.raises(SessionError, match="can't be a file's name"):
+    with pytest.raises(SessionError, match="can't be a file name"):
         sessions.save(replace(session, session_id=odd), tmp_path / "inside")
     assert not (tmp_path / "inside").exists()
 
@@ -468,7 +468,7 @@ def test_the_longest_session_id_is_written_and_read(session: Session, tmp_path: 
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (5000, 5000), (200_000,)])
-def test_unit_ids_of_no_use_are_refused_at_once(path: Path, shape: tuple[int, ...]) -> None:
+def test_unit_ids_of_a_wrong_shape_are_refused(path: Path, shape: tuple[int, ...]) -> None:
     rewrite(path, "units/id", np.zeros(shape))
     with pytest.raises(SessionError, match="expected one per unit"):
         sessions.load(path)
@@ -518,14 +518,14 @@ def test_a_save_killed_midway_leaves_the_earlier_file_and_the_next_save_clears_u
 
 
 def is_mapped(array: np.ndarray) -> bool:
-    """Whether an array's memory is a file's."""
+    """Whether an array is mapped from a file."""
     base = array
     while isinstance(base, np.ndarray | memoryview):
         base = base.base if isinstance(base, np.ndarray) else base.obj
     return isinstance(base, mmap.mmap)
 
 
-def test_a_mapped_session_is_the_one_that_was_read(tmp_path: Path) -> None:
+def test_a_mapped_session_equals_the_one_in_memory(tmp_path: Path) -> None:
     session = simulate(n_units=8, minutes=1.0, subject=1, seed=4)
     path = sessions.save(session, tmp_path)
     mapped = sessions.load(path, lazy=True)
@@ -539,7 +539,7 @@ def test_a_mapped_session_is_the_one_that_was_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mapped.velocity_at(at), read.velocity_at(at))
 
 
-def test_compressed_sessions_are_read_where_they_cannot_be_mapped(tmp_path: Path) -> None:
+def test_compressed_sessions_are_read_instead_of_mapped(tmp_path: Path) -> None:
     path = sessions.save(simulate(n_units=8, minutes=1.0, subject=1, seed=4), tmp_path)
     with h5py.File(path, "r+") as file:
         times = file["spikes/timestamps"][:]
@@ -548,7 +548,7 @@ def test_compressed_sessions_are_read_where_they_cannot_be_mapped(tmp_path: Path
     np.testing.assert_array_equal(sessions.load(path, lazy=True).spike_times, times)
 
 
-def test_velocity_between_samples_is_linear_and_holds_at_the_ends() -> None:
+def test_velocity_is_linear_between_samples_and_constant_outside() -> None:
     session = simulate(n_units=8, minutes=1.0, subject=1, seed=4)
     at = np.array([-1.0, 0.0, 12.345, 59.99, 99.0])
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""Decoders change between two ticks, by command, on a live stream."""
+"""Commands on a live stream: decoder swap, pause, arm, filters, input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from training.baselines.linear import fit_linear
 
 
 def changed(tiny, folder: Path, *, drop: int = 0, scale: float = 1.0) -> Bundle:
-    """The tiny decoder once more: units in another order, some left out, another output scale."""
+    """A copy of the tiny decoder: units in another order, some left out, another output scale."""
     order = np.arange(len(tiny.bundle.manifest.unit_ids))[::-1][drop:]
     manifest = tiny.bundle.manifest
     outputs = tuple(o.model_copy(update={"scale": o.scale * scale}) for o in manifest.outputs)
@@ -60,7 +60,7 @@ def changed(tiny, folder: Path, *, drop: int = 0, scale: float = 1.0) -> Bundle:
 
 @pytest.fixture
 def rig(tiny, tmp_path: Path) -> Iterator[tuple[CursorSubscriber, ControlClient]]:
-    """A daemon with a control socket, its stream, and both ends a rig holds."""
+    """A daemon with its stream: a subscriber to its frames and a control client."""
     address = f"tcp://127.0.0.1:{free_port()}"
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny), "--control", address) as (_, cursors),
@@ -72,17 +72,17 @@ def rig(tiny, tmp_path: Path) -> Iterator[tuple[CursorSubscriber, ControlClient]
         client.close()
 
 
-def told(client: ControlClient, command: control.Command) -> wire.Status:
+def status_after(client: ControlClient, command: control.Command) -> wire.Status:
     reply = client.ask(command)
     assert reply.problem is None
     return reply.status
 
 
 def load(client: ControlClient, bundle: Bundle) -> None:
-    told(client, control.Load(path=str(bundle.path)))
+    status_after(client, control.Load(path=str(bundle.path)))
     loaded = wait_for(
         "the candidate",
-        lambda: not (status := told(client, control.GetStatus())).loading and status,
+        lambda: not (status := status_after(client, control.GetStatus())).loading and status,
     )
     assert loaded.load_problem is None
     assert loaded.candidate == bundle.manifest.decoder_id
@@ -93,18 +93,18 @@ def test_a_swap_and_a_rollback_miss_no_tick_and_stay_valid(tiny, rig, tmp_path: 
     frames = frames_until(cursor, is_decoding)
     doubled = changed(tiny, tmp_path, scale=2.0)
     load(client, doubled)
-    status = told(client, control.Activate(decoder=doubled.manifest.decoder_id))
+    status = status_after(client, control.Activate(decoder=doubled.manifest.decoder_id))
     assert status.decoder == doubled.manifest.decoder_id
     assert status.previous == tiny.bundle.manifest.decoder_id
     frames += frames_until(cursor, lambda f: f.decoder == doubled.manifest.decoder_id)
     swapped = frames[-1]
     frames += frames_until(cursor, lambda f: f.seq > swapped.seq + 50)
-    told(client, control.Rollback())
+    status_after(client, control.Rollback())
     frames += frames_until(cursor, lambda f: f.decoder == tiny.bundle.manifest.decoder_id)
     back = frames[-1]
     frames += frames_until(cursor, lambda f: f.seq > back.seq + 20)
     assert_safe(frames)
-    assert_only_silence_interrupts(frames)  # no window of warming up
+    assert_only_silence_interrupts(frames)  # no warm-up of a window
     ids = [frame.decoder for frame in frames]
     assert sum(a != b for a, b in pairwise(ids)) == 2
 
@@ -118,7 +118,7 @@ def test_a_swap_and_a_rollback_miss_no_tick_and_stay_valid(tiny, rig, tmp_path: 
 
 
 def test_linear_decoders_swap_in_and_roll_back_like_any_other(tiny, rig, tmp_path: Path) -> None:
-    """From a model to ridge, to the Kalman filter, back to ridge, and to the model again."""
+    """From a model to ridge, to the Kalman filter, back to ridge, and back to the model."""
     cursor, client = rig
     ridge = fit_linear(tiny.session, "ridge", tmp_path / "ridge.bundle")
     kalman = fit_linear(tiny.session, "kalman", tmp_path / "kalman.bundle")
@@ -126,27 +126,28 @@ def test_linear_decoders_swap_in_and_roll_back_like_any_other(tiny, rig, tmp_pat
     wanted = [tiny.bundle]
     for step in (ridge, kalman, None, tiny.bundle):
         if step is None:
-            told(client, control.Rollback())
+            status_after(client, control.Rollback())
         else:
             load(client, step)
-            told(client, control.Activate(decoder=step.manifest.decoder_id))
+            status_after(client, control.Activate(decoder=step.manifest.decoder_id))
         wanted.append(ridge if step is None else step)
         decoder = wanted[-1].manifest.decoder_id
         frames += frames_until(cursor, lambda f, decoder=decoder: f.decoder == decoder)
         since = frames[-1].seq
         frames += frames_until(cursor, lambda f, since=since: f.seq > since + 20)
     assert_safe(frames)
-    assert_only_silence_interrupts(frames)  # no window of warming up
+    assert_only_silence_interrupts(frames)  # no warm-up of a window
     seen = [frame.decoder for frame in frames]
     assert [seen[0], *(b for a, b in pairwise(seen) if a != b)] == [
         bundle.manifest.decoder_id for bundle in wanted
     ]
 
 
-def test_a_decoder_of_other_units_sees_the_spikes_that_were_there(tiny, tmp_path: Path) -> None:
-    """After the daemon's swap it decodes as if it had been there from the start.
+def test_a_decoder_of_other_units_gets_the_recent_spikes(tiny, tmp_path: Path) -> None:
+    """After the swap, the decoder's velocities are as if it had decoded from the start.
 
-    The units that it doesn't know are silent, so that a state is the same whoever made it.
+    The units missing from its bundle are silent, so that its state doesn't depend on the decoder
+    that computed it.
     """
     other = changed(tiny, tmp_path, drop=5)
     session = tiny.session
@@ -181,35 +182,37 @@ def test_a_decoder_of_other_units_sees_the_spikes_that_were_there(tiny, tmp_path
 def test_a_pause_is_zero_and_invalid_and_ends_at_once(tiny, rig) -> None:
     cursor, client = rig
     frames = frames_until(cursor, is_decoding)
-    status = told(client, control.Pause(why="the operator asked"))
+    status = status_after(client, control.Pause(why="the operator asked"))
     assert "the operator asked" in status.detail
     frames += frames_until(cursor, lambda f: f.state == "paused")
     frames += frames_until(cursor, lambda f: f.seq > frames[-1].seq + 80)
     assert frames[-1].state == "paused"
-    still = told(client, control.Resume(paused_for=RESTARTED))  # a server's own, meant for another
+    still = status_after(
+        client, control.Resume(paused_for=RESTARTED)
+    )  # the reason of a server, not this one
     assert still.paused == "the operator asked"
-    told(client, control.Resume())
+    status_after(client, control.Resume())
     resumed = frames_until(cursor, is_decoding)
     assert len(resumed) < 30, "spikes were kept during the pause"
     assert_safe(frames + resumed)
 
 
-def test_filters_change_what_leaves(tiny, rig) -> None:
+def test_filters_change_the_published_velocity(tiny, rig) -> None:
     cursor, client = rig
     frames_until(cursor, is_decoding)
-    status = told(client, control.SetFilters(filters=Filters(gain=0.0)))
+    status = status_after(client, control.SetFilters(filters=Filters(gain=0.0)))
     assert status.filters.gain == 0.0
     frames = frames_until(cursor, lambda f: f.valid and f.velocity == (0.0, 0.0))
     assert_safe(frames)
 
 
-def test_commands_that_cannot_be_done_say_why_and_change_nothing(tiny, rig, tmp_path: Path) -> None:
+def test_refused_commands_return_the_reason_and_change_nothing(tiny, rig, tmp_path: Path) -> None:
     cursor, client = rig
     frames_until(cursor, is_decoding)
-    assert "no decoder before" in str(client.ask(control.Rollback()).problem)
+    assert "no previous decoder" in str(client.ask(control.Rollback()).problem)
     assert "not the candidate" in str(client.ask(control.Activate(decoder="x")).problem)
-    told(client, control.Load(path=str(tmp_path / "nowhere.bundle")))
-    failed = wait_for("the problem", lambda: told(client, control.GetStatus()).load_problem)
+    status_after(client, control.Load(path=str(tmp_path / "nowhere.bundle")))
+    failed = wait_for("the problem", lambda: status_after(client, control.GetStatus()).load_problem)
     assert "manifest.json" in failed
 
     few = changed(tiny, tmp_path)
@@ -235,21 +238,21 @@ def test_commands_that_cannot_be_done_say_why_and_change_nothing(tiny, rig, tmp_
     assert frames[-1].decoder == tiny.bundle.manifest.decoder_id
 
 
-def test_nobody_there_is_an_error_in_time() -> None:
+def test_a_missing_daemon_is_an_error_within_the_timeout() -> None:
     client = ControlClient(f"tcp://127.0.0.1:{free_port()}", timeout_s=0.1)
     with pytest.raises(control.NoAnswerError, match="did not answer within"):
         client.ask(control.GetStatus())
     client.close()
 
 
-def test_what_is_armed_has_a_listener_and_a_live_stream(tiny, tmp_path: Path) -> None:
+def test_arming_needs_a_listener_and_a_live_stream(tiny, tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     with daemon(tmp_path, tiny.bundle.path, stream_of(tiny), "--control", address) as (_, cursors):
         client = ControlClient(address, timeout_s=DEADLINE_S)
-        told(client, control.Pause(why="not armed"))
+        status_after(client, control.Pause(why="not armed"))
         problem = client.ask(control.Arm()).problem
         assert "nobody listens" in problem
-        assert "no unbroken live spikes" in problem
+        assert "unbroken live spikes don't fill" in problem
         with (
             CursorSubscriber(cursors, max_age_s=None) as cursor,
             running(tmp_path / "replay.log", *replay(tiny)),
@@ -262,29 +265,29 @@ def test_what_is_armed_has_a_listener_and_a_live_stream(tiny, tmp_path: Path) ->
         client.close()
 
 
-def test_another_input_is_read_on_command(tiny, rig) -> None:
+def test_a_command_changes_the_input_stream(tiny, rig) -> None:
     cursor, client = rig
     frames_until(cursor, is_decoding)
-    told(client, control.SetInput(kind="Spikes", name="elsewhere"))
+    status_after(client, control.SetInput(kind="Spikes", name="elsewhere"))
     left = frames_until(cursor, lambda frame: not frame.valid)[-1]
     assert left.velocity == (0.0, 0.0)
-    status = told(client, control.GetStatus())
+    status = status_after(client, control.GetStatus())
     assert (status.input_name, status.stream) == ("elsewhere", None)
-    told(client, control.SetInput(kind="Spikes", name=stream_of(tiny)))
+    status_after(client, control.SetInput(kind="Spikes", name=stream_of(tiny)))
     frames_until(cursor, is_decoding)
 
 
-def test_a_decoder_that_hangs_is_not_the_candidate_and_the_daemon_ticks_on(
+def test_a_hanging_decoder_is_refused_while_the_daemon_ticks_on(
     tiny, rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its graph is another one, so it is tried in a process of its own."""
+    """Its graph is new, so it is tested in a process of its own."""
     cursor, client = rig
     frames = frames_until(cursor, is_decoding)
     copied = Path(shutil.copytree(tiny.bundle.path, tmp_path / "hangs.bundle"))
     hangs = with_graph(copied, endless)
-    told(client, control.Load(path=str(hangs.path)))
+    status_after(client, control.Load(path=str(hangs.path)))
     frames += frames_until(cursor, lambda f: f.seq > frames[-1].seq + 200)
-    status = told(client, control.GetStatus())
+    status = status_after(client, control.GetStatus())
     assert status.loading
     assert status.candidate is None
     assert "not the candidate" in str(
@@ -293,7 +296,7 @@ def test_a_decoder_that_hangs_is_not_the_candidate_and_the_daemon_ticks_on(
     assert_only_silence_interrupts(frames)
 
 
-def test_a_decoder_without_a_velocity_for_the_streams_spikes_is_no_candidate(
+def test_a_decoder_without_a_velocity_for_the_recent_spikes_is_refused(
     tiny, rig, tmp_path: Path
 ) -> None:
     cursor, client = rig
@@ -306,6 +309,8 @@ def test_a_decoder_without_a_velocity_for_the_streams_spikes_is_no_candidate(
         tmp_path / "wild.bundle", manifest=tiny.bundle.manifest, graph=tiny.bundle.graph_path,
         tables=far, weights={"nothing": np.zeros(1)},
     )  # fmt: skip
-    told(client, control.Load(path=str(wild.path)))
-    problem = wait_for("the problem", lambda: told(client, control.GetStatus()).load_problem)
+    status_after(client, control.Load(path=str(wild.path)))
+    problem = wait_for(
+        "the problem", lambda: status_after(client, control.GetStatus()).load_problem
+    )
     assert "expected two finite numbers" in problem

@@ -1,11 +1,11 @@
-"""Units of a stream as a decoder's."""
+"""Unit ids of streams."""
 
 from __future__ import annotations
 
 from streaming.units import repeated_units
 
 
-def test_ids_that_name_two_units_are_told_by_name() -> None:
+def test_duplicate_unit_ids_are_listed() -> None:
     assert repeated_units(["a/1", "b/1"]) is None
     problem = repeated_units(["1", "2", "1", "2", "3"])
     assert problem is not None

@@ -1,4 +1,4 @@
-"""When the daemon dies, hangs or lags, whoever listens is told to stop."""
+"""The watchdog stops the cursor if the daemon dies, hangs or lags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.rig import daemon, frames_until, running, wait_for
 from tests.streaming.test_live import is_decoding, replay, stream_of
 
 
-def test_the_cursor_is_told_to_stop_when_frames_stop_and_goes_on_when_they_return(
+def test_the_cursor_stops_when_frames_stop_and_resumes_when_they_return(
     tiny, tmp_path: Path
 ) -> None:
     behind = f"tcp://127.0.0.1:{free_port()}"
@@ -37,7 +37,7 @@ def test_the_cursor_is_told_to_stop_when_frames_stop_and_goes_on_when_they_retur
         status = StatusSubscriber(behind)
         assert wait_for("the status", status.receive).decoder == frames[-1].decoder
         status.close()
-        os.kill(process.popen.pid, signal.SIGSTOP)  # it hangs
+        os.kill(process.popen.pid, signal.SIGSTOP)  # the daemon hangs
         stopped = frames_until(cursor, lambda frame: frame.state == "fault")[-1]
         assert not stopped.valid
         assert stopped.velocity == (0.0, 0.0)
@@ -45,7 +45,7 @@ def test_the_cursor_is_told_to_stop_when_frames_stop_and_goes_on_when_they_retur
         os.kill(process.popen.pid, signal.SIGCONT)
         after = frames_until(cursor, is_decoding)
         assert all(not f.valid and f.velocity == (0.0, 0.0) for f in after[:-1])
-        process.popen.kill()  # it dies
+        process.popen.kill()  # the daemon dies
         stopped = frames_until(cursor, lambda frame: frame.state == "fault")[-1]
         assert not stopped.valid
         assert watchdog.stop(signal.SIGTERM) == 0
@@ -58,9 +58,9 @@ UNREADABLE = {
         msgspec.structs.replace(
             frame(0, published=local_clock() + 3600.0), schema=wire.SCHEMA_VERSION + 1
         )
-    ),  # never old, so that only its schema is wrong
+    ),  # never too old, so that only its schema is wrong
     "another map": CURSOR + b"\x81\xa3abc\x01",
-    "no text": CURSOR + wire.encode_frame(frame(0)).replace(b"decoding", b"\xff" * 8),
+    "not UTF-8": CURSOR + wire.encode_frame(frame(0)).replace(b"decoding", b"\xff" * 8),
     "nested too deep": CURSOR + b"\x91" * 100_000,
     "nothing": CURSOR,
     "a status": wire.TOPICS["status"].prefix + b"\xc1",
@@ -68,7 +68,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("message", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_frames_that_it_cannot_read_are_a_fault_and_it_goes_on(message: bytes) -> None:
+def test_unreadable_frames_are_a_fault_until_readable_ones_return(message: bytes) -> None:
     source = Publisher("tcp://127.0.0.1:*")
     watchdog = Watchdog(source.bound_to, "tcp://127.0.0.1:*", after_s=0.5)
     with CursorSubscriber(watchdog.publisher.bound_to, max_age_s=None) as cursor:
@@ -83,12 +83,12 @@ def test_frames_that_it_cannot_read_are_a_fault_and_it_goes_on(message: bytes) -
             came = step(CURSOR + wire.encode_frame(frame(7)))
             return came is not None and came.valid
 
-        def told() -> wire.CursorFrame | None:
+        def stop_frame() -> wire.CursorFrame | None:
             came = step(message)
             return came if came is not None and not came.valid else None
 
         wait_for("a frame that is passed on", passed)
-        stopped = wait_for("the fault", told)
+        stopped = wait_for("the fault", stop_frame)
         assert (stopped.state, stopped.velocity) == ("fault", (0.0, 0.0))
         wait_for("a frame that is passed on again", passed)
     watchdog.publisher.close()

@@ -87,11 +87,11 @@ def test_a_conversion_to_metres_with_a_unit_of_centimetres_is_refused(tmp_path: 
 @pytest.mark.parametrize("scale", [100, 1000])
 def test_implausible_speeds_and_workspaces_need_a_unit(tmp_path: Path, scale: int) -> None:
     path = write(tmp_path / "s.nwb", position(POS * scale), velocity(VEL * scale))
-    with pytest.raises(ImportFailedError, match=r"which no hand does .*--unit"):
+    with pytest.raises(ImportFailedError, match=r"too much for a hand .*--unit"):
         import_recording(path)
     unit = {100: "cm", 1000: "mm"}[scale]
     np.testing.assert_allclose(import_recording(path, unit=unit).cursor_pos, POS, atol=1e-12)
-    assert said(import_recording(path, unit="m"), "more than a hand does")
+    assert said(import_recording(path, unit="m"), "too much for a hand")
 
 
 def test_velocity_in_another_unit_than_the_positions_gradient_is_refused(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_one_wild_timestamp_costs_one_sample(tmp_path: Path) -> None:
             file["processing/behavior/Position/cursor_pos/timestamps"][index] = stamp
         session = import_recording(path)
         assert len(session.cursor_times) == len(TIMES) - 1
-        assert said(session, "1 kinematics samples with stamps that repeat, step back or are far")
+        assert said(session, "1 kinematics samples with time stamps that repeat, step back")
         assert duration_s(session.domain) < 61
         path.unlink()
 
@@ -319,7 +319,7 @@ def test_a_clock_that_steps_back_costs_one_cut(tmp_path: Path) -> None:
         file["processing/behavior/Position/cursor_pos/timestamps"][2000:] -= 5.0
     session = import_recording(path)
     assert len(session.cursor_times) == len(TIMES) - 250
-    assert said(session, "250 kinematics samples with stamps that repeat, step back")
+    assert said(session, "250 kinematics samples with time stamps that repeat, step back")
 
 
 @pytest.mark.parametrize("within_burst_s", [0.0, 1e-5])
@@ -341,7 +341,7 @@ def test_bursts_too_far_apart_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "s.nwb", position())
     with h5py.File(path, "r+") as file:
         file["processing/behavior/Position/cursor_pos/timestamps"][:] = np.repeat(TIMES[::25], 25)
-    with pytest.raises(ImportFailedError, match="bursts that share a stamp, too far apart"):
+    with pytest.raises(ImportFailedError, match="bursts that share a time stamp, too far apart"):
         import_recording(path)
 
 
@@ -463,13 +463,13 @@ def test_nan_in_foreign_session_files_becomes_gaps(stored: Path, name: str) -> N
     assert len(session.domain) == 2
     gap = session.domain[1, 0] - session.domain[0, 1]
     assert gap == pytest.approx(2.0, abs=0.02)
-    assert said(session, "200 kinematics samples without numbers were left out")
-    assert said(session, f"its {name} was taken") == (name != "cursor")
+    assert said(session, "200 kinematics samples with NaN or infinity were left out")
+    assert said(session, f"{name} was used instead") == (name != "cursor")
 
 
 def test_foreign_session_files_in_millimetres_need_the_unit(stored: Path) -> None:
     vel = as_regular(stored, "cursor", scale=1000.0)
-    with pytest.raises(SessionError, match=r"which no hand does .*--unit"):
+    with pytest.raises(SessionError, match=r"too much for a hand .*--unit"):
         import_recording(stored)
     np.testing.assert_allclose(import_recording(stored, unit="mm").cursor_vel, vel, atol=1e-9)
 
@@ -651,20 +651,20 @@ def test_a_session_id_that_is_not_a_valid_file_name_is_renamed(tmp_path: Path) -
 def test_spikes_stamped_once_per_chunk_or_stored_twice_are_noted(tmp_path: Path) -> None:
     fast = [np.sort(np.random.default_rng(i).uniform(0, END_S, 1200)) for i in range(3)]
     session = import_recording(write(tmp_path / "s.nwb", position(), spikes=fast))
-    assert not said(session, "at the very time of another")
+    assert not said(session, "the same time as another")
     for name, odd in (
         ("chunks", [np.ceil(times / 0.05) * 0.05 for times in fast]),
         ("twice", [np.repeat(times, 2) for times in fast]),
     ):
         session = import_recording(write(tmp_path / f"{name}.nwb", position(), spikes=odd))
-        assert said(session, "spikes come at the very time of another of their unit")
+        assert said(session, "spikes have the same time as another spike of their unit")
 
 
 def test_single_implausible_samples_are_noted(tmp_path: Path) -> None:
     lost = POS.copy()
     lost[::700] = -9999.0
     session = import_recording(write(tmp_path / "s.nwb", position(lost)))
-    assert said(session, "kinematics samples are of no hand (up to ")
+    assert said(session, "kinematics samples are implausible for a hand (up to ")
 
 
 def test_wild_timestamps_in_foreign_session_files_cost_one_sample_and_one_spike(
@@ -680,14 +680,16 @@ def test_wild_timestamps_in_foreign_session_files_cost_one_sample_and_one_spike(
     session = import_recording(stored)
     assert len(session.cursor_times) == n_samples - 1
     assert len(session.spike_times) == n_spikes - 1
-    assert said(session, "1 kinematics samples with stamps that repeat, step back or are far off")
+    assert said(
+        session, "1 kinematics samples with time stamps that repeat, step back or are far off"
+    )
     assert said(session, "1 spikes without a finite time were left out")
 
 
 def test_a_second_effector_in_a_foreign_session_file_is_noted(stored: Path) -> None:
     with h5py.File(stored, "r+") as file:
         file.copy("cursor", "hand")
-    assert said(import_recording(stored), "not taken, of others than cursor: hand")
+    assert said(import_recording(stored), "kinematics not used besides cursor: hand")
 
 
 def test_targets_or_velocity_in_another_unit_are_noted_for_foreign_session_files(
@@ -697,7 +699,7 @@ def test_targets_or_velocity_in_another_unit_are_noted_for_foreign_session_files
         file["trials/target_pos"][:] *= 100
         file["cursor/vel"][:] *= 10
     session = import_recording(stored)
-    assert said(session, "targets lie up to")
+    assert said(session, "targets are up to")
     assert said(session, "velocity is 10 times the gradient of position")
 
 

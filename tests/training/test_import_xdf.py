@@ -285,7 +285,7 @@ def test_one_wild_timestamp_costs_one_spike_and_one_sample(tmp_path: Path) -> No
         late.times[1500], kin.times[3000] = SPIKE_TIMES[1499], TIMES[2999] + 0.01
     assert len(session.spike_times) == len(SPIKE_TIMES) - 1
     assert len(session.cursor_times) == len(TIMES) - 1
-    assert said(session, "1 spikes of 'rig' with wild stamps were left out")
+    assert said(session, "1 spikes of 'rig' with outlying time stamps were left out")
 
 
 def test_kinematics_stamped_once_per_chunk_are_spread(tmp_path: Path) -> None:
@@ -343,9 +343,9 @@ def test_trials_and_targets_that_are_left_out_are_noted(tmp_path: Path) -> None:
     )  # fmt: skip
     assert session.trials is not None
     np.testing.assert_array_equal(session.trials.intervals, [[1020.0, 1022.0]])
-    assert said(session, "1 trials begin before the kinematics (from 2.0 s on; these from 1000.0 s")
+    assert said(session, "1 trials begin before the kinematics (at 2.0 s, before 1000.0 s)")
     assert said(session, "2 trials without a start and an end were left out")
-    assert said(session, "1 markers of targets were not understood")
+    assert said(session, "1 target markers can't be read")
 
 
 def test_a_trial_cut_off_by_the_end_of_the_recording_is_not_noted(tmp_path: Path) -> None:
