@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
 from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
@@ -111,29 +112,39 @@ def sentence_of(room: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
+def _node(room: str) -> str:
+    """A room's name in the diagram; a package and its own files need different ones."""
+    return room.replace(".", "_") if "." in room else f"{room}_files"
+
+
 def drawing() -> str:
     """The map as Markdown: a Mermaid diagram, and a table of rooms."""
-    graph = room_graph()
+    graph = {room: others for room, others in room_graph().items() if files_of(room)}
     lines = ["```mermaid", "flowchart TB"]
     for package in PACKAGES:
         lines.append(f"  subgraph {package}")
         for room in (room for room in sorted(graph) if room.split(".")[0] == package):
             label = room.partition(".")[2] or f"{package}/*.py"
-            lines.append(f'    {room.replace(".", "_")}["{label}"]')
+            lines.append(f'    {_node(room)}["{label}"]')
         lines.append("  end")
     for room, others in sorted(reduced(graph).items()):
-        lines += [f"  {room.replace('.', '_')} --> {o.replace('.', '_')}" for o in sorted(others)]
+        lines += [f"  {_node(room)} --> {_node(other)}" for other in sorted(others)]
     lines += ["```", "", "| room | what it is for | files |", "|---|---|---|"]
     for package in PACKAGES:
         for room in (room for room in sorted(graph) if room.split(".")[0] == package):
             names = ", ".join(path.stem for path in files_of(room))
-            if names:
-                lines.append(f"| `{room.replace('.', '/')}` | {sentence_of(room)} | {names} |")
+            lines.append(f"| `{room.replace('.', '/')}` | {sentence_of(room)} | {names} |")
     return "\n".join(lines)
 
 
+def _with_length(row: re.Match[str]) -> str:
+    """A table row that begins with a file, with that file's length in its second column."""
+    return f"{row[1]} {len((ROOT / row[2]).read_text().splitlines())} |"
+
+
 def page_with_map(text: str) -> str:
-    """A page's text with the map drawn between its two markers."""
+    """A page's text with the map between its two markers, and the lengths of the files it lists."""
+    text = re.sub(r"^(\| `([\w/]+\.py)` \|)[ \d]*\|", _with_length, text, flags=re.MULTILINE)
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{drawing()}\n{END}{after}"

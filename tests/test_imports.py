@@ -1,4 +1,4 @@
-"""Who may import whom, read from the sources (docs/ARCHITECTURE.md); no torch in the daemon."""
+"""Who may import whom, read from the sources; the map in docs/ARCHITECTURE.md; no torch live."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-FOLDERS = ("decoder", "streaming", "training", "server", "clients")
-# importer -> what it may import of the other folders: a whole folder, or single modules.
+from tests import rooms, twin
+from tests.rooms import MAX_FILES, MAX_LINES, PACKAGES, ROOT
+
+# package -> what it may import from other packages: a whole package, a room or a module
 ALLOWED = {
     "decoder": set(),
     "streaming": {"decoder"},
@@ -28,48 +29,114 @@ ALLOWED = {
     "server": {"decoder", "streaming"},
     "clients": {"decoder", "streaming", "training", "server"},
 }
-# The training folder needs torch; clients may touch it only inside a function.
-LAZY = {("clients", "training")}
-NUMPY_ONLY = ("training.data.simulate",)  # that part of it needs none
+# In a package a room imports only from rooms on the lines above its own.
+LAYERS = {
+    "decoder": [
+        {"decoder"},
+        {"decoder.bundles", "decoder.memory"},
+        {"decoder.runtimes"},
+    ],
+    "streaming": [
+        {"streaming"},
+        {"streaming.inlets", "streaming.sessions"},
+        {"streaming.recording", "streaming.wire"},
+        {"streaming.daemon"},
+    ],
+    "training": [
+        {"training.baselines", "training.conversion", "training.models"},
+        {"training.data", "training.importers"},
+        {"training.pretraining"},
+        {"training.exports"},
+        {"training.evaluation"},
+        {"training.calibration"},
+        {"training.studies"},
+    ],
+    "server": [
+        {"server"},
+        {"server.store"},
+        {"server.supervision"},
+        {"server.calibration"},
+        {"server.api"},
+    ],
+    "clients": [
+        {"clients", "clients.participant"},
+        {"clients.harness", "clients.task"},
+        {"clients.benches", "clients.reports", "clients.rig"},
+        {"clients.cli"},
+    ],
+}
+NUMPY_ONLY = ("training.data.simulate",)  # the one module of training that needs no torch
 
 
-def imports_of(path: Path) -> list[tuple[str, bool]]:
-    """Imported module names of a file, and whether each import stands at the top level."""
-    tree = ast.parse(path.read_text())
-    top = {id(node) for node in tree.body}
-    found = []
-    for node in ast.walk(tree):
-        names = []
+def imports_at_top(path: Path) -> set[str]:
+    """The modules that a file imports when it is loaded."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            module = node.module or ""
-            names = [f"{module}.{a.name}" if module in FOLDERS else module for a in node.names]
-        found += [(name, id(node) in top) for name in names]
-    return found
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+def test_a_package_imports_only_what_it_may() -> None:
+    for module, path in rooms.modules().items():
+        package = module.split(".")[0]
+        for name in rooms.imported_names(path):
+            other = name.split(".")[0]
+            if other in PACKAGES and other != package:
+                allowed = any(name == ok or name.startswith(f"{ok}.") for ok in ALLOWED[package])
+                assert allowed, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_imports_only_what_its_folder_may(path: Path) -> None:
-    folder = path.relative_to(ROOT).parts[0]
-    for name, at_top in imports_of(path):
-        other = name.split(".")[0]
-        if other not in FOLDERS or other == folder:
-            continue
-        permitted = any(name == ok or name.startswith(f"{ok}.") for ok in ALLOWED[folder])
-        assert permitted, f"{path.relative_to(ROOT)} imports {name}"
-        lazy = (folder, other) in LAZY and not name.startswith(NUMPY_ONLY)
-        assert not (at_top and lazy), f"{path}: import {name} inside a function"
+def test_clients_import_training_only_inside_functions() -> None:
+    for module, path in rooms.modules().items():
+        if module.split(".")[0] == "clients":
+            heavy = {n for n in imports_at_top(path) if n.startswith("training.")}
+            heavy = {name for name in heavy if not name.startswith(NUMPY_ONLY)}
+            assert not heavy, f"{module}: import {heavy} inside a function"
+
+
+def test_a_room_imports_only_from_the_layers_below_it() -> None:
+    graph = rooms.room_graph()
+    for package, layers in LAYERS.items():
+        listed = set().union(*layers)
+        used = {room for room in graph if room.split(".")[0] == package and rooms.files_of(room)}
+        assert listed == used, package
+        for number, layer in enumerate(layers):
+            below = set().union(*layers[:number])
+            for room in layer:
+                mine = {other for other in graph[room] if other.split(".")[0] == package}
+                assert mine <= below, f"{room} imports {mine - below}"
+
+
+def test_modules_and_rooms_have_no_circles() -> None:
+    assert rooms.circle(rooms.module_graph()) == []
+    assert rooms.circle(rooms.room_graph()) == []
+
+
+def test_rooms_and_files_are_small() -> None:
+    for room in rooms.room_graph():
+        assert len(rooms.files_of(room)) <= MAX_FILES, room
+        assert rooms.sentence_of(room), f"{room}/__init__.py says what the room is for"
+    for module, path in rooms.modules().items():
+        assert len(path.read_text().splitlines()) <= MAX_LINES, module
+
+
+def test_the_map_is_drawn_from_the_imports() -> None:
+    text = rooms.PAGE.read_text()
+    assert rooms.page_with_map(text) == text, "run: python -m tests.rooms"
+
+
+def test_the_blocking_client_is_generated_from_the_asyncio_one() -> None:
+    assert twin.TARGET.read_text() == twin.blocking(), "run: python -m tests.twin"
 
 
 def test_decoder_and_streaming_never_name_torch() -> None:
-    for path in SOURCES:
-        if path.relative_to(ROOT).parts[0] in ("decoder", "streaming"):
-            assert not [n for n, _ in imports_of(path) if n.split(".")[0] == "torch"], path
+    for module, path in rooms.modules().items():
+        if module.split(".")[0] in ("decoder", "streaming"):
+            torches = [n for n in rooms.imported_names(path) if n.split(".")[0] == "torch"]
+            assert not torches, module
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class RigStreams:
         for stream in (self._spikes, self._kinematics, self._markers):
             stream.close()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         if (spikes := self._spikes.inlet) is not None:
             self.unit_ids = spikes.unit_ids
             self.names["spikes"] = spikes.name
