@@ -55,7 +55,7 @@ class Filters:
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:  # NaN is in no range
-                raise SettingsError(f"{name} {value}; expected {least:g} to {most:g}")
+                raise SettingsError(f"{name} {value}, expected {least:g} to {most:g}")
 
 
 class OutputFilters:
