@@ -137,9 +137,7 @@ def read_manifest(bundle: Path) -> tuple[Manifest, bool]:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        raise BundleError(
-            f"{file}: not a valid manifest ({invalid_fields(error)}); export the run again"
-        ) from error
+        raise BundleError(f"{file}: not a valid manifest ({invalid_fields(error)})") from error
     if written is not None and written != own:
         raise BundleError(
             f"{file} has sha256 {own[:12]}…, expected {str(written)[:12]}…; it was changed or "
