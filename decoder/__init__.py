@@ -1,1 +1,1 @@
-"""Inference without torch: bundles on disk, spike tokens, the ring, ONNX Runtime."""
+"""Inference without torch: bundles on disk, token rows in a ring, ONNX Runtime."""

@@ -26,7 +26,7 @@ N_SHOWN = 3  # invalid fields
 
 
 class VolitionError(Exception):
-    """Base of every error that a user can act on. Its message is always printable, in one line."""
+    """Base of every error that a user can act on. Its message is always one printable line."""
 
     def __str__(self) -> str:
         return _printable(super().__str__())

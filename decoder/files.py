@@ -62,7 +62,10 @@ def read_json(
     """The content of a JSON file. Raises `error` if it is unreadable, too large or not JSON."""
     try:
         if (size := path.stat().st_size) > at_most:
-            raise error(f"{path}: {size / 1e6:.0f} MB, expected at most {at_most / 1e6:.0f} MB")
+            raise error(
+                f"{path}: {size / 1e6:.0f} MB, expected at most {at_most / 1e6:.0f} MB; copy the "
+                "whole folder again"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as reason:  # ValueError: a number of 5,000 digits
         raise error(

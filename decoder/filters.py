@@ -39,7 +39,7 @@ class Filters:
     smoothing_s: time constant of the exponential moving average, s; 0 for no smoothing.
     dead_zone: speed below which the velocity is set to zero, m/s.
     speed_limit: maximum speed, m/s; None for no limit.
-    acceleration_limit: maximum change of velocity between ticks, m/s²; None for no limit.
+    acceleration_limit: maximum acceleration from tick to tick, m/s²; None for no limit.
     bias_s: time constant, s, of the running mean of velocities above the 66th percentile of speed,
         which is subtracted as bias (after Jarosiewicz et al. 2015); None for no correction.
     """
@@ -55,7 +55,7 @@ class Filters:
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:  # NaN is in no range
-                raise SettingsError(f"{name} {value}; expected {least:g} to {most:g}")
+                raise SettingsError(f"{name} {value}, expected {least:g} to {most:g}")
 
 
 class OutputFilters:

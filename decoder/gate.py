@@ -1,10 +1,10 @@
 """The promotion gate: is the candidate decoder better than the active one, and how sure is that?
 
-Both decode the same labelled data, which the candidate has not been trained on. Squared errors are
-summed over blocks of `BLOCK_S`, longer than the autocorrelation of the errors, and compared in
-pairs, because a block that is hard for one decoder is hard for the other. The difference in R² has
-a confidence interval over blocks (a ratio estimate with Student's t; Cochran, Sampling Techniques,
-1977, 6.4), widened if neighbouring blocks are still correlated.
+Both decode the same labelled data; the candidate decodes them with models that were not trained on
+them. Squared errors are summed over blocks of `BLOCK_S`, longer than the autocorrelation of the
+errors, and compared in pairs, because a block that is hard for one decoder is hard for the other.
+The difference in R² has a confidence interval over blocks (a ratio estimate with Student's t;
+Cochran, Sampling Techniques, 1977, 6.4), widened if neighbouring blocks are still correlated.
 
     promote     better: the interval is above zero, and the lower bound of R² above `LEAST_R2`
     reject      worse: the interval is below zero; or no better than chance
@@ -83,7 +83,7 @@ class Evidence:
         )
 
     def __add__(self, other: Evidence) -> Evidence:
-        """Combine both. If either knows no active decoder, the sum is about the candidate alone."""
+        """Combine both. If one of them lacks the active decoder, so does the sum."""
         if not len(self.seconds) or not len(other.seconds):
             return self if len(self.seconds) else other
         known = self.active is not None and other.active is not None
@@ -95,7 +95,7 @@ class Evidence:
         )
 
     def as_lists(self) -> dict[str, list[float] | None]:
-        """As lists for JSON; the inverse of `from_lists`."""
+        """The evidence as lists for JSON; the inverse of `from_lists`."""
         return {name: None if v is None else v.tolist() for name, v in vars(self).items()}
 
     @classmethod

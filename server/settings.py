@@ -1,4 +1,4 @@
-"""The server's settings, from a TOML file, `VOLITION_…` variables and options, in this order.
+"""The server's settings: options override `VOLITION_…` variables, which override a TOML file.
 
 home = "/var/lib/volition"
 port = 8000

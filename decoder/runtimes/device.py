@@ -138,5 +138,8 @@ def _open(path: Path, n_slots: int, device: str, cuda_graphs: bool) -> ort.Infer
     session = ort.InferenceSession(str(path), options, providers=providers)
     runs_on = session.get_providers()[0]
     if device == "cuda" and runs_on != CUDA:
-        raise ProviderError(f"CUDA is required, but ONNX Runtime uses {runs_on} on this machine")
+        raise ProviderError(
+            f"CUDA is required, but ONNX Runtime uses {runs_on} on this machine; install "
+            "volition[cuda] and an NVIDIA driver"
+        )
     return session

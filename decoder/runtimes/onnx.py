@@ -36,7 +36,7 @@ def open_graph(bundle: Bundle, settings: RuntimeSettings) -> ort.InferenceSessio
 
     if settings.provider not in ("auto", *PROVIDERS):
         raise ProviderError(
-            f"provider {settings.provider!r}; expected auto, {', '.join(PROVIDERS)}"
+            f"provider {settings.provider!r}, expected auto, {', '.join(PROVIDERS)}"
         )
     wants_cuda = settings.provider in ("auto", "cuda") and cuda_driver_present()
     if wants_cuda:  # from pip packages, which ONNX Runtime does not find by itself

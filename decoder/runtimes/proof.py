@@ -98,7 +98,7 @@ def prove_apart(
     if took_too_long:
         raise BundleError(
             f"{bundle.path}: it gave no velocity within {allowed_s:g} s; it hangs or is too large "
-            "for this machine"
+            "for this machine; export the run again, or train a smaller preset"
         )
     if ended.returncode == 0:
         return

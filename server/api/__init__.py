@@ -1,1 +1,1 @@
-"""The REST interface: app, routes, access, connections."""
+"""The REST API: app, routes, access, connections."""

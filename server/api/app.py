@@ -99,7 +99,9 @@ def only_server(settings: ServerSettings) -> Iterator[None]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = held.enter_context(path.open("w"))
             except OSError as error:
-                raise SettingsError(f"{path} can't be written ({error})") from error
+                raise SettingsError(
+                    f"{path} can't be written ({error}); make it writable"
+                ) from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -322,7 +322,7 @@ def cancel_calibration(id: Id, on: On, who: Operator) -> Calibration:
 
 @v1.delete("/calibrations/{id}", tags=["calibrations"], status_code=204, responses=documented(404))
 def delete_calibration(id: Id, on: On, who: Operator) -> None:
-    """Cancel a running calibration, or discard one that has ended together with its data."""
+    """Cancel a running calibration, or discard one that has ended, with its data."""
     on.calibrations.remove(id, who=who)
 
 

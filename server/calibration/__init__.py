@@ -1,1 +1,1 @@
-"""Calibrations: collect, learn, judge, promote."""
+"""Calibrations: collect data, train, compare, promote."""

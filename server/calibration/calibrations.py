@@ -175,7 +175,7 @@ class Calibrations:
             return resumed
 
     def remove(self, identity: str, *, who: str) -> None:
-        """Cancel a running calibration, or discard one that has ended together with its data.
+        """Cancel a running calibration, or discard one that has ended, with its data.
 
         Raises SessionError if its data can't be deleted.
         """

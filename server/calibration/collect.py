@@ -113,7 +113,7 @@ def check_space(folder: Path) -> None:
 
 
 def check_calibration(session: Session) -> None:
-    """Raise SessionError if a session is too short or too quiet to train on."""
+    """Raise SessionError if a session has too little time, spikes or movement to train on."""
     seconds = duration_s(session.domain)
     if seconds < MIN_SECONDS:
         raise SessionError(

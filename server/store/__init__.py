@@ -1,1 +1,1 @@
-"""What outlives the server: journal, registry of decoders, the orders in force."""
+"""Persistent state of the server: journal, registry of decoders, wanted state of the daemon."""

@@ -1,1 +1,1 @@
-"""Processes that the server keeps running: the daemon, and the workers of a calibration."""
+"""The processes of the server: the daemon, and the child processes of a calibration."""

@@ -263,7 +263,7 @@ class SupervisedDaemon(Supervisor):
             time.sleep(self.timing.look_every_s)
             status = self.ask(control.GetStatus())
         if self._is_gone(process):
-            raise NoAnswerError(f"the daemon died while it loaded {path}")
+            raise NoAnswerError(f"the daemon died while it loaded {path}; activate it again")
         if status.load_problem is not None:
             raise DaemonError(status.load_problem)
         if status.candidate != decoder:
