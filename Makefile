@@ -1,4 +1,5 @@
-# Two commands: `make demo` decodes a simulated session live, `make test` checks everything.
+# `make demo` decodes a simulated session live, `make test` checks everything.
+# The targets set up .venv if needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/volition demo
 
-# Most tests run in parallel. Those that compare durations run alone, whatever the others' result.
+# Most tests run in parallel. Tests that compare durations run alone afterwards, even if others failed.
 test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder \
 		-m 'not slow and not soak and not timing'; \
@@ -20,22 +21,26 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The rest of what CI runs.
+# The tests that take a minute or more each; CI runs them after `make test`.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m 'slow and not timing'; \
 	parallel=$$?; $(BIN)/python -m pytest -m 'slow and timing' && exit $$parallel
 
+# Compares every preset on CUDA with the CPU, and times it (docs/PERFORMANCE.md).
 test-gpu: $(READY)
 	$(BIN)/python -m training.studies.bench_gpu --json gpu.json
 
+# Decodes four hours of simulated spikes in one go.
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
 
+# Damages input at random. FUZZ is a module of tests/fuzz: bundles, control, frames, nwb_files, …
 FUZZ ?= bundles
 COUNT ?= 1000
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(FUZZ) --count $(COUNT)
 
+# Causes each fault TIMES times with real processes, and writes docs/RELIABILITY.md.
 TIMES ?= 5
 faults: $(READY)
 	$(BIN)/python -m tests.faults --times $(TIMES) --page docs/RELIABILITY.md

@@ -35,7 +35,7 @@ def main() -> None:
     is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # started with "&" by a script
     if not is_ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from clients.cli import verbs as cli
+    from clients.cli import main as cli
 
     if not is_ignored:
         signal.signal(signal.SIGALRM, interrupt)

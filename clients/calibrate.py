@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from clients.control import ControlClient, ProblemError
+from clients.control import ControlClient
+from clients.rest import ProblemError
 from decoder.errors import SettingsError
 from server.schemas import Calibration, CalibrationRequest, Scores
 

@@ -1,17 +1,17 @@
-"""Every error that Volition raises on purpose.
+"""The exceptions that Volition raises.
 
 VolitionError
-├── SessionError          a recording on disk can't be read, or isn't what it says
-│   └── ImportFailedError a foreign file (NWB, XDF) can't become a session
+├── SessionError          a recording on disk is unreadable or not what it claims to be
+│   └── ImportFailedError an NWB or XDF file can't be converted to a session
 ├── BundleError           a decoder bundle is missing, damaged or of another version
-├── ProviderError         ONNX Runtime can't run where it was asked to run
-├── StreamError           an LSL stream isn't there or isn't described as the contract says
-├── TrainingError         pretraining can't start or go on
+├── ProviderError         ONNX Runtime can't use the requested provider
+├── StreamError           an LSL stream is missing or violates the stream contract
+├── TrainingError         training can't start or continue
 └── SettingsError         a setting is out of range or contradicts another
 
-A message says what was seen, what was expected and what to do. In the tick loop a lost
-stream is a state (`stale`), never an exception. A message is one line: `brief` makes one of what
-a library says.
+A message has what was seen, what was expected and what to do next, in one line; `brief` shortens a
+library's message to one line. In the tick loop a lost stream is a state (`stale`), never an
+exception.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-LONGEST = 300  # characters of somebody else's message
-N_SHOWN = 3  # fields that are wrong
+LONGEST = 300  # characters of a library's message
+N_SHOWN = 3  # invalid fields
 
 
 class VolitionError(Exception):
-    """Base of every error that a user can act on. Its message is one line, whatever it quotes."""
+    """Base of every error that a user can act on. Its message is always printable, in one line."""
 
     def __str__(self) -> str:
         return _printable(super().__str__())
 
 
 class SessionError(VolitionError):
-    """A recording on disk can't be read, or isn't what it says."""
+    """A recording on disk is unreadable or not what it claims to be."""
 
 
 class ImportFailedError(SessionError):
-    """A foreign file (NWB, XDF) can't become a session."""
+    """An NWB or XDF file can't be converted to a session."""
 
 
 class BundleError(VolitionError):
@@ -45,15 +45,15 @@ class BundleError(VolitionError):
 
 
 class ProviderError(VolitionError):
-    """ONNX Runtime can't run where it was asked to run."""
+    """ONNX Runtime can't use the requested provider."""
 
 
 class StreamError(VolitionError):
-    """An LSL stream isn't there or isn't described as the contract says."""
+    """An LSL stream is missing or violates the stream contract."""
 
 
 class TrainingError(VolitionError):
-    """Pretraining can't start or go on."""
+    """Training can't start or continue."""
 
 
 class SettingsError(VolitionError):
@@ -78,12 +78,12 @@ def _printable_character(character: str) -> str:
 
 
 def invalid_fields(error: ValidationError) -> str:
-    """The fields that pydantic refused, in one line: where, why, what was seen."""
+    """The fields that pydantic refused, in one line, each with its location, reason and value."""
     said = []
     for problem in error.errors(include_url=False, include_context=False)[:N_SHOWN]:
         where = brief(".".join(str(part) for part in problem["loc"]), 60)
         what = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] != "value_error":  # those name what they saw themselves
+        if problem["type"] != "value_error":  # our own validators include the value
             what += f", got {brief(repr(problem['input']), 60)}"
         said.append(f"{where}: {what}" if where else what)
     if more := error.error_count() - N_SHOWN:

@@ -1,7 +1,7 @@
-"""Files and folders that are written whole or not at all, and outlive a power cut.
+"""Atomic writes of files and folders that survive a power cut.
 
-Everything is written under a temporary name in the same folder, synced to disk, then renamed. What
-was there before stays as it was until then.
+Everything is written under a temporary name in the same folder, synced to disk, then renamed. Until
+then the old file or folder stays as it is.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from decoder.errors import VolitionError, brief
 
 LONGEST_JSON = 2**25  # bytes; room for 100,000 unit ids
-NAME_KEPT = 40  # characters of the name in its temporary one, which may have 255 bytes
+NAME_KEPT = 40  # characters of the name that the temporary name keeps; the limit is 255 bytes
 
 
 @contextmanager
 def replacing(path: Path, error: type[VolitionError] = VolitionError) -> Iterator[Path]:
-    """A temporary name; the file or folder that the block writes there then takes `path`'s place.
+    """A temporary path; the file or folder that the block writes there then replaces `path`.
 
-    Raises `error` if it can't be written. If the block raises, `path` stays as it was.
+    Raises `error` if it can't be written. If the block raises, `path` is unchanged.
     """
     mark = f".{path.name[:NAME_KEPT]}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     partial, old = path.with_name(f"{mark}.partial"), path.with_name(f"{mark}.old")
@@ -42,7 +42,7 @@ def replacing(path: Path, error: type[VolitionError] = VolitionError) -> Iterato
     except (OSError, SafetensorError) as reason:
         raise error(
             f"{path}: can't be written ({brief(reason)}); make room or choose another folder. "
-            "What was there before is as it was"
+            "The old content is unchanged"
         ) from reason
     finally:
         _remove(partial)
@@ -51,7 +51,7 @@ def replacing(path: Path, error: type[VolitionError] = VolitionError) -> Iterato
 
 
 def write_text(path: Path, text: str, error: type[VolitionError] = VolitionError) -> None:
-    """Write a file of UTF-8 text, as `replacing` does."""
+    """Write a file of UTF-8 text atomically, as `replacing` does."""
     with replacing(path, error) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -59,19 +59,19 @@ def write_text(path: Path, text: str, error: type[VolitionError] = VolitionError
 def read_json(
     path: Path, error: type[VolitionError] = VolitionError, *, at_most: int = LONGEST_JSON
 ) -> Any:
-    """The content of a JSON file. Raises `error` if it can't be read, is too long or no JSON."""
+    """The content of a JSON file. Raises `error` if it is unreadable, too large or not JSON."""
     try:
         if (size := path.stat().st_size) > at_most:
             raise error(f"{path}: {size / 1e6:.0f} MB, expected at most {at_most / 1e6:.0f} MB")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as reason:  # ValueError: a number of 5,000 digits
         raise error(
-            f"{path}: not readable JSON ({brief(reason)}); copy the whole folder again"
+            f"{path}: not readable as JSON ({brief(reason)}); copy the whole folder again"
         ) from reason
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    """Sync a file, or a folder with all its content, to disk."""
     if path.is_dir():
         for inside in path.iterdir():
             sync(inside)
@@ -81,7 +81,7 @@ def sync(path: Path) -> None:
 
 
 def sync_names(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Sync the names in a folder to disk."""
     if os.name == "posix":  # Windows can't open a folder
         _fsync(folder)
 
@@ -95,7 +95,7 @@ def _fsync(path: Path) -> None:
 
 
 def _rename(new: Path, path: Path, old: Path) -> None:
-    """Put `new` where `path` is; folders can't be replaced in one call, so the old steps aside."""
+    """Rename `new` to `path`. A folder can't be replaced in one call, so it becomes `old` first."""
     if not (new.is_dir() and path.is_dir()):
         os.replace(new, path)
         return
@@ -108,7 +108,7 @@ def _rename(new: Path, path: Path, old: Path) -> None:
 
 
 def _clear_up(path: Path) -> None:
-    """Remove what writers of `path` left that were killed."""
+    """Delete the temporary files of writers of `path` that were killed."""
     for left in path.parent.glob(glob.escape(f".{path.name[:NAME_KEPT]}.") + "*.partial"):
         process = left.name.split(".")[-3]
         if process.isdigit() and not _is_alive(int(process)):
@@ -117,7 +117,7 @@ def _clear_up(path: Path) -> None:
 
 def _is_alive(process: int) -> bool:
     if os.name != "posix":
-        return True  # nobody can ask there without ending it
+        return True  # on Windows, os.kill would end the process
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -128,7 +128,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove what is there, if that can be done: a disk may be read-only by now."""
+    """Delete a file or folder; errors are ignored, as on a disk that has become read-only."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,7 +1,7 @@
-"""What a decoded velocity goes through before it leaves: bias, gain, smoothing, dead zone, limits.
+"""Output filters of the decoded velocity: bias, gain, smoothing, dead zone, limits, in this order.
 
-All are off by default, and one that is off remembers nothing. The limits come last and can't be
-exceeded, but to stand still at once when decoding stops.
+All are off by default, and a filter that is off keeps no state. The limits come last and are never
+exceeded, except that the cursor stops at once when decoding stops.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from decoder.errors import SettingsError
 
 Velocity = tuple[float, float]
 
-FAST_PERCENTILE = 66.0  # of recent speeds; what is faster says something of the bias
-REMEMBER_S = 60.0  # speeds that the percentile is taken of
+FAST_PERCENTILE = 66.0  # of recent speeds; faster velocities estimate the bias
+REMEMBER_S = 60.0  # of speeds for the percentile
 NOTE_EVERY_S = 0.05
 RANK_EVERY_S = 1.0
 MIN_REMEMBERED = 200
 
-
-LIMITS = {  # least and most of each setting
+LIMITS = {  # minimum and maximum of each setting
     "gain": (0.0, 100.0),
     "smoothing_s": (0.0, 10.0),
     "dead_zone": (0.0, 10.0),
@@ -34,13 +33,15 @@ LIMITS = {  # least and most of each setting
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Settings of the output filters. Raises SettingsError where one is out of range.
+    """Settings of the output filters. Raises SettingsError if one is out of range.
 
-    gain: factor on the velocity. smoothing_s: time constant of an exponential mean, s; 0 is none.
-    dead_zone: speeds below it, m/s, are zero. speed_limit: m/s; None is none.
-    bias_s: time constant, s, of the bias that is taken off, a running mean of velocities faster
-        than the 66th percentile of speeds (after Jarosiewicz et al. 2015); None takes off nothing.
-    acceleration_limit: m/s², from tick to tick; None is none.
+    gain: factor applied to the velocity.
+    smoothing_s: time constant of the exponential moving average, s; 0 for no smoothing.
+    dead_zone: speed below which the velocity is set to zero, m/s.
+    speed_limit: maximum speed, m/s; None for no limit.
+    acceleration_limit: maximum change of velocity between ticks, m/s²; None for no limit.
+    bias_s: time constant, s, of the running mean of velocities above the 66th percentile of speed,
+        which is subtracted as bias (after Jarosiewicz et al. 2015); None for no correction.
     """
 
     gain: float = 1.0
@@ -58,7 +59,7 @@ class Filters:
 
 
 class OutputFilters:
-    """The filters at work on one velocity a tick.
+    """Filters one velocity per tick.
 
     tick_s: seconds between ticks.
     """
@@ -68,14 +69,14 @@ class OutputFilters:
         self.bias: Velocity = (0.0, 0.0)
         self._tick_s = tick_s
         self._smoothed: Velocity | None = None
-        self._last: Velocity = (0.0, 0.0)  # that left
+        self._last: Velocity = (0.0, 0.0)  # published
         self._speeds = np.empty(round(REMEMBER_S / NOTE_EVERY_S))
         self._n_speeds = 0
         self._fast = math.inf
         self._note_in = self._rank_in = 0.0
 
     def __call__(self, velocity: Velocity) -> Velocity:
-        """The velocity (x, y), m/s, to publish."""
+        """The velocity (x, y) to publish, m/s."""
         given, (x, y) = self.settings, velocity
         if given.bias_s is None:
             self.forget_bias()
@@ -94,17 +95,17 @@ class OutputFilters:
             most = given.acceleration_limit * self._tick_s
             dx, dy = _within(most, x - self._last[0], y - self._last[1])
             x, y = self._last[0] + dx, self._last[1] + dy
-            x, y = _within(given.speed_limit, x, y)  # where the limit was lowered meanwhile
+            x, y = _within(given.speed_limit, x, y)  # the limit may have been lowered
         self._last = x, y
         return x, y
 
     def interrupt(self) -> None:
-        """Decoding stopped: what comes next starts from rest. The bias stays."""
+        """Decoding stopped: restart from zero velocity. The bias is kept."""
         self._smoothed = None
         self._last = 0.0, 0.0
 
     def forget_bias(self) -> None:
-        """Another decoder decodes: what was learned of the last one's speeds doesn't hold."""
+        """Forget the bias and the speeds, which belong to the previous decoder."""
         self.bias = (0.0, 0.0)
         self._n_speeds, self._fast = 0, math.inf
         self._note_in = self._rank_in = 0.0
@@ -117,8 +118,10 @@ class OutputFilters:
         return x, y
 
     def _learn_bias(self, x: float, y: float, rate: float) -> None:
-        """Move the bias until what is fast has none, after it was taken off: of raw velocities
-        those along the bias are fast, and their mean is more than the bias."""
+        """Move the bias until the mean of fast velocities, bias subtracted, is zero.
+
+        Raw velocities won't do: those along the bias are fast, so their mean exceeds the bias.
+        """
         speed = math.hypot(x, y)
         self._note_in -= self._tick_s
         if self._note_in <= 0:
@@ -135,7 +138,7 @@ class OutputFilters:
 
 
 def _within(limit: float | None, x: float, y: float) -> Velocity:
-    """A vector of the same direction, at most so long."""
+    """A vector of the same direction, no longer than `limit`."""
     length = math.hypot(x, y)
     if limit is None or length <= limit:
         return x, y

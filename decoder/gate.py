@@ -1,17 +1,16 @@
-"""Whether a candidate decoder is better than the active one, and how sure that is.
+"""The promotion gate: is the candidate decoder better than the active one, and how sure is that?
 
-Both decode the same labelled seconds, none of which the candidate that decodes them has learned
-from. Their squared errors are summed over blocks of `BLOCK_S`, longer than errors stay alike, and
-compared in pairs: what makes a second hard is hard for both. The difference of R² comes with a
-confidence interval over blocks (a ratio estimate with Student's t; Cochran, Sampling Techniques,
-1977, 6.4), widened where neighbouring blocks still resemble each other.
+Both decode the same labelled data, which the candidate has not been trained on. Squared errors are
+summed over blocks of `BLOCK_S`, longer than the autocorrelation of the errors, and compared in
+pairs, because a block that is hard for one decoder is hard for the other. The difference in R² has
+a confidence interval over blocks (a ratio estimate with Student's t; Cochran, Sampling Techniques,
+1977, 6.4), widened if neighbouring blocks are still correlated.
 
-    promote     better, with the whole interval above zero, and R² surely above `LEAST_R2`
-    reject      worse, with the whole interval below zero, or no better than chance
-    undecided   so many seconds can't tell
+    promote     better: the interval is above zero, and the lower bound of R² above `LEAST_R2`
+    reject      worse: the interval is below zero; or no better than chance
+    undecided   the data are not enough to tell
 
-It does not know where the seconds come from (`training.calibration.crossval`,
-`server.calibration.shadow`).
+The data come from `training.calibration.crossval` and `server.calibration.shadow`.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from decoder.arrays import Floats
 
 Answer = Literal["promote", "reject", "undecided"]
 
-BLOCK_S = 2.0  # errors of decoders of reaches are alike for 0.2 to 0.5 s
-MIN_BLOCKS = 5  # fewer say nothing of their own spread
-CONFIDENCE = 0.95  # that a promoted decoder is better, and that a rejected one is worse
+BLOCK_S = 2.0  # the errors of reach decoders are correlated over 0.2 to 0.5 s
+MIN_BLOCKS = 5  # fewer give no estimate of their spread
+CONFIDENCE = 0.95  # of each bound: that a promoted decoder is better, a rejected one worse
 LEAST_R2 = 0.1  # a decoder trained on shuffled labels scores about 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate with a lower and an upper bound, each kept with a confidence of `CONFIDENCE`."""
+    """An estimate with a lower and an upper bound, each at confidence `CONFIDENCE`."""
 
     value: float
     low: float
@@ -45,9 +44,9 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Squared errors of two decoders on the same instants; (n_blocks,) each, sums over a block.
+    """Squared errors of two decoders at the same instants, summed over blocks; (n_blocks,) each.
 
-    seconds: that each block holds. total: squared distance of the true velocity from its mean.
+    seconds: length of each block. total: squared deviation of the true velocity from its mean.
     candidate, active: squared errors; `active` is None if it knows none of the units.
     """
 
@@ -58,15 +57,15 @@ class Evidence:
 
     @classmethod
     def none(cls) -> Self:
-        """Of no data."""
+        """Evidence without data."""
         empty = np.empty(0)
         return cls(seconds=empty, total=empty, candidate=empty, active=empty)
 
     @classmethod
     def of(cls, true: Floats, candidate: Floats, active: Floats | None, *, tick_s: float) -> Self:
-        """Of velocities (n, 2) at successive instants, `tick_s` apart where data have no gap.
+        """Evidence from velocities (n, 2) at successive instants, `tick_s` apart except for gaps.
 
-        All blocks are equally long, `BLOCK_S` at least.
+        The blocks have equal length, at least `BLOCK_S`.
         """
         if len(true) == 0:
             return cls.none()
@@ -84,7 +83,7 @@ class Evidence:
         )
 
     def __add__(self, other: Evidence) -> Evidence:
-        """Of both data. What only one of them compared counts for the candidate alone."""
+        """Combine both. If either knows no active decoder, the sum is about the candidate alone."""
         if not len(self.seconds) or not len(other.seconds):
             return self if len(self.seconds) else other
         known = self.active is not None and other.active is not None
@@ -96,56 +95,56 @@ class Evidence:
         )
 
     def as_lists(self) -> dict[str, list[float] | None]:
-        """For a line of JSON; `from_lists` reads it."""
+        """As lists for JSON; the inverse of `from_lists`."""
         return {name: None if v is None else v.tolist() for name, v in vars(self).items()}
 
     @classmethod
     def from_lists(cls, lists: dict[str, Any]) -> Self:
-        """What `as_lists` made."""
+        """Evidence from the lists of `as_lists`."""
         arrays: dict[str, Any] = {n: None if v is None else np.array(v) for n, v in lists.items()}
         return cls(**arrays)
 
     @property
     def compared_s(self) -> float:
-        """Seconds that were scored."""
+        """Length of the scored data, s."""
         return float(self.seconds.sum())
 
     def r2(self) -> Interval:
-        """Of the candidate, both axes together."""
+        """R² of the candidate, both axes pooled."""
         return _ratio(self.total - self.candidate, self.total)
 
     def active_r2(self) -> float | None:
-        """Of the active decoder."""
+        """R² of the active decoder, both axes pooled; None if it was not compared."""
         return None if self.active is None else _ratio(self.total - self.active, self.total).value
 
     def better_by(self) -> Interval | None:
-        """The candidate's R² less the active decoder's."""
+        """R² of the candidate minus R² of the active decoder; None if that was not compared."""
         return None if self.active is None else _ratio(self.active - self.candidate, self.total)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The gate's answer, and why, for people."""
+    """The gate's answer, with the reason as text."""
 
     answer: Answer
     why: str
 
 
 def judge(evidence: Evidence, where: str) -> Verdict:
-    """Decide between candidate and active decoder. where: the data's name, for people."""
+    """Decide between candidate and active decoder. where: a name of the data, for messages."""
     seconds, n_blocks = evidence.compared_s, len(evidence.seconds)
     if n_blocks < MIN_BLOCKS:
         return Verdict(
             answer="undecided",
-            why=f"{seconds:.1f} s of {where} are too few to judge by; expected "
-            f"{MIN_BLOCKS * BLOCK_S:g} or more",
+            why=f"{seconds:.1f} s of {where} are too few to decide, expected "
+            f"at least {MIN_BLOCKS * BLOCK_S:g} s; collect longer",
         )
     r2, better = evidence.r2(), evidence.better_by()
-    if not r2.value >= LEAST_R2:  # NaN isn't either
+    if not r2.value >= LEAST_R2:  # also true of NaN
         return Verdict(
             answer="reject",
-            why=f"R² {r2.value:.3f} on {where}, expected {LEAST_R2:g} or more: spikes and labels "
-            "have little to do with each other; check both streams, collect longer",
+            why=f"R² {r2.value:.3f} on {where}, expected at least {LEAST_R2:g}: spikes and labels "
+            "hardly correlate; check both streams, or collect longer",
         )
     compared = (
         ""
@@ -163,15 +162,17 @@ def judge(evidence: Evidence, where: str) -> Verdict:
             why=f"R² {_text(r2)} on {seconds:.0f} s of {where} may be chance; collect longer",
         )
     if better is not None and not better.low > 0:
-        return Verdict(answer="undecided", why=f"{compared}; so many seconds can't tell")
+        return Verdict(
+            answer="undecided", why=f"{compared}; the data are too few to tell, collect longer"
+        )
     return Verdict(answer="promote", why="")
 
 
 def decide(held_out: Evidence, live: Evidence, doubts: Sequence[str] = ()) -> Verdict:
-    """Decide by all labelled seconds, of the calibration and of the live stream after it.
+    """Decide on all labelled data, of the calibration and of the live stream after it.
 
-    What is worse on the live stream alone is rejected, whatever came before. doubts: what may be
-    wrong with the data; with any, nothing is promoted without a person.
+    A candidate that is worse on the live stream alone is rejected, whatever its cross-validation.
+    doubts: possible problems with the data; with any doubt, promotion is left to the operator.
     """
     alone = judge(live, "the live stream")
     if alone.answer == "reject":
@@ -188,7 +189,7 @@ def _text(interval: Interval) -> str:
 
 
 def _ratio(parts: Floats, wholes: Floats) -> Interval:
-    """Sum of `parts` over sum of `wholes`, (n_blocks,) each, with its confidence interval."""
+    """The sum of `parts` over the sum of `wholes`, (n_blocks,) each, with confidence interval."""
     whole, n = float(wholes.sum()), len(parts)
     if n < 2 or not whole > 0 or not np.isfinite(parts).all():
         return Interval(value=math.nan, low=-math.inf, high=math.inf)
@@ -196,13 +197,13 @@ def _ratio(parts: Floats, wholes: Floats) -> Interval:
     residual = parts - value * wholes
     variance = float(residual @ residual) * n / (n - 1)
     alike = float(residual[1:] @ residual[:-1]) / max(float(residual @ residual), 1e-300)
-    variance *= 1.0 + 2.0 * max(0.0, alike + 1.0 / n)  # estimates of it are 1/n too low
+    variance *= 1.0 + 2.0 * max(0.0, alike + 1.0 / n)  # the estimate is biased low by 1/n
     margin = student_t(CONFIDENCE, n - 1) * math.sqrt(variance) / whole
     return Interval(value=value, low=value - margin, high=value + margin)
 
 
 def student_t(probability: float, freedom: int) -> float:
-    """Quantile of Student's t, to 1 % from 4 degrees of freedom on (Abramowitz & Stegun 26.7.5)."""
+    """Quantile of Student's t, within 1 % for `freedom` >= 4 (Abramowitz & Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(probability)
     terms: tuple[float, ...] = (
         (z**3 + z) / 4,

@@ -1,1 +1,1 @@
-"""The control plane: REST, the daemon's keeper, calibrations. The daemon runs without it."""
+"""The control plane: REST API, supervisor, calibrations. The daemon runs without it."""

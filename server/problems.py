@@ -1,7 +1,7 @@
-"""Every error as a problem document (RFC 9457), one place for all of them.
+"""Problem documents (RFC 9457), one for every error.
 
-A problem's `type` is `/problems/<name>`: it names the kind of error, for scripts. Its `detail` says
-what was seen, what was expected and what to do.
+A problem's `type` is `/problems/<name>`: the kind of error, for scripts to compare. Its `detail`
+has what was seen, what was expected and what to do next.
 """
 
 from __future__ import annotations
@@ -24,39 +24,35 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class NotFoundError(errors.VolitionError):
-    """There is no such decoder or calibration."""
+    """No such decoder or calibration."""
 
 
 class ConflictError(errors.VolitionError):
-    """What was asked can't be done now."""
+    """The request can't be carried out in the current state."""
 
 
 class DaemonError(errors.VolitionError):
-    """No daemon decodes, or it refused."""
+    """No daemon is running, or it refused a command."""
 
 
-class ForbiddenError(errors.VolitionError):
-    """The caller may not."""
-
-
-# The most special kinds first.
+# The most specific kinds first.
 KINDS: tuple[tuple[type[errors.VolitionError], str, int, str], ...] = (
     (NotFoundError, "not-found", 404, "Not found"),
     (ConflictError, "conflict", 409, "Not possible now"),
     (DaemonError, "daemon", 409, "The daemon can't do that now"),
     (NoAnswerError, "no-answer", 503, "The daemon does not answer"),
     (errors.BundleError, "bundle", 409, "The bundle can't be used"),
-    (errors.ProviderError, "provider", 409, "ONNX Runtime can't run where it was asked to"),
-    (errors.StreamError, "stream", 409, "A stream isn't there, or isn't as described"),
+    (errors.ProviderError, "provider", 409, "ONNX Runtime can't use the requested provider"),
+    (errors.StreamError, "stream", 409, "A stream is missing or not as described"),
     (errors.SessionError, "recording", 409, "The recording can't be used"),
-    (errors.TrainingError, "training", 409, "The decoder can't be trained from this"),
+    (errors.TrainingError, "training", 409, "The decoder can't be trained on these data"),
     (errors.SettingsError, "settings", 409, "A setting is out of range"),
     (errors.VolitionError, "error", 409, "Not possible"),
 )
 
 
 def problem_of(error: errors.VolitionError, instance: str | None = None) -> Problem:
-    """The problem that an error of ours is."""
+    """The problem document for one of Volition's own errors."""
     for kind, name, status, title in KINDS:
         if isinstance(error, kind):
             return Problem(
@@ -70,27 +66,27 @@ def problem_of(error: errors.VolitionError, instance: str | None = None) -> Prob
 
 
 def error_of(name: str, detail: str) -> errors.VolitionError:
-    """The error that another process named by its class."""
+    """The error that another process reported by the name of its class."""
     kinds = {kind.__name__: kind for kind, *_ in KINDS}
     return kinds.get(name, errors.VolitionError)(detail)
 
 
 def response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
-    """A problem as an answer."""
+    """A problem document as an HTTP response."""
     return JSONResponse(
         problem.model_dump(), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE
     )
 
 
 def plain(status: int, name: str, title: str, detail: str, instance: str) -> Problem:
-    """A problem that is no error of ours."""
+    """A problem document for anything that is not a VolitionError."""
     return Problem(
         type=f"/problems/{name}", title=title, status=status, detail=detail, instance=instance
     )
 
 
 def install(app: FastAPI) -> None:
-    """Let the app answer every error with a problem document."""
+    """Make the app answer every error with a problem document."""
 
     @app.exception_handler(errors.VolitionError)
     def _ours(request: Request, error: errors.VolitionError) -> JSONResponse:
@@ -101,9 +97,7 @@ def install(app: FastAPI) -> None:
         wrong = "; ".join(
             f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
         )
-        return response(
-            plain(422, "invalid", "The request is not as documented", wrong, request.url.path)
-        )
+        return response(plain(422, "invalid", "The request is not valid", wrong, request.url.path))
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -119,12 +113,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def _unknown(request: Request, error: Exception) -> JSONResponse:
         log.exception("%s %s", request.method, request.url.path, exc_info=error)
-        detail = f"{type(error).__name__}; the server's log has more"
-        return response(plain(500, "internal", "A fault of ours", detail, request.url.path))
+        detail = f"{type(error).__name__}; see the server's log"
+        return response(plain(500, "internal", "Internal error", detail, request.url.path))
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
-    """What a path takes; Starlette itself tells only of the first route that matches."""
+    """The methods that a path accepts; Starlette reports only the first route that matches."""
     documented = app.openapi()["paths"]
     if path in documented:
         return sorted(method.upper() for method in documented[path])
@@ -140,15 +134,15 @@ def _methods(app: FastAPI, path: str) -> list[str]:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: each status is a problem document."""
+    """The problem documents for these statuses, as a route's `responses`."""
     titles = {
-        400: "The Host is not ours",
-        401: "A bearer token is needed",
-        403: "The Origin may not call",
+        400: "The Host is not allowed",
+        401: "A bearer token is required",
+        403: "The Origin is not allowed",
         404: "Not found",
         409: "Not possible now",
-        413: "The body is too long",
-        422: "The request is not as documented",
+        413: "The body is too large",
+        422: "The request is not valid",
         429: "Too many wrong tokens",
         503: "The daemon does not answer",
     }

@@ -1,6 +1,7 @@
-"""Every body of the REST interface: what is accepted, what is answered, with examples.
+"""The request and response bodies of the REST API, with examples.
 
-Units stand in the names or descriptions. Unknown fields and values of another type are refused.
+Units are in the field names or descriptions. Unknown fields and values of the wrong type are
+refused.
 """
 
 from __future__ import annotations
@@ -19,56 +20,58 @@ from streaming.wire import messages as wire
 Method = Literal["auto", "units", "units+head", "full", "scratch", "kalman", "ridge"]
 Labels = Literal["kinematics", "intention", "retrospective"]
 Promote = Literal["auto", "manual", "never"]
-Name = Annotated[  # of an LSL stream, or a decoder: it becomes part of a query or a path
+Name = Annotated[  # of an LSL stream or a decoder; it becomes part of a query or a path
     str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .:+\-]*$")
 ]
 State = Literal[
     "collecting", "training", "shadowing", "promoting",
     "promoted", "rejected", "undecided", "ready", "failed", "cancelled", "interrupted",
 ]  # fmt: skip
-Use = Literal["spikes", "kinematics", "markers", "nothing"]  # of an LSL stream
+Use = Literal["spikes", "kinematics", "markers", "nothing"]  # what a stream is for
 RUNNING: tuple[State, ...] = ("collecting", "training", "shadowing", "promoting")
 
 
 def _whole(value: object) -> object:
-    """1.0 is an integer in JSON; MATLAB writes it so."""
+    """Accept 1.0 as an integer: MATLAB writes integers that way."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Body(BaseModel):
-    """What a caller sends."""
+    """A request body."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Answer(BaseModel):
-    """What the server sends."""
+    """A response body."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Problem(Answer):
-    """What went wrong (RFC 9457)."""
+    """A problem document (RFC 9457)."""
 
-    type: str = Field(description="kind of problem, for scripts", examples=["/problems/stream"])
-    title: str = Field(examples=["A stream isn't there, or isn't as described"])
+    type: str = Field(
+        description="kind of problem, for scripts to compare", examples=["/problems/stream"]
+    )
+    title: str = Field(examples=["A stream is missing or not as described"])
     status: int = Field(examples=[409])
     detail: str = Field(
-        description="what was seen, what was expected, what to do",
+        description="what was seen, what was expected and what to do next",
         examples=["no kinematics stream (type 'Kinematics'); nothing would label the spikes"],
     )
     instance: str | None = Field(default=None, description="path of the request")
 
 
 class Input(Body):
-    """Which LSL stream the daemon reads."""
+    """The LSL stream of spikes that the daemon reads."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"kind": "Spikes", "name": "rig-spikes"}]}
     )
 
     kind: StreamKind = "Spikes"
-    name: Name | None = Field(default=None, description="left out: the only one of its kind")
+    name: Name | None = Field(default=None, description="omit to take the only stream of this kind")
 
 
 class Stream(Answer):
@@ -79,13 +82,13 @@ class Stream(Answer):
     source_id: str
     host: str
     channels: int
-    rate_hz: float = Field(description="0 where irregular")
+    rate_hz: float = Field(description="nominal sampling rate; 0 if irregular")
     used_for: Use
-    open: bool = Field(description="the daemon reads it now")
+    open: bool = Field(description="whether the daemon reads it now")
 
 
 class Decoder(Answer):
-    """A bundle of the registry."""
+    """A decoder in the registry."""
 
     id: str
     family: str
@@ -99,15 +102,15 @@ class Decoder(Answer):
 
 
 class DecoderDetail(Decoder):
-    """A bundle with its units, verified."""
+    """A decoder with its unit ids, its files verified."""
 
     unit_ids: list[str]
     path: str
-    problem: str | None = Field(description="what is wrong with the bundle's files, if anything")
+    problem: str | None = Field(description="what is wrong with the bundle's files, or null")
 
 
 class NewDecoder(Body):
-    """A bundle on the server's host to verify and copy into the registry."""
+    """The path of a bundle on the server's host, to be verified and copied into the registry."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "/data/monkey.bundle"}]})
 
@@ -115,7 +118,7 @@ class NewDecoder(Body):
 
 
 class Pause(Body):
-    """Why decoding is paused."""
+    """The reason for a pause."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"why": "between blocks"}]})
 
@@ -128,24 +131,28 @@ def _limited(name: str, description: str) -> Any:
 
 
 class FiltersPatch(Body):
-    """Filter settings to change; those that are left out stay."""
+    """Filter settings to change; omitted settings keep their values."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"gain": 1.2, "speed_limit": 0.5}]})
 
-    gain: float = _limited("gain", "factor on the velocity")
-    smoothing_s: float = _limited("smoothing_s", "time constant of an exponential mean, s; 0: none")
-    dead_zone: float = _limited("dead_zone", "speeds below it, m/s, are zero")
-    speed_limit: float | None = _limited("speed_limit", "m/s; null: none")
-    acceleration_limit: float | None = _limited("acceleration_limit", "m/s²; null: none")
+    gain: float = _limited("gain", "factor applied to the velocity")
+    smoothing_s: float = _limited(
+        "smoothing_s", "time constant of the exponential moving average, s; 0 for no smoothing"
+    )
+    dead_zone: float = _limited("dead_zone", "speed below which the velocity is set to zero, m/s")
+    speed_limit: float | None = _limited("speed_limit", "maximum speed, m/s; null for no limit")
+    acceleration_limit: float | None = _limited(
+        "acceleration_limit", "maximum acceleration, m/s²; null for no limit"
+    )
     bias_s: float | None = _limited(
         "bias_s",
-        "time constant, s, of the bias that is taken off, a running mean of velocities whose speed "
-        "is above the 66th percentile; null: none is taken off",
+        "time constant, s, of the running mean of velocities above the 66th percentile of speed, "
+        "which is subtracted as bias; null for no bias correction",
     )
 
 
 class FiltersView(Answer):
-    """The filters in use."""
+    """The output filters in use."""
 
     gain: float
     smoothing_s: float
@@ -156,14 +163,14 @@ class FiltersView(Answer):
 
 
 def _model_of(struct: type[msgspec.Struct], doc: str) -> type[BaseModel]:
-    """A message of the daemon as an answer: the same fields, less the wire's own version."""
+    """A daemon message as a response body: the same fields, without the wire's schema version."""
     fields: dict[str, Any] = {}
     for field in msgspec.structs.fields(struct):
         if field.name == "schema":
             continue
         kind = field.type
         if kind == wire.Quantiles | None:
-            kind = _model_of(wire.Quantiles, "Quantiles of a second's ticks, ms.") | None
+            kind = _model_of(wire.Quantiles, "Quantiles over the ticks of one second, ms.") | None
         elif kind is Filters:
             kind = FiltersView
         fields[field.name] = (kind, ...)
@@ -171,76 +178,105 @@ def _model_of(struct: type[msgspec.Struct], doc: str) -> type[BaseModel]:
 
 
 DaemonStatus = _model_of(
-    wire.Status, "What the daemon says of itself (streaming/wire/messages.py)."
+    wire.Status, "The daemon's own status message (streaming/wire/messages.py)."
 )
 
 
 class ServerStatus(Answer):
-    """Whether a daemon decodes, and how."""
+    """The status of the server and of its daemon."""
 
-    answered: bool = Field(description="the daemon answers")
-    restarting: bool = Field(description="a daemon should run and is being started")
-    restarts: int = Field(description="daemons that died since the server's start")
+    answered: bool = Field(description="whether the daemon answers")
+    restarting: bool = Field(description="whether a daemon should run but does not answer yet")
+    restarts: int = Field(description="number of daemons that have died since the server started")
     daemon: DaemonStatus | None  # type: ignore[valid-type]
-    calibration: str | None = Field(description="id of the calibration that runs")
+    calibration: str | None = Field(description="id of the running calibration")
 
 
 class Health(Answer):
-    """The server lives, or is ready to decode."""
+    """A health check that passed."""
 
     status: Literal["ok"] = "ok"
 
 
 class CalibrationRequest(Body):
-    """Data to collect, what to learn from it, and what to do with the result."""
+    """What data to collect, how to train on them, and what to do with the result."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"seconds": 40.0, "method": "auto", "promote": "auto"}]}
     )
 
-    seconds: float = Field(default=40.0, ge=5, le=3600, description="labelled data to collect")
+    seconds: float = Field(default=40.0, ge=5, le=3600, description="labelled data to collect, s")
     method: Method = Field(
         default="auto",
-        description="units: today's units alone; units+head: and the readout; full: then "
-        "everything; scratch: a new model; auto: units, then full while the time lasts; kalman, "
-        "ridge: a velocity Kalman filter, a ridge regression, on nothing but these data",
+        description="what to train. units: only today's units; units+head: the units, then the "
+        "readout too; full: the units, then all weights; scratch: a new model; auto: units, then "
+        "full within the allowed time; kalman, ridge: a velocity Kalman filter or a ridge "
+        "regression, fitted to these data alone",
     )
-    labels: Labels = Field(default="kinematics", description="what the velocity means")
+    labels: Labels = Field(
+        default="kinematics",
+        description="velocity to train on. kinematics: as recorded; intention: turned toward the "
+        "target; retrospective: toward the target that was acquired",
+    )
     promote: Promote = Field(
-        default="auto", description="auto: decode with it if it is better; never: only score it"
+        default="auto",
+        description="auto: activate the candidate if it is better; manual, never: only score it",
     )
-    shadow: bool = Field(default=False, description="first decode live beside the active one")
-    shadow_s: float = Field(default=10.0, ge=2, le=600, description="for so long")
+    shadow: bool = Field(
+        default=False,
+        description="first compare the candidate with the active decoder on the live stream",
+    )
+    shadow_s: float = Field(
+        default=10.0,
+        ge=2,
+        le=600,
+        description="length of the live comparison, s; up to four times as long while undecided",
+    )
     allowed_s: float | None = Field(
-        default=None, gt=0, le=3600, description="seconds of learning; null: as the model needs"
+        default=None,
+        gt=0,
+        le=3600,
+        description="time allowed for training, s; null for the default of the base's family",
     )
     base: Name | None = Field(
-        default=None, description="decoder to start from; null: the one that the active came from"
+        default=None,
+        description="decoder to start training from; null for the pretrained decoder that the "
+        "active one is based on",
     )
     data: Name | None = Field(
         default=None,
-        description="an earlier calibration; learn from its data again, and collect nothing",
+        description="id of an earlier calibration; train on its data and collect nothing",
     )
-    spikes: Name | None = Field(default=None, description="LSL stream; null: what is decoded")
-    kinematics: Name | None = Field(default=None, description="LSL stream; null: the only one")
-    markers: Name | None = Field(default=None, description="LSL stream; null: the only one")
+    spikes: Name | None = Field(
+        default=None, description="LSL stream of spikes; null for the one that the daemon reads"
+    )
+    kinematics: Name | None = Field(
+        default=None, description="LSL stream of kinematics; null for the only one"
+    )
+    markers: Name | None = Field(
+        default=None, description="LSL stream of markers; null for the only one"
+    )
     subject: Name = "unknown"
     seed: Annotated[int, BeforeValidator(_whole)] = Field(default=0, ge=0, le=2**31 - 1)
 
 
 class Scores(Answer):
-    """Causal velocity R², axes taken together, of both decoders on the same data."""
+    """Causal velocity R², both axes pooled, of two decoders on the same data."""
 
-    candidate: float | None = Field(description="null where it can't be said")
-    active: float | None = Field(description="null where it knows none of today's units")
-    seconds: float = Field(description="of data scored")
+    candidate: float | None = Field(description="R² of the candidate; null if undefined")
+    active: float | None = Field(
+        description="R² of the active decoder; null if it knows none of today's units"
+    )
+    seconds: float = Field(description="data scored, s")
     better_by: float | None = Field(
-        default=None, description="R² of the candidate less the active decoder's"
+        default=None, description="R² of the candidate minus R² of the active decoder"
     )
     at_least: float | None = Field(
-        default=None, description="lower bound of `better_by`, kept with a confidence of 95 %"
+        default=None, description="lower bound of `better_by`, at 95 % confidence"
     )
-    at_most: float | None = Field(default=None, description="upper bound, likewise")
+    at_most: float | None = Field(
+        default=None, description="upper bound of `better_by`, at 95 % confidence"
+    )
 
 
 class Calibration(Answer):
@@ -251,34 +287,34 @@ class Calibration(Answer):
     request: CalibrationRequest
     created: datetime
     ended: datetime | None = None
-    collected_s: float = Field(default=0.0, description="labelled data so far")
+    collected_s: float = Field(default=0.0, description="labelled data collected so far, s")
     spikes: int = 0
-    phase: str = Field(default="", description="what is being learned")
-    share: float = Field(default=0.0, description="of the learning that is done, 0 to 1")
-    base: str | None = Field(default=None, description="decoder that learning began from")
-    before: str | None = Field(default=None, description="decoder that was active")
-    candidate: str | None = Field(default=None, description="decoder that was made")
-    method: str | None = Field(default=None, description="method whose result was kept")
+    phase: str = Field(default="", description="current phase of the training")
+    share: float = Field(default=0.0, description="completed fraction of the training, 0 to 1")
+    base: str | None = Field(default=None, description="decoder that training started from")
+    before: str | None = Field(default=None, description="decoder that was active before")
+    candidate: str | None = Field(default=None, description="decoder that training produced")
+    method: str | None = Field(default=None, description="training method whose result was kept")
     held_out: Scores | None = Field(
         default=None,
-        description="on all labelled seconds, in turns: each decoded by a model that learned, by "
-        "the same method, from the others; the candidate itself learned from all of them",
+        description="cross-validated scores on all labelled data: each fold is decoded by a model "
+        "trained on the others by the same method; the candidate itself has seen all folds",
     )
-    live: Scores | None = Field(default=None, description="beside each other on the live stream")
+    live: Scores | None = Field(
+        default=None, description="scores of both decoders on the live stream"
+    )
     took_s: float | None = Field(
-        default=None, description="from the end of collection to the swap, or to the verdict"
+        default=None, description="time from the end of collection to the swap or the verdict, s"
     )
-    verdict: str = Field(
-        default="", description="why the candidate was rejected, or what could not be decided"
-    )
+    verdict: str = Field(default="", description="why the candidate was rejected or left undecided")
     doubts: list[str] = Field(
-        default=[], description="what to look at before the candidate decodes, however it scores"
+        default=[], description="what to check before activating the candidate, whatever its score"
     )
     problem: Problem | None = None
 
 
 class Change(Answer):
-    """Something that was changed."""
+    """A journal entry: who changed what, and when."""
 
     number: int
     at: datetime
@@ -288,7 +324,7 @@ class Change(Answer):
 
 
 def view(status: wire.Status | None) -> Any:
-    """A daemon's message as its answer."""
+    """The daemon's status as a response body."""
     if status is None:
         return None
     values = msgspec.to_builtins(status)
@@ -296,5 +332,5 @@ def view(status: wire.Status | None) -> Any:
 
 
 def filters_view(filters: Filters) -> FiltersView:
-    """The filters as an answer."""
+    """The output filters as a response body."""
     return FiltersView(**dataclasses.asdict(filters))

@@ -1,4 +1,4 @@
-"""The server's settings: a TOML file, then `VOLITION_…` variables, then options.
+"""The server's settings, from a TOML file, `VOLITION_…` variables and options, in this order.
 
 home = "/var/lib/volition"
 port = 8000
@@ -38,7 +38,7 @@ ALPHABETS = (string.digits, string.hexdigits, string.ascii_letters + string.digi
 
 
 class _File(TomlConfigSettingsSource):
-    """The TOML file, less what variables set of the daemon's section."""
+    """The TOML file, without those daemon settings that environment variables override."""
 
     def __call__(self) -> dict[str, Any]:
         values = dict(super().__call__())
@@ -54,29 +54,32 @@ class _File(TomlConfigSettingsSource):
 
 
 class ServerSettings(BaseSettings):
-    """How the server runs. Every field can be set as `VOLITION_<NAME>`.
+    """The server's settings. Every field can be set as `VOLITION_<NAME>`.
 
-    The daemon's own settings come from the section `daemon` of the file, or from the same
+    The daemon's settings come from the `daemon` section of the file, or from the environment
     variables that `volition decode` reads.
     """
 
     model_config = SettingsConfigDict(env_prefix="VOLITION_", frozen=True, extra="forbid")
 
-    home: Path = Field(default=Path("volition"), description="folder of all that must survive")
+    home: Path = Field(
+        default=Path("volition"),
+        description="folder of all persistent data",
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535)
     token: SecretStr | None = Field(default=None, description="bearer token that callers must send")
     allowed_hosts: tuple[str, ...] = Field(
-        default=(), description="further names by which callers may reach the server"
+        default=(), description="additional host names of the server"
     )
     allowed_origins: tuple[str, ...] = Field(
-        default=(), description="origins of pages, besides the server's own, that may call it"
+        default=(), description="additional origins whose pages may call the server"
     )
     supervise: bool = Field(
-        default=True, description="start the daemon and restart it; else only adopt one"
+        default=True, description="start and restart the daemon; false: only adopt one"
     )
     keep_daemon: bool = Field(
-        default=False, description="leave the daemon decoding when the server is stopped"
+        default=False, description="leave the daemon running when the server stops"
     )
     trainer_threads: int = Field(default=1, ge=1, le=64)
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)
@@ -100,19 +103,19 @@ class ServerSettings(BaseSettings):
             bits = most_bits(self.token.get_secret_value())
             if bits < TOKEN_BITS:
                 raise ValueError(
-                    f"the token has {bits:.0f} bits at most, expected {TOKEN_BITS} or more, so "
+                    f"the token has at most {bits:.0f} bits, expected at least {TOKEN_BITS}, so "
                     f"that it can't be guessed; make one with: {MAKE_A_TOKEN}"
                 )
         if self.host not in LOOPBACK and self.token is None:
             raise ValueError(
-                f"host {self.host} can be reached by others: set a token (VOLITION_TOKEN), or "
-                "listen on 127.0.0.1"
+                f"host {self.host} is reachable from other machines; set a token "
+                "(VOLITION_TOKEN) or listen on 127.0.0.1"
             )
         return self
 
     @model_validator(mode="after")
     def _only_we_give_commands(self) -> Self:
-        if self.supervise:  # else it is the address of a daemon that somebody else starts
+        if self.supervise:  # otherwise another supervisor starts the daemon and chooses its address
             try:
                 check_reach(self.control, anyone=self.daemon.control_open)
             except SettingsError as error:
@@ -138,26 +141,26 @@ class ServerSettings(BaseSettings):
 
 
 def most_bits(token: str) -> float:
-    """Bits of a token if its characters were drawn at random from the smallest usual alphabet.
+    """An upper bound on a token's bits: its characters drawn from the smallest usual alphabet.
 
-    A token of few different characters was not drawn, and has as many bits as it has of those.
+    A token with fewer than 8 different characters is not random and gets one bit for each of them.
     """
     different = len(set(token))
     if different < 8:
         return float(different)
     size = next((len(set(a)) for a in ALPHABETS if set(token) <= set(a)), 64)
-    size = 16 if size == len(set(string.hexdigits)) else size  # nobody mixes a and A
+    size = 16 if size == len(set(string.hexdigits)) else size  # hex has one case
     return len(token) * math.log2(size)
 
 
 def environment() -> dict[str, str]:
-    """This process' variables for one that it starts, without the server's own: its token."""
+    """The environment for child processes, without the server's own variables (its token)."""
     own = {f"VOLITION_{name.upper()}" for name in ServerSettings.model_fields} | {CONFIG_FILE}
     return {name: value for name, value in os.environ.items() if name.upper() not in own}
 
 
 def daemon_environment(settings: DaemonSettings) -> dict[str, str]:
-    """The same, with the variables that `volition decode` reads set to these settings."""
+    """The environment for a daemon: `environment`, with these settings as variables."""
     names = {name: f"VOLITION_{name.upper()}" for name in type(settings).model_fields}
     others = {n: value for n, value in environment().items() if n.upper() not in names.values()}
     values = settings.model_dump(mode="json", exclude_none=True)

@@ -20,9 +20,8 @@ from tests import isolation
 from training.data.simulate import simulate
 from training.data.windows import OutputScale, unit_words
 from training.exports.export import export_model
+from training.models.config import ModelConfig, PossmConfig
 from training.models.families import Config, Model, build
-from training.models.possm import PossmConfig
-from training.models.poyo import ModelConfig
 from training.pretraining import runs
 
 isolation.own_lsl_session()

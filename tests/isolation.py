@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from decoder.files import replacing
+
 Make = Callable[[Path], None]
 
 
@@ -40,9 +42,7 @@ def made_once(common: Path, name: str, make: Make) -> Path:
     folder = common / name
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            partial = common / f"{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            make(partial)
-            partial.rename(folder)
+            with replacing(folder) as partial:
+                partial.mkdir()
+                make(partial)
     return folder

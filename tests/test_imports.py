@@ -90,7 +90,7 @@ def test_what_serves_a_rig_loads_without_torch(module: str) -> None:
 def test_the_daemon_opens_and_decodes_a_bundle_without_torch(tiny) -> None:
     code = (
         "import sys; from decoder.bundles.bundle import open_bundle; "
-        "from decoder.runtimes.base import *; "
+        "from decoder.runtimes.opening import *; "
         f"r = open_runtime(open_bundle({str(tiny.bundle.path)!r}), epoch=0.0); r.warm_up(); "
         "import streaming.daemon.loop; print(r.decode(1.0)); assert 'torch' not in sys.modules"
     )

@@ -1,4 +1,4 @@
-"""Writes XDF 1.0 files as LabRecorder does (https://github.com/sccn/xdf/wiki/Specifications).
+"""Writes XDF 1.0 files like LabRecorder (https://github.com/sccn/xdf/wiki/Specifications).
 
 Chunks are `[length of length][length][tag][content]`; the StreamInfo XML is the stream's own.
 """
@@ -22,9 +22,9 @@ class Stream:
     """One recorded stream.
 
     xml: its StreamInfo. times: (n_samples,) float64, seconds on the sender's clock.
-    values: (n_samples, n_channels) numbers, or one string a sample.
-    clock_offset_s: what the recorder measured between its clock and the sender's, always or at each
-    sample; None if nothing.
+    values: (n_samples, n_channels) numbers, or one string per sample.
+    clock_offset_s: the recorder's clock minus the sender's as measured, constant or per sample;
+    None for no measurements.
     """
 
     xml: str
@@ -36,12 +36,12 @@ class Stream:
 def write(
     path: Path, streams: Sequence[Stream], *, with_footers: bool = True, date: str | None = None
 ) -> Path:
-    """Write `streams`, their chunks interleaved; without footers as a killed recorder leaves it.
+    """Write `streams` with interleaved chunks; without footers, like a killed recorder.
 
-    date: when the recorder began, as the file's header says it.
+    date: start of the recording in the file's header.
     """
-    said = f"<datetime>{date}</datetime>" if date else ""
-    header = f"<?xml version='1.0'?><info><version>1.0</version>{said}</info>"
+    started = f"<datetime>{date}</datetime>" if date else ""
+    header = f"<?xml version='1.0'?><info><version>1.0</version>{started}</info>"
     parts = [b"XDF:", _chunk(FILE_HEADER, header.encode())]
     parts += [_chunk(STREAM_HEADER, s.xml.encode(), i) for i, s in enumerate(streams, 1)]
     longest = max(len(stream.times) for stream in streams)

@@ -101,9 +101,9 @@ def domain_r2(bundle: Path, session: Session) -> float:
 def ridge(session: Session, seconds: float) -> float:
     """Ridge regression fitted on the same seconds, its penalty chosen on their last fifth."""
     from training.baselines.ridge import ridge_score
-    from training.calibration.adapt import first_seconds
+    from training.calibration.adapt import first_seconds, hold_out_last_fifth
 
-    held_out = first_seconds(session, seconds)
+    held_out = hold_out_last_fifth(first_seconds(session, seconds))
     return round(ridge_score(replace(held_out, test_domain=session.test_domain)).r2_mean, 3)
 
 

@@ -46,7 +46,7 @@ class _Runner:
     """One preset with random weights, as a runtime and as torch_brain's module if it has one."""
 
     def __init__(self, preset: str, folder: Path) -> None:
-        from decoder.runtimes.base import open_runtime
+        from decoder.runtimes.opening import open_runtime
         from training.evaluation.reference import random_bundle
 
         self.preset = preset
@@ -91,7 +91,7 @@ class _Runner:
     def _reference(self, times: Floats, units: Ints, end: float) -> tuple[Floats, float] | None:
         """torch_brain's output and what it cost, seconds; None where it has no such model."""
         from training.evaluation.reference import reference_inputs, reference_output
-        from training.models.poyo import ModelConfig
+        from training.models.config import ModelConfig
 
         if not isinstance(self.config, ModelConfig):
             return None

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from clients.control import ControlClient, UnreachableError
+from clients.control import ControlClient
 from clients.harness.daemon import free_port
+from clients.rest import UnreachableError
 from decoder.errors import StreamError, VolitionError
 
 SHIPPED = {"stream": "possm", "rt": "poyo"}

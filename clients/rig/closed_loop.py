@@ -164,18 +164,18 @@ class Loop:
 
     def drift(self) -> None:
         """Another day's units."""
-        self.participant.tell(drift=msgspec.to_builtins(self.settings.drift))
+        self.participant.send(drift=msgspec.to_builtins(self.settings.drift))
         self.participant.wait_for("drifted", READY_S + self.settings.drift.ramp_s)
 
     def begin(self, mode: Mode, name: str, **block: object) -> None:
         """Begin a block; see `steer`."""
         given = {"task": self.settings.task, "seed": self.settings.seed, **block}
-        self.task.tell(block={"mode": mode, "name": name, **given})
+        self.task.send(block={"mode": mode, "name": name, **given})
         self.task.wait_for("begun", READY_S)
 
     def end(self) -> None:
         """End the block that runs."""
-        self.task.tell(end=True)
+        self.task.send(end=True)
         self.task.wait_for("ended", READY_S)
 
 

@@ -1,1 +1,1 @@
-"""A decoder on disk: a folder of manifest, graph, tables and weights, checked before use."""
+"""Bundles, the decoders on disk: manifest, graph, tables and weights, verified before use."""

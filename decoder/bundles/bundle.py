@@ -1,14 +1,14 @@
-"""A decoder on disk: one folder, nothing pickled, checked before use.
+"""A bundle is a decoder on disk: one folder without pickled data, verified before use.
 
     NAME.bundle/
       manifest.json         schema version, sizes, outputs, unit ids, provenance, metrics, checksums
                             of the other files and of itself (`decoder.bundles.manifest`)
-      graph.onnx            the streaming graph of one preset or kind; knows no unit
-      tables.safetensors    what depends on today's units: inputs of the graph
+      graph.onnx            the streaming graph of one preset; independent of units
+      tables.safetensors    graph inputs that depend on today's units
       weights.safetensors   all weights of the model, so that the bundle alone can be adapted
 
-A bundle is written whole or not at all (`decoder.files`). This module knows the files and their
-checksums; sizes and tables of each family are in `decoder.bundles.families`.
+A bundle is written atomically (`decoder.files`). This module handles the files and their checksums;
+the sizes and tables of each family are in `decoder.bundles.families`.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ __all__ = [
 
 log = logging.getLogger("volition.bundle")
 
-RUN = "run"  # key of the metadata in the weights' file
+RUN = "run"  # metadata key in the weights file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """An opened bundle: verified manifest and tables; the graph stays a file.
+    """An opened bundle: verified manifest and tables; the graph stays on disk.
 
-    is_sealed: the manifest has a checksum of itself; bundles of earlier versions have none.
+    is_sealed: whether the manifest has its own checksum; bundles of earlier versions have none.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Bundle:
 
 
 def new_decoder_id(session_id: str) -> str:
-    """An id that no other decoder has."""
+    """A new, unique decoder id."""
     return f"{session_id}-{uuid.uuid4().hex[:8]}"
 
 
@@ -88,11 +88,11 @@ def write(
     weights: Mapping[str, NDArray[np.generic]],
     run: str | None = None,
 ) -> Bundle:
-    """Write a bundle folder, whole or not at all; checksums are filled in.
+    """Write a bundle folder atomically and fill in the checksums.
 
-    run: what `training.pretraining.runs` has to know of the weights to go on with them, as JSON.
-    Raises BundleError if `path` exists and is not a bundle, so that nothing else is replaced, and
-    if it can't be written.
+    run: JSON that `training.pretraining.runs` needs to continue training with these weights.
+    Raises BundleError if the bundle can't be written, or if `path` exists and is not a bundle:
+    nothing else is ever replaced.
     """
     path = Path(path)
     if path.exists() and not (path / MANIFEST).is_file():
@@ -101,10 +101,10 @@ def write(
         partial.mkdir()
         shutil.copyfile(graph, partial / GRAPH)
         save_file(tables.as_dict(), partial / TABLES)
-        # safetensors writes an array of another order as its memory lies
+        # safetensors writes the raw memory of an array, whatever its order
         rows = {name: np.ascontiguousarray(value) for name, value in weights.items()}
         save_file(rows, partial / WEIGHTS, metadata=None if run is None else {RUN: run})
-        for name in (TABLES, WEIGHTS):  # safetensors lets only the owner read
+        for name in (TABLES, WEIGHTS):  # safetensors creates files that only the owner can read
             shutil.copymode(partial / GRAPH, partial / name)
         checksums = {name: _sha256(partial / name) for name in (GRAPH, TABLES, WEIGHTS)}
         complete = manifest.model_copy(update={"checksums": checksums})
@@ -121,12 +121,12 @@ def open_bundle(path: Path | str) -> Bundle:
             _verify_checksum(path, name, manifest.checksums.get(name))
         check_whole(path / GRAPH)
         tables = _read_tables(path / TABLES, manifest)
-    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an impossible path
         raise BundleError(f"{str(path)!r} can't be read ({brief(error)})") from error
     if not is_sealed:
         log.warning(
-            "%s is of an earlier version: nothing notices if its manifest is changed, since it has "
-            "no checksum of itself; export the run again",
+            "%s is of an earlier version: its manifest has no checksum, so changes to it go "
+            "unnoticed; export the run again",
             path,
         )
     return Bundle(path=path, manifest=manifest, tables=tables, is_sealed=is_sealed)
@@ -138,14 +138,14 @@ def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
     seen = _sha256(path / name)
     if seen != expected:
         raise BundleError(
-            f"{path}: {name} has sha256 {seen[:12]}…, the manifest says "
+            f"{path}: {name} has sha256 {seen[:12]}…, the manifest has "
             f"{(expected or 'none')[:12]}…; the file was changed or damaged, export or copy the "
             "bundle again"
         )
 
 
 def _read_tables(file: Path, manifest: Manifest) -> Tables:
-    """Only tables of the expected shapes are read, however much else the file holds."""
+    """Read the tables of the expected shapes; other content of the file is ignored."""
     expected = manifest.sizes.table_shapes(len(manifest.unit_ids))
     try:
         with safe_open(file, framework="numpy") as opened:
@@ -155,7 +155,9 @@ def _read_tables(file: Path, manifest: Manifest) -> Tables:
                 for name, shape in expected.items()
             }
     except SafetensorError as error:
-        raise BundleError(f"{file}: can't be read ({brief(error)})") from error
+        raise BundleError(
+            f"{file}: can't be read ({brief(error)}); export or copy the bundle again"
+        ) from error
     return FAMILIES[manifest.family].tables(**tables)
 
 
@@ -170,7 +172,7 @@ def _read_table(
         if (seen, part.get_dtype()) == (shape, wanted):
             table: NDArray[Any] = opened.get_tensor(name)
             if not np.isfinite(table).all():
-                raise BundleError(f"{file}: {name} has NaN or infinity; export the run again")
+                raise BundleError(f"{file}: {name} contains NaN or infinity; export the run again")
             return table
         what = f"{part.get_dtype()} {seen}"
     raise BundleError(

@@ -1,12 +1,12 @@
-"""The families of decoders: the sizes a runtime needs of each, and the tables of its units.
+"""The decoder families: the sizes that a runtime needs, and the tables of the units.
 
-    poyo    a window of spikes is read again at every decode
-    possm   a short chunk at a time, with a recurrent state
+    poyo    reads a whole window of spikes at every decode
+    possm   reads one short chunk at a time, with a recurrent state
     ridge   a weight for each unit and lag (`training.baselines.ridge`)
-    kalman  a gain for each unit, and a state that is the velocity (`training.baselines.kalman`)
+    kalman  a gain for each unit, and the velocity as its state (`training.baselines.kalman`)
 
-Every family's tables have `tokens`, a row a unit. This module knows shapes; what the tables mean
-to a graph stands in the runtimes.
+The tables of every family include `tokens`, with one row per unit. This module defines shapes; how
+a graph uses the tables is in the runtimes.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[np.float32]
 
-# Ranges that any decoder for a rig is in; what is outside is damage, or would take all memory.
+# Ranges of any decoder for a rig. Values outside mean damage, or would take all memory.
 Seconds = Annotated[float, Field(ge=1e-3, le=10.0)]
 RotaryPeriod = Annotated[float, Field(ge=1e-6, le=1e3)]
 Width = Annotated[int, Field(ge=1, le=8192)]
 Heads = Annotated[int, Field(ge=1, le=256)]
 Count = Annotated[int, Field(ge=1, le=4096)]
-Velocity = Annotated[int, Field(ge=2, le=2, description="x and y, all that a cursor frame has")]
+Velocity = Annotated[int, Field(ge=2, le=2, description="x and y, the axes of a cursor frame")]
 Shapes = dict[str, tuple[int, ...]]
 FLOAT64 = ("omega",)  # all other tables are float32
 
 
 class Strict(BaseModel):
-    """A part of the manifest; unknown fields are refused."""
+    """A part of the manifest, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Shaped(Strict):
-    """Sizes of any family: how much one decode reads, and how much that takes."""
+    """The sizes of any family: how much a decode reads, and how much computation it takes."""
 
     dim_out: Velocity
 
     @property
     def n_steps(self) -> int:
-        """Steps of the graph that the first decode may take, to catch up with a window."""
+        """Maximum number of graph steps of the first decode, which reads a whole window."""
         return 1
 
     @property
     def n_latents(self) -> int:
-        """Queries that gather spikes; a linear decoder has one sum."""
+        """Number of queries that attend to spikes; 1 for a linear decoder, which has one sum."""
         return 1
 
     @property
     def row_size(self) -> int:
-        """Numbers that a spike is to the graph."""
+        """Number of values in a spike's token row."""
         return prod(self.table_shapes(1)["tokens"])
 
     def table_shapes(self, n_units: int) -> Shapes:
-        """Shapes of the tables for so many units."""
+        """The shapes of the tables for `n_units` units."""
         raise NotImplementedError
 
 
-class Sizes(Shaped):
-    """Sizes of a POYO that the runtime needs; names as in torch_brain."""
+class PoyoSizes(Shaped):
+    """The sizes of a POYO model; names as in torch_brain."""
 
-    sequence_length: Seconds = Field(description="of spikes that a decode reads")
+    sequence_length: Seconds = Field(description="length of the window that a decode reads, s")
     latent_step: Seconds
     num_latents_per_step: Count
     dim: Width
@@ -79,12 +79,12 @@ class Sizes(Shaped):
 
     @property
     def window_s(self) -> float:
-        """Seconds of unbroken spikes before a decode is trusted: all that it reads."""
+        """Seconds of uninterrupted spikes before a decode is trusted: everything that it reads."""
         return self.sequence_length
 
     @property
     def reads(self) -> str:
-        """What a decode reads, for people."""
+        """What a decode reads, as text."""
         return f"window of {self.window_s:g} s, {self.n_latents} latents"
 
     @property
@@ -96,15 +96,15 @@ class Sizes(Shaped):
         return self.dim_head // 4
 
     def table_shapes(self, n_units: int) -> Shapes:
-        """See `UnitTables`."""
+        """See `AttentionTables`."""
         return _attention_shapes(self, n_units)
 
 
 class PossmSizes(Shaped):
-    """Sizes of a streaming model that the runtime needs; meanings in `training.models.possm`."""
+    """The sizes of a streaming model; meanings in `training.models.possm`."""
 
-    chunk_s: Seconds = Field(description="of spikes that one step of the state reads")
-    warm_up_s: Seconds = Field(description="after a reset until the state is trusted")
+    chunk_s: Seconds = Field(description="length of the chunk that one step of the state reads, s")
+    warm_up_s: Seconds = Field(description="time after a reset until the state is trusted, s")
     num_latents: Count
     dim: Width
     dim_head: Width
@@ -115,12 +115,12 @@ class PossmSizes(Shaped):
 
     @property
     def window_s(self) -> float:
-        """Seconds of unbroken spikes before a decode is trusted."""
+        """Seconds of uninterrupted spikes before a decode is trusted."""
         return self.warm_up_s
 
     @property
     def reads(self) -> str:
-        """What a decode reads, for people."""
+        """What a decode reads, as text."""
         return (
             f"chunks of {self.chunk_s:g} s and a state, trusted after {self.warm_up_s:g} s, "
             f"{self.n_latents} latents"
@@ -139,24 +139,24 @@ class PossmSizes(Shaped):
         return self.dim_head // 4
 
     def table_shapes(self, n_units: int) -> Shapes:
-        """See `UnitTables`."""
+        """See `AttentionTables`."""
         return _attention_shapes(self, n_units)
 
 
 class RidgeSizes(Shaped):
-    """Sizes of a ridge regression on the counts of the last bins."""
+    """The sizes of a ridge regression on spike counts in the last bins."""
 
     bin_s: Seconds
-    n_lags: Count = Field(description="bins that end at the decoded instant")
+    n_lags: Count = Field(description="number of bins, up to the decoded instant")
 
     @property
     def window_s(self) -> float:
-        """Seconds of unbroken spikes before a decode is trusted: all that it reads."""
+        """Seconds of uninterrupted spikes before a decode is trusted: everything that it reads."""
         return self.n_lags * self.bin_s
 
     @property
     def reads(self) -> str:
-        """What a decode reads, for people."""
+        """What a decode reads, as text."""
         return f"counts of the last {self.n_lags} bins of {self.bin_s:g} s"
 
     def table_shapes(self, n_units: int) -> Shapes:
@@ -165,20 +165,22 @@ class RidgeSizes(Shaped):
 
 
 class KalmanSizes(Shaped):
-    """Sizes of a steady-state Kalman filter whose state is what it decodes."""
+    """The sizes of a steady-state Kalman filter whose state is the decoded velocity."""
 
     bin_s: Seconds
-    lead_bins: int = Field(ge=0, le=1000, description="bins that activity leads the movement by")
-    warm_up_s: Seconds = Field(description="after a reset until the state is trusted")
+    lead_bins: int = Field(
+        ge=0, le=1000, description="number of bins by which activity leads movement"
+    )
+    warm_up_s: Seconds = Field(description="time after a reset until the state is trusted, s")
 
     @property
     def window_s(self) -> float:
-        """Seconds of unbroken spikes before a decode is trusted."""
+        """Seconds of uninterrupted spikes before a decode is trusted."""
         return self.warm_up_s
 
     @property
     def reads(self) -> str:
-        """What a decode reads, for people."""
+        """What a decode reads, as text."""
         return (
             f"counts of bins of {self.bin_s:g} s, which lead by {self.lead_bins * self.bin_s:g} s, "
             f"and a state, trusted after {self.warm_up_s:g} s"
@@ -194,10 +196,10 @@ class KalmanSizes(Shaped):
         return {"tokens": (n_units, n), "transition": (n, n), "drift": (n,)}
 
 
-AnySizes: TypeAlias = Sizes | PossmSizes | RidgeSizes | KalmanSizes
+AnySizes: TypeAlias = PoyoSizes | PossmSizes | RidgeSizes | KalmanSizes
 
 
-def _attention_shapes(sizes: Sizes | PossmSizes, n_units: int) -> Shapes:
+def _attention_shapes(sizes: PoyoSizes | PossmSizes, n_units: int) -> Shapes:
     heads, latents, width = sizes.cross_heads, sizes.n_latents, sizes.dim_head
     return {
         "tokens": (n_units, 2 * heads, width),
@@ -210,9 +212,9 @@ def _attention_shapes(sizes: Sizes | PossmSizes, n_units: int) -> Shapes:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """What depends on today's units, fixed once a calibration; inputs of the graph or the ring.
+    """The arrays that depend on today's units, fixed per calibration; inputs of graph or ring.
 
-    tokens: (n_units, …) float32, what a spike of each unit is to the graph.
+    tokens: (n_units, …) float32, the token row of each unit.
     """
 
     tokens: Array
@@ -222,15 +224,15 @@ class Tables:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitTables(Tables):
-    """Of a model of attention.
+class AttentionTables(Tables):
+    """The tables of a model whose latents attend to spikes.
 
     Heads are laid out `[real | imaginary | unrotated]` (see `decoder.memory.tokens`).
     tokens: (n_units, 2 * cross_heads, dim_head) float32, keys of all heads, then values.
     boundary_lse: (cross_heads, n_latents) float32, log-sum-exp of each latent's scores over all
-        start and end tokens (of a streaming model: start tokens, at every chunk's start).
-    boundary_value: (cross_heads, n_latents, dim_head) float32, their attended value in the
-        window's (the chunk's) frame.
+        start and end tokens (in a streaming model: the start tokens at every chunk's start).
+    boundary_value: (cross_heads, n_latents, dim_head) float32, the value attended from them, in
+        the frame of the window (or chunk).
     session: (dim,) float32, the session embedding.
     omega: (n_rotary,) float64, rotary frequencies in rad/s.
     """
@@ -243,20 +245,20 @@ class UnitTables(Tables):
 
 @dataclass(frozen=True, kw_only=True)
 class RidgeTables(Tables):
-    """Of a ridge regression.
+    """The tables of a ridge regression.
 
-    tokens: (n_units, n_lags, dim_out) float32, what a spike adds to the output, the oldest lag
+    tokens: (n_units, n_lags, dim_out) float32, what a spike adds to the output, oldest lag
         first.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class KalmanTables(Tables):
-    """Of a Kalman filter: `state' = transition @ state + drift + sum of the bin's tokens`.
+    """The tables of a Kalman filter: `state' = transition @ state + drift + sum of bin's tokens`.
 
     tokens: (n_units, dim_out) float32, the gain: what a spike adds to the state.
-    transition: (dim_out, dim_out) float32, of the state over a bin, less what was expected of it.
-    drift: (dim_out,) float32, what a bin without a spike adds.
+    transition: (dim_out, dim_out) float32, `A - gain @ C @ A` (`training.baselines.kalman`).
+    drift: (dim_out,) float32, what a bin without spikes adds.
     """
 
     transition: Array
@@ -264,15 +266,15 @@ class KalmanTables(Tables):
 
 
 class Family(NamedTuple):
-    """What a family's manifests and tables hold."""
+    """The classes of a family's sizes and tables."""
 
     sizes: type[AnySizes]
     tables: type[Tables]
 
 
 FAMILIES = {
-    "poyo": Family(Sizes, UnitTables),
-    "possm": Family(PossmSizes, UnitTables),
+    "poyo": Family(PoyoSizes, AttentionTables),
+    "possm": Family(PossmSizes, AttentionTables),
     "ridge": Family(RidgeSizes, RidgeTables),
     "kalman": Family(KalmanSizes, KalmanTables),
 }

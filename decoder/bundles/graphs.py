@@ -1,8 +1,8 @@
-"""What an ONNX file refers to, read without ONNX: a graph must be whole in its one file.
+"""Checks, without the onnx package, that an ONNX graph needs no other file.
 
-ONNX Runtime loads weights that lie in other files, wherever a graph says, and no checksum knows of
-them. Only the parts of the format that can hold a tensor are walked (protobuf messages of
-onnx.proto3); what can't be walked is refused.
+ONNX Runtime loads external weights from any path that a graph names, and no checksum covers those
+files. Only the parts of the format that can hold a tensor are walked (protobuf messages of
+onnx.proto3). A file that can't be walked is refused.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from decoder.errors import BundleError
 
-MAX_DEPTH = 40  # of graphs in graphs
+MAX_DEPTH = 40  # of nested graphs
 DATA_LOCATION, EXTERNAL_DATA = 14, 13  # fields of a tensor
 
-# message -> field number -> the message in that field
+# message type -> field number -> message type of that field
 PARTS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -43,7 +43,7 @@ def check_whole(file: Path) -> None:
 
 def _is_external(kind: str, message: memoryview, depth: int) -> bool:
     if depth > MAX_DEPTH:
-        raise ValueError(f"graphs within graphs, more than {MAX_DEPTH} deep")
+        raise ValueError(f"graphs nested more than {MAX_DEPTH} deep")
     for field, value in _fields(message):
         if kind == "tensor":
             if field == EXTERNAL_DATA or (field == DATA_LOCATION and value):
@@ -57,7 +57,7 @@ def _is_external(kind: str, message: memoryview, depth: int) -> bool:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field numbers and values of a protobuf message."""
+    """The field numbers and values of a protobuf message."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -75,13 +75,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             case wire_type:
                 raise ValueError(f"wire type {wire_type}")
         if at + length > len(message):
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         yield key >> 3, message[at : at + length]
         at += length
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number of up to 64 bits, and where it ends."""
+    """A number of up to 64 bits and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = message[at]
@@ -89,4 +89,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("a number of more than 64 bits")
+    raise ValueError("a number has more than 64 bits")

@@ -1,1 +1,1 @@
-"""The spikes that a decoder remembers: ring, token rows, closed chunks."""
+"""The spikes and states that a decoder keeps: ring, token rows, closed chunks."""

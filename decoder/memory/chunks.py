@@ -1,12 +1,11 @@
-"""Chunks of equal length that follow each other from where a state began, and their states.
+"""Consecutive chunks of equal length, and the state after each of them.
 
-A state begins `window_s` before the first decode; every chunk that has ended is closed and moves
-it on. States of the last chunks are kept: a spike that arrives late opens its chunk and those
-after it again, so that a state is a function of the spikes that had arrived and of where it
-began. Where no decode came for longer than `window_s`, the state begins anew: what lies between
-is not known.
+A state starts `window_s` before the first decode, and every closed chunk advances it. The states of
+the last chunks are kept, so that a late spike can reopen its chunk and those after it. So a state
+depends only on its start and on the spikes that have arrived. After more than `window_s` without a
+decode the state starts again, because the spikes in between are not known.
 
-It does not know what a state is or how a chunk moves it on.
+What a state is, and how a chunk advances it, is up to the caller.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-EDGE_S = 1e-6  # a time so close to a chunk's edge stands on it
+EDGE_S = 1e-6  # times this close to a chunk's edge count as on the edge
 
 
 class _Closed(NamedTuple):
-    """The state after `number` chunks since the state began."""
+    """The state after `number` chunks since its start."""
 
     number: int
     state: Array
@@ -32,7 +31,7 @@ class _Closed(NamedTuple):
 class Chunks:
     """The closed chunks of one decoder.
 
-    fresh: the state where it begins.
+    fresh: the initial state.
     """
 
     def __init__(self, *, chunk_s: float, window_s: float, fresh: Array) -> None:
@@ -43,26 +42,26 @@ class Chunks:
 
     @property
     def state(self) -> Array:
-        """After the last closed chunk."""
+        """The state after the last closed chunk."""
         return self._closed[-1].state if self._closed else self.fresh
 
     @property
     def end(self) -> float:
-        """Where the last closed chunk ends and the open one starts, s."""
+        """End of the last closed chunk and start of the open one, s."""
         return self._end_of(self._closed[-1])
 
     @property
     def next_end(self) -> float:
-        """Where the open chunk ends, s."""
+        """End of the open chunk, s."""
         return self._end_of(self._closed[-1]) + self.chunk_s
 
     @property
     def oldest_edge(self) -> float:
-        """Before it no spike is needed any more, however late another one comes, s."""
+        """Time before which spikes are never needed again, even if others arrive late, s."""
         return self._end_of(self._closed[0]) - EDGE_S
 
     def arrive(self, window_end: float) -> None:
-        """A decode at `window_end` is wanted: begin, unless the state goes on from the last one."""
+        """Prepare for a decode at `window_end`; start again if it does not follow the last one."""
         if not self._closed or not 0 <= window_end - self._last_decode <= self.window_s:
             self._closed.clear()
             self._closed.append(_Closed(0, self.fresh))
@@ -70,11 +69,11 @@ class Chunks:
         self._last_decode = window_end
 
     def close(self, state: Array) -> None:
-        """The open chunk has ended; `state` is that after it."""
+        """Close the open chunk, with `state` as the state after it."""
         self._closed.append(_Closed(self._closed[-1].number + 1, state))
 
     def reopen(self, oldest: float) -> None:
-        """A spike at `oldest` came: open its chunk and those after it again."""
+        """Reopen the chunk of a late spike at `oldest`, and all chunks after it."""
         while len(self._closed) > 1 and self.end > oldest:
             self._closed.pop()
 
@@ -83,7 +82,7 @@ class Chunks:
         self._closed.clear()
 
     def take_over(self, other: Chunks) -> None:
-        """Go on with the states of another decoder."""
+        """Continue with the states of another decoder."""
         self._closed = deque(other._closed, maxlen=self._closed.maxlen)
         self._began, self._last_decode = other._began, other._last_decode
 

@@ -1,11 +1,10 @@
-"""The last seconds of spikes, in time order, each with its token row.
+"""The spikes of the last seconds in time order, each with its token row.
 
-Storage is one straight buffer: spikes are appended at its end and forgotten at its front,
-and when the end is reached the live part moves to the front again. So a window is always a
-contiguous slice that ONNX Runtime reads without a copy. A spike that arrives out of order is
-merged into its place.
+Storage is one linear buffer. Spikes are appended at its end and forgotten at its front; when the
+end is reached, the live part is moved to the front. So a window is always a contiguous slice, which
+ONNX Runtime reads without a copy. A spike that arrives out of order is merged into its place.
 
-The ring does not judge timestamps (`streaming.inlets.admission` does) or know what rows mean.
+Timestamps are checked by `streaming.inlets.admission`, not here.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from decoder.arrays import Floats, Ints
 
 Array = NDArray[np.float32]
 
-COMPACT_FLOOR = 4096  # spikes; below this much dead space at the front nothing is moved
+COMPACT_FLOOR = 4096  # spikes; with less dead space at the front nothing is moved
 
 
 class TokenRing:
-    """Spikes of at most `capacity`, ascending in time.
+    """At most `capacity` spikes, ascending in time.
 
-    capacity: spikes kept at the same time. Pages are touched only as far as spikes reach.
-    row_shape: shape of one spike's token row.
-    keep_s: seconds before the newest spike; what is older is forgotten when others are added, so
-        that a ring that nobody reads from doesn't fill.
+    capacity: maximum number of spikes. Memory is only touched where spikes are written.
+    row_shape: shape of one token row.
+    keep_s: spikes older than this before the newest are forgotten when others are appended, so that
+        a ring without a reader does not fill up.
     """
 
     def __init__(
         self, capacity: int, row_shape: tuple[int, ...], *, keep_s: float = np.inf
     ) -> None:
         if capacity < 1:
-            raise ValueError(f"capacity {capacity}; expected at least one spike")
+            raise ValueError(f"capacity {capacity}, expected at least one spike")
         self.capacity, self.keep_s = capacity, keep_s
         size = 2 * capacity
         self._times = np.empty(size)
@@ -62,7 +61,7 @@ class TokenRing:
         return self._rows[self._first : self._last]
 
     def append(self, times: Floats, units: Ints, rows: Array) -> None:
-        """Add spikes in any order. Of more than `capacity`, the oldest are left out and counted."""
+        """Append spikes in any order. Above `capacity`, the oldest are dropped and counted."""
         n_new = len(times)
         if n_new == 0:
             return
@@ -81,11 +80,11 @@ class TokenRing:
         self._restore_order(start)
 
     def forget_before(self, time_s: float) -> None:
-        """Drop spikes with a time before `time_s`."""
+        """Forget the spikes before `time_s`."""
         self._first += int(np.searchsorted(self.times, time_s, side="left"))
 
     def window(self, start_s: float, end_s: float) -> tuple[Array, int]:
-        """Rows of spikes with `start_s <= time < end_s`, and their number."""
+        """The token rows of spikes with `start_s <= time < end_s`, and their number."""
         times = self.times
         first = int(times.searchsorted(start_s, side="left"))
         last = int(times.searchsorted(end_s, side="left"))
@@ -108,7 +107,7 @@ class TokenRing:
             self._first, self._last = 0, n_kept
 
     def _restore_order(self, start: int) -> None:
-        """Merge the tail from `start` into place where it does not already ascend."""
+        """Merge the tail from `start` into place, unless it is already in order."""
         joined = self._times[max(start - 1, self._first) : self._last]
         if len(joined) < 2 or (joined[1:] >= joined[:-1]).all():
             return

@@ -1,12 +1,12 @@
-"""A spike as POYO reads it: its unit's key and value, rotated by its time.
+"""Token rows of POYO: the key and value of a spike's unit, rotated by the spike's time.
 
-Key and value of a spike depend only on its unit; time enters by rotation alone (RoFormer, Su
-et al. 2021; in POYO the value is rotated too). So each unit has one row, folded when the
-bundle was made, and a spike's row is computed once, when it arrives.
+The key and value of a spike depend only on its unit. Time enters through the rotation alone
+(RoFormer, Su et al. 2021; POYO rotates the value too). So each unit has one row, computed when the
+bundle is made, and each spike's row is computed once, when it arrives.
 
-Layout of a head: `[real | imaginary | unrotated]`, n_rotary pairs first, so that a rotation
-is two multiply-adds on contiguous halves. Angles are computed in float64, relative to an
-epoch: at a period of 0.1 ms a float32 clock time would be all noise.
+Layout of a head: `[real | imaginary | unrotated]`, the n_rotary pairs first, so that a rotation is
+two multiply-adds on contiguous halves. Angles are computed in float64, relative to an epoch: with a
+period of 0.1 ms, float32 clock times would be all noise.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Array = NDArray[np.float32]
 
 
 def phases(seconds: Floats, omega: Floats) -> tuple[Array, Array]:
-    """Cosine and sine (n, n_rotary) float32 of `seconds` (n,) float64 since the epoch."""
+    """Cosine and sine (n, n_rotary) float32 at `seconds` (n,) float64 since the epoch."""
     angles = np.multiply.outer(seconds, omega)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def embed(unit_rows: Array, unit_index: NDArray[np.int64], seconds: Floats, omega: Floats) -> Array:
-    """Rotated keys and values (n_spikes, 2 * cross_heads, dim_head) float32 of spikes.
+    """The rotated keys and values of spikes, (n_spikes, 2 * cross_heads, dim_head) float32.
 
-    unit_rows: (n_units, 2 * cross_heads, dim_head), unrotated, as `UnitTables.tokens`.
+    unit_rows: (n_units, 2 * cross_heads, dim_head), unrotated; see `AttentionTables.tokens`.
     unit_index: (n_spikes,) rows of `unit_rows`.
     seconds: (n_spikes,) float64, spike times since the epoch.
     """

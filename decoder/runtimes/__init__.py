@@ -1,1 +1,1 @@
-"""A bundle in memory, of any family: append spikes, decode at a time, reset."""
+"""Runtimes: an opened bundle of any family, which takes spikes and returns velocities."""

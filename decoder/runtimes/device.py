@@ -1,12 +1,10 @@
-"""A decoder's graph on an accelerator: spikes go in as 16 bytes each, everything else stays there.
+"""A decoder's graph on an accelerator: spikes are copied as 16 bytes each, the rest stays there.
 
-The graph (`training.exports.device` writes it) embeds spikes itself, so a tick moves unit numbers
-and times, not token rows. It runs for fixed numbers of slots, its buckets: a tick takes the
-smallest that holds its spikes and leaves the other slots empty. Each bucket is an ONNX Runtime
-session of its own with inputs and outputs bound once; on CUDA each may be captured as a CUDA graph,
-which wants such fixed shapes and addresses. The CPU provider runs the same buckets and bindings.
-
-It does not know clocks, rings or families.
+The graph, which `training.exports.device` writes, embeds spikes itself, so a tick copies unit
+indices and times, not token rows. It runs in buckets, which have fixed numbers of slots. A tick
+uses the smallest bucket that holds its spikes and leaves the other slots empty. Each bucket is a
+separate ONNX Runtime session with inputs and outputs bound once. On CUDA it may be captured as a
+CUDA graph, which needs fixed shapes and addresses. The CPU provider runs the same buckets.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from decoder.arrays import Floats, Ints
 from decoder.errors import ProviderError
-from decoder.runtimes.base import CPU, CUDA, cuda_provider
+from decoder.runtimes.onnx import CPU, CUDA, cuda_provider
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -29,7 +27,7 @@ Array = NDArray[Any]
 
 BUCKETS = (256, 1_024, 3_072, 10_240, 32_768)  # slots
 EMPTY = -1.0  # the unit of a slot without a spike
-SLOTS = "n_slots"  # the graph's name for their number
+SLOTS = "n_slots"  # name of the graph's free dimension
 CAPTURE_RUNS = 3  # ONNX Runtime captures a graph after two ordinary runs
 
 
@@ -37,8 +35,8 @@ class BucketedGraph:
     """One graph, opened once per bucket.
 
     tables: inputs that stay on the device, by name. small: inputs that change with every run, by
-    name, with the shape and dtype they have. cuda_graphs: capture each bucket (CUDA only).
-    Raises ProviderError if the provider asked for does not run.
+    name, as arrays of their shape and dtype. cuda_graphs: capture each bucket (CUDA only).
+    Raises ProviderError if the requested provider does not work.
     """
 
     def __init__(
@@ -56,7 +54,7 @@ class BucketedGraph:
         ]
 
     def warm_up(self) -> None:
-        """Run every bucket until it is warm and, if it is to be captured, captured."""
+        """Run every bucket until it is warm and, with `cuda_graphs`, captured."""
         for bucket in self._buckets:
             for _ in range(CAPTURE_RUNS):
                 bucket.run(np.zeros(1, dtype=np.int64), np.zeros(1), {})
@@ -67,7 +65,7 @@ class BucketedGraph:
         """The graph's outputs.
 
         unit_index: (n_spikes,) int64, rows of the token table. since: (n_spikes,) float64, seconds
-        since the window's (the chunk's) start, in any order.
+        since the start of the window (or chunk), in any order.
         Raises ValueError if there are more spikes than the largest bucket has slots.
         """
         for bucket in self._buckets:
@@ -79,7 +77,7 @@ class BucketedGraph:
 
 
 class _Bucket:
-    """A session of `n_slots` slots with everything bound to it."""
+    """A session with `n_slots` slots and bound inputs and outputs."""
 
     def __init__(
         self,
@@ -140,5 +138,5 @@ def _open(path: Path, n_slots: int, device: str, cuda_graphs: bool) -> ort.Infer
     session = ort.InferenceSession(str(path), options, providers=providers)
     runs_on = session.get_providers()[0]
     if device == "cuda" and runs_on != CUDA:
-        raise ProviderError(f"CUDA was asked for, but ONNX Runtime runs {runs_on} on this machine")
+        raise ProviderError(f"CUDA is required, but ONNX Runtime uses {runs_on} on this machine")
     return session

@@ -1,8 +1,8 @@
-"""The linear decoders in memory: each spike adds its unit's row to an output, or to a state.
+"""The runtimes of the linear decoders, where each spike adds its unit's row to output or state.
 
-Ridge: `velocity = offset + sum over spikes of weight[unit, lag]`, of bins that end at the decoded
-instant. Kalman: `state' = transition @ state + drift + sum over the bin's spikes of gain[unit]`;
-between the ends of bins the last closed state is the answer, so a tick mostly costs nothing.
+Ridge: `velocity = offset + sum over spikes of weight[unit, lag]`, over bins that end at the decoded
+instant. Kalman: `state' = transition @ state + drift + sum over the bin's spikes of gain[unit]`.
+Between the ends of bins the Kalman filter returns its last state, so most ticks cost nothing.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import KalmanSizes, KalmanTables, RidgeSizes
 from decoder.memory.chunks import EDGE_S, Chunks
-from decoder.runtimes.base import Runtime, RuntimeSettings
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
 
 Array = NDArray[np.float32]
 
 
 class LinearRuntime(Runtime):
-    """What both have in common: a spike's row doesn't depend on its time."""
+    """The common base of both: a spike's row does not depend on its time."""
 
     def continue_from(self, other: Runtime) -> None:
-        """See `Runtime.continue_from`; all that counts are the spikes of the last `window_s`."""
+        """See `Runtime.continue_from`; only the spikes of the last `window_s` count."""
 
     def _rows(self, times: Floats, unit_index: Ints) -> Array:
         return self.bundle.tables.tokens[unit_index]
 
 
 class RidgeRuntime(LinearRuntime):
-    """Ridge regression on the counts of the last bins."""
+    """Ridge regression on spike counts in the last bins."""
 
     def __init__(
         self,
@@ -38,11 +39,11 @@ class RidgeRuntime(LinearRuntime):
         *,
         epoch: float,
         settings: RuntimeSettings | None = None,
-        like: Runtime | None = None,
+        graph_from: Runtime | None = None,
     ) -> None:
         sizes = bundle.manifest.sizes
         assert isinstance(sizes, RidgeSizes), "families and sizes agree in a Manifest"
-        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
+        super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._lags = np.arange(sizes.n_lags)
         self._edges_s = np.arange(sizes.n_lags, -1, -1) * sizes.bin_s  # before the decoded instant
 
@@ -56,12 +57,12 @@ class RidgeRuntime(LinearRuntime):
         return self._velocity(self._sum(rows, np.repeat(self._lags, np.diff(first))))
 
     def _sum(self, rows: Array, lags: Ints) -> Array:
-        if len(rows) == 0:  # ONNX Runtime 1.31 dies of some inputs without a row
+        if len(rows) == 0:  # ONNX Runtime 1.31 crashes on some inputs without rows
             rows, lags = np.zeros((1, *rows.shape[1:]), dtype=np.float32), self._lags[:1]
         output: Array = self._session.run(None, {"tokens": rows, "lags": lags[:, None]})[0]
         return output
 
-    def _try(self, rows: Array) -> None:
+    def _warm_up_once(self, rows: Array) -> None:
         self._sum(rows, np.zeros(len(rows), dtype=np.int64))
 
     def _kept_s(self) -> float:
@@ -69,9 +70,9 @@ class RidgeRuntime(LinearRuntime):
 
 
 class KalmanRuntime(LinearRuntime):
-    """The steady-state Kalman filter. Bins are closed `lead_bins` after they ended.
+    """The steady-state Kalman filter. A bin is closed `lead_bins` after its end.
 
-    A state that begins is zero, and forgets that within `window_s`.
+    The initial state is zero; its influence is gone after `window_s`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class KalmanRuntime(LinearRuntime):
         *,
         epoch: float,
         settings: RuntimeSettings | None = None,
-        like: Runtime | None = None,
+        graph_from: Runtime | None = None,
     ) -> None:
         sizes, tables = bundle.manifest.sizes, bundle.tables
         assert isinstance(sizes, KalmanSizes), "families and sizes agree in a Manifest"
@@ -91,11 +92,11 @@ class KalmanRuntime(LinearRuntime):
             fresh=np.zeros(sizes.dim_out, dtype=np.float32),
         )
         self._lead_s = sizes.lead_bins * sizes.bin_s
-        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
+        super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._constant = {"transition": tables.transition, "drift": tables.drift}
 
     def append(self, times: Floats, unit_index: Ints) -> None:
-        """See `Runtime.append`; bins that late spikes belong to are opened again."""
+        """See `Runtime.append`; bins of late spikes are reopened."""
         super().append(times, unit_index)
         if len(times):
             self._chunks.reopen(float(times.min()))
@@ -118,13 +119,13 @@ class KalmanRuntime(LinearRuntime):
         self._chunks.forget()
 
     def _step(self, rows: Array, state: Array) -> Array:
-        if len(rows) == 0:  # ONNX Runtime 1.31 dies of some inputs without a row
+        if len(rows) == 0:  # ONNX Runtime 1.31 crashes on some inputs without rows
             rows = np.zeros((1, *rows.shape[1:]), dtype=np.float32)
         feeds = {"tokens": rows, "state": state, **self._constant}
         after: Array = self._session.run(None, feeds)[0]
         return after
 
-    def _try(self, rows: Array) -> None:
+    def _warm_up_once(self, rows: Array) -> None:
         self._step(rows, self._chunks.fresh)
 
     def _kept_s(self) -> float:

@@ -1,8 +1,8 @@
-"""The streaming model in memory: a state that every closed chunk of spikes moves on.
+"""The runtime of the streaming model, whose state every closed chunk of spikes advances.
 
-At a decode all chunks that have ended are closed (`decoder.memory.chunks`), one step of the graph
-each; then the open chunk, as far as it has come, is run from the last closed state, and that is the
-answer. So a tick costs one chunk, whatever came before.
+A decode first closes all chunks that have ended (`decoder.memory.chunks`), with one step of the
+graph for each. Then it runs the open chunk up to the decoded instant from the last closed state,
+which gives the velocity. So the cost of a tick is about one chunk, however long decoding has run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import PossmSizes
 from decoder.errors import BundleError
 from decoder.memory.chunks import EDGE_S, Chunks
-from decoder.runtimes.base import AttentionRuntime, Runtime, RuntimeSettings
+from decoder.runtimes.attention import AttentionRuntime
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
 
 
 class PossmRuntime(AttentionRuntime):
@@ -27,7 +29,7 @@ class PossmRuntime(AttentionRuntime):
         *,
         epoch: float,
         settings: RuntimeSettings | None = None,
-        like: Runtime | None = None,
+        graph_from: Runtime | None = None,
     ) -> None:
         sizes = bundle.manifest.sizes
         if not isinstance(sizes, PossmSizes):
@@ -37,16 +39,16 @@ class PossmRuntime(AttentionRuntime):
             window_s=sizes.window_s,
             fresh=np.zeros(sizes.hidden, dtype=np.float32),
         )
-        super().__init__(bundle, epoch=epoch, settings=settings, like=like)
+        super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._whole = np.ones((), dtype=np.float32)
 
     @property
     def state(self) -> NDArray[np.float32]:
-        """(hidden,) of the last closed chunk."""
+        """The state (hidden,) after the last closed chunk."""
         return self._chunks.state
 
     def append(self, times: Floats, unit_index: Ints) -> None:
-        """See `Runtime.append`; chunks that late spikes belong to are opened again."""
+        """See `Runtime.append`; chunks of late spikes are reopened."""
         super().append(times, unit_index)
         if len(times):
             self._chunks.reopen(float(times.min()))
@@ -66,7 +68,7 @@ class PossmRuntime(AttentionRuntime):
         return self._velocity(output)
 
     def continue_from(self, other: Runtime) -> None:
-        """Take over the states of another decoder of the same graph: it was the same movement."""
+        """Take over the states of another decoder with the same graph, for the same movement."""
         if isinstance(other, PossmRuntime) and other.same_graph(self.bundle):
             self._chunks.take_over(other._chunks)
 
@@ -76,12 +78,12 @@ class PossmRuntime(AttentionRuntime):
         self._chunks.forget()
 
     def _step(self, until: float, share: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Output and next state over the open chunk, up to `until`."""
-        start = self._chunks.end  # spikes within EDGE_S of a chunk's end belong to the next
+        """Output and next state for the open chunk up to `until`."""
+        start = self._chunks.end  # spikes within EDGE_S before a chunk's end belong to the next
         rows, _ = self._ring.window(start - EDGE_S, until)
         return self._run(rows, start, state=self._chunks.state, share=share)
 
-    def _try(self, rows: NDArray[np.float32]) -> None:
+    def _warm_up_once(self, rows: NDArray[np.float32]) -> None:
         self._run(rows, self._epoch, state=self._chunks.fresh, share=self._whole)
 
     def _kept_s(self) -> float:

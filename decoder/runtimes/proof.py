@@ -1,9 +1,9 @@
-"""Tries a decoder before it decodes for anybody: made-up and real spikes must give a velocity.
+"""Proves a decoder before it is used: made-up and real spikes must give a velocity.
 
-    python -m decoder.runtimes.proof BUNDLE      # in a process of its own, as `prove_apart` does
+    python -m decoder.runtimes.proof BUNDLE      # in a separate process, as `prove_apart` does
 
-A graph is a program. One that never ends, or that ONNX Runtime dies of, would take the daemon with
-it, so a graph that isn't in use yet is tried in another process first, with limited time.
+A graph is a program. One that never ends, or that crashes ONNX Runtime, would take the daemon down.
+So a new graph is first tried in a separate process with limited time.
 """
 
 from __future__ import annotations
@@ -26,31 +26,34 @@ from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.bundles.manifest import MAX_SPEED
 from decoder.errors import BundleError, VolitionError, brief
-from decoder.runtimes.base import Runtime, RuntimeSettings, open_runtime
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 
-ALLOWED_S = 60.0  # of computing; a sound decoder of a rig takes about one
-WAIT = 10.0  # times as long by the clock, for a machine that is busy
-NICE = 5  # less than a daemon, more than a training: somebody waits for it
-TOO_LONG = 24  # SIGXCPU
+ALLOWED_S = 60.0  # of CPU time; a good decoder needs about 1 s
+WAIT = 10.0  # wall-clock limit as a multiple of the CPU time, for a busy machine
+NICE = 5  # between daemon and training: someone is waiting for it
+TOO_LONG = 24  # SIGXCPU, the signal at the limit of CPU time
 N_TICKS = 5
 TICK_S = 0.01
-MADE_UP_HZ = 20.0  # of each unit
+MADE_UP_HZ = 20.0  # per unit
 AT_MOST = 20_000  # made-up spikes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spikes:
-    """times: (n_spikes,) s on the clock, ascending. unit_index: (n_spikes,) in the bundle's."""
+    """times: (n_spikes,) s on the clock, ascending. unit_index: (n_spikes,) into `unit_ids`."""
 
     times: Floats
     unit_index: Ints
 
 
 def prove(runtime: Runtime, *, epoch: float, recent: Spikes | None = None) -> float:
-    """Warm a decoder up and let it decode; returns the seconds that the last warm run took.
+    """Warm up a decoder and try it on spikes; returns the duration of the last warm run, s.
 
-    epoch: the runtime's own. recent: the stream's last spikes.
-    Raises BundleError unless every decode is two finite numbers, and with real spikes a velocity.
+    epoch: the runtime's epoch. recent: the last spikes of the stream.
+    Raises BundleError unless every decode gives two finite numbers, and with real spikes a speed of
+    at most `MAX_SPEED` per axis.
     """
     try:
         took_s = runtime.warm_up()
@@ -60,9 +63,9 @@ def prove(runtime: Runtime, *, epoch: float, recent: Spikes | None = None) -> fl
             _decode(runtime, recent, float(recent.times[-1]), "the last spikes", MAX_SPEED)
     except VolitionError:
         raise
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise BundleError(
-            f"{runtime.bundle.path}: its graph can't be run ({brief(error)}); export the run again"
+            f"{runtime.bundle.path}: the graph can't be run ({brief(error)}); export the run again"
         ) from error
     runtime.reset()
     return took_s
@@ -75,9 +78,9 @@ def prove_apart(
     *,
     allowed_s: float = ALLOWED_S,
 ) -> None:
-    """`prove` in a process of its own, which may compute for `allowed_s`.
+    """`prove` in a separate process, with `allowed_s` of CPU time.
 
-    Raises BundleError, also if that process dies or hangs.
+    Raises BundleError, also if that process crashes or hangs.
     """
     given = b"" if recent is None else recent.times.tobytes() + recent.unit_index.tobytes()
     options = ["--provider", settings.provider, "--threads", str(settings.threads)]
@@ -103,7 +106,7 @@ def prove_apart(
     if ended.returncode == 1 and said:
         raise BundleError(brief(said.splitlines()[-1], 1000))
     raise BundleError(
-        f"{bundle.path}: ONNX Runtime died of it (exit code {ended.returncode}); export the run "
+        f"{bundle.path}: it crashed ONNX Runtime (exit code {ended.returncode}); export the run "
         "again"
     )
 
@@ -117,13 +120,13 @@ def _decode(
         velocity = runtime.decode(end + tick * TICK_S)
         if velocity.shape != (2,) or not np.isfinite(velocity).all():
             raise BundleError(
-                f"{runtime.bundle.path}: from {what} it decodes {brief(str(velocity), 60)}; "
-                "expected two finite numbers"
+                f"{runtime.bundle.path}: from {what} it decodes {brief(str(velocity), 60)}, "
+                "expected two finite numbers; export the run again"
             )
         if np.abs(velocity).max() > at_most:
             raise BundleError(
-                f"{runtime.bundle.path}: from {what} it decodes {np.abs(velocity).max():.3g} m/s; "
-                f"expected at most {at_most:g} m/s"
+                f"{runtime.bundle.path}: from {what} it decodes {np.abs(velocity).max():.3g} m/s, "
+                f"expected at most {at_most:g} m/s; export the run again"
             )
 
 
@@ -132,7 +135,7 @@ def _none() -> Spikes:
 
 
 def _made_up(runtime: Runtime, epoch: float) -> Spikes:
-    """Every unit, as often as the others, in the window before `epoch`."""
+    """Random spikes of all units, equally often, in the window before `epoch`."""
     n_units, window_s = len(runtime.bundle.manifest.unit_ids), runtime.window_s
     count = int(min(max(MADE_UP_HZ * window_s * n_units, 1), AT_MOST))
     rng = np.random.default_rng(0)
@@ -143,8 +146,8 @@ def _made_up(runtime: Runtime, epoch: float) -> Spikes:
 
 
 def _step_back(allowed_s: float) -> None:
-    """Leave processor and memory to the daemon; computing is limited, whatever the graph does."""
-    import resource  # which Windows doesn't have
+    """Give priority to the daemon in CPU and memory, and limit the CPU time of the graph."""
+    import resource  # not available on Windows
 
     limit_s = math.ceil(allowed_s)
     resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s + 1))
@@ -153,21 +156,21 @@ def _step_back(allowed_s: float) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Nobody kills a decoder that hangs once the daemon is gone."""
+    """End this process with its parent, which would otherwise have killed a graph that hangs."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prove one bundle, with the spikes on standard input; a problem is the last line of stderr."""
+    """Prove one bundle with spikes from standard input; the last line of stderr is the error."""
     parser = argparse.ArgumentParser(prog="python -m decoder.runtimes.proof")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--provider", default="auto")
     parser.add_argument("--require-provider", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--allowed-s", type=float, default=ALLOWED_S, help="seconds of computing")
-    parser.add_argument("--parent", type=int, help="process id; end when it is gone")
+    parser.add_argument("--allowed-s", type=float, default=ALLOWED_S, help="CPU time, s")
+    parser.add_argument("--parent", type=int, help="process id; exit when that process ends")
     given = parser.parse_args(arguments)
     with contextlib.suppress(OSError, ImportError):
         _step_back(given.allowed_s)

@@ -1,7 +1,7 @@
-"""Who may call, judged before a byte of the body is read: the right Host, no foreign page, a token.
+"""Access control: Host, Origin and bearer token are checked before any of the body is read.
 
-A page from anywhere may send requests to 127.0.0.1 from the operator's browser; so the Host must be
-one of ours (DNS rebinding) and an Origin, where a browser sends one, too.
+A web page from anywhere can make the operator's browser send requests to 127.0.0.1. So the Host
+must be one of the server's names, against DNS rebinding, and so must the Origin, if there is one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from server.settings import LOOPBACK, ServerSettings
 log = logging.getLogger("volition.server")
 
 OPEN_TO_ALL = ("/health/live", "/health/ready", "/openapi.json")
-MOST_BODY = 65_536  # bytes; the longest body that is documented has a few thousand
-MOST_FAILURES, WITHIN_S = 10, 60.0  # wrong tokens of one address
+MOST_BODY = 65_536  # bytes; the longest documented body has a few thousand
+MOST_FAILURES, WITHIN_S = 10, 60.0  # wrong tokens from one address
 MOST_ADDRESSES = 1000
 
 
 class Gate:
-    """Answers requests that may not come in with a problem; all others go on to `app`."""
+    """Middleware that answers refused requests with a problem and passes the others to `app`."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
@@ -53,8 +53,8 @@ class Gate:
                 await self._app(scope, _again(body, receive), send)
                 return
             detail = f"the body has more than {MOST_BODY:,} bytes; see GET /openapi.json"
-            refused = plain(413, "too-large", "The body is too long", detail, path)
-        more = {"Connection": "close"}  # the body, if any, is not read
+            refused = plain(413, "too-large", "The body is too large", detail, path)
+        more = {"Connection": "close"}  # the body is not read
         if refused.status == 401:
             more["WWW-Authenticate"] = "Bearer"
         elif refused.status == 429:
@@ -64,22 +64,22 @@ class Gate:
     def _page(self, headers: Headers, path: str) -> Problem | None:
         host, origin = headers.get("host", ""), headers.get("origin")
         if origin is None and headers.get("sec-fetch-site") == "cross-site":
-            origin = "another site"  # an image or a form of a foreign page
+            origin = "another site"  # an image or a form on a foreign page
         if _name(f"//{host}") not in self._hosts:
             detail = f"Host {host!r} is not this server's; add it to VOLITION_ALLOWED_HOSTS"
-            return plain(400, "host", "The Host is not ours", detail, path)
+            return plain(400, "host", "The Host is not allowed", detail, path)
         if origin is not None and origin not in self._origins and origin != f"http://{host}":
-            detail = f"pages of {origin!r} may not call; add it to VOLITION_ALLOWED_ORIGINS"
-            return plain(403, "origin", "The Origin may not call", detail, path)
+            detail = f"pages from {origin!r} may not call; add it to VOLITION_ALLOWED_ORIGINS"
+            return plain(403, "origin", "The Origin is not allowed", detail, path)
         return None
 
     def _caller(
         self, headers: Headers, path: str, client: tuple[str, int] | None
     ) -> Problem | None:
-        """The right token opens always, so that nobody's guesses keep an operator from a pause.
+        """Accept the right token even from a limited address: guesses must not delay a pause.
 
-        With 128 bits and more, guessing is hopeless at any rate; the limit keeps it from being a
-        load, and lets it be noticed.
+        A token of 128 bits can't be guessed at any rate. The limit keeps the load of guesses low
+        and puts them into the log.
         """
         if self._token is None or path in OPEN_TO_ALL:
             return None
@@ -90,17 +90,17 @@ class Gate:
         if given and self._failures.are_too_many(client[0] if client else "unknown"):
             detail = f"more than {MOST_FAILURES} wrong tokens within {WITHIN_S:.0f} s; {detail}"
             return plain(429, "too-many", "Too many wrong tokens", detail, path)
-        return plain(401, "http", "A bearer token is needed", detail, path)
+        return plain(401, "http", "A bearer token is required", detail, path)
 
 
 class Failures:
-    """Wrong tokens, by address."""
+    """Counts wrong tokens per address."""
 
     def __init__(self) -> None:
-        self._counted: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since when, how many
+        self._counted: OrderedDict[str, tuple[float, int]] = OrderedDict()  # start, count
 
     def are_too_many(self, address: str) -> bool:
-        """Count one more; whether this address has sent too many lately."""
+        """Count one more; returns whether this address has sent too many lately."""
         since, count = self._counted.pop(address, (time.monotonic(), 0))
         if time.monotonic() - since > WITHIN_S:
             since, count = time.monotonic(), 0
@@ -113,7 +113,7 @@ class Failures:
 
 
 async def _body(headers: Headers, receive: Receive) -> bytes | None:
-    """The whole body; None if it is too long."""
+    """The whole body; None if it is too large."""
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > MOST_BODY:
         return None
@@ -130,7 +130,7 @@ async def _body(headers: Headers, receive: Receive) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Receives a body that was read, then what comes after it."""
+    """A `receive` that replays a body that was already read, then goes on with the original."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
@@ -147,7 +147,7 @@ def _name(url: str) -> str | None:
 
 
 def documented_token(settings: ServerSettings) -> list[Any]:
-    """Dependencies that describe the token in the document; `Gate` asks for it."""
+    """Dependencies that document the token in the OpenAPI schema; `Gate` enforces it."""
     if settings.token is None:
         return []
     scheme = HTTPBearer(auto_error=False, description="the server's token (VOLITION_TOKEN)")
@@ -160,13 +160,13 @@ async def operator(
         str | None,
         Header(
             alias="X-Operator",
-            description="who does this, for the journal",
+            description="name of the operator, for the journal",
             max_length=100,
             pattern=r"^[A-Za-z0-9 ._@+\-]*$",
         ),
     ] = None,
 ) -> str:
-    """Who asks: the name that the caller gives, or its address."""
+    """The caller: the name it gives, or its address."""
     return name or (request.client.host if request.client else "unknown")
 
 

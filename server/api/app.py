@@ -1,9 +1,10 @@
-"""The control plane: a REST interface beside the decode daemon, which goes on without it.
+"""The control plane: a REST server alongside the decode daemon, which goes on without it.
 
     volition serve --bundle monkey.bundle
 
-Lifecycle: `serve` builds the app and runs it under uvicorn; the app's start adopts or starts the
-daemon, its end stops what runs.
+Lifecycle: `serve` builds the app and runs it under uvicorn. When the app starts, it adopts or
+starts the daemon. When it ends, it stops a running calibration and, unless `keep_daemon` is set,
+the daemon.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ from server.schemas import Problem
 from server.settings import ServerSettings
 from server.store.journal import Journal
 from server.store.registry import Registry
-from server.supervision.daemon import Supervisor, known_bundle
+from server.supervision.daemon import SupervisedDaemon, known_bundle
 
 log = logging.getLogger("volition.server")
 
-GRACE_S = 2  # for open event streams, when the server stops
+GRACE_S = 2  # for open event streams when the server stops
 
 
 def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
-    """Run until SIGINT or SIGTERM.
+    """Run the server until SIGINT or SIGTERM.
 
-    bundle: registered, and decoded with unless it was given before.
-    Raises SettingsError where another server uses the same home, BundleError for a bad bundle.
+    bundle: a bundle to register; it is activated unless an earlier start was given the same one.
+    Raises SettingsError if another server uses the same home, BundleError if the bundle is bad.
     """
     with only_server(settings), bound(settings) as listener:
         journal, registry = Journal(settings.home / "journal.sqlite"), Registry(settings.decoders)
         given = known_bundle(registry, journal, bundle) if bundle is not None else None
-        supervisor = Supervisor(settings, journal, registry)
+        supervisor = SupervisedDaemon(settings, journal, registry)
         parts = Parts(
             settings=settings,
             journal=journal,
@@ -73,7 +74,7 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends event streams first: those that are cut off later each print a traceback."""
+    """Ends event streams before the shutdown, which would print a traceback for each of them."""
 
     def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
         super().__init__(config)
@@ -86,7 +87,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def only_server(settings: ServerSettings) -> Iterator[None]:
-    """Hold the home folder and the daemon's control address for this process."""
+    """Lock the home folder and the daemon's control address for this process."""
     address = re.sub(r"[^A-Za-z0-9]+", "-", settings.control)
     with ExitStack() as held:
         for path, what in (
@@ -108,7 +109,7 @@ def only_server(settings: ServerSettings) -> Iterator[None]:
 
 @contextmanager
 def bound(settings: ServerSettings) -> Iterator[socket.socket]:
-    """The listening socket, before anything else is touched. Raises SettingsError."""
+    """The listening socket, opened before anything else is touched. Raises SettingsError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listener = socket.create_server((settings.host, settings.port), family=family)
@@ -118,14 +119,14 @@ def bound(settings: ServerSettings) -> Iterator[socket.socket]:
             "host or port"
         ) from error
     with listener:
-        # Inherited by every connection. asyncio leaves Nagle's algorithm on for such a socket, and
-        # an answer of two writes then waits 40 ms for the client's delayed acknowledgement.
+        # Connections inherit this. With Nagle's algorithm, which asyncio leaves on for a socket it
+        # did not create, a response of two writes waits 40 ms for the client's delayed ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener
 
 
 def build_app(parts: Parts, given: str | None = None) -> FastAPI:
-    """The app over these parts. given: see `Supervisor.start`."""
+    """The FastAPI app over these parts. given: see `SupervisedDaemon.start`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -134,7 +135,7 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
             "http://%s:%d, home %s, daemon on %s",
             parts.settings.host, parts.settings.port, parts.settings.home, parts.settings.control,
         )  # fmt: skip
-        with ExitStack() as ends:  # each of them, whatever the others do
+        with ExitStack() as ends:  # each runs even if another one fails
             ends.callback(parts.journal.close)
             ends.callback(parts.supervisor.stop)
             ends.callback(parts.calibrations.stop)
@@ -143,7 +144,7 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     app = FastAPI(
         title="Volition",
         version=version("volition"),
-        description="Real-time neural decoding: the control plane. For research.",
+        description="The control plane of a real-time neural decoder. For research use.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -170,7 +171,7 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with problems as the answer to requests that are not as documented."""
+    """FastAPI's OpenAPI document, with problem documents for invalid requests."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes

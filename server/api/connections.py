@@ -1,8 +1,9 @@
-"""Connections that can't use the server up: few, and none may take long over its request.
+"""Limits on connections: how many may be open, and how long a request may take to arrive.
 
-A client that opens connections and sends nothing, or a request byte by byte, costs a descriptor
-each. What the daemon's keeper needs to start a process must be left, and whoever wants to pause
-must get in; so the connection that has waited longest for its request makes room for a new one.
+A client that opens connections and sends nothing, or sends a request byte by byte, holds a file
+descriptor for each. The supervisor needs descriptors to start a daemon, and an operator must always
+be able to pause. So when the limit is reached, the connection that has waited longest for its
+request is closed.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-REQUEST_S = 10.0  # from a connection's first byte, or its opening, to the end of a request
+REQUEST_S = 10.0  # from opening a connection, or the end of its last response, to a whole request
 MOST_CONNECTIONS = 256
-MOST_WAITING = 128  # for the loop to accept them; it then does so at once
+MOST_WAITING = 128  # in the accept queue, which the loop empties at once
 
 
 def most_connections() -> int:
-    """At most a quarter of the descriptors that this process may have."""
+    """At most a quarter of this process's file descriptors."""
     return min(MOST_CONNECTIONS, max(8, _descriptors() // 4))
 
 
 def most_waiting() -> int:
-    """At most an eighth of them."""
+    """At most an eighth of this process's file descriptors."""
     return min(MOST_WAITING, max(8, _descriptors() // 8))
 
 
@@ -35,38 +36,38 @@ def _descriptors() -> int:
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's, with a time limit for requests and a limit of connections."""
+    """uvicorn's HTTP protocol with a deadline for requests and a limit on connections."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._timer: asyncio.TimerHandle | None = None
-        self.waits_since: float | None = None  # for a request, s on the loop's clock
+        self.waits_since: float | None = None  # s on the loop's clock
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """One more: another one makes room for it if there are too many."""
+        """Accept a connection; close another one if there are too many."""
         super().connection_made(transport)
         self._watch()
         if len(self.connections) > most_connections():
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        """More of a request."""
+        """Receive more of a request."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """The next request may take as long again."""
+        """Start the deadline of the next request."""
         super().on_response_complete()
         self._stop_watch()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """Drop the deadline."""
         self._stop_watch()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Take the time while a request is being waited for."""
+        """Run the deadline while a request is incomplete, and stop it otherwise."""
         if self.transport.is_closing() or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._stop_watch()
         elif self._timer is None:

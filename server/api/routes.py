@@ -1,4 +1,4 @@
-"""The REST interface: each route says what it does and hands on. docs/REST.md has it for people."""
+"""The REST routes: documentation and types; the work is done elsewhere. Guide: docs/REST.md."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from server.schemas import (
 from server.settings import ServerSettings
 from server.store.journal import Journal
 from server.store.registry import Entry, Registry
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import control
 from streaming.wire import messages as wire
@@ -52,18 +52,18 @@ MOST_PAUSES = 20  # at once
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What the routes act on."""
+    """The parts of the server that the routes act on."""
 
     settings: ServerSettings
     journal: Journal
     registry: Registry
-    supervisor: Supervisor
+    supervisor: SupervisedDaemon
     calibrations: Calibrations
     stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
 async def parts(request: Request) -> Parts:
-    """Of the app that got a request."""
+    """The parts behind the app that received the request."""
     found: Parts = request.app.state.parts
     return found
 
@@ -76,13 +76,13 @@ v1 = APIRouter(prefix="/v1")
 
 @health.get("/live")
 def live() -> Health:
-    """The server answers."""
+    """The server is up."""
     return Health()
 
 
 @health.get("/ready", responses=documented(503))
 def ready(on: On) -> Health:
-    """A daemon runs and answers; whether its velocity may be trusted is in every frame."""
+    """A daemon is running and answers. Whether its velocity is valid is in every frame."""
     if on.supervisor.status is None:
         raise control.NoAnswerError("no daemon answers; see GET /v1/status")
     return Health()
@@ -90,7 +90,7 @@ def ready(on: On) -> Health:
 
 @v1.get("/status", tags=["decoding"])
 def status(on: On) -> ServerStatus:
-    """What the daemon does: state, decoder, latency, streams, units, filters."""
+    """The daemon's state, decoder, latency, streams, units and filters."""
     running = on.calibrations.running
     return ServerStatus(
         answered=on.supervisor.status is not None,
@@ -103,31 +103,31 @@ def status(on: On) -> ServerStatus:
 
 @v1.get("/streams", tags=["decoding"])
 def seen_streams(on: On) -> list[Stream]:
-    """LSL streams on the network, and what each would be used for. Takes a second."""
+    """List the LSL streams on the network and what each would be used for. Takes a second."""
     return streams(on.supervisor.status)
 
 
 @v1.get("/input", tags=["decoding"])
 def get_input(on: On) -> Input:
-    """The spike stream that the daemon reads, or waits for."""
+    """The spike stream that the daemon reads or waits for."""
     return Input(**dataclasses.asdict(on.supervisor.wanted.input))
 
 
 @v1.put("/input", tags=["decoding"], responses=documented(409, 503))
 def put_input(body: Input, on: On, who: Operator) -> Input:
-    """Read another spike stream: not valid until its spikes fill the window."""
+    """Read another spike stream. Frames are not valid until its spikes fill the window."""
     on.supervisor.read_from(StreamQuery(kind=body.kind, name=body.name), who=who)
     return body
 
 
 @v1.post("/decoding/pause", tags=["decoding"], responses=documented(409, 503))
 async def pause(on: On, who: Operator, body: Pause | None = None) -> ServerStatus:
-    """Velocity zero and `valid` false from the next tick on, until resumed.
+    """Publish zero velocity and `valid` false from the next tick until decoding is resumed.
 
-    It holds for every daemon that is started meanwhile, also where this answers with a problem.
+    The pause also holds for daemons that start in the meantime, even if this request fails.
     """
     why = body.why if body else ""
-    # In threads of its own: those of all other requests may be waiting for a decoder or the disk.
+    # In its own threads: all the others may be waiting for a decoder or the disk.
     await to_thread.run_sync(lambda: on.supervisor.pause(why, who=who), limiter=_pausing())
     return status(on)
 
@@ -139,14 +139,14 @@ def _pausing() -> CapacityLimiter:
 
 @v1.post("/decoding/resume", tags=["decoding"], responses=documented(409, 503))
 def resume(on: On, who: Operator) -> ServerStatus:
-    """Decode again."""
+    """Resume decoding."""
     on.supervisor.resume(who=who)
     return status(on)
 
 
 @v1.post("/decoding/arm", tags=["decoding"], responses=documented(409, 503))
 def arm(on: On, who: Operator) -> ServerStatus:
-    """Decode again, if somebody listens, spikes fill the window and the decoder is warm."""
+    """Resume decoding if a client listens, spikes fill the window and the decoder is warm."""
     on.supervisor.resume(who=who, command=control.Arm())
     return status(on)
 
@@ -159,13 +159,13 @@ def get_filters(on: On) -> FiltersView:
 
 @v1.patch("/filters", tags=["decoding"], responses=documented(409, 503))
 def patch_filters(body: FiltersPatch, on: On, who: Operator) -> FiltersView:
-    """Change some settings of the output filters, from the next tick on."""
+    """Change some settings of the output filters from the next tick on."""
     return filters_view(on.supervisor.filter(body.model_dump(exclude_unset=True), who=who))
 
 
 @v1.get("/decoders", tags=["decoders"])
 def list_decoders(on: On) -> list[Decoder]:
-    """Bundles of the registry, newest first."""
+    """List the decoders in the registry, newest first."""
     active = _active(on)
     return [Decoder(**_summary(entry, active)) for entry in on.registry.all()]
 
@@ -183,14 +183,14 @@ def add_decoder(body: NewDecoder, on: On, who: Operator, response: Response) -> 
 
 @v1.post("/decoders/rollback", tags=["decoders"], responses=documented(404, 409, 503))
 def rollback(on: On, who: Operator) -> ServerStatus:
-    """Decode with the decoder before again, from the next tick on."""
+    """Go back to the previous decoder from the next tick on."""
     on.supervisor.rollback(who=who)
     return status(on)
 
 
 @v1.get("/decoders/{id}", tags=["decoders"], responses=documented(404))
 def get_decoder(id: Id, on: On) -> DecoderDetail:
-    """One bundle with its units; its files' checksums are verified."""
+    """One decoder with its unit ids; the checksums of its files are verified."""
     entry = on.registry.get(id)
     problem = None
     try:
@@ -207,7 +207,7 @@ def get_decoder(id: Id, on: On) -> DecoderDetail:
 
 @v1.post("/decoders/{id}/activate", tags=["decoders"], responses=documented(404, 409, 503))
 def activate(id: Id, on: On, who: Operator) -> ServerStatus:
-    """Warm a decoder beside the active one, then decode with it from the next tick on."""
+    """Warm up a decoder while the active one decodes, then swap between two ticks."""
     on.supervisor.activate(id, who=who)
     return status(on)
 
@@ -242,14 +242,14 @@ def start_calibration(
         str | None,
         Header(
             alias="Idempotency-Key",
-            description="the same key twice begins one calibration",
+            description="a repeated key returns the calibration that the first request started",
             min_length=1,
             max_length=200,
             pattern=r"^[A-Za-z0-9._:\-]+$",
         ),
     ] = None,
 ) -> Calibration:
-    """Collect labelled data from now on, learn today's units, score, and swap if it is better."""
+    """Collect labelled data, train on today's units, score the result, and swap if it is better."""
     calibration = on.calibrations.start(body, key=key, who=who)
     response.headers["Location"] = f"/v1/calibrations/{calibration.id}"
     return calibration
@@ -257,13 +257,13 @@ def start_calibration(
 
 @v1.get("/calibrations", tags=["calibrations"])
 def list_calibrations(on: On) -> list[Calibration]:
-    """Every calibration, newest first."""
+    """List all calibrations, newest first."""
     return on.calibrations.all()
 
 
 @v1.get("/calibrations/{id}", tags=["calibrations"], responses=documented(404))
 def get_calibration(id: Id, on: On) -> Calibration:
-    """One calibration, as it stands."""
+    """The current state of one calibration."""
     return on.calibrations.get(id)
 
 
@@ -281,12 +281,12 @@ def _known(id: Id, on: On) -> str:
 async def calibration_events(
     id: Annotated[str, Depends(_known)], on: On
 ) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: the calibration whenever it changes, until it has ended."""
+    """Server-sent events: the calibration each time it changes, until it has ended."""
     sent, number = "", 0
     while not on.stopping.is_set():
         try:
             calibration = on.calibrations.get(id)
-        except Exception:  # discarded meanwhile
+        except Exception:  # it was discarded
             return
         document = calibration.model_dump_json()
         if document != sent:
@@ -299,7 +299,7 @@ async def calibration_events(
 
 @v1.post("/calibrations/{id}/finish", tags=["calibrations"], responses=documented(404, 409))
 def finish_calibration(id: Id, on: On, who: Operator) -> Calibration:
-    """Collect no more, learn from what is there."""
+    """Stop collecting and train on the data collected so far."""
     return on.calibrations.finish(id, who=who)
 
 
@@ -310,23 +310,23 @@ def finish_calibration(id: Id, on: On, who: Operator) -> Calibration:
     responses=documented(404, 409),
 )
 def resume_calibration(id: Id, on: On, who: Operator) -> Calibration:
-    """Go on with one that was cut short: collect what is missing, then learn."""
+    """Continue a calibration that was cut short: collect the missing data, then train."""
     return on.calibrations.resume(id, who=who)
 
 
 @v1.post("/calibrations/{id}/cancel", tags=["calibrations"], responses=documented(404, 409))
 def cancel_calibration(id: Id, on: On, who: Operator) -> Calibration:
-    """End one that runs; its data are kept. 409 where it has ended already."""
+    """Cancel a running calibration; its data are kept. 409 if it has already ended."""
     return on.calibrations.cancel(id, who=who)
 
 
 @v1.delete("/calibrations/{id}", tags=["calibrations"], status_code=204, responses=documented(404))
 def delete_calibration(id: Id, on: On, who: Operator) -> None:
-    """Cancel a calibration that runs; discard one that has ended, with its data."""
+    """Cancel a running calibration, or discard one that has ended together with its data."""
     on.calibrations.remove(id, who=who)
 
 
 @v1.get("/journal", tags=["decoding"])
 def journal(on: On, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[Change]:
-    """What was changed, by whom and when; newest first."""
+    """The journal: what was changed, by whom and when, newest first."""
     return [Change(**change) for change in on.journal.changes(limit)]

@@ -1,4 +1,4 @@
-"""What is on the network: every LSL stream, and what this server would use it for."""
+"""The LSL streams on the network, and what the server would use each of them for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOK_S = 1.0
 
 
 class _Look:
-    """One look at the network serves all who ask within a second."""
+    """Resolves LSL streams at most once per second, for all callers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,7 +34,7 @@ _look = _Look()
 
 
 def streams(status: wire.Status | None) -> list[Stream]:
-    """Every stream seen within a second, by type and name."""
+    """Every LSL stream on the network, sorted by type and name."""
     found = [
         Stream(
             name=info.name(),

@@ -1,6 +1,7 @@
-"""All calibrations: begin, cancel, resume, discard. At most one runs (`server.calibration.job`).
+"""The calibrations: start, finish, cancel, resume, discard. At most one runs at a time.
 
-A server that finds one unfinished in its journal lists it as `interrupted`, with its data.
+A running calibration is a `server.calibration.job`. One that an earlier server left unfinished is
+listed as `interrupted`; its data are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Registry
 from server.supervision.children import Child
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 
 log = logging.getLogger("volition.server")
 
@@ -31,13 +32,13 @@ CUT_SHORT: tuple[State, ...] = ("interrupted", "failed", "cancelled")
 
 
 class Calibrations:
-    """All calibrations, of which one at most runs."""
+    """All calibrations known to the server. At most one runs at a time."""
 
     def __init__(
         self,
         settings: ServerSettings,
         journal: Journal,
-        supervisor: Supervisor,
+        supervisor: SupervisedDaemon,
         registry: Registry,
         *,
         start_child: StartChild = Child,
@@ -57,19 +58,23 @@ class Calibrations:
                 self._restore(key, calibration)
 
     def _read(self, document: str) -> Calibration | None:
-        """A document of the journal, less what a newer version put in; one that isn't is kept."""
+        """Parse a document without its unknown fields; set it aside if it is not valid."""
         try:
             try:
                 return Calibration.model_validate_json(document)
             except ValidationError as error:
                 return Calibration.model_validate(_known_parts(json.loads(document), error))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            log.error("a calibration of the journal is set aside (%s): %.200s", error, document)
+            log.error(
+                "a calibration in the journal can't be read and is set aside (%s): %.200s",
+                error,
+                document,
+            )
             self._journal.set_aside_calibration(document, str(error))
             return None
 
     def _restore(self, key: str | None, calibration: Calibration) -> None:
-        """Of an earlier server: what ran then was interrupted."""
+        """Restore a calibration of an earlier server; one that was running is now interrupted."""
         if calibration.state in RUNNING:
             active = self._journal.recall("active")
             was_promoted = calibration.state == "promoting" and calibration.candidate == active
@@ -80,7 +85,7 @@ class Calibrations:
                 self._journal.note(
                     "server", "calibration", id=calibration.id, state=calibration.state
                 )
-            except JournalError as error:  # the next server finds the same
+            except JournalError as error:  # the next server tries again
                 log.error("%s", error)
         self._known[calibration.id] = calibration
         if key is not None:
@@ -88,39 +93,41 @@ class Calibrations:
 
     @property
     def running(self) -> Calibration | None:
-        """The one that runs."""
+        """The running calibration, if any."""
         job = self._job
         return job.calibration if job is not None and job.runs else None
 
     def all(self) -> list[Calibration]:
-        """Newest first."""
+        """All calibrations, newest first."""
         return list(self._known.values())[::-1]
 
     def get(self, identity: str) -> Calibration:
         """One calibration. Raises NotFoundError."""
         if identity not in self._known:
-            raise NotFoundError(f"there is no calibration {identity!r}; see GET /v1/calibrations")
+            raise NotFoundError(f"no calibration {identity!r}; see GET /v1/calibrations")
         return self._known[identity]
 
     def start(self, request: CalibrationRequest, *, key: str | None, who: str) -> Calibration:
-        """Begin a calibration, or return the one that the same key began.
+        """Start a calibration, or return the one that was started with the same key.
 
-        Raises ConflictError where another one runs, or the key was used for another request;
-        NotFoundError where the base isn't registered, or the data to learn from aren't there.
+        Raises ConflictError if another one is running or the key was used for another request, and
+        NotFoundError if the base is not registered or the data to train on are missing.
         """
         with self._lock:
             if key is not None and key in self._keys:
                 known = self._known[self._keys[key]]
                 if known.request != request:
-                    raise ConflictError(f"key {key!r} began {known.id}, by another request")
+                    raise ConflictError(
+                        f"key {key!r} started {known.id} with another request; use a new key"
+                    )
                 return known
             self._check_idle()
             if request.base is not None:
                 self._registry.get(request.base)
             if request.shadow and request.labels != "kinematics":
                 raise ConflictError(
-                    f"a shadow is scored by the kinematics as they come, not by {request.labels}; "
-                    "leave one of them out"
+                    f"shadow is scored by kinematics, not by {request.labels}; omit shadow or use "
+                    "labels=kinematics"
                 )
             made_at = now()
             calibration = Calibration(
@@ -137,17 +144,17 @@ class Calibrations:
             return calibration
 
     def finish(self, identity: str, *, who: str) -> Calibration:
-        """End a collection early and learn from what is there."""
+        """Stop collecting early and train on the data collected so far."""
         self._running(identity).finish(who=who)
         return self.get(identity)
 
     def cancel(self, identity: str, *, who: str) -> Calibration:
-        """End one that runs. Raises ConflictError where it has ended already."""
+        """Cancel a running calibration. Raises ConflictError if it has already ended."""
         self._running(identity).cancel(who=who)
         return self.get(identity)
 
     def resume(self, identity: str, *, who: str) -> Calibration:
-        """Go on with one that was cut short: collect what is missing, then learn."""
+        """Continue a calibration that was cut short: collect the missing data, then train."""
         with self._lock:
             calibration = self.get(identity)
             has_data = (
@@ -156,21 +163,21 @@ class Calibrations:
             )
             if calibration.state not in CUT_SHORT or not has_data:
                 raise ConflictError(
-                    f"{identity} is {calibration.state}; only one that was cut short after data "
-                    "had come can be resumed"
+                    f"{identity} is {calibration.state}; only a calibration that was cut short and "
+                    "has data can be resumed; start a new one"
                 )
             self._check_idle()
-            anew = calibration.model_copy(
+            resumed = calibration.model_copy(
                 update={"state": "collecting", "ended": None, "problem": None, "verdict": ""}
             )
             key = next((k for k, i in self._keys.items() if i == identity), None)
-            self._run(anew, key, who=who, resume=True)
-            return anew
+            self._run(resumed, key, who=who, resume=True)
+            return resumed
 
     def remove(self, identity: str, *, who: str) -> None:
-        """Cancel a calibration that runs; one that has ended is forgotten, with its data.
+        """Cancel a running calibration, or discard one that has ended together with its data.
 
-        Raises SessionError where its data can't be removed.
+        Raises SessionError if its data can't be deleted.
         """
         with self._lock:
             self.get(identity)
@@ -188,16 +195,16 @@ class Calibrations:
                 if folder.exists():
                     os.rename(folder, gone)
             except OSError as error:
-                raise SessionError(f"{folder} can't be removed ({error})") from error
+                raise SessionError(f"{folder} can't be deleted ({error})") from error
         shutil.rmtree(gone, ignore_errors=True)
 
     def stop(self) -> None:
-        """The server stops: what runs is interrupted, its data kept."""
+        """Interrupt the running calibration when the server stops; its data are kept."""
         job = self._job
         if job is not None and job.runs:
             try:
                 job.cancel(who="server")
-            except ConflictError:  # it ends by itself
+            except ConflictError:  # it is about to end by itself
                 job.wait()
             if job.calibration.state == "cancelled":
                 job.calibration.state = "interrupted"
@@ -207,7 +214,7 @@ class Calibrations:
         self, calibration: Calibration, key: str | None, *, who: str, resume: bool = False
     ) -> None:
         job = Job(calibration, key, who=who, resume=resume, **self._parts)  # type: ignore[arg-type]
-        job.save()  # before it is known: where the disk is full, nothing has begun
+        job.save()  # before anything else: on a full disk, nothing is started
         self._known[calibration.id], self._job = calibration, job
         if key is not None:
             self._keys[key] = calibration.id
@@ -216,7 +223,7 @@ class Calibrations:
     def _running(self, identity: str) -> Job:
         calibration, job = self.get(identity), self._job
         if job is None or not job.runs or job.calibration.id != identity:
-            raise ConflictError(f"{identity} is {calibration.state}; it doesn't run")
+            raise ConflictError(f"{identity} is {calibration.state}, not running")
         return job
 
     def _check_idle(self) -> None:
@@ -228,7 +235,7 @@ class Calibrations:
 
 
 def _known_parts(document: Any, error: ValidationError) -> Any:
-    """A document without the fields that validation found too many."""
+    """A document without the fields that validation refused as unknown."""
     for wrong in error.errors():
         if wrong["type"] == "extra_forbidden":
             part = document

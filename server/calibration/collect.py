@@ -1,9 +1,9 @@
-"""Collects one calibration: writes its streams to disk, then makes a session of them.
+"""Collects the data of one calibration: records its streams, then turns them into a session.
 
-    python -m server.calibration.collect    told by a line of JSON, see `Order`
+    python -m server.calibration.collect    takes one line of JSON, see `Order`
 
-A process of its own, so that no disk touches a tick. Told `{"finish": true}` it ends with what it
-has; when its standard input ends it only closes its files, and a later one can go on with them.
+It is a separate process, so that disk writes never delay a tick. On `{"finish": true}` it stops
+collecting. When its standard input closes it only closes its files, and a later one can continue.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from streaming.sessions.intervals import duration_s
 from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages, send, send_problem
 
-SAY_EVERY_S = 0.2
+REPORT_EVERY_S = 0.2
 MIN_FREE_BYTES = 200e6
 MIN_SECONDS = 5.0
-MIN_UNITS, MIN_SPIKES = 4, 20  # units with so many spikes
+MIN_UNITS, MIN_SPIKES = 4, 20  # at least MIN_UNITS units need at least MIN_SPIKES spikes
 MIN_SPEED_M_S = 0.005  # the 90th percentile of the calibration's speeds
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """What to collect, and where to. resume: go on with what is there.
+    """What to collect, and where to save it. resume: continue the recording in `folder`.
 
-    frames: address that the daemon publishes on, which may be moving the cursor.
+    frames: address of the daemon's frames, to detect whether the daemon moves the cursor.
     """
 
     folder: str
@@ -54,12 +54,12 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 class Collector:
-    """Runs one order; `listen` hears what the server says meanwhile."""
+    """Carries out one order; `listen` takes the server's messages in the meantime."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
         self.finish = self.abandoned = False
-        self._said_at = 0.0
+        self._reported_at = 0.0
         self._recorder = Recorder(
             Path(order.folder),
             order.session,
@@ -74,14 +74,14 @@ class Collector:
         )
 
     def listen(self, messages: Iterator[Message]) -> None:
-        """Until the server is gone."""
+        """Handle messages until the server is gone."""
         for message in messages:
             self.finish |= bool(message.get("finish"))
             self._recorder.should_stop |= self.finish
         self.abandoned = self._recorder.should_stop = True
 
     def collect(self) -> Path | None:
-        """The session's file; None where the server went away before the end."""
+        """Collect, and return the session's file; None if the server went away first."""
         check_space(Path(self.order.folder))
         self._recorder.start()
         address = self.order.frames
@@ -97,46 +97,46 @@ class Collector:
 
     def _report(self, recorder: Recorder) -> None:
         self._daemon.poll()
-        if time.monotonic() - self._said_at > SAY_EVERY_S:
-            self._said_at = time.monotonic()
+        if time.monotonic() - self._reported_at > REPORT_EVERY_S:
+            self._reported_at = time.monotonic()
             send(collected=recorder.labelled_s, spikes=recorder.n_spikes)
 
 
 def check_space(folder: Path) -> None:
-    """Raise SessionError where the disk has no room for a calibration."""
+    """Raise SessionError if the disk has no room for a calibration."""
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
         raise SessionError(
-            f"the disk of {folder} has {free / 1e6:.0f} MB left, expected at least "
-            f"{MIN_FREE_BYTES / 1e6:.0f}; make room"
+            f"the disk of {folder} has {free / 1e6:.0f} MB free, expected at least "
+            f"{MIN_FREE_BYTES / 1e6:.0f} MB; make room"
         )
 
 
 def check_calibration(session: Session) -> None:
-    """Raise SessionError where nothing can be learned from a session, and say why."""
+    """Raise SessionError if a session is too short or too quiet to train on."""
     seconds = duration_s(session.domain)
     if seconds < MIN_SECONDS:
         raise SessionError(
-            f"{seconds:.1f} s were labelled; expected at least {MIN_SECONDS:g}, better 40; "
+            f"{seconds:.1f} s of labelled data, expected at least {MIN_SECONDS:g} s, better 40 s; "
             "collect longer"
         )
     n_active = int((np.bincount(session.spike_units) >= MIN_SPIKES).sum())
     if n_active < MIN_UNITS:
         raise SessionError(
-            f"{n_active} of {session.n_units} units had {MIN_SPIKES} spikes or more in "
-            f"{seconds:.0f} s; expected at least {MIN_UNITS}. Check thresholds and the spike stream"
+            f"{n_active} of {session.n_units} units had at least {MIN_SPIKES} spikes in "
+            f"{seconds:.0f} s, expected at least {MIN_UNITS}; check thresholds and the spike stream"
         )
     speed = float(np.percentile(np.linalg.norm(session.cursor_vel, axis=1), 90))
     if speed < MIN_SPEED_M_S:
         raise SessionError(
-            f"there was too little movement: 90 % of speeds are below {speed:.4f} m/s, expected "
-            f"{MIN_SPEED_M_S:g} or more. Have the cursor moved during the calibration, and check "
-            "the kinematics' unit (metres)"
+            f"too little movement: the 90th percentile of speed is {speed:.4f} m/s, expected at "
+            f"least {MIN_SPEED_M_S:g} m/s; move the cursor during the calibration, and check that "
+            "the kinematics are in metres"
         )
 
 
 def main() -> None:
-    """Take one order, carry it out."""
+    """Read one order and carry it out."""
     messages = parent_messages()
     first: Message | None = next(messages, None)
     if first is None:

@@ -1,12 +1,12 @@
-"""Whether the daemon's own velocity moved the cursor while kinematics were recorded.
+"""Detects when the daemon moved the cursor while kinematics were recorded, and undoes the gain.
 
-In closed loop the cursor moves as the output filters let it: at a gain of 0.4, at 0.4 of what was
-decoded. A decoder that learned that velocity would pass through the same gain again. So frames and
-filter settings are recorded with the data, and where the cursor followed the frames its velocity is
-divided by the gain: that is what a decoder should give.
+In closed loop the cursor moves at the filtered velocity: with a gain of 0.4, at 0.4 of the decoded
+velocity. A decoder trained on that velocity would go through the gain a second time. So frames and
+filter settings are recorded with the data. Where the cursor followed the frames, its velocity is
+divided by the gain, which gives the velocity that a decoder should produce.
 
-Smoothing, dead zone and limits aren't undone: they don't scale a steady movement, and can't be.
-The daemon must publish on this host's clock.
+Smoothing, dead zone and limits are not undone: they don't scale a steady movement and have no
+inverse. The daemon must publish on this host's clock.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from streaming.wire import messages as wire
 
 FRAME = np.dtype([("time", "<f8"), ("velocity", "<f8", (2,))])
 FRAMES_FILE, FILTERS_FILE = "frames.bin", "filters.jsonl"
-MOVING = 0.1  # of the 90th percentile of speeds: what is slower says nothing
-LONGEST_WAY_S = 0.2  # from a frame's publication to the cursor's velocity
+MOVING = 0.1  # of the 90th percentile of speed; slower samples are ignored
+LONGEST_WAY_S = 0.2  # maximum delay from a frame's publication to the cursor's velocity
 LAG_STEP_S = 0.01
-BLOCK_S = 1.0  # that is driven by the daemon, or is not
-ALIKE, MOST = 0.25, 0.75  # relative error, and the share of moving samples that must keep it
+BLOCK_S = 1.0  # each block counts as driven by the daemon or not
+ALIKE, MOST = 0.25, 0.75  # relative error, and the share of moving samples that must be within it
 _CURSOR, _STATUS = (wire.TOPICS[name].prefix for name in ("cursor", "status"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Driving:
-    """What the daemon did. times (n,): when frames left, s; velocity (n, 2), m/s; zero if invalid.
+    """The daemon's output while data were recorded.
 
+    times (n,): publication times of frames, s. velocity (n, 2): m/s, zero if not valid.
     gain_times (m,), gains (m,): the output filters' gain from each time on.
     """
 
@@ -51,14 +52,14 @@ class Driving:
     gains: Floats
 
     def gain_at(self, times: Floats) -> Floats:
-        """The gain (n,) at each time; the first known one before that."""
+        """The gain (n,) at each time; before the first known gain, that one."""
         if len(self.gains) == 0:
             return np.ones(len(times))
         index = np.searchsorted(self.gain_times, times, side="right") - 1
         return np.asarray(self.gains[np.maximum(index, 0)])
 
     def drove(self, times: Floats, velocity: Floats) -> NDArray[np.bool_]:
-        """Which of the cursor's samples, times (n,) and velocity (n, 2), followed the frames."""
+        """A mask (n,) of the cursor samples that followed the frames; velocity is (n, 2)."""
         driven = np.zeros(len(times), dtype=bool)
         if len(times) == 0 or len(self.times) == 0:
             return driven
@@ -73,14 +74,14 @@ class Driving:
         return np.asarray(((n_moving > 0) & (n_following >= MOST * n_moving))[block])
 
     def _alike(self, at: Floats, velocity: Floats, speed: Floats) -> NDArray[np.bool_]:
-        """Where the newest frame's velocity at times `at` (n,) is about `velocity` (n, 2)."""
+        """A mask (n,): the newest frame at times `at` (n,) is close to `velocity` (n, 2)."""
         index = np.searchsorted(self.times, at, side="right") - 1
         error = np.linalg.norm(velocity - self.velocity[np.maximum(index, 0)], axis=1)
         return np.asarray((index >= 0) & (error <= ALIKE * speed))
 
 
 def before_filters(session: Session, driving: Driving) -> Session:
-    """The session with the velocity that was decoded, where the daemon moved the cursor."""
+    """The session with the velocity before the gain, where the daemon moved the cursor."""
     driven = driving.drove(session.cursor_times, session.cursor_vel)
     gain = driving.gain_at(session.cursor_times)
     changed = driven & (gain > 0) & (gain != 1.0)
@@ -89,8 +90,8 @@ def before_filters(session: Session, driving: Driving) -> Session:
     factor = np.where(changed, 1.0 / np.where(gain > 0, gain, 1.0), 1.0)
     gains = ", ".join(f"{g:g}" for g in np.unique(gain[changed]))
     note = (
-        f"{changed.mean():.0%} of the velocity was the decoder's own, after output filters of gain "
-        f"{gains}; it was divided by that"
+        f"{changed.mean():.0%} of the velocity samples were the decoder's own output at gain "
+        f"{gains} and were divided by it"
     )
     return replace(
         session, cursor_vel=session.cursor_vel * factor[:, None], notes=(*session.notes, note)
@@ -98,10 +99,10 @@ def before_filters(session: Session, driving: Driving) -> Session:
 
 
 class DaemonFrames:
-    """Listens to the daemon that publishes on an address, if there is one; `drain` says what came.
+    """Receives the frames and filter settings of the daemon that publishes on an address, if any.
 
-    It subscribes to more than the topic, to a frame's first bytes, too: what asks for the topic
-    alone counts as a rig that listens (`arm`), which this is not.
+    It subscribes to the topic plus the first byte of a frame. A subscription to the topic alone
+    would count as a listening rig when the daemon is armed.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -114,7 +115,7 @@ class DaemonFrames:
         self._filters: Filters | None = None
 
     def drain(self) -> tuple[NDArray[np.void], list[tuple[float, Filters]]]:
-        """Frames (n,) of `FRAME` since the last call, and filters that are new. Never blocks."""
+        """Frames (n,) of `FRAME` and filter changes since the last call. Never blocks."""
         frames: list[tuple[float, tuple[float, float]]] = []
         changes: list[tuple[float, Filters]] = []
         while True:
@@ -132,20 +133,20 @@ class DaemonFrames:
                         self._filters = status.filters
                         changes.append((status.started + status.uptime_s, status.filters))
             except (msgspec.MsgspecError, ValueError):
-                continue  # of another version: nothing is known of such a daemon
+                continue  # from a daemon of another version; ignored
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket."""
         self._context.destroy(linger=0)
 
 
 def _map_header(struct: type[msgspec.Struct]) -> bytes:
-    """The first byte of a struct in msgpack: a map of so many fields."""
+    """The first byte of a struct in msgpack, which has its number of fields."""
     return msgspec.msgpack.encode(dict.fromkeys(struct.__struct_fields__))[:1]
 
 
 class DaemonLog:
-    """Writes what `DaemonFrames` hears beside a recording, to be appended to by the next one."""
+    """Records the daemon's output next to a recording; a resumed recording appends to it."""
 
     def __init__(self, folder: Path, address: str | None) -> None:
         self._frames: BinaryIO = (folder / FRAMES_FILE).open("ab")
@@ -164,7 +165,7 @@ class DaemonLog:
         self._daemon.close()
 
     def poll(self) -> None:
-        """Write what came. Raises OSError if the disk fails."""
+        """Write everything received since the last call. Raises OSError if the disk fails."""
         frames, changes = self._daemon.drain()
         self._frames.write(frames.tobytes())
         for at, filters in changes:
@@ -172,7 +173,7 @@ class DaemonLog:
 
 
 def read_driving(folder: Path) -> Driving:
-    """What a `DaemonLog` wrote, whole or cut short; nothing if there was none."""
+    """Read the files of a `DaemonLog`, complete or cut short; empty if there are none."""
     try:
         content = (folder / FRAMES_FILE).read_bytes()
         lines = (folder / FILTERS_FILE).read_text().splitlines()

@@ -1,15 +1,14 @@
-"""One calibration at work: collect labelled data, learn today's units, score, swap.
+"""A running calibration: collect labelled data, train on today's units, score, swap.
 
     collecting -> training -> [shadowing] -> promoting -> promoted | rejected | undecided | ready
                                              (or failed, cancelled, interrupted, at any point)
 
-`decoder.gate` decides. What it leaves undecided is for the operator, who may activate the candidate
-by `POST /v1/decoders/{id}/activate`.
+`decoder.gate` makes the decision. If it is undecided, the operator may activate the candidate with
+`POST /v1/decoders/{id}/activate`. A request for the data of an earlier calibration starts with the
+training.
 
-A request that names the data of an earlier calibration begins with the training.
-
-The daemon decodes on, undisturbed: collecting, learning and shadowing are processes of their own
-(`server.supervision.children`). Its folder has its data.
+Collecting, training and shadowing are child processes (`server.supervision.children`), so the
+daemon decodes undisturbed. The data are in the calibration's folder.
 """
 
 from __future__ import annotations
@@ -31,22 +30,21 @@ from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Entry, Registry
 from server.supervision.children import Child
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 
 log = logging.getLogger("volition.server")
 
-WAIT_FOR_STREAMS_S = 8.0  # on a busy machine answers take seconds
+WAIT_FOR_STREAMS_S = 8.0  # on a busy machine LSL answers take seconds
 SAVE_EVERY_S = 1.0
-# Seconds of learning that `auto` may take where nobody says: what lets a new decoder take over
-# within 10 s (30 s for windows) of the last sample on two cores. Measured: docs/RECALIBRATION.md.
+# Default training time of `auto`, s. On two cores the new decoder then takes over within 10 s of
+# the last sample (poyo: 30 s). Measured: docs/RECALIBRATION.md.
 ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
-
 
 StartChild = Callable[..., Child]
 
 
 class Job:
-    """A calibration that runs, in a thread of its own."""
+    """One calibration, running in its own thread."""
 
     def __init__(
         self,
@@ -55,7 +53,7 @@ class Job:
         *,
         settings: ServerSettings,
         journal: Journal,
-        supervisor: Supervisor,
+        supervisor: SupervisedDaemon,
         registry: Registry,
         who: str,
         resume: bool = False,
@@ -68,7 +66,7 @@ class Job:
         self.folder = settings.calibrations / calibration.id
         self._start_child = start_child
         self._cancelled = threading.Event()
-        self._is_decided = False  # it can't be cancelled any more
+        self._is_decided = False  # too late to cancel
         self._children: list[Child] = []
         self._starting = threading.Lock()
         self._collector: Child | None = None
@@ -82,29 +80,29 @@ class Job:
         return self.calibration.state in RUNNING
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def finish(self, *, who: str) -> None:
-        """Collect no more; go on with what is there."""
+        """Stop collecting and go on to training."""
         if self.calibration.state != "collecting" or self._collector is None:
             raise ConflictError(
-                f"{self.calibration.id} is {self.calibration.state}; only a calibration that "
-                "collects can be finished"
+                f"{self.calibration.id} is {self.calibration.state}; only a calibration that is "
+                "collecting can be finished"
             )
         self._journal.note(who, "calibration", id=self.calibration.id, state="finish")
-        self._collector.tell(finish=True)
+        self._collector.send(finish=True)
 
     def cancel(self, *, who: str) -> None:
-        """End it, and wait until it has. Raises ConflictError if it ends by itself.
+        """Cancel it and wait for its end. Raises ConflictError if it ends by itself first.
 
-        Either it is cancelled or its candidate may be promoted, never both.
+        A cancelled calibration never promotes its candidate.
         """
         with self._starting:
             if self._is_decided:
                 raise ConflictError(
-                    f"{self.calibration.id} is {self.calibration.state} and can't be cancelled any "
-                    "more; roll back if its decoder is not wanted"
+                    f"{self.calibration.id} is {self.calibration.state}, too late to cancel; roll "
+                    "back if you don't want its decoder"
                 )
             self._who = who
             self._cancelled.set()
@@ -115,12 +113,12 @@ class Job:
             raise ConflictError(f"{self.calibration.id} has just ended: {self.calibration.state}")
 
     def wait(self) -> None:
-        """Until it has ended."""
+        """Wait until it has ended."""
         if self._thread.ident is not None:
             self._thread.join()
 
     def save(self) -> None:
-        """Into the journal, as it stands."""
+        """Save its current state in the journal."""
         self._saved_at = time.monotonic()
         self._journal.save_calibration(
             self.calibration.id, self._key, self.calibration.model_dump_json()
@@ -135,7 +133,7 @@ class Job:
             self._failed(SessionError(f"{self.folder}: can't be written ({error}); make room"))
         except Exception as error:
             log.exception("calibration %s", self.calibration.id)
-            self._failed(VolitionError(f"a fault of ours: {error!r}"))
+            self._failed(VolitionError(f"internal error: {error!r}; see the server's log"))
         finally:
             for child in self._children:
                 child.stop()
@@ -155,7 +153,7 @@ class Job:
         try:
             self.save()
             self._journal.note(self._who, "calibration", id=self.calibration.id, state=state)
-        except JournalError as error:  # what was collected and learned counts, not the record
+        except JournalError as error:  # the calibration matters more than its record
             log.error("%s", error)
 
     def _child(self, module: str) -> Child:
@@ -171,7 +169,7 @@ class Job:
         self.calibration.base = base.manifest.decoder_id
         self.calibration.before = self._active()
         trainer = self._child("training.calibration.worker")
-        trainer.tell(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
+        trainer.send(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
         session = self._collect(trainer)
         self._enter("training")
         self._learn(trainer, session, ALLOWED_S[base.manifest.family])
@@ -182,24 +180,24 @@ class Job:
         self._decide()
 
     def _base(self) -> Entry:
-        """The decoder that learning begins from."""
+        """The decoder that training starts from."""
         asked = self.calibration.request.base
         entry = self._pretrained() if asked is None else self._registry.get(asked)
         if entry.manifest.family not in ALLOWED_S:
             raise ConflictError(
-                f"{entry.manifest.decoder_id} is a {entry.manifest.family} decoder, which nothing "
-                f"can be learned from; name a base of family {' or '.join(ALLOWED_S)}"
+                f"{entry.manifest.decoder_id} is a {entry.manifest.family} decoder, which can't be "
+                f"trained further; name a base of family {' or '.join(ALLOWED_S)}"
             )
         return entry
 
     def _pretrained(self) -> Entry:
-        """What was pretrained and the active decoder came from, no recalibration of it.
+        """The pretrained decoder that the active one is based on.
 
-        Where that is not in the registry, the recalibration: it has all weights too.
+        If it is not registered, the active decoder itself, which has all weights too.
         """
         active = self._active()
         if active is None:
-            raise ConflictError("there is no decoder to begin from; register one, or name a base")
+            raise ConflictError("no decoder to start training from; register one, or name a base")
         entry = self._registry.get(active)
         base = entry.manifest.provenance.get("base")
         if base is None:
@@ -210,12 +208,12 @@ class Job:
             return entry
 
     def _active(self) -> str | None:
-        """The decoder in use, or that will be when a daemon runs again."""
+        """The decoder in use, or the one that the next daemon will use."""
         status = self._supervisor.status
         return status.decoder if status else self._supervisor.wanted.active
 
     def _collect(self, trainer: Child) -> str:
-        """Returns the session's file. A trainer that can't work ends it at once."""
+        """Collect, and return the session's file. An error in the trainer ends the collection."""
         request = self.calibration.request
         self.folder.mkdir(parents=True, exist_ok=True)
         if request.data is not None:
@@ -227,7 +225,7 @@ class Job:
         query, status = self._supervisor.wanted.input, self._supervisor.status
         decoded = status.stream if status is not None else None
         collector = self._child("server.calibration.collect")
-        collector.tell(
+        collector.send(
             folder=str(self.folder.absolute()),
             session=self.calibration.id,
             seconds=request.seconds,
@@ -258,7 +256,7 @@ class Job:
         active = self._registry.get(decoder).path if decoder else None
         self.calibration.before = decoder
         candidate = self.folder / "candidate.bundle"
-        trainer.tell(
+        trainer.send(
             session=session,
             active=str(active.absolute()) if active else None,
             output=str(candidate.absolute()),
@@ -285,11 +283,11 @@ class Job:
     def _shadow(self) -> None:
         status = self._supervisor.status
         if status is None or status.stream is None:
-            raise ConflictError("no daemon decodes a stream; nothing to decode beside")
+            raise ConflictError("no daemon is decoding a stream to compare on; start one first")
         request = self.calibration.request
         assert self.calibration.candidate is not None
         shadow = self._child("server.calibration.shadow")
-        shadow.tell(
+        shadow.send(
             active=str(self._registry.get(status.decoder).path.absolute()),
             candidate=str(self._registry.get(self.calibration.candidate).path.absolute()),
             seconds=request.shadow_s,
@@ -307,17 +305,17 @@ class Job:
                 self.calibration.live = scores_of(self._live)
         if self._live.compared_s < request.shadow_s:
             self.calibration.doubts.append(
-                f"{self._live.compared_s:.1f} s could be compared on the live stream, of "
-                f"{request.shadow_s:g}; do spikes and kinematics still come, and does something "
-                "else than the daemon move the cursor?"
+                f"only {self._live.compared_s:.1f} s of {request.shadow_s:g} s could be compared "
+                "on the live stream; check that spikes and kinematics still arrive, and that "
+                "something other than the daemon moves the cursor"
             )
 
     def _patience_s(self, work_s: float) -> float:
-        """How long a process may be silent that works for so long; a busy machine is slow."""
+        """How long a child process with `work_s` of work may be silent on a busy machine."""
         return self._supervisor.timing.silent_s + work_s
 
     def _decide(self) -> None:
-        """Promote the candidate if it is better, and if it is for us to do so."""
+        """Promote the candidate if it is better and the request allows it."""
         calibration = self.calibration
         assert calibration.candidate is not None
         with self._starting:
@@ -338,27 +336,27 @@ class Job:
         self._enter(state)
 
     def _promote(self) -> State:
-        """Decode with the candidate, unless another decoder was activated meanwhile."""
+        """Activate the candidate, unless another decoder has been activated since."""
         calibration = self.calibration
         assert calibration.candidate is not None
-        if self._active() != calibration.before:  # it was never compared with this one
-            calibration.verdict = f"{self._active()} was activated meanwhile; compare with it"
+        if self._active() != calibration.before:  # the candidate was not compared with this one
+            calibration.verdict = f"{self._active()} was activated since; compare with it"
             return "ready"
         self._supervisor.activate(calibration.candidate, who=f"{self._who}, {calibration.id}")
         return "promoted"
 
 
 def session_file(settings: ServerSettings, identity: str) -> Path:
-    """What a calibration collected. Raises NotFoundError where it is no whole session yet."""
+    """The session that a calibration collected. Raises NotFoundError if it is not complete."""
     for path in (settings.calibrations / identity).glob("*.h5"):
         return path
     raise NotFoundError(
-        f"{identity} has no whole session to learn from; resume it, or collect anew"
+        f"{identity} has no complete session to train on; resume it, or collect again"
     )
 
 
 def scores_of(evidence: Evidence) -> Scores:
-    """A gate's evidence for people."""
+    """The scores that the gate's evidence amounts to."""
     better, r2, active = evidence.better_by(), evidence.r2().value, evidence.active_r2()
     return Scores(
         candidate=_known(r2),
@@ -371,5 +369,5 @@ def scores_of(evidence: Evidence) -> Scores:
 
 
 def _known(value: float | None) -> float | None:
-    """A finite number, or None: JSON has no others."""
+    """A finite number, or None, because JSON has neither NaN nor infinity."""
     return value if value is not None and math.isfinite(value) else None

@@ -1,10 +1,10 @@
-"""Decodes a live stream with two decoders side by side, and compares both with the kinematics.
+"""Decodes a live stream with two decoders side by side and compares both with the kinematics.
 
-    python -m server.calibration.shadow    told by a line of JSON, see `Order`
+    python -m server.calibration.shadow    takes one line of JSON, see `Order`
 
-Neither moves anything: the daemon goes on. Both see the same spikes at the same ticks, by the
-runtime that the daemon uses; velocities are compared where the kinematics have come. It ends when
-the two can be told apart, of twice and four times as many seconds if need be.
+Neither decoder moves anything; the daemon goes on decoding. Both get the same spikes at the same
+ticks, through the daemon's own runtime, and are compared where there are kinematics. The comparison
+ends once the gate can decide, and takes up to four times the requested seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from decoder.arrays import Bools, Floats, Ints
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import StreamError, VolitionError
 from decoder.gate import Evidence, decide
-from decoder.runtimes.base import RuntimeSettings, open_runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from server.calibration.driven import FRAME, DaemonFrames, Driving
 from streaming.clock import Metronome
 from streaming.columns import POSITION, VELOCITY
@@ -36,19 +37,19 @@ from streaming.wire.lines import parent_messages_or_exit, send, send_problem
 
 TICK_S = 0.02
 RESOLVE_S, OPEN_S = 2.0, 10.0
-SAY_EVERY_S = 1.0
-LONGEST_STEP_S = 0.25  # between two ticks that are compared, on a machine that can't keep up
-LOOKS = (1.0, 2.0, 4.0)  # of the seconds asked for: then it may end
-SLOWEST = 8.0  # times as long as asked for, and no more: a loaded machine, labels with gaps
-START_S = 60.0  # until the first second is compared
-SILENT_S = 30.0  # without anything more to compare
+REPORT_EVERY_S = 1.0
+LONGEST_STEP_S = 0.25  # longest step between compared ticks, on a machine that skips some
+LOOKS = (1.0, 2.0, 4.0)  # multiples of the requested seconds at which it may end
+SLOWEST = 8.0  # time limit in multiples of the requested seconds: busy machine, gaps in labels
+START_S = 60.0  # added to the time limit for starting up
+SILENT_S = 30.0  # gives up after this long without new data to compare
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """Two bundles, a spike stream, labels, and for how long.
+    """Two bundles, a spike stream, a stream of labels, and the number of seconds.
 
-    frames: address that the daemon publishes on, which may be moving the cursor.
-    held_out: `Evidence.as_lists` of the calibration, which counts too.
+    frames: address of the daemon's frames, to detect whether the daemon moves the cursor.
+    held_out: `Evidence.as_lists` of the cross-validation, which counts in the decision.
     """
 
     active: str
@@ -62,7 +63,7 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 class Shadow:
-    """One decoder at work on the live stream."""
+    """One decoder on the live stream."""
 
     def __init__(self, path: str, inlet: SpikeInlet) -> None:
         self.runtime = open_runtime(
@@ -84,7 +85,7 @@ class Shadow:
         return self._match.n_known > 0
 
     def tick(self, window_end: float, times: Floats, units: Ints) -> None:
-        """Take the tick's spikes, decode once the window is full."""
+        """Append the tick's spikes, and decode once the window is full."""
         if len(self._inlet.unit_ids) != self._match.n_stream:
             self._match = UnitMatch(self._inlet.unit_ids, self.runtime.bundle.manifest.unit_ids)
         self._began = window_end if self._began is None else self._began
@@ -99,7 +100,7 @@ class Shadow:
 
 
 class Labels:
-    """The kinematics as they come, and what the daemon does meanwhile."""
+    """The kinematics and the daemon's frames, as they arrive."""
 
     def __init__(self, inlet: KinematicsInlet, frames: str | None) -> None:
         self._inlet, self._daemon = inlet, DaemonFrames(frames)
@@ -107,7 +108,7 @@ class Labels:
         self._frames = np.empty(0, dtype=FRAME)
 
     def poll(self) -> None:
-        """Take what came."""
+        """Take everything that has arrived."""
         times, values = self._inlet.drain()
         self._times = np.append(self._times, times)
         self._values = np.append(self._values, values, axis=0)
@@ -115,9 +116,9 @@ class Labels:
         self._frames = np.append(self._frames, frames)
 
     def velocity_at(self, ticks: Floats) -> tuple[Floats, Bools]:
-        """Velocity (n, 2) m/s at each tick, and where it says something of decoders.
+        """Velocity (n, 2) in m/s at each tick, and a mask (n,) of the ticks that can be scored.
 
-        It says nothing before and after the kinematics, in a gap of theirs, or where the daemon
+        Ticks outside the kinematics or in a gap can't be scored. Nor can ticks at which the daemon
         moves the cursor: that velocity is the active decoder's own.
         """
         times, first = np.unique(self._times, return_index=True)
@@ -135,7 +136,7 @@ class Labels:
 
 
 def compare(active: Shadow, candidate: Shadow, labels: Labels) -> Evidence:
-    """Both decoders' errors at the ticks that both decoded and that are labelled."""
+    """The errors of both decoders at the labelled ticks that both have decoded."""
     both = [np.array(shadow.decoded).reshape(-1, 3) for shadow in (active, candidate)]
     ticks = np.intersect1d(both[0][:, 0], both[1][:, 0])
     true, usable = labels.velocity_at(ticks)
@@ -143,7 +144,7 @@ def compare(active: Shadow, candidate: Shadow, labels: Labels) -> Evidence:
     if len(ticks) < 2:
         return Evidence.none()
     first, second = (decoded[np.isin(decoded[:, 0], ticks), 1:] for decoded in both)
-    steps = np.diff(ticks)  # a loaded machine skips some: the time between counts all the same
+    steps = np.diff(ticks)  # a busy machine skips ticks; the time between counts all the same
     covered_s = float(steps[steps <= LONGEST_STEP_S].sum())
     return Evidence.of(
         true, second, first if active.knows_units else None, tick_s=covered_s / len(ticks)
@@ -151,7 +152,7 @@ def compare(active: Shadow, candidate: Shadow, labels: Labels) -> Evidence:
 
 
 def opened(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
-    """Both streams, tried for `OPEN_S`: senders on a loaded machine are slow to answer."""
+    """Open both streams, with retries for `OPEN_S`: on a busy machine senders answer slowly."""
     give_up_at = time.monotonic() + OPEN_S
     while True:
         try:
@@ -177,13 +178,14 @@ def _opened_once(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
 
 
 def _missing(stream: str) -> StreamError:
-    return StreamError(f"stream {stream} isn't there; both decoders can't be compared")
+    return StreamError(f"no stream {stream} to compare the decoders on; start it, then try again")
 
 
 def run(order: Order) -> Evidence:
-    """Compare for `order.seconds`, and longer while the two can't be told apart.
+    """Compare for `order.seconds`, and longer while the gate is undecided.
 
-    Says what it has every second, returns the last. Raises StreamError if nothing can be compared.
+    Sends its evidence every second and returns the last. Raises StreamError if nothing could be
+    compared.
     """
     send(phase="opening streams and decoders")
     inlet, kinematics = opened(order)
@@ -191,17 +193,17 @@ def run(order: Order) -> Evidence:
     labels, metronome = Labels(kinematics, order.frames), Metronome(TICK_S)
     held_out = Evidence.from_lists(order.held_out) if order.held_out else Evidence.none()
     looks = [order.seconds * factor for factor in LOOKS]
-    evidence, said_at = Evidence.none(), time.monotonic()
-    progressed_at, end_at = said_at, said_at + SLOWEST * order.seconds + START_S
+    evidence, reported_at = Evidence.none(), time.monotonic()
+    progressed_at, end_at = reported_at, reported_at + SLOWEST * order.seconds + START_S
     while time.monotonic() < end_at:
         window_end = metronome.wait()
         spike_times, units = inlet.drain(window_end)
         for shadow in (active, candidate):
             shadow.tick(window_end, spike_times, units)
         labels.poll()
-        if (now := time.monotonic()) - said_at <= SAY_EVERY_S:
+        if (now := time.monotonic()) - reported_at <= REPORT_EVERY_S:
             continue
-        said_at, before_s = now, evidence.compared_s
+        reported_at, before_s = now, evidence.compared_s
         evidence = compare(active, candidate, labels)
         send(evidence=evidence.as_lists())
         progressed_at = now if evidence.compared_s > before_s else progressed_at
@@ -213,20 +215,20 @@ def run(order: Order) -> Evidence:
                 return evidence
     if not len(evidence.seconds):
         raise StreamError(
-            f"nothing could be compared of {order.seconds:g} s; do spikes and kinematics still "
-            "come, and does the cursor move by itself?"
+            f"none of {order.seconds:g} s could be compared; check that spikes and kinematics "
+            "still arrive, and that something other than the daemon moves the cursor"
         )
     return evidence
 
 
 def _velocity(times: Floats, values: Floats) -> Floats:
-    """(n, 2) m/s, from the positions where the stream has none."""
+    """Velocity (n, 2) in m/s, derived from the positions if the stream has none."""
     velocity = values[:, VELOCITY]
     return velocity if np.isfinite(velocity).all() else velocity_of(values[:, POSITION], times)
 
 
 def main() -> None:
-    """Take one order, carry it out."""
+    """Read one order and carry it out."""
     with contextlib.suppress(OSError):
         os.nice(5)
     first = next(parent_messages_or_exit())

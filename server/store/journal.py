@@ -1,5 +1,7 @@
-"""What must survive: one SQLite file of calibrations, of what was changed by whom and when, and of
-the state that a new daemon is given.
+"""The persistent state of the server, in one SQLite file.
+
+It holds the calibrations, the log of changes (who changed what, and when), and the state that a new
+daemon starts from.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from decoder.errors import SettingsError, VolitionError
 log = logging.getLogger("volition.server")
 
 SCHEMA_VERSION = 1
-CHANGES_KEPT = 100_000  # older ones go when a server starts
+CHANGES_KEPT = 100_000  # older ones are deleted when a server starts
 TABLES = """
 CREATE TABLE IF NOT EXISTS changes (
     number INTEGER PRIMARY KEY, at TEXT NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
@@ -42,10 +44,10 @@ class JournalError(VolitionError):
 
 
 class Journal:
-    """The file, open. Raises SettingsError if it can't be. May be used from any thread.
+    """The open journal file. Thread-safe. Raises SettingsError if it can't be opened.
 
-    A file of another version, or a damaged one, is renamed, and what can be read of it is taken
-    over. set_aside: a sentence about that, if it happened.
+    A damaged file, or one of another version, is renamed, and its readable content is copied into a
+    new file. set_aside: a message that says so, or None.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +57,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._db = _open(path)
-            except sqlite3.OperationalError:  # nothing is wrong with what is in it
+            except sqlite3.OperationalError:  # locked or not writable, but not damaged
                 raise
             except sqlite3.DatabaseError as error:
                 self._db = self._begin_again(error)
@@ -78,11 +80,11 @@ class Journal:
                         marks = ", ".join("?" * len(rows[0]))
                         db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
             except sqlite3.Error as error:
-                log.error("its %s can't be taken over: %s", table, error)
+                log.error("table %s can't be copied from the old journal: %s", table, error)
         return db
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the journal file."""
         with self._lock:
             self._db.close()
 
@@ -93,7 +95,7 @@ class Journal:
                 yield self._db
         except sqlite3.Error as error:
             raise JournalError(
-                f"{self._path} can't be written ({error}); make room. What was done is not in it"
+                f"{self._path} can't be written ({error}); make room. The change is not in it"
             ) from error
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -104,13 +106,13 @@ class Journal:
             raise JournalError(f"{self._path} can't be read ({error})") from error
 
     def note(self, who: str, what: str, **detail: Any) -> None:
-        """Somebody changed something, now."""
+        """Record that someone changed something now."""
         entry = now().isoformat(), who, what, json.dumps(detail)
         with self._write() as db:
             db.execute("INSERT INTO changes (at, who, what, detail) VALUES (?, ?, ?, ?)", entry)
 
     def changes(self, limit: int) -> list[dict[str, Any]]:
-        """The latest changes, newest first."""
+        """The last `limit` changes, newest first."""
         rows = self._read("SELECT * FROM changes ORDER BY number DESC LIMIT ?", limit)
         return [
             {"number": number, "at": at, "who": who, "what": what, "detail": json.loads(detail)}
@@ -118,7 +120,7 @@ class Journal:
         ]
 
     def save_calibration(self, identity: str, key: str | None, document: str) -> None:
-        """Write a calibration, anew or over what stood there."""
+        """Insert or replace a calibration's document."""
         with self._write() as db:
             db.execute(
                 "INSERT INTO calibrations VALUES (?, ?, ?) "
@@ -127,7 +129,7 @@ class Journal:
             )
 
     def set_aside_calibration(self, document: str, why: str) -> None:
-        """Keep a calibration's document, but not among those that are read."""
+        """Move an unreadable document to the table `set_aside`, which the server does not read."""
         with self._write() as db:
             db.execute(
                 "INSERT OR REPLACE INTO set_aside SELECT id, key, document, ? FROM calibrations "
@@ -137,17 +139,17 @@ class Journal:
             db.execute("DELETE FROM calibrations WHERE document = ?", (document,))
 
     def delete_calibration(self, identity: str) -> None:
-        """Forget a calibration."""
+        """Delete a calibration's document."""
         with self._write() as db:
             db.execute("DELETE FROM calibrations WHERE id = ?", (identity,))
 
     def calibrations(self) -> list[tuple[str | None, str]]:
-        """Idempotency key and document of each, oldest first."""
+        """Idempotency key and document of each calibration, oldest first."""
         rows = self._read("SELECT key, document FROM calibrations ORDER BY rowid")
         return [(key, document) for key, document in rows]
 
     def remember(self, **values: Any) -> None:
-        """Set values of the state, as JSON."""
+        """Set values of the state; each must be JSON-serializable."""
         with self._write() as db:
             db.executemany(
                 "INSERT INTO state VALUES (?, ?) "
@@ -156,7 +158,7 @@ class Journal:
             )
 
     def recall(self, name: str) -> Any:
-        """A value of the state; None if it was never set, or can't be read."""
+        """A value of the state; None if it was never set or can't be read."""
         text = self._text(name)
         try:
             return None if text is None else json.loads(text)
@@ -164,7 +166,7 @@ class Journal:
             return None
 
     def is_damaged(self, name: str) -> bool:
-        """Whether a value of the state was set and can't be read."""
+        """Whether a value of the state was set but can't be read."""
         return self.recall(name) is None and self._text(name) not in (None, "null")
 
     def _text(self, name: str) -> str | None:
@@ -173,7 +175,7 @@ class Journal:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Raises sqlite3.DatabaseError, and no OperationalError, for a file that isn't as expected."""
+    """Open the file. Raises sqlite3.DatabaseError, but not OperationalError, if it is damaged."""
     db = sqlite3.connect(path, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode=WAL")
@@ -197,5 +199,5 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def now() -> datetime:
-    """This instant, UTC."""
+    """The current time, UTC."""
     return datetime.now(UTC)

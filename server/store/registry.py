@@ -1,4 +1,4 @@
-"""The decoders that this server knows: a folder of bundles, whose own ids name them."""
+"""The registered decoders: a folder of bundles, each named after its decoder id."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decoder.bundles.bundle import (
-    GRAPH,
-    MANIFEST,
-    TABLES,
-    WEIGHTS,
-    Manifest,
-    open_bundle,
-    read_manifest,
-)
+from decoder.bundles.bundle import open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS, Manifest, read_manifest
 from decoder.errors import BundleError, VolitionError
 from decoder.files import replacing
 from server.problems import NotFoundError
@@ -26,7 +19,7 @@ FILES = (GRAPH, TABLES, WEIGHTS, MANIFEST)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A bundle of the registry, by its manifest."""
+    """A registered bundle with its manifest."""
 
     path: Path
     manifest: Manifest
@@ -34,7 +27,7 @@ class Entry:
 
 
 class Registry:
-    """Bundles in `folder`, a subfolder each."""
+    """The bundles in `folder`, one subfolder each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,39 +48,43 @@ class Registry:
             entry = _entry(self.path_for(decoder))
             if entry is not None and entry.manifest.decoder_id == decoder:
                 return entry
-        for entry in self.all():  # its folder was named by a person
+        for entry in self.all():  # a folder that a person has named
             if entry.manifest.decoder_id == decoder:
                 return entry
         raise NotFoundError(f"no decoder {decoder!r} is registered; see GET /v1/decoders")
 
     def is_usable(self, decoder: str | None) -> bool:
-        """Whether a decoder is here, and its files are as its manifest says."""
+        """Whether a decoder is registered and its files match their checksums."""
         try:
             return decoder is not None and bool(open_bundle(self.get(decoder).path))
         except VolitionError:
             return False
 
     def path_for(self, decoder: str) -> Path:
-        """Where a bundle of this id belongs."""
+        """The folder for a bundle with this id."""
         return self.folder / f"{decoder}{SUFFIX}"
 
     def add(self, path: Path) -> Entry:
-        """Verify a bundle and copy its files here, whole or not at all.
+        """Verify a bundle and copy its files into the registry, atomically.
 
-        What is here already stays. Raises BundleError where it can't be used or written.
+        An intact bundle with the same id stays. Raises BundleError if the bundle is bad or can't be
+        written.
         """
         decoder = open_bundle(path).manifest.decoder_id
         if not _is_name(decoder):
-            raise BundleError(f"{path}: decoder id {decoder!r} can't be a folder's name")
+            raise BundleError(
+                f"{path}: decoder id {decoder!r} can't name a folder; export it with another "
+                "session id"
+            )
         target = self.path_for(decoder)
         if not _is_whole(target):
             self._copy(path, target)
         return self.get(decoder)
 
     def _copy(self, path: Path, target: Path) -> None:
-        """Put a copy in place, over one that is damaged; on the disk before anything names it.
+        """Copy the files of a bundle to `target`, replacing a damaged copy, and sync them first.
 
-        Only the files of a bundle, whatever else is in the folder; what is behind a link is copied.
+        Other files in the folder are not copied; links are followed.
         """
         try:
             with replacing(target, BundleError) as partial:
@@ -96,12 +93,12 @@ class Registry:
                     shutil.copyfile(path / name, partial / name)
                 open_bundle(partial)
         except BundleError:
-            if not _is_whole(target):  # else somebody else was first
+            if not _is_whole(target):  # otherwise another thread has copied it first
                 raise
 
 
 def _entry(path: Path) -> Entry | None:
-    """A folder's bundle; None while it is being replaced, or if it is not one."""
+    """The bundle in a folder; None if there is none, or while it is being replaced."""
     try:
         manifest, _ = read_manifest(path)
         added = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime, UTC)
@@ -111,7 +108,7 @@ def _entry(path: Path) -> Entry | None:
 
 
 def _is_name(decoder: str) -> bool:
-    """Whether a folder can be called so."""
+    """Whether an id is a valid folder name."""
     return Path(decoder).name == decoder and not decoder.startswith(".") and "\0" not in decoder
 
 

@@ -1,7 +1,7 @@
-"""What the daemon should do, whichever process it is: in memory, and in the journal.
+"""The wanted state of the daemon, whichever process it is: in memory and in the journal.
 
-Memory comes first, without a wait for the disk: a pause holds for the next daemon even if the disk
-is full. `keep` writes what memory holds.
+Values are set in memory without waiting for the disk, so a pause holds for the next daemon even if
+the disk is full. `keep` writes them to the journal.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ NAMES = ("active", "previous", "good", "paused", "filters", "input", "pid")
 
 
 class Wanted:
-    """The decoder, and what a new daemon is told. Thread-safe, each value on its own.
+    """The active decoder and the settings of a new daemon. Each value is thread-safe by itself.
 
-    active: decoder id. previous: the one before, for a rollback. good: one that has proven itself.
-    pid: of the daemon that was started or adopted last.
+    active: decoder id. previous: the decoder before it, for a rollback. good: a proven decoder.
+    pid: process id of the last daemon that was started or adopted.
     """
 
     def __init__(self, journal: Journal, settings: DaemonSettings) -> None:
         self._journal, self._settings = journal, settings
-        self._lock = threading.Lock()  # of the values; never held while the disk is waited for
+        self._lock = threading.Lock()  # guards the values; never held while waiting for the disk
         self._writing = threading.Lock()
         self._values: dict[str, Any] = dict.fromkeys(NAMES)
         self._unwritten: set[str] = set()
         strange = [name for name in NAMES if not self._recall(name)]
-        self._strange = set(strange)  # written over once somebody has resumed all the same
+        self._strange = set(strange)  # overwritten once someone resumes
         if journal.set_aside is not None:
             self.set(paused=f"{journal.set_aside}; {CHECK}")
         elif strange:
             self.set(paused=f"the journal's {', '.join(strange)} can't be read; {CHECK}")
 
     def _recall(self, name: str) -> bool:
-        """Take a value from the journal, as far as it can be read; whether all of it could."""
+        """Load a value from the journal; returns whether all of it could be read."""
         value = self._journal.recall(name)
         if value is None:
             return not self._journal.is_damaged(name)
@@ -100,7 +100,7 @@ class Wanted:
         return StreamQuery(kind=self._settings.stream_type, name=self._settings.stream_name)
 
     def set(self, **values: Any) -> dict[str, Any]:
-        """Values of these names from now on; returns those before, to go back to. Never waits."""
+        """Set values; returns the old ones, so that they can be restored. Never waits."""
         with self._lock:
             before = {name: self._values[name] for name in values}
             self._values |= values
@@ -111,16 +111,16 @@ class Wanted:
         return before
 
     def set_missing(self, **values: Any) -> None:
-        """The same for those names that have no value yet."""
+        """Set only those values that are None."""
         with self._lock:
             new = {n: v for n, v in values.items() if self._values[n] is None and v is not None}
             self._values |= new
             self._unwritten |= set(new)
 
     def keep(self) -> None:
-        """Write what memory holds into the journal, or wait until another thread has.
+        """Write changed values to the journal, or wait until another thread has done so.
 
-        Raises JournalError; what could not be written is written by a later call.
+        Raises JournalError if that fails; a later call tries again.
         """
         with self._writing:
             with self._lock:
@@ -136,7 +136,7 @@ class Wanted:
                 raise
 
     def try_to_keep(self) -> JournalError | None:
-        """`keep`; what kept memory out of the journal is logged and returned."""
+        """Like `keep`, but log and return the error instead of raising it."""
         try:
             self.keep()
         except JournalError as error:
@@ -145,7 +145,7 @@ class Wanted:
         return None
 
     def daemon(self, control: str) -> DaemonSettings:
-        """Settings of a daemon that does this from its first tick on."""
+        """The settings of a daemon that starts in this state."""
         return self._settings.model_copy(
             update={
                 "control": control,

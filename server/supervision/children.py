@@ -1,12 +1,11 @@
-"""Processes that work for the server: JSON lines in, JSON lines out, gone when the server is.
+"""Child processes of the server, which talk to it in JSON lines and end when it does.
 
-    server.calibration.collect      writes a calibration's streams to disk
-    server.calibration.shadow       decodes beside the daemon
-    training.calibration.worker     learns; it loads torch while a calibration is still being
-    collected
+    server.calibration.collect      writes the streams of a calibration to disk
+    server.calibration.shadow       decodes the live stream alongside the daemon
+    training.calibration.worker     trains; loads torch while data are still being collected
 
-A child ends when its standard input does, so that none outlives a server that was killed; its side
-of the lines is `streaming.wire.lines`.
+A child ends when its standard input closes, so none outlives a server that was killed. The child's
+side of the protocol is `streaming.wire.lines`.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ STOP_TIMEOUT_S = 5.0
 
 
 class ChildEndedError(VolitionError):
-    """A process that worked for the server ended without an answer."""
+    """A child process ended before it was done."""
 
 
 class Child:
-    """`python -m MODULE ARGUMENTS` in a process of its own.
+    """`python -m MODULE ARGUMENTS` as a child process.
 
-    log: file that its standard error goes to.
+    log: file for its standard error.
     """
 
     def __init__(self, module: str, *arguments: str, log: Path) -> None:
@@ -49,32 +48,32 @@ class Child:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 start_new_session=True, env=environment(),
             )  # fmt: skip
-        self._said: queue.Queue[Message | None] = queue.Queue()
+        self._received: queue.Queue[Message | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"{module}-reader", daemon=True).start()
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", module, *arguments]
 
-    def tell(self, **message: Any) -> None:
-        """Send a line; a child that is gone is noticed by who reads."""
+    def send(self, **message: Any) -> None:
+        """Send one message. If the child is gone, the next read raises."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.write((json.dumps(message) + "\n").encode())
             self._process.stdin.flush()
 
     def check(self) -> None:
-        """Raise the error that it reported meanwhile, if any, or ChildEndedError; never waits.
+        """Raise the error that the child has reported, or ChildEndedError if it ended; never waits.
 
-        What else it said is forgotten.
+        Other messages are dropped.
         """
-        while not self._said.empty():
+        while not self._received.empty():
             self._read_one()
 
     def messages(self, *, silent_s: float, within_s: float = float("inf")) -> Iterator[Message]:
-        """What it says, line by line, up to `done`.
+        """The child's messages up to and including `done`.
 
-        Raises the error that it reports, or ChildEndedError if it ends before. A child that says
-        nothing for `silent_s`, or isn't done `within_s`, is ended: it hangs.
+        A child that is silent for `silent_s`, or not done `within_s`, counts as hung and is killed.
+        Raises the error that the child reports, or ChildEndedError if it ends early or hangs.
         """
         deadline = self._time() + within_s
         while True:
@@ -83,20 +82,20 @@ class Child:
                 message = self._read_before(min(silent, deadline))
             except queue.Empty:
                 self.kill()
-                what = f"said nothing for {silent_s:.0f} s" if silent <= deadline else (
+                what = f"was silent for {silent_s:.0f} s" if silent <= deadline else (
                     f"was not done within {within_s:.0f} s"
                 )  # fmt: skip
                 raise ChildEndedError(
-                    f"{self.module} {what} and was ended; see {self._log}, then try again"
+                    f"{self.module} {what} and was killed; see {self._log}, then try again"
                 ) from None
             yield message
             if "done" in message:
                 return
 
     def wait_for(self, name: str, timeout_s: float) -> Message:
-        """The next message that has this key; others before it are forgotten.
+        """The next message that has this key; earlier messages are dropped.
 
-        Raises the error that it reports, ChildEndedError where it ends before, or is silent.
+        Raises the error that the child reports, or ChildEndedError if it ends or is silent.
         """
         deadline = self._time() + timeout_s
         while True:
@@ -104,16 +103,16 @@ class Child:
                 message = self._read_before(deadline)
             except queue.Empty:
                 raise ChildEndedError(
-                    f"{self.module} did not say {name!r} within {timeout_s:g} s; see {self._log}"
+                    f"{self.module} sent no {name!r} within {timeout_s:g} s; see {self._log}"
                 ) from None
             if name in message:
                 return message
 
     def _time(self) -> float:
-        """A clock, s, that stands still while the child is ready to run and gets no core.
+        """A clock, s, that stops while the child is runnable but has no core.
 
-        It learns at the lowest priority: on a busy machine minutes may pass before it has loaded
-        torch, and that is no hang. Where the system doesn't say how long it waited, time is time.
+        The trainer runs at the lowest priority. On a busy machine it may take minutes to load
+        torch, which must not count as a hang. Without /proc/PID/schedstat this is the wall clock.
         """
         try:
             waited_ns = int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[1])
@@ -122,7 +121,7 @@ class Child:
         return time.monotonic() - waited_ns / 1e9
 
     def _read_before(self, deadline: float) -> Message:
-        """The next message before `_time` is that late. Raises queue.Empty if there is none."""
+        """The next message. Raises queue.Empty if none comes before `_time` reaches `deadline`."""
         while True:
             try:
                 return self._read_one(max(0.0, deadline - self._time()))
@@ -131,9 +130,9 @@ class Child:
                     raise
 
     def _read_one(self, timeout_s: float | None = None) -> Message:
-        message = self._said.get(timeout=timeout_s)
+        message = self._received.get(timeout=timeout_s)
         if message is None:
-            self._said.put(None)
+            self._received.put(None)
             raise ChildEndedError(
                 f"{self.module} ended with exit code {self._process.wait()}; see {self._log}"
             )
@@ -142,7 +141,7 @@ class Child:
         return message
 
     def stop(self) -> None:
-        """Let it end; end it where it doesn't."""
+        """Close the child's standard input; kill the child if it does not end in time."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -153,7 +152,7 @@ class Child:
             self._process.wait()
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill the child and wait for its end."""
         self._process.kill()
         self._process.wait()
 
@@ -162,5 +161,5 @@ class Child:
         with self._process.stdout as lines:
             for line in lines:
                 with contextlib.suppress(json.JSONDecodeError):
-                    self._said.put(json.loads(line))
-        self._said.put(None)
+                    self._received.put(json.loads(line))
+        self._received.put(None)

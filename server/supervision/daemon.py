@@ -1,8 +1,7 @@
-"""What the decode daemon does, by request: pause, filters, input, decoders.
+"""Orders to the decode daemon: pause, filters, input, decoders.
 
-What it should do (`server.store.wanted`) is the one truth: compared with what it says at every
-heartbeat, so that a daemon that was adopted, that others started again, or that missed a command,
-is told.
+`server.store.wanted` holds what the daemon should do. Every heartbeat compares it with the daemon's
+status, so a daemon that was adopted, restarted by others, or missed a command is corrected.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from decoder.filters import Filters
 from server.problems import ConflictError, DaemonError
 from server.store.journal import Journal
 from server.store.registry import Registry
+from server.supervision.connection import NEVER
 from server.supervision.process import Process
-from server.supervision.supervisor import NEVER, Keeper
+from server.supervision.supervisor import Supervisor
 from streaming.daemon.settings import RESTARTED
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import control
@@ -31,27 +31,27 @@ from streaming.wire.control import Command, NoAnswerError
 log = logging.getLogger("volition.server")
 
 
-class Supervisor(Keeper):
-    """Keeps one daemon running and tells it what to do, once `start` was called, until `stop`.
+class SupervisedDaemon(Supervisor):
+    """Keeps one daemon running and gives it orders, from `start` until `stop`.
 
-    An order is first what the next daemon does (`wanted`), then in the journal, then sent, then
-    answered. So it holds whichever process dies in between. One that the daemon refuses is taken
-    back. Only a pause is sent before it is in the journal.
+    An order is first recorded in `wanted`, then written to the journal, then sent, then confirmed
+    to the caller. So it holds whichever process dies in between. An order that the daemon refuses
+    is undone. Only a pause is sent before it is written to the journal.
     """
 
-    _telling: threading.RLock  # filters, input, resume: told and remembered together
-    _swapping: threading.RLock  # one change of decoder at a time
+    _settings_lock: threading.RLock  # filters, input, resume: sent and recorded together
+    _decoder_lock: threading.RLock  # one change of decoder at a time
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._telling, self._swapping = threading.RLock(), threading.RLock()
-        self._pauses = 0  # a resume that was sent before the latest pause doesn't count
+        self._settings_lock, self._decoder_lock = threading.RLock(), threading.RLock()
+        self._pauses = 0  # a resume sent before the latest pause is void
         self._hand_over_not_before, self._hand_over_wait_s = NEVER, 0.0
 
     def start(self, given: str | None = None) -> None:
-        """Adopt the daemon that answers, or start one if there is a decoder to start it with.
+        """Adopt the running daemon, or start one if there is an active decoder.
 
-        given: decoder to decode with from now on, whatever an adopted daemon does.
+        given: decoder to activate, even if an adopted daemon decodes with another one.
         """
         adopted = self.begin()
         if not adopted and self._settings.daemon.paused is not None:
@@ -63,9 +63,9 @@ class Supervisor(Keeper):
         self.watch()
 
     def pause(self, why: str, *, who: str) -> None:
-        """Velocity zero from now on. It holds for the next daemon too, whatever fails here.
+        """Publish zero velocity from now on; the next daemon starts paused even if this fails.
 
-        It waits for no disk, and for no other order.
+        Waits neither for the disk nor for other orders.
         """
         with self._state:
             self._pauses += 1
@@ -80,17 +80,17 @@ class Supervisor(Keeper):
             raise problem
 
     def _pause(self, process: Process) -> VolitionError | None:
-        """Send the pause; why it was not heard by a daemon that still runs."""
+        """Send the pause; returns the error if the daemon is still running but did not take it."""
         try:
             self.ask_at_once(control.Pause(why=self.wanted.paused or ""))
         except VolitionError as error:
-            return None if self._is_gone(process) else error  # the next one begins paused
+            return None if self._is_gone(process) else error  # the next one starts paused
         return None
 
     def resume(self, *, who: str, command: Command | None = None) -> None:
-        """Decode again; by `control.Arm` only if all is there that a cursor needs."""
+        """Resume decoding. command: `control.Arm` to resume only if the rig is ready."""
         command = command or control.Resume()
-        with self._telling:
+        with self._settings_lock:
             with self._state:
                 pauses, process = self._pauses, self._process
                 if process is None and isinstance(command, control.Resume):
@@ -102,31 +102,31 @@ class Supervisor(Keeper):
                     if is_newest and self._process in (process, None):
                         self.wanted.set(paused=None)
                     elif is_newest:
-                        raise DaemonError("the daemon died meanwhile; resume the next one")
+                        raise DaemonError("the daemon died before it resumed; resume again")
                 if not is_newest:
                     self.ask_at_once(control.Pause(why=self.wanted.paused or ""))
-                    raise ConflictError("it was paused again meanwhile")
+                    raise ConflictError("another request paused decoding again; resume again")
             self.wanted.keep()
         self._note(type(command).__name__.lower(), who)
 
     def filter(self, changes: dict[str, Any], *, who: str) -> Filters:
-        """Change some settings of the output filters; returns all."""
-        with self._telling:
+        """Change some settings of the output filters; returns all settings."""
+        with self._settings_lock:
             filters = dataclasses.replace(self.wanted.filters, **changes)
             self._order(control.SetFilters(filters=filters), filters=filters)
         self._note("filters", who, **changes)
         return filters
 
     def read_from(self, query: StreamQuery, *, who: str) -> None:
-        """Read another spike stream."""
-        with self._telling:
+        """Make the daemon read another spike stream."""
+        with self._settings_lock:
             self._order(control.SetInput(kind=query.kind, name=query.name), input=query)
         self._note("input", who, **dataclasses.asdict(query))
 
     def _order(self, command: Command, **wanted: Any) -> None:
-        """Have the daemon do something, and every later one; or neither, if it refuses.
+        """Give an order to this daemon and all later ones, or to none if the daemon refuses.
 
-        Raises JournalError if that was done, but could not be written down.
+        Raises JournalError if the order was carried out but could not be written to the journal.
         """
         with self._state:
             before = self.wanted.set(**wanted)
@@ -134,7 +134,7 @@ class Supervisor(Keeper):
         not_kept = self.wanted.try_to_keep()
         if process is not None:
             try:
-                self._tell(process, command)
+                self._send(process, command)
             except VolitionError:
                 self.wanted.set(**before)
                 self.wanted.try_to_keep()
@@ -142,10 +142,10 @@ class Supervisor(Keeper):
         if not_kept is not None:
             raise not_kept
 
-    def _tell(self, process: Process, command: Command) -> None:
-        """Send an order that `wanted` holds already: a daemon that dies meanwhile needs it no more.
+    def _send(self, process: Process, command: Command) -> None:
+        """Send an order that is already in `wanted`.
 
-        The next one begins with what is wanted.
+        A daemon that dies in the meantime is not an error: the next one starts from `wanted`.
         """
         try:
             self.ask(command)
@@ -154,13 +154,13 @@ class Supervisor(Keeper):
                 raise
 
     def activate(self, decoder: str, *, who: str) -> None:
-        """Decode with a decoder of the registry from the next tick on.
+        """Decode with a registered decoder from the next tick on.
 
-        If no daemon runs, one is started with it.
-        Raises NotFoundError, BundleError, DaemonError.
+        If no daemon is running, one is started with it.
+        Raises NotFoundError, BundleError or DaemonError.
         """
         path = self._registry.get(decoder).path
-        with self._swapping:
+        with self._decoder_lock:
             while True:
                 if self._waits_for_the_next():
                     open_bundle(path)
@@ -176,7 +176,7 @@ class Supervisor(Keeper):
                     return
 
     def _activate(self, decoder: str, path: Path, *, who: str) -> None:
-        """Raises NoAnswerError if the daemon died, too."""
+        """Activate in the running daemon. Raises NoAnswerError if it died."""
         process, now = self._running()
         if now.decoder != decoder:
             self._load(process, decoder, path)
@@ -185,11 +185,11 @@ class Supervisor(Keeper):
             self._swap(control.GetStatus(), decoder, now, who=who, what="activate")
 
     def rollback(self, *, who: str) -> None:
-        """Decode with the decoder before again. Raises DaemonError if there was none.
+        """Go back to the previous decoder. Raises DaemonError if there is none.
 
-        A daemon that doesn't answer is ended, and the next one begins with the decoder before.
+        A daemon that does not answer is killed, and the next one starts with the previous decoder.
         """
-        with self._swapping:
+        with self._decoder_lock:
             instead_of, before = self._process, self.wanted.previous
             try:
                 if not self._waits_for_the_next():
@@ -199,7 +199,7 @@ class Supervisor(Keeper):
                 if before is None or not self._settings.supervise:
                     raise
             if before is None:
-                raise DaemonError("there is no decoder before this one")
+                raise DaemonError("there is no previous decoder; activate one (GET /v1/decoders)")
             open_bundle(self._registry.get(before).path)
             done = self._next_begins_with(before, who=who, what="rollback", instead_of=instead_of)
             if not done:
@@ -209,7 +209,7 @@ class Supervisor(Keeper):
         process, now = self._running()
         before = self.wanted.previous or now.previous
         if before is None:
-            raise DaemonError("there is no decoder before this one")
+            raise DaemonError("there is no previous decoder; activate one (GET /v1/decoders)")
         command: Command = control.Rollback()
         if now.decoder == before:
             command = control.GetStatus()
@@ -219,15 +219,15 @@ class Supervisor(Keeper):
         self._swap(command, before, now, who=who, what="rollback")
 
     def _waits_for_the_next(self) -> bool:
-        """Whether no daemon runs, and this server starts one."""
+        """Whether no daemon is running and this server will start one."""
         return self._settings.supervise and self._process is None
 
     def _next_begins_with(
         self, decoder: str, *, who: str, what: str, instead_of: Process | None = None
     ) -> bool:
-        """Start the next daemon with a decoder, at once; False if another one runs meanwhile.
+        """Make the next daemon start at once with a decoder; False if another daemon is running.
 
-        instead_of: the one that runs, and is ended.
+        instead_of: the running daemon, which is killed.
         """
         with self._state:
             if self._process not in (instead_of, None):
@@ -244,20 +244,22 @@ class Supervisor(Keeper):
         return True
 
     def _running(self) -> tuple[Process, wire.Status]:
-        """The daemon and what it does. Raises DaemonError, NoAnswerError."""
+        """The running daemon and its status. Raises DaemonError or NoAnswerError."""
         process = self._process
         status = self.ask(control.GetStatus())
         if process is None or self._is_gone(process):
-            raise NoAnswerError("the daemon died meanwhile; ask again")
+            raise NoAnswerError("the daemon died before it answered; send the request again")
         return process, status
 
     def _load(self, process: Process, decoder: str, path: Path) -> None:
-        """Have the daemon open a decoder, and wait until it is warm."""
+        """Make the daemon load a decoder, and wait until it is warm."""
         status = self.ask(control.Load(path=str(path.absolute())))
         deadline = time.monotonic() + self.timing.load_s
         while status.loading:
             if time.monotonic() > deadline:
-                raise DaemonError(f"{path} was not loaded within {self.timing.load_s:g} s")
+                raise DaemonError(
+                    f"{path} was not loaded within {self.timing.load_s:g} s; try again"
+                )
             time.sleep(self.timing.look_every_s)
             status = self.ask(control.GetStatus())
         if self._is_gone(process):
@@ -265,12 +267,12 @@ class Supervisor(Keeper):
         if status.load_problem is not None:
             raise DaemonError(status.load_problem)
         if status.candidate != decoder:
-            raise ConflictError(f"another decoder was loaded meanwhile: {status.candidate}")
+            raise ConflictError(f"another request loaded decoder {status.candidate}; try again")
 
     def _swap(
         self, command: Command, decoder: str, now: wire.Status, *, who: str, what: str
     ) -> None:
-        """Have the daemon decode with one that is warm, and every later daemon too."""
+        """Make this daemon and all later ones decode with a warm decoder, and note it."""
         before = now.decoder if now.decoder != decoder else self.wanted.active
         try:
             self._order(command, active=decoder, previous=before)
@@ -279,18 +281,18 @@ class Supervisor(Keeper):
             self._note(what if done else f"{what} refused", who, decoder=decoder, before=before)
 
     def _compare(self, status: wire.Status) -> None:
-        """Have the daemon do what is wanted: another was told it, or this one was told otherwise.
+        """Correct a daemon whose status differs from `wanted`.
 
-        One that waits for its server moves again only when it has been told all.
+        A daemon that restarted without its server stays paused until all of it is corrected.
         """
         if not self._differs(status):
             return
         for lock, compare in (
-            (self._telling, self._compare_settings),
-            (self._swapping, self._compare_decoder),
+            (self._settings_lock, self._compare_settings),
+            (self._decoder_lock, self._compare_decoder),
         ):
             if not lock.acquire(blocking=False):
-                return  # somebody is changing it; the next beat looks again
+                return  # a request is changing it; the next heartbeat compares again
             try:
                 if not compare(self.ask(control.GetStatus())):
                     return
@@ -317,12 +319,13 @@ class Supervisor(Keeper):
         if (paused := self.wanted.paused) is not None and status.paused != paused:
             self.ask(control.Pause(why=paused))
         elif status.paused not in (None, RESTARTED) and paused is None:
-            self.wanted.set_missing(paused=status.paused)  # by whoever speaks to it directly
+            # Another client of the control socket has paused it.
+            self.wanted.set_missing(paused=status.paused)
             self.wanted.try_to_keep()
         return True
 
     def _compare_decoder(self, status: wire.Status) -> bool:
-        """Whether it decodes with what is wanted, or does now. Refused, it is asked ever later."""
+        """Hand over the wanted decoder; returns whether the daemon has it. Failures back off."""
         wanted, process = self.wanted.active, self._process
         if status.decoder == wanted:
             return True
@@ -343,7 +346,7 @@ class Supervisor(Keeper):
             wait_s = 2 * self._hand_over_wait_s or timing.beat_every_s
             self._hand_over_wait_s = min(wait_s, timing.longest_back_off_s)
             self._hand_over_not_before = time.monotonic() + self._hand_over_wait_s
-            self._say(f"the daemon can't go on with {wanted}: {error}")
+            self._log_problem(f"can't hand decoder {wanted} over to the daemon: {error}")
             return False
         self._hand_over_wait_s = 0.0
         self._note("handed over", decoder=wanted, before=status.decoder)
@@ -351,7 +354,7 @@ class Supervisor(Keeper):
 
 
 def known_bundle(registry: Registry, journal: Journal, bundle: Path) -> str | None:
-    """Register a bundle; its id, unless it was given before (others may be active since)."""
+    """Register a bundle; returns its id, or None if the last start was given the same bundle."""
     decoder = registry.add(bundle).manifest.decoder_id
     if journal.recall("given") == decoder:
         return None

@@ -1,4 +1,4 @@
-"""A process that may be ours or somebody else's: whether it lives, and its end."""
+"""Processes that this server started, adopted or only watches: liveness and termination."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Protocol
 
 
 class Process(Protocol):
-    """What the supervisor needs of a daemon's process."""
+    """The daemon's process, as the supervisor sees it."""
 
     pid: int
 
     def lives(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process is still running."""
 
     def kill(self) -> None:
-        """End it at once; nothing where it has ended."""
+        """Kill the process; does nothing if it has ended."""
 
 
 class Own:
-    """A child of this process."""
+    """A child process of this server."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen, self.pid = popen, popen.pid
@@ -39,9 +39,9 @@ class Own:
 
 
 class Adopted:
-    """A process that was here before; by its pidfd, since a pid may be given to another.
+    """A process that an earlier server started, held by its pidfd because pids are reused.
 
-    Raises ProcessLookupError where none has this pid.
+    Raises ProcessLookupError if no process has this pid.
     """
 
     def __init__(self, pid: int) -> None:
@@ -65,14 +65,14 @@ class Adopted:
 
 
 class Foreign:
-    """A process that somebody else starts and ends, perhaps in another container."""
+    """A process that another supervisor manages, perhaps in another container."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
     def lives(self) -> bool:
-        """Nobody here can say; only its answers count."""
+        """Always True: liveness can't be checked from here, so only its answers count."""
         return True
 
     def kill(self) -> None:
-        """Not ours to end."""
+        """Does nothing: the other supervisor ends it."""

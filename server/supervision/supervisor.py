@@ -1,10 +1,10 @@
-"""Keeps one decode daemon running: starts it or adopts it, and starts it again when it dies.
+"""Keeps one decode daemon running: starts or adopts it, and restarts it when it dies.
 
-The daemon is a process of its own that writes into a log file, so it goes on when this server dies,
-and the next server finds it on its control address. Two threads watch it: one looks whether its
-process lives and starts it again, one asks for its status and ends a daemon that hangs.
+The daemon is a separate process that writes to a log file. It survives the death of this server,
+and the next server finds it on its control address. Two threads watch it: one checks that its
+process is alive and restarts it, one asks for its status and kills it if it hangs.
 
-It does not know what the daemon should do (`server.supervision.daemon`).
+What the daemon should do is decided in `server.supervision.daemon`.
 """
 
 from __future__ import annotations
@@ -18,37 +18,30 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
 from decoder.errors import VolitionError
-from server.problems import DaemonError
 from server.settings import ServerSettings, daemon_environment
 from server.store.journal import Journal, JournalError
 from server.store.registry import Registry
-from server.store.wanted import Wanted
+from server.supervision.connection import NEVER, DaemonConnection
 from server.supervision.logs import open_log, shorten
-from server.supervision.process import Adopted, Foreign, Own, Process
+from server.supervision.process import Own, Process
 from server.supervision.timing import Timing
-from streaming.daemon.settings import RESTARTED, DaemonSettings
-from streaming.inlets.spikes import StreamQuery
+from streaming.daemon.settings import DaemonSettings
 from streaming.wire import control
 from streaming.wire import messages as wire
-from streaming.wire.control import Command, ControlClient, NoAnswerError
-from streaming.wire.states import State
+from streaming.wire.control import NoAnswerError
 
 log = logging.getLogger("volition.server")
-
-NEVER = -float("inf")
-SAME_AGAIN_S = 30.0  # a problem that stays is logged so often
-SUPERVISOR = "supervisor"
 
 Start = Callable[[Path, DaemonSettings, BinaryIO], Process]
 
 
 def start_daemon(bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Process:
-    """`volition decode` in a process of its own."""
+    """Start `volition decode` as a process that outlives this server."""
     return Own(
         subprocess.Popen(
             [sys.executable, "-m", "clients", "decode", str(bundle.absolute())],
@@ -58,10 +51,10 @@ def start_daemon(bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Pr
     )  # fmt: skip
 
 
-class Keeper(abc.ABC):
-    """Watches one daemon from `watch` until `stop`; `begin` finds or forgets the one before.
+class Supervisor(DaemonConnection, abc.ABC):
+    """Watches one daemon from `watch` until `stop`; `begin` adopts one that is already running.
 
-    start_daemon: starts a daemon of a bundle with settings, its output into a file.
+    start_daemon: starts a daemon from a bundle, settings and an output file.
     """
 
     def __init__(
@@ -73,44 +66,29 @@ class Keeper(abc.ABC):
         timing: Timing = Timing(),  # noqa: B008
         start_daemon: Start = start_daemon,
     ) -> None:
-        self._settings, self._journal, self._registry = settings, journal, registry
-        self.timing, self._start_daemon = timing, start_daemon
-        self.wanted = Wanted(journal, settings.daemon)
+        super().__init__(settings, journal, registry, timing=timing)
+        self._start_daemon = start_daemon
         self.restarts = 0
-        self._process: Process | None = None
-        self._status: wire.Status | None = None
-        self._answered_at = self._began_at = NEVER  # of the process, monotonic, s
-        self._proving_since = NEVER  # of its decoder
-        self._decoded = self._hung = False
         self._deaths_in_a_row = 0
         self._start_not_before = NEVER
-        # What a daemon is given, which one runs, and how often it died: changed together. Held for
-        # no longer than it takes to start a process, and never while disk or daemon are waited for.
-        self._state = threading.Lock()
-        self._beat = ControlClient(settings.control, timeout_s=timing.answer_s)
-        self._client = ControlClient(settings.control, timeout_s=timing.order_s)
-        self._urgent = ControlClient(settings.control, timeout_s=timing.order_s)
-        self._asking, self._asking_urgently = threading.Lock(), threading.Lock()
-        self._stopping = threading.Event()
-        self._said: dict[str, float] = {}
         self._threads = [
-            threading.Thread(target=self._keep, name="keeper", daemon=True),
-            threading.Thread(target=self._listen, name="heartbeat", daemon=True),
+            threading.Thread(target=self._watch_process, name="supervisor", daemon=True),
+            threading.Thread(target=self._watch_answers, name="heartbeat", daemon=True),
         ]
 
     def begin(self) -> bool:
-        """Adopt the daemon that answers, or that of the server before; whether there is one."""
+        """Adopt the running daemon, if any; returns whether there is one."""
         return self._adopt() or self._adopt_the_last()
 
     def watch(self) -> None:
-        """From now on there is a daemon whenever there is a decoder to run it with."""
+        """Start the threads that keep a daemon running as long as a decoder is active."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End the watch, and the daemon too unless the settings keep it.
+        """Stop watching, and stop the daemon unless `keep_daemon` is set.
 
-        An order that is being carried out goes first; one that comes later is refused.
+        Orders in progress are completed first; later ones are refused.
         """
         with self._state:
             self._stopping.set()
@@ -124,65 +102,17 @@ class Keeper(abc.ABC):
                 client.close()
 
     @property
-    def status(self) -> wire.Status | None:
-        """What the daemon said last; None if none answers."""
-        fresh = time.monotonic() - self._answered_at < self.timing.fresh_s
-        return self._status if fresh else None
-
-    @property
     def restarting(self) -> bool:
-        """Whether a daemon should run, and the one that is to do so doesn't answer yet."""
+        """Whether a daemon should be running but does not answer yet."""
         return self._settings.supervise and self.wanted.active is not None and self.status is None
-
-    def ask(self, command: Command) -> wire.Status:
-        """Have the daemon do something. Raises DaemonError if it refuses or none runs."""
-        return self._ask(self._client, self._asking, command)
-
-    def ask_at_once(self, command: Command) -> wire.Status:
-        """The same without a wait for other commands."""
-        return self._ask(self._urgent, self._asking_urgently, command)
-
-    def _ask(self, client: ControlClient, turn: threading.Lock, command: Command) -> wire.Status:
-        process = self._process
-        if process is None:
-            raise DaemonError("no daemon runs; activate a decoder first (GET /v1/decoders)")
-        with turn:
-            if self._stopping.is_set():
-                raise DaemonError("the server is being stopped")
-            reply = client.ask(command, while_it_lives=process.lives)
-        if reply.problem is not None:
-            raise DaemonError(reply.problem)
-        self._heard(reply.status)
-        return reply.status
-
-    def _is_gone(self, process: Process) -> bool:
-        """Whether the daemon that a command was sent to runs no more."""
-        return self._process is not process or not process.lives()
 
     @abc.abstractmethod
     def _compare(self, status: wire.Status) -> None:
-        """Have the daemon do what it should, if it says that it doesn't."""
+        """Correct the daemon if its status differs from what is wanted."""
 
-    def _note(self, what: str, who: str = SUPERVISOR, **detail: Any) -> None:
-        """Into the journal; a full disk must keep neither a pause nor a start from happening."""
-        try:
-            self._journal.note(who, what, **detail)
-        except JournalError as error:
-            log.error("%s", error)
+    # Liveness of the process.
 
-    def _say(self, problem: str, error: BaseException | None = None) -> bool:
-        """Log a problem, but not again and again; returns whether it was logged."""
-        now = time.monotonic()
-        if now - self._said.get(problem, NEVER) < SAME_AGAIN_S:
-            return False
-        self._said = {p: at for p, at in self._said.items() if now - at < SAME_AGAIN_S}
-        self._said[problem] = now
-        log.error("%s", problem, exc_info=error)
-        return True
-
-    # Whether the process lives.
-
-    def _keep(self) -> None:
+    def _watch_process(self) -> None:
         while not self._stopping.wait(self.timing.look_every_s):
             try:
                 if self._process is not None and not self._process.lives():
@@ -190,7 +120,7 @@ class Keeper(abc.ABC):
                 if self._process is None and time.monotonic() >= self._start_not_before:
                     self._start_again()
             except Exception as error:
-                self._say(f"the keeper goes on: {error!r}", error)
+                self._log_problem(f"the supervisor continues after: {error!r}", error)
                 self._back_off()
 
     def _start_again(self) -> None:
@@ -198,17 +128,17 @@ class Keeper(abc.ABC):
             self._start_not_before = time.monotonic() + self.timing.beat_every_s
             self._adopt()
             return
-        if self._deaths_in_a_row and self._adopt():  # it died because another one runs
+        if self._deaths_in_a_row and self._adopt():  # another daemon holds its sockets
             return
         self._fall_back()
         if (decoder := self.wanted.active) is not None:
             self._launch(decoder)
 
     def _fall_back(self) -> None:
-        """After two deaths in a row: back to the last good decoder, if its files can be read.
+        """After two deaths in a row, go back to the last good decoder or else the previous one.
 
-        Otherwise to the one before. A good decoder that dies is kept if its own files can be read:
-        something else kills it.
+        Only a decoder with intact files is chosen. An active decoder that is good and intact stays:
+        the cause of the deaths must be something else.
         """
         active = self.wanted.active
         if self._deaths_in_a_row < 2 or active is None:
@@ -220,7 +150,7 @@ class Keeper(abc.ABC):
             return
         with self._state:
             if self._deaths_in_a_row < 2 or self.wanted.active != active:
-                return  # another one was activated meanwhile
+                return  # another decoder has been activated
             self.wanted.set(active=other, previous=active)
         self._note("fell back", decoder=other, before=active)
         self.wanted.try_to_keep()
@@ -243,27 +173,19 @@ class Keeper(abc.ABC):
     def _log_file(self) -> contextlib.AbstractContextManager[BinaryIO]:
         try:
             return open_log(self._settings.logs / "daemon.log")
-        except OSError as error:  # a daemon without a log is better than none
-            self._say(f"the daemon has no log: {error}")
+        except OSError as error:  # better a daemon without a log than no daemon
+            self._log_problem(f"can't open the daemon's log, so it runs without one: {error}")
             return open("/dev/null", "wb")
 
     def _could_not_start(self, decoder: str, why: str) -> None:
-        """What keeps a daemon from being started counts as its death."""
+        """Count a failed start as a death."""
         with self._state:
             if self.wanted.active != decoder:
                 return
             self._deaths_in_a_row += 1
             self._back_off()
-        if self._say(f"no daemon can be started with {decoder}: {why}"):
+        if self._log_problem(f"can't start a daemon with {decoder}: {why}"):
             self._note("not started", decoder=decoder, why=why)
-
-    def _take(self, process: Process) -> None:
-        """From now on this is the daemon; with `_state` held."""
-        self._status, self._answered_at = None, NEVER
-        self._began_at = self._proving_since = time.monotonic()
-        self._decoded = self._hung = False
-        self._process = process
-        self.wanted.set(pid=process.pid)
 
     def _died(self, process: Process) -> None:
         with self._state:
@@ -302,41 +224,41 @@ class Keeper(abc.ABC):
         if process.lives():
             process.kill()
 
-    # Whether it answers.
+    # Heartbeat.
 
-    def _listen(self) -> None:
+    def _watch_answers(self) -> None:
         while not self._stopping.wait(self.timing.beat_every_s):
             process = self._process
             try:
-                self.wanted.keep()  # what a full disk refused before
+                self.wanted.keep()  # retry writes that failed on a full disk
             except JournalError as error:
-                self._say(str(error))
+                self._log_problem(str(error))
             if process is None:
                 continue
             try:
-                self._hear(process)
+                self._beat_once(process)
             except NoAnswerError:
                 self._end_if_hung(process)
             except Exception as error:
                 if not self._stopping.is_set():
-                    self._say(f"the heartbeat goes on: {error!r}", error)
+                    self._log_problem(f"the heartbeat continues after: {error!r}", error)
 
-    def _hear(self, process: Process) -> None:
+    def _beat_once(self, process: Process) -> None:
         status = self._beat.ask(control.GetStatus(), while_it_lives=process.lives).status
         if self._process is not process:
             return
         if status.pid != process.pid:
-            log.error("daemon %d answers, not %d; it is adopted", status.pid, process.pid)
+            log.error("daemon %d answers instead of %d; adopting it", status.pid, process.pid)
             process.kill()
             self._adopt_as(status)
             return
-        self._heard(status)
+        self._remember_answer(status)
         self._compare(status)
         self._trust(process, status)
         shorten(self._settings.logs / "daemon.log")
 
     def _trust(self, process: Process, status: wire.Status) -> None:
-        """A decoder is good once it has decoded for long enough; to wait for spikes is no proof."""
+        """Mark the decoder as good after `good_after_s` of decoding; waiting does not count."""
         with self._state:
             is_proven = time.monotonic() - self._proving_since > self.timing.good_after_s
             if self._process is not process or not (self._decoded and is_proven):
@@ -347,113 +269,25 @@ class Keeper(abc.ABC):
             self.wanted.set(good=status.decoder)
         self.wanted.try_to_keep()
 
-    def _heard(self, status: wire.Status) -> None:
-        """Keep the newest answer of the daemon that runs."""
-        with self._state:
-            now = self._status
-            if self._process is None or self._process.pid != status.pid:
-                return  # of one that died meanwhile
-            if now is None or now.started != status.started or now.ticks <= status.ticks:
-                begins_to_decode = status.state == State.DECODING and not self._decoded
-                if begins_to_decode or (now is not None and _which(now) != _which(status)):
-                    self._proving_since = time.monotonic()
-                    self._decoded = status.state == State.DECODING
-                self._status = status
-            self._answered_at = time.monotonic()
-
     def _end_if_hung(self, process: Process) -> None:
         silent_s = time.monotonic() - max(self._answered_at, self._began_at)
         if not self._settings.supervise:
             if silent_s > self.timing.hung_after_s:
                 with self._state:
                     if self._process is process:
-                        self._process = None  # whoever starts it will start it again
+                        self._process = None  # its own supervisor restarts it
             return
         answered = self._answered_at != NEVER
         if silent_s > (self.timing.hung_after_s if answered else self.timing.start_s):
-            log.error("daemon %d has not answered for %.1f s and is ended", process.pid, silent_s)
+            log.error("daemon %d has not answered for %.1f s; killing it", process.pid, silent_s)
             self._note("hung", pid=process.pid, silent_s=round(silent_s, 1))
             self._end(process)
 
     def _end(self, process: Process) -> None:
-        """End a daemon that hangs: a death that counts, and its decoder is good no longer."""
+        """Kill a hung daemon. It counts as a death, and its decoder is no longer good."""
         with self._state:
             if self._process is process:
                 self._hung = True
                 if self.wanted.good == self.wanted.active:
                     self.wanted.set(good=None)
         process.kill()
-
-    # Who was here before.
-
-    def _adopt(self) -> bool:
-        """Take a daemon that answers already as ours."""
-        client = ControlClient(self._settings.control, timeout_s=self.timing.adopt_s)
-        try:
-            return self._adopt_as(client.ask(control.GetStatus()).status)
-        except (NoAnswerError, ProcessLookupError):
-            return False
-        except msgspec.DecodeError as error:
-            self._say(f"a daemon of another version runs on {self._settings.control}: {error}")
-            return False
-        finally:
-            client.close()
-
-    def _adopt_as(self, status: wire.Status) -> bool:
-        """What the journal says holds for this daemon too; what it doesn't say is taken from it.
-
-        A pause is kept, whoever asked for it.
-        """
-        supervise = self._settings.supervise
-        process = Adopted(status.pid) if supervise else Foreign(status.pid)
-        if self.wanted.active is None:
-            self._register(status)
-        with self._state:
-            self._take(process)
-            self.wanted.set_missing(
-                active=status.decoder,
-                filters=status.filters,
-                paused=None if status.paused == RESTARTED else status.paused,
-                input=msgspec.convert(
-                    {"kind": status.input_kind, "name": status.input_name}, StreamQuery
-                ),
-            )
-        self.wanted.try_to_keep()
-        self._heard(status)
-        self._note("adopted", decoder=status.decoder, pid=status.pid)
-        log.info("adopted daemon %d, which decodes with %s", status.pid, status.decoder)
-        return True
-
-    def _adopt_the_last(self) -> bool:
-        """The daemon of the server before, if it lives but is slow to answer; or its end."""
-        pid = self.wanted.pid
-        if not self._settings.supervise or pid is None or not _is_daemon(pid):
-            return False
-        deadline = time.monotonic() + self.timing.hung_after_s
-        while time.monotonic() < deadline:
-            if self._adopt():
-                return True
-        log.error("daemon %d lives and does not answer; it is ended", pid)
-        with contextlib.suppress(ProcessLookupError):
-            Adopted(pid).kill()
-        return False
-
-    def _register(self, status: wire.Status) -> None:
-        try:
-            self._registry.add(Path(status.bundle))
-        except VolitionError as error:
-            log.error("the daemon's bundle can't be registered: %s", error)
-
-
-def _which(status: wire.Status) -> tuple[float, str]:
-    """The daemon's run and its decoder."""
-    return status.started, status.decoder
-
-
-def _is_daemon(pid: int) -> bool:
-    """Whether a process is a decode daemon; a pid alone may be anybody's by now."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return b"decode" in command

@@ -1,4 +1,4 @@
-"""How long the server waits for its daemon, in one place."""
+"""The timeouts and intervals of the supervisor, in one place."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds. The defaults are for a rig; tests with a scripted daemon use shorter ones."""
+    """All values are in seconds. The defaults suit a rig; scripted tests use shorter ones."""
 
-    look_every_s: float = 0.02  # whether the process lives
-    beat_every_s: float = 0.25  # whether it answers
-    answer_s: float = 1.5  # the longest tick is 1 s, and a command waits for its end
-    order_s: float = 3.0  # the same for an order, which a daemon that is starting may still take
-    fresh_s: float = 2.0  # an answer older than this says nothing of now
-    hung_after_s: float = 5.0  # without an answer, once it has answered
-    start_s: float = 60.0  # until the first answer: a GPU or a cold disk takes its time
-    adopt_s: float = 0.5  # for a daemon of the server before
-    load_s: float = 60.0  # for a decoder to be opened beside the active one
-    good_after_s: float = 5.0  # a decoder that ran so long doesn't kill its daemon
-    back_off_s: float = 0.25  # first wait after a daemon that died young; doubled each time
+    look_every_s: float = 0.02  # interval of liveness checks
+    beat_every_s: float = 0.25  # interval of status requests
+    answer_s: float = 1.5  # timeout of a status request; the longest tick is 1 s
+    order_s: float = 3.0  # timeout of an order; a starting daemon may still accept one
+    fresh_s: float = 2.0  # age at which an answer is outdated
+    hung_after_s: float = 5.0  # silence after which a daemon that has answered counts as hung
+    start_s: float = 60.0  # until the first answer; a GPU or a cold disk is slow
+    adopt_s: float = 0.5  # timeout for the daemon of an earlier server
+    load_s: float = 60.0  # to open a decoder alongside the active one
+    good_after_s: float = 5.0  # decoding for this long proves a decoder
+    back_off_s: float = 0.25  # first wait after an early death; doubled each time
     longest_back_off_s: float = 30.0
-    stop_s: float = 5.0  # for a daemon that was told to stop
-    silent_s: float = 90.0  # for what a process may say nothing, besides the work it was given
+    stop_s: float = 5.0  # for a daemon to stop when asked to
+    silent_s: float = 90.0  # silence of a child process, in addition to the duration of its work

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from decoder.runtimes.base import MAX_RATE_HZ, PROVIDERS, Runtime
+from decoder.runtimes.base import MAX_RATE_HZ, Runtime
+from decoder.runtimes.onnx import PROVIDERS
 from streaming.daemon.tick import Ticker
 from streaming.wire import messages as wire
 from streaming.wire.states import State

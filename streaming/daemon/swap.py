@@ -17,7 +17,8 @@ from pathlib import Path
 from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import SettingsError, VolitionError
-from decoder.runtimes.base import Runtime, open_runtime
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.opening import open_runtime
 from decoder.runtimes.proof import Spikes, prove, prove_apart
 from streaming.units import UNKNOWN, UnitMatch
 
@@ -82,7 +83,9 @@ class Loader:
             spikes = recent.for_units(bundle.manifest.unit_ids) if recent is not None else None
             if not current.same_graph(bundle):
                 prove_apart(bundle, current.settings, spikes)
-            runtime = open_runtime(bundle, epoch=epoch, settings=current.settings, like=current)
+            runtime = open_runtime(
+                bundle, epoch=epoch, settings=current.settings, graph_from=current
+            )
             check_tick(runtime, self._tick_s)
             prove(runtime, epoch=epoch, recent=spikes)
         except VolitionError as error:

@@ -14,7 +14,9 @@ from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.errors import StreamError, brief
 from decoder.filters import OutputFilters, Velocity
-from decoder.runtimes.base import Runtime, RuntimeSettings, open_runtime
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from streaming.clock import Clock
 from streaming.daemon.health import TickHealth
 from streaming.daemon.recent import RecentSpikes

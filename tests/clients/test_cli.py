@@ -25,7 +25,7 @@ def test_help_lists_every_verb_and_loads_nothing_heavy() -> None:
              "watch", "demo", "task", "score", "bench")  # fmt: skip
     assert all(verb in text for verb in verbs)
     assert "Not a medical device" in text
-    code = f"import sys, clients.cli.verbs; print([m for m in {HEAVY!r} if m in sys.modules])"
+    code = f"import sys, clients.cli.main; print([m for m in {HEAVY!r} if m in sys.modules])"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

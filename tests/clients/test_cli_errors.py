@@ -106,7 +106,7 @@ def test_a_path_that_no_command_can_use_is_one_error(
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
-        "from clients import cli\n"
+        "from clients.cli import verbs as cli\n"
         "@cli.app.command('broken')\n"
         "def broken() -> None:\n"
         "    {}['missing']\n"
@@ -153,7 +153,8 @@ def test_ctrl_c_in_an_import_or_a_destructor_is_not_lost(tmp_path: Path) -> None
     )
     program = """
 import os, signal, sys
-from clients import __main__, cli
+from clients import __main__
+from clients.cli import verbs as cli
 
 class Handle:
     def __del__(self):

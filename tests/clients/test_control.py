@@ -14,9 +14,11 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from clients.control import AsyncControlClient, ControlClient, ProblemError, UnreachableError
+from clients.control import ControlClient
+from clients.control_async import AsyncControlClient
 from clients.harness.daemon import free_port
 from clients.harness.server import Server
+from clients.rest import ProblemError, UnreachableError
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Input
 from tests.rig import DEADLINE_S, Process, wait_for
 from tests.server.conftest import POSSM

@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import os, sys
-from clients import cli
+from clients.cli import verbs as cli
 sys.argv = ["volition", "--help"]
 try:
     cli.main()

@@ -1,4 +1,4 @@
-"""Bundles: what is written opens again; what was damaged is refused, and says why."""
+"""Bundles: a written bundle opens again; a damaged one is refused with the reason."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto
 from safetensors.numpy import load_file, save_file
 
-from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, open_bundle, write
-from decoder.bundles.manifest import checksum
+from decoder.bundles.bundle import open_bundle, write
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS, checksum
 from decoder.errors import BundleError, TrainingError
 from training.pretraining.runs import load_model
 
@@ -28,7 +28,7 @@ def copy(tiny, tmp_path: Path) -> Path:
 
 
 def edit_manifest(path: Path, *, seal: bool = True, **changes: object) -> None:
-    """Change a manifest, by default with a new checksum of itself, as another program would."""
+    """Change a manifest, by default with a new checksum, as another program would."""
     content = json.loads((path / MANIFEST).read_text()) | changes
     if seal:
         content["checksums"][MANIFEST] = checksum(content)
@@ -36,7 +36,7 @@ def edit_manifest(path: Path, *, seal: bool = True, **changes: object) -> None:
 
 
 def of_an_earlier_version(path: Path) -> Path:
-    """Take away what bundles of earlier versions don't have."""
+    """Remove what bundles of earlier versions do not have."""
     content = json.loads((path / MANIFEST).read_text())
     del content["checksums"][MANIFEST]
     (path / MANIFEST).write_text(json.dumps(content))
@@ -44,7 +44,7 @@ def of_an_earlier_version(path: Path) -> Path:
 
 
 def set_deep(content: dict, where: str, value: object) -> dict:
-    """A copy of nested dictionaries and lists with one value, `a.0.b`, set."""
+    """A copy of nested dictionaries and lists with the value at a path like `a.0.b` set."""
     content = json.loads(json.dumps(content))
     *path, last = (int(part) if part.isdigit() else part for part in where.split("."))
     inner = content
@@ -62,7 +62,7 @@ def test_a_bundle_opens_with_its_units_and_outputs(tiny) -> None:
 
 
 def test_nothing_in_a_bundle_is_pickled(tiny) -> None:
-    """Each file is what it says, from its first byte to its last, and there is no other."""
+    """Every byte of each file belongs to its format, and there are no other files."""
     path = tiny.bundle.path
     assert {p.name for p in path.iterdir()} == {GRAPH, MANIFEST, TABLES, WEIGHTS}
     json.loads((path / MANIFEST).read_text())
@@ -78,8 +78,8 @@ def test_nothing_in_a_bundle_is_pickled(tiny) -> None:
 
 
 @pytest.mark.parametrize("name", [TABLES, WEIGHTS])
-def test_a_pickle_in_a_bundle_is_refused_and_not_run(copy: Path, name: str) -> None:
-    """Even if every checksum fits."""
+def test_a_pickle_in_a_bundle_is_refused_and_not_executed(copy: Path, name: str) -> None:
+    """Even if every checksum matches."""
     ran = copy.parent / "ran"
     (copy / name).write_bytes(pickle.dumps(_Runs(str(ran))))
     sums = json.loads((copy / MANIFEST).read_text())["checksums"]
@@ -88,7 +88,7 @@ def test_a_pickle_in_a_bundle_is_refused_and_not_run(copy: Path, name: str) -> N
     if name == TABLES:
         with pytest.raises(BundleError, match=r"tables\.safetensors: can't be read"):
             open_bundle(copy)
-    else:  # of the weights only the checksum counts until they are adapted
+    else:  # weights are only read when they are adapted; until then the checksum counts
         with pytest.raises(TrainingError, match="can't be read"):
             load_model(copy)
     assert not ran.exists()
@@ -103,7 +103,7 @@ class _Runs:
 
 
 @pytest.mark.parametrize("name", [GRAPH, TABLES, WEIGHTS])
-def test_a_changed_byte_is_noticed(copy: Path, name: str) -> None:
+def test_a_changed_byte_is_detected(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
@@ -140,20 +140,20 @@ def test_an_unknown_field_in_the_manifest_is_refused(copy: Path) -> None:
         ("decoder_id", "another"),
     ],
 )
-def test_a_changed_value_in_the_manifest_is_noticed(copy: Path, where: str, value: object) -> None:
+def test_a_changed_value_in_the_manifest_is_detected(copy: Path, where: str, value: object) -> None:
     content = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps(set_deep(content, where, value)))
     with pytest.raises(BundleError, match=r"manifest\.json has sha256 .* changed or damaged"):
         open_bundle(copy)
 
 
-def test_a_manifest_that_is_only_indented_anew_opens(copy: Path) -> None:
+def test_a_reformatted_manifest_opens(copy: Path) -> None:
     content = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps(content, indent=7, sort_keys=True))
     assert open_bundle(copy).is_sealed
 
 
-def test_a_bundle_of_an_earlier_version_opens_and_says_so(
+def test_a_bundle_of_an_earlier_version_opens_with_a_warning(
     copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -178,9 +178,7 @@ def test_a_bundle_of_an_earlier_version_opens_and_says_so(
         ("metrics", {"r2": float("inf")}, "metrics"),
     ],
 )
-def test_a_value_outside_the_plausible_range_is_named(
-    copy: Path, where: str, value: object, said: str
-) -> None:
+def test_a_value_out_of_range_is_named(copy: Path, where: str, value: object, said: str) -> None:
     content = set_deep(json.loads((copy / MANIFEST).read_text()), where, value)
     edit_manifest(copy, **content)
     with pytest.raises(BundleError, match=said) as refused:
@@ -195,18 +193,18 @@ def test_a_value_outside_the_plausible_range_is_named(
         ("poyo", {"sequence_length": 3600.0}, "sequence_length"),
         ("poyo", {"latent_step": 10.0}, "0 latents"),
         ("poyo", {"num_latents_per_step": 10**6}, "num_latents_per_step"),
-        ("poyo", {"dim_head": 4096}, "numbers a spike"),
+        ("poyo", {"dim_head": 4096}, "values per spike"),
         ("possm", {"chunk_s": 1e-9}, "chunk_s"),
         ("possm", {"chunk_s": 1e-3, "warm_up_s": 9.0}, "9000 steps"),
         ("possm", {"warm_up_s": 1e-3}, "a window of 0.001 s"),
         ("possm", {"hidden": 10**7}, "hidden"),
     ],
 )
-def test_sizes_that_would_take_all_time_or_memory_are_named(
+def test_sizes_that_exceed_time_or_memory_are_named(
     tiny, copy: Path, family: str, sizes: dict, said: str
 ) -> None:
     if tiny.bundle.manifest.family != family:
-        pytest.skip("of the other family")
+        pytest.skip("for another family")
     edit_manifest(copy, sizes=tiny.bundle.manifest.sizes.model_dump() | sizes)
     with pytest.raises(BundleError, match=said):
         open_bundle(copy)
@@ -215,9 +213,9 @@ def test_sizes_that_would_take_all_time_or_memory_are_named(
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a":' * 100_000, '{"schema_version": ' + "1" * 5000 + "}", "\ud800"]
 )
-def test_a_manifest_that_no_decoder_reads_is_one_line(copy: Path, text: str) -> None:
+def test_an_unreadable_manifest_is_an_error_of_one_line(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(BundleError, match="not readable JSON") as refused:
+    with pytest.raises(BundleError, match="not readable as JSON") as refused:
         open_bundle(copy)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1000
@@ -231,8 +229,8 @@ def test_a_manifest_of_hundreds_of_megabytes_is_not_read(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["initializer", "constant", "subgraph", "function"])
-def test_a_graph_with_data_in_another_file_is_refused(copy: Path, place: str) -> None:
-    """ONNX Runtime would load it, and no checksum covers that file."""
+def test_a_graph_with_external_data_is_refused(copy: Path, place: str) -> None:
+    """ONNX Runtime would load the file, which no checksum covers."""
     model = onnx.load(copy / GRAPH)
     tensor = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[4])
     tensor.data_location = TensorProto.EXTERNAL
@@ -262,7 +260,7 @@ def test_a_graph_with_data_in_another_file_is_refused(copy: Path, place: str) ->
         open_bundle(copy)
 
 
-def test_a_full_disk_leaves_the_earlier_bundle_as_it_was(tiny, copy: Path, full_disk: Path) -> None:
+def test_a_full_disk_leaves_the_old_bundle_unchanged(tiny, copy: Path, full_disk: Path) -> None:
     earlier = shutil.copytree(copy, full_disk / "today.bundle")
     with pytest.raises(BundleError, match=r"can't be written .*No space left"):
         write(
@@ -277,14 +275,16 @@ def test_a_full_disk_leaves_the_earlier_bundle_as_it_was(tiny, copy: Path, full_
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
-def test_a_manifest_that_is_no_manifest_is_refused(copy: Path, content: str) -> None:
+def test_an_invalid_manifest_is_refused(copy: Path, content: str) -> None:
     (copy / MANIFEST).write_text(content)
     with pytest.raises(BundleError):
         open_bundle(copy)
 
 
 @pytest.mark.parametrize("damage", ["shape", "nan"])
-def test_tables_that_do_not_fit_are_refused(copy: Path, tiny, tmp_path: Path, damage: str) -> None:
+def test_tables_of_the_wrong_shape_or_with_nan_are_refused(
+    copy: Path, tiny, tmp_path: Path, damage: str
+) -> None:
     tables = load_file(copy / TABLES)
     tokens = tables["tokens"][:-1] if damage == "shape" else np.full_like(tables["tokens"], np.nan)
     save_file(tables | {"tokens": np.ascontiguousarray(tokens)}, copy / TABLES)
@@ -295,7 +295,7 @@ def test_tables_that_do_not_fit_are_refused(copy: Path, tiny, tmp_path: Path, da
         open_bundle(copy)
 
 
-def test_a_folder_that_is_no_bundle_is_never_replaced(tiny, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_never_replaced(tiny, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(BundleError, match="is not a bundle"):
@@ -309,7 +309,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tiny, tmp_path: Path) -> N
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
-def test_writing_over_a_bundle_replaces_it_and_leaves_no_trace(tiny, copy: Path) -> None:
+def test_replacing_a_bundle_leaves_no_temporary_files(tiny, copy: Path) -> None:
     again = write(
         copy,
         manifest=tiny.bundle.manifest.model_copy(update={"decoder_id": "second"}),
@@ -321,8 +321,8 @@ def test_writing_over_a_bundle_replaces_it_and_leaves_no_trace(tiny, copy: Path)
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
 
 
-def test_the_graph_scatters_nothing(tiny) -> None:
-    """Rotations are exported as arithmetic; in-place writes make a decode three times as long."""
+def test_the_graph_has_no_scatter_nodes(tiny) -> None:
+    """Rotations are exported as arithmetic; in-place writes make a decode three times slower."""
     import onnx
 
     kinds = {node.op_type for node in onnx.load(tiny.bundle.graph_path).graph.node}
@@ -330,7 +330,7 @@ def test_the_graph_scatters_nothing(tiny) -> None:
     assert not {kind for kind in kinds if kind.startswith("Scatter")}
 
 
-def test_the_graph_says_nothing_of_the_machine_that_made_it(tiny) -> None:
+def test_the_graph_contains_no_path_of_the_machine_that_made_it(tiny) -> None:
     content = tiny.bundle.graph_path.read_bytes()
     assert b"site-packages" not in content
     assert str(Path(__file__).parent.parent.parent).encode() not in content

@@ -1,4 +1,4 @@
-"""What is written is whole and on the disk, or what was there before is still there."""
+"""Atomic writes: the new content is complete and on disk, or the old content remains."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from decoder.errors import BundleError
 from decoder.files import replacing, write_text
 
 
-def test_a_file_is_replaced_and_leaves_no_trace(tmp_path: Path) -> None:
+def test_replacing_a_file_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_text(tmp_path / "new" / "file.txt", "first")
     write_text(tmp_path / "new" / "file.txt", "second")
     assert (tmp_path / "new" / "file.txt").read_text() == "second"
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["file.txt"]
 
 
-def test_a_folder_is_replaced_and_leaves_no_trace(tmp_path: Path) -> None:
+def test_replacing_a_folder_leaves_no_temporary_folder(tmp_path: Path) -> None:
     for content in ("first", "second"):
         with replacing(tmp_path / "folder") as partial:
             partial.mkdir()
@@ -30,7 +30,7 @@ def test_a_folder_is_replaced_and_leaves_no_trace(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def test_what_was_there_stays_if_the_writer_fails(tmp_path: Path) -> None:
+def test_the_old_file_stays_if_the_writer_fails(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "first")
     with pytest.raises(UnicodeEncodeError), replacing(path) as partial:
@@ -39,16 +39,18 @@ def test_what_was_there_stays_if_the_writer_fails(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_a_full_disk_is_one_error_of_the_writers_kind(full_disk: Path) -> None:
+def test_a_full_disk_raises_the_error_class_of_the_writer(full_disk: Path) -> None:
     path = full_disk / "file.txt"
     write_text(path, "first")
-    with pytest.raises(BundleError, match=r"file\.txt: can't be written .*No space left.* as it"):
+    with pytest.raises(
+        BundleError, match=r"file\.txt: can't be written .*No space left.*unchanged"
+    ):
         write_text(path, "x" * 4_000_000, BundleError)
     assert path.read_text() == "first"
     assert [p.name for p in full_disk.iterdir()] == ["file.txt"]
 
 
-def test_a_writer_that_is_killed_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_the_old_file_stays_if_the_writer_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "first")
     code = (
@@ -65,10 +67,10 @@ def test_a_writer_that_is_killed_leaves_the_file_as_it_was(tmp_path: Path) -> No
     assert path.read_text() == "first"
 
 
-def test_every_file_and_name_is_on_the_disk_before_the_rename_and_after(
+def test_files_are_synced_before_the_rename_and_names_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut can't be tried, so the calls that guard against it are listened to."""
+    """A power cut can't be tested, so the calls that guard against it are recorded."""
     calls: list[str] = []
     fsync, rename = os.fsync, os.replace
 

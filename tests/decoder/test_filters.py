@@ -1,4 +1,4 @@
-"""Output filters: neutral unless told otherwise, and within their limits."""
+"""Output filters: neutral by default, and always within their limits."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ def at_work(**settings: float) -> OutputFilters:
     return OutputFilters(Filters(**settings), tick_s=TICK_S)
 
 
-def test_by_default_a_velocity_leaves_as_it_came() -> None:
+def test_the_default_filters_change_nothing() -> None:
     assert at_work()((0.123, -4.5)) == (0.123, -4.5)
 
 
-def test_the_limit_holds_after_any_gain_and_keeps_the_direction() -> None:
+def test_the_speed_limit_holds_for_any_gain_and_keeps_the_direction() -> None:
     x, y = at_work(gain=50.0, speed_limit=0.5)((0.3, 0.4))
     assert math.hypot(x, y) == pytest.approx(0.5)
     assert y / x == pytest.approx(4 / 3)
 
 
-def test_no_tick_changes_velocity_by_more_than_the_acceleration_limit() -> None:
+def test_the_acceleration_limit_holds_for_every_tick() -> None:
     filters = at_work(acceleration_limit=2.0, speed_limit=0.4)
     rng = np.random.default_rng(0)
     left = np.array([(0.0, 0.0), *(filters(tuple(v)) for v in rng.normal(0, 1, (500, 2)))])
     assert np.linalg.norm(np.diff(left, axis=0), axis=1).max() <= 2.0 * TICK_S + 1e-12
     assert np.linalg.norm(left, axis=1).max() <= 0.4 + 1e-12
-    filters.interrupt()  # after a stop it begins from rest
+    filters.interrupt()  # restarts from rest
     assert math.hypot(*filters((9.0, 0.0))) == pytest.approx(2.0 * TICK_S)
 
 
-def test_slower_than_the_dead_zone_is_still() -> None:
+def test_speeds_below_the_dead_zone_are_zero() -> None:
     filters = at_work(dead_zone=0.01)
     assert filters((0.005, 0.005)) == (0.0, 0.0)
     assert filters((0.02, 0.0)) == (0.02, 0.0)
 
 
-def test_smoothing_has_its_time_constant_and_forgets_at_an_interruption() -> None:
+def test_smoothing_has_its_time_constant_and_restarts_after_an_interruption() -> None:
     filters = at_work(smoothing_s=0.1)
     filters((0.0, 0.0))
     for _ in range(10):  # one time constant
@@ -53,7 +53,7 @@ def test_smoothing_has_its_time_constant_and_forgets_at_an_interruption() -> Non
     assert filters((0.5, 0.5)) == (0.5, 0.5)
 
 
-def test_a_constant_bias_is_taken_off_a_movement_in_all_directions() -> None:
+def test_a_constant_bias_is_subtracted() -> None:
     rng = np.random.default_rng(0)
     filters = at_work(bias_s=10.0)
     seen = []
@@ -66,7 +66,7 @@ def test_a_constant_bias_is_taken_off_a_movement_in_all_directions() -> None:
     assert filters.bias == pytest.approx((0.05, -0.02), abs=0.02)
 
 
-def test_a_filter_that_was_off_begins_anew() -> None:
+def test_a_filter_that_was_off_starts_without_state() -> None:
     filters = at_work(smoothing_s=1.0, bias_s=1.0)
     filters((1.0, 0.0))
     filters.bias = (0.2, 0.0)

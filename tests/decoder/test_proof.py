@@ -1,4 +1,4 @@
-"""A decoder is proven before it decodes: by made-up and real spikes, in limited time, apart."""
+"""A decoder is proven before use: with made-up and real spikes, in a separate process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, Bundle, open_bundle
-from decoder.bundles.manifest import checksum
+from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, checksum
 from decoder.errors import BundleError
-from decoder.runtimes.base import RuntimeSettings, open_runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from decoder.runtimes.proof import Spikes, prove, prove_apart
 from tests.rig import wait_for
 
@@ -30,7 +31,7 @@ def copy(tiny, tmp_path: Path) -> Path:
 
 
 def sealed(path: Path) -> Bundle:
-    """With checksums that fit what is there now."""
+    """Open a bundle after recomputing its checksums."""
     content = json.loads((path / MANIFEST).read_text())
     for name in (GRAPH, TABLES):
         content["checksums"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
@@ -44,12 +45,12 @@ def recent(tiny) -> Spikes:
     return Spikes(times=tiny.session.spike_times[part], unit_index=tiny.session.spike_units[part])
 
 
-def test_a_sound_decoder_is_proven_here_and_apart(tiny) -> None:
+def test_a_good_decoder_passes_in_both_processes(tiny) -> None:
     runtime = open_runtime(tiny.bundle, epoch=0.0)
     assert prove(runtime, epoch=0.0, recent=recent(tiny)) > 0
     prove_apart(tiny.bundle, RuntimeSettings(), recent(tiny))
     assert runtime.decode(2.0) == pytest.approx(open_runtime(tiny.bundle, epoch=0.0).decode(2.0)), (
-        "no spike of the proof is left"
+        "the proof must leave no spikes"
     )
 
 
@@ -63,7 +64,7 @@ def test_tables_that_overflow_are_refused(tiny, copy: Path) -> None:
 
 
 def one_output(model: onnx.ModelProto) -> None:
-    """The first of both numbers; numpy would give it to both axes without a word."""
+    """Return only the first number; numpy would silently broadcast it to both axes."""
     output = model.graph.output[0]
     model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
     model.graph.node.append(helper.make_node("Gather", [output.name, "first"], ["one"]))
@@ -77,7 +78,7 @@ def one_input_more(model: onnx.ModelProto) -> None:
 
 
 def endless(model: onnx.ModelProto) -> None:
-    """A loop of 2^62 turns in front of the output."""
+    """Put a loop of 2^62 iterations before the output."""
     output = model.graph.output[0].name
     body = helper.make_graph(
         [
@@ -111,7 +112,7 @@ def with_graph(path: Path, change: Callable[[onnx.ModelProto], None]) -> Bundle:
 
 
 @pytest.mark.parametrize("change", [one_output, one_input_more])
-def test_a_graph_that_is_no_decoder_is_refused_here_and_apart(
+def test_a_graph_that_is_not_a_decoder_is_refused_in_both_processes(
     tiny, copy: Path, change: Callable[[onnx.ModelProto], None]
 ) -> None:
     bundle = with_graph(copy, change)
@@ -122,7 +123,7 @@ def test_a_graph_that_is_no_decoder_is_refused_here_and_apart(
     assert "\n" not in str(refused.value)
 
 
-def test_a_proof_ends_when_the_daemon_that_asked_for_it_is_killed(copy: Path) -> None:
+def test_a_proof_ends_when_its_daemon_is_killed(copy: Path) -> None:
     bundle = with_graph(copy, endless)
     code = (
         "import sys\nfrom decoder.bundles.bundle import open_bundle\n"
@@ -137,7 +138,7 @@ def test_a_proof_ends_when_the_daemon_that_asked_for_it_is_killed(copy: Path) ->
     wait_for("its end", lambda: not Path(f"/proc/{child}").exists())
 
 
-def test_a_graph_that_never_ends_is_left_in_time(tiny, copy: Path) -> None:
+def test_an_endless_graph_is_stopped_in_time(tiny, copy: Path) -> None:
     bundle = with_graph(copy, endless)
     with pytest.raises(BundleError, match="gave no velocity within 4 s"):
         prove_apart(bundle, RuntimeSettings(), allowed_s=4.0)

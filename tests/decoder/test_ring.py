@@ -1,4 +1,4 @@
-"""The ring against a plain sorted list, whatever order spikes come in."""
+"""The token ring, compared with a sorted list for any order of arrival."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from decoder.memory.ring import COMPACT_FLOOR, TokenRing
 
 
 def rows_of(times: np.ndarray) -> np.ndarray:
-    """A row that names its spike."""
+    """A token row that identifies its spike."""
     return np.asarray(times, dtype=np.float32)[:, None]
 
 
@@ -18,7 +18,7 @@ def append(ring: TokenRing, times: list[float] | np.ndarray) -> None:
     ring.append(times, np.arange(len(times)), rows_of(times))
 
 
-def test_a_window_holds_its_start_and_not_its_end() -> None:
+def test_a_window_includes_its_start_but_not_its_end() -> None:
     ring = TokenRing(100, (1,))
     append(ring, [0.0, 1.0, 2.0, 3.0])
     rows, n_spikes = ring.window(1.0, 3.0)
@@ -26,7 +26,7 @@ def test_a_window_holds_its_start_and_not_its_end() -> None:
     assert n_spikes == 2
 
 
-def test_spikes_out_of_order_are_merged_into_their_place() -> None:
+def test_spikes_out_of_order_are_merged_into_place() -> None:
     ring = TokenRing(100, (1,))
     append(ring, [5.0, 1.0, 3.0])
     append(ring, [2.0, 6.0, 4.0])
@@ -34,7 +34,7 @@ def test_spikes_out_of_order_are_merged_into_their_place() -> None:
     assert ring.rows[:, 0].tolist() == ring.times.tolist()
 
 
-def test_of_more_than_fits_the_oldest_go_and_are_counted() -> None:
+def test_above_capacity_the_oldest_spikes_are_dropped_and_counted() -> None:
     ring = TokenRing(3, (1,))
     append(ring, [1.0, 2.0])
     append(ring, [3.0, 4.0])
@@ -52,24 +52,24 @@ def test_nothing_is_kept_after_clear() -> None:
     assert ring.window(0.0, 2.0)[1] == 0
 
 
-def test_what_nobody_reads_is_forgotten_by_the_ring_itself() -> None:
-    """As in a pause of minutes, when nothing is decoded."""
+def test_a_ring_without_a_reader_forgets_old_spikes() -> None:
+    """As during a pause of minutes, when nothing is decoded."""
     ring = TokenRing(10_000, (1,), keep_s=0.5)
     for second in range(300):
         append(ring, second + np.linspace(0.0, 1.0, 1000, endpoint=False))
     assert ring.n_overflowed == 0
     assert ring.times[0] >= 299.0 - 0.5
     assert len(ring._times[ring._first : ring._last]) <= 1500
-    assert ring._last <= 3 * 1500 + COMPACT_FLOOR, "no more memory is touched"
+    assert ring._last <= 3 * 1500 + COMPACT_FLOOR, "memory use must not grow"
 
 
-def test_a_ring_without_room_is_refused() -> None:
+def test_a_ring_without_capacity_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one spike"):
         TokenRing(0, (1,))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_after_thousands_of_random_appends_it_equals_a_sorted_list(seed: int) -> None:
+def test_a_ring_equals_a_sorted_list_after_thousands_of_random_appends(seed: int) -> None:
     rng = np.random.default_rng(seed)
     capacity = 2 * COMPACT_FLOOR
     ring = TokenRing(capacity, (1,))

@@ -1,4 +1,4 @@
-"""The runtime equals torch_brain's POYO, at any clock time, for any number of spikes and units."""
+"""The runtime equals torch_brain's POYO for any clock time and number of spikes and units."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 
 from decoder.errors import BundleError, ProviderError
-from decoder.runtimes.base import CPU, RuntimeSettings, open_runtime
+from decoder.runtimes.onnx import CPU, RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from training.evaluation.reference import random_bundle, reference_inputs, reference_output
 
 OUTPUT_SCALE = 1.0  # of random_bundle
@@ -42,9 +43,9 @@ def test_the_runtime_equals_torch_brain(preset: str, n_units: int, tmp_path: Pat
 
 
 def test_a_sliding_window_equals_a_fresh_one(tiny) -> None:
-    """Spikes embedded once, when they came, decode like spikes embedded now."""
+    """Spikes embedded on arrival decode like spikes embedded now."""
     if tiny.bundle.manifest.family != "poyo":
-        pytest.skip("of the window model; tests/training/test_possm.py has the state's")
+        pytest.skip("for the window model; the streaming model is in tests/training/test_possm.py")
     sliding = open_runtime(tiny.bundle, epoch=0.0)
     session = tiny.session
     last = 0.0
@@ -79,10 +80,10 @@ def test_reset_forgets_every_spike(tiny) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cpu", "cuda"])
-def test_it_says_which_provider_runs(
+def test_the_reported_provider_is_the_one_that_runs(
     tiny, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever was asked for, and whatever is installed: ONNX Runtime's own profile knows."""
+    """For any setting and installation, according to ONNX Runtime's own profile."""
     options = ort.SessionOptions
 
     def profiled() -> ort.SessionOptions:
@@ -102,12 +103,12 @@ def test_it_says_which_provider_runs(
         assert runtime.provider == CPU
 
 
-def test_a_required_provider_that_is_not_there_is_refused(tiny) -> None:
+def test_a_missing_required_provider_is_refused(tiny) -> None:
     runs_on = open_runtime(tiny.bundle, epoch=0.0).provider
     if runs_on != CPU:
-        pytest.skip("this machine has CUDA, so nothing required is missing")
+        pytest.skip("this machine has CUDA, so no provider is missing")
     settings = RuntimeSettings(provider="cuda", require_provider=True)
-    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider was required.*runs CPU"):
+    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider is required.*uses CPU"):
         open_runtime(tiny.bundle, epoch=0.0, settings=settings)
 
 
@@ -116,7 +117,7 @@ def test_an_unknown_provider_is_refused(tiny) -> None:
         open_runtime(tiny.bundle, epoch=0.0, settings=RuntimeSettings(provider="tpu"))
 
 
-def test_a_graph_that_is_no_graph_is_refused(tiny, tmp_path: Path) -> None:
+def test_an_invalid_graph_is_refused(tiny, tmp_path: Path) -> None:
     from dataclasses import replace
 
     (tmp_path / "graph.onnx").write_bytes(b"not a graph")

@@ -22,7 +22,7 @@ import pytest
 import typer
 import yaml
 
-from clients.cli.verbs import app
+from clients.cli.main import app
 from clients.harness.daemon import free_port
 from server.settings import ServerSettings
 from streaming.daemon.settings import RESTARTED, DaemonSettings

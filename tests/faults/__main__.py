@@ -16,14 +16,14 @@ from tests.faults import campaign, page
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=campaign.__doc__)
     parser.add_argument("--times", type=int, default=5, help="tries of each fault [5]")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these faults alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments [0]")
-    parser.add_argument("--jobs", type=int, default=1, help="faults at a time [1]")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="only these faults")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments [0]")
+    parser.add_argument("--jobs", type=int, default=1, help="number of faults at a time [1]")
     parser.add_argument("--folder", type=Path, default=Path("build/faults"))
-    parser.add_argument("--fresh", action="store_true", help="forget what was tried before")
-    parser.add_argument("--page", type=Path, help="write the matrix here, and JSON beside it")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier tries")
+    parser.add_argument("--page", type=Path, help="write the page here, and its JSON next to it")
     given = parser.parse_args()
-    isolation.own_lsl_session()  # it neither hears nor disturbs a rig on this network
+    isolation.own_lsl_session()  # isolated from any rig on this network
     if given.fresh:
         shutil.rmtree(given.folder, ignore_errors=True)
     held = campaign.run(

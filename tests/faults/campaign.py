@@ -1,7 +1,7 @@
-"""Tries every fault so many times, at moments drawn from a seed.
+"""Tries every fault a number of times, at random moments drawn from a seed.
 
-Each try is a line of `tries.jsonl` in the folder, so that a campaign that was cut short goes on
-where it stopped. Processes' logs of a try that failed are kept beside it.
+Each try is a line of `tries.jsonl` in the folder, so an interrupted campaign continues where it
+stopped. The process logs of a failed try are kept next to it.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ TRIES = "tries.jsonl"
 
 
 class RigError(Exception):
-    """The processes of a fault did not start, so that it could not be tried."""
+    """The processes of a fault did not start, so it could not be tried."""
 
 
 def chosen(only: Sequence[str]) -> list[Fault]:
-    """Faults by name, or by the beginning of one; all if none is given."""
+    """The faults with these names or prefixes; all if none is given."""
     found = [f for f in FAULTS if not only or any(f.name.startswith(name) for name in only)]
     if not found:
         raise SystemExit(
-            f"no fault {', '.join(only)}; there are {', '.join(f.name for f in FAULTS)}"
+            f"no fault {', '.join(only)}, expected one of {', '.join(f.name for f in FAULTS)}"
         )
     return found
 
 
 def read_tries(folder: Path) -> list[Try]:
-    """What was tried so far."""
+    """The tries so far."""
     file = folder / TRIES
     lines = file.read_text().splitlines() if file.exists() else []
     return [Try(**json.loads(line)) for line in lines]
@@ -56,7 +56,7 @@ def read_tries(folder: Path) -> list[Try]:
 def run(
     faults: Sequence[Fault], *, times: int, seed: int, folder: Path, console: Console, jobs: int = 1
 ) -> bool:
-    """Try what was not tried yet, `jobs` faults at a time; whether all held."""
+    """Run the missing tries, `jobs` faults at a time; returns whether all held."""
     folder.mkdir(parents=True, exist_ok=True)
     done = {(one.fault, one.number) for one in read_tries(folder)}
     columns = TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn()
@@ -82,7 +82,7 @@ def run(
             try:
                 with contextlib.closing(_tries(fault, missing, seed, folder)) as tries:
                     for one in tries:
-                        if stopping.is_set():  # Ctrl-C ended the processes, no fault did
+                        if stopping.is_set():  # Ctrl-C ended the processes, not a fault
                             return False
                         note(one)
                         held &= not one.problems
@@ -103,7 +103,7 @@ def run(
 def _tries(
     fault: Fault, numbers: Sequence[int], seed: int, folder: Path
 ) -> Generator[Try, None, None]:
-    """One after the other, on one rig as long as it stays whole."""
+    """Run tries one after another, on the same rig as long as they hold."""
     rig, logs = None, folder
     try:
         for number in numbers:
@@ -113,7 +113,7 @@ def _tries(
             one = Try(fault=fault.name, number=number, problems=[])
             try:
                 attempt(fault, rig, one, Random(f"{seed} {fault.name} {number}"))
-            except Exception as error:  # whatever goes wrong in a try is what it found
+            except Exception as error:  # any exception in a try is a finding
                 one.problems.append(f"{type(error).__name__}: {error}")
             yield one
             if one.problems:
@@ -126,7 +126,7 @@ def _tries(
 
 
 def _started(fault: Fault, logs: Path) -> Any:
-    """A rig that decodes. One that does not start says nothing of a fault, so it may try again."""
+    """Start a rig until it decodes; with retries, because a failed start is not a finding."""
     for last in (False, False, True):
         shutil.rmtree(logs, ignore_errors=True)
         rig = fault.rig(logs)
@@ -137,12 +137,12 @@ def _started(fault: Fault, logs: Path) -> Any:
         except (AssertionError, OSError, VolitionError) as error:
             rig.close()
             if last:
-                raise RigError(f"its processes did not start, see {logs}: {error}") from error
+                raise RigError(f"the processes did not start, see {logs}: {error}") from error
     raise AssertionError("unreachable")
 
 
 def attempt(fault: Fault, rig: Any, one: Try, rng: Random) -> None:
-    """Try a fault on a rig that was started, and note in `one` what came of it."""
+    """Try a fault on a started rig and record the result in `one`."""
     rig.rng = rng
     rig.settle()
     one.problems += rig.problems()

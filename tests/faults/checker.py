@@ -1,7 +1,7 @@
-"""Every frame of a rig, and the rules that each must keep, whatever happens to the rig.
+"""Subscribes to all frames of a rig and checks the rules that every frame must keep.
 
-The checker knows when spikes with usable stamps were sent from the senders' own logs, which they
-write before they send: a valid frame without them is a lie, whoever told it.
+The senders log their data before sending them, so the checker knows when spikes with usable stamps
+were sent. A valid frame without such spikes breaks a rule, whichever process published it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.faults.sender import SENT
 
 STALE_S = 0.25
 PLAUSIBLE_M_S = 5.0
-SLACK_S = 0.02  # a tick, and what two clocks' readings differ by
+SLACK_S = 0.02  # a tick plus the difference between two clock readings
 JUMP_S = 0.005
 PREFIX = wire.TOPICS["cursor"].prefix
 Span = tuple[float, float]  # LSL clock, s
@@ -30,7 +30,7 @@ Span = tuple[float, float]  # LSL clock, s
 class Checker:
     """Subscribes to an address in a thread until `close`.
 
-    frames: each with its arrival, LSL clock, s.
+    frames: each with its time of arrival (LSL clock, s).
     """
 
     def __init__(self, address: str) -> None:
@@ -63,7 +63,7 @@ class Checker:
         self._context.destroy(linger=0)
 
     def since(self, time_s: float) -> list[wire.CursorFrame]:
-        """Frames published after `time_s`."""
+        """The frames published after `time_s`."""
         found = []
         for _, frame in reversed(self.frames):
             if frame.published <= time_s:
@@ -76,10 +76,10 @@ def broken_rules(
     frames: Sequence[wire.CursorFrame], sent: np.ndarray, windows: dict[str, float],
     paused: Sequence[Span] = (),
 ) -> list[str]:  # fmt: skip
-    """What frames of one address got wrong, a line for each rule and its first frame.
+    """The rules broken by the frames of one address, one line each, with the first such frame.
 
-    sent: of all senders. windows: seconds each decoder needs. paused: from an accepted pause to
-    the next resume that was asked for.
+    sent: the logs of all senders. windows: seconds that each decoder needs. paused: spans from an
+    accepted pause to the next request to resume.
     """
     found: dict[str, list[str]] = {}
 
@@ -108,7 +108,7 @@ def broken_rules(
         if frame.state != "decoding":
             breaks("valid in another state than decoding", frame)
         if not all(map(isfinite, frame.velocity)) or hypot(*frame.velocity) > PLAUSIBLE_M_S:
-            breaks("a valid velocity that no hand has", frame)
+            breaks("a valid velocity faster than any hand", frame)
         if frame.published - frame.window_end > STALE_S:
             breaks("valid, but published late", frame)
         if frame.window_end - max(run, jumped.get(run, run)) < window_s - SLACK_S:
@@ -121,7 +121,7 @@ def broken_rules(
 
 
 def _not_filled(frame: wire.CursorFrame, sent: np.ndarray, window_s: float) -> str | None:
-    """Why the spikes sent before a valid frame do not fill its window; None if they do."""
+    """Why the spikes sent before a valid frame don't fill its window; None if they do."""
     end = frame.window_end
     n = int(np.searchsorted(sent["at"], frame.published, side="right"))
     start = int(np.searchsorted(sent["at"], end - window_s - 10.0))
@@ -145,7 +145,7 @@ def _not_filled(frame: wire.CursorFrame, sent: np.ndarray, window_s: float) -> s
 
 
 def undeliverable(sent: np.ndarray, cuts: Sequence[Span]) -> np.ndarray:
-    """What was sent while the link was cut can arrive only once it is back."""
+    """The log with data sent during a cut moved to its end, when they can arrive."""
     sent = sent.copy()
     for start, end in cuts:
         inside = (sent["at"] > start) & (sent["at"] < end)
@@ -154,7 +154,7 @@ def undeliverable(sent: np.ndarray, cuts: Sequence[Span]) -> np.ndarray:
 
 
 def longest_silence(frames: Sequence[wire.CursorFrame]) -> float:
-    """The longest time between two frames, s."""
+    """The longest time between successive frames, s."""
     return max((b.published - a.published for a, b in pairwise(frames)), default=0.0)
 
 

@@ -1,4 +1,4 @@
-/* Preloaded into a sender: its monotonic clock, and so LSL's, runs ahead by what FAULTS_CLOCK holds. */
+/* Preloaded into a sender: shifts its monotonic clock, and so LSL's, by the value in FAULTS_CLOCK. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

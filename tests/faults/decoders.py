@@ -1,7 +1,7 @@
-"""Bundles that decode well until the trigger unit fires, and then do what no decoder may.
+"""Bundles that decode well until the trigger unit fires, and then misbehave.
 
-They are ridge decoders of the shipped bundle's units. The trigger unit is the last one: a sender
-is silent on it until told, so that a bundle may pass every check before it is in use.
+They are ridge decoders for the units of the shipped bundle. The trigger unit is the last one. A
+sender keeps it silent until it gets an order, so the bundles pass all checks before they are used.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from decoder.bundles import bundle
 from decoder.bundles.families import RidgeSizes, RidgeTables
 from training.baselines.linear import ridge_graph
 
-TRIGGER_HZ = 2000.0  # of the trigger unit; half a second of it is 1 m/s
+TRIGGER_HZ = 2000.0  # rate of the trigger unit; 0.5 s of it give 1 m/s
 LAGS, BIN_S = 10, 0.05
 PER_SPIKE = 1e-3
 
 
 def write(folder: Path, kind: str) -> Path:
-    """A bundle that is `good`, or once triggered `hangs`, `raises`, or gives `nan` or `huge`."""
+    """Write a bundle that is `good`, or when triggered `hangs`, `raises`, gives `nan` or `huge`."""
     base = bundle.open_bundle(BUNDLES / "possm.bundle").manifest
     n_units = len(base.unit_ids)
     tokens = np.random.default_rng(0).normal(0.0, PER_SPIKE / 10, (n_units, LAGS, 2))
@@ -52,7 +52,7 @@ def write(folder: Path, kind: str) -> Path:
 
 
 def _graph(kind: str) -> onnx.ModelProto:
-    """Ridge's graph with nodes behind it that do nothing while the summed x is below 0.3 m/s."""
+    """The ridge graph with extra nodes that do nothing while the summed x is below 0.3 m/s."""
     model = ridge_graph()
     if kind == "good":
         return model
@@ -82,7 +82,7 @@ def _tail(kind: str) -> list[onnx.NodeProto]:
             helper.make_node("Mul", ["on", "most"], ["added"]),
             helper.make_node("Add", ["sum", "added"], ["output"]),
         ]
-    if kind == "nan":  # exp(3e38) is infinite, and 0 * inf is no number
+    if kind == "nan":  # exp(3e38) is infinite, and 0 * inf is NaN
         return [
             as_float,
             helper.make_node("Mul", ["on", "most"], ["power"]),
@@ -90,7 +90,7 @@ def _tail(kind: str) -> list[onnx.NodeProto]:
             helper.make_node("Mul", ["grown", "zero"], ["added"]),
             helper.make_node("Add", ["sum", "added"], ["output"]),
         ]
-    if kind == "raises":  # an index that isn't there
+    if kind == "raises":  # an index out of range
         return [
             as_number,
             helper.make_node("Mul", ["n", "far"], ["index"]),

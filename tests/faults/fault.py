@@ -1,4 +1,4 @@
-"""A fault, and what one try of it gave."""
+"""A fault, and the result of one try."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Seconds = dict[str, float]  # what was timed in a try, by name
+Seconds = dict[str, float]  # durations measured in a try, by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One row of the matrix.
+    """One row of the table.
 
-    attempt: brings the fault about on a rig that decodes, waits for recovery, and returns what it
-        timed. It raises AssertionError if something does not hold; the checker, the orders and the
-        logs are looked at after every try besides.
-    rig: the processes it needs. blocked: why it can't be tried on this machine, if it can't.
+    attempt: causes the fault on a rig that decodes, waits for recovery, and returns the durations
+        that it measured. It raises AssertionError if something does not hold. After every try the
+        frames, orders and logs are checked as well.
+    rig: the processes it needs. blocked: returns why it can't be tried on this machine, or None.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Fault:
 
 @dataclass(kw_only=True)
 class Try:
-    """One try. problems: rules that did not hold, each in a line. load: of the machine (1 min)."""
+    """One try. problems: the broken rules, one line each. load: load average over 1 min."""
 
     fault: str
     number: int

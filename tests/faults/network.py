@@ -1,7 +1,6 @@
 """A link that can be cut, a sender's clock that can be moved, a disk that can be filled.
 
-None of it needs more than Linux, root and a C compiler; `no_root` and `no_compiler` say what is
-missing.
+They need Linux, root and a C compiler; `no_root` and `no_compiler` return what is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tests.faults.sender import CLOCK_FILE
 
 
 def no_root() -> str | None:
-    """Why network namespaces and mounts can't be made here."""
+    """Why network namespaces and mounts are not available here; None if they are."""
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
         return "needs Linux, root and iproute2"
     name = f"t{uuid.uuid4().hex[:8]}"
@@ -33,16 +32,16 @@ def no_root() -> str | None:
 
 
 def no_compiler() -> str | None:
-    """Why a process's clock can't be moved here."""
+    """Why the clock of a process can't be moved here; None if it can."""
     if sys.platform == "linux" and shutil.which("cc"):
         return None
     return "needs Linux and a C compiler (cc)"
 
 
 class Link(link.Link):
-    """A cable between two hosts (network namespaces) that knows when it was down.
+    """A cable between two hosts (network namespaces) that records when it was down.
 
-    cuts: when nothing got through, LSL clock, s.
+    cuts: spans without a connection (LSL clock, s).
     """
 
     def __init__(self) -> None:
@@ -50,21 +49,21 @@ class Link(link.Link):
         self.cuts: list[tuple[float, float]] = []
 
     def inside(self, name: str) -> tuple[str, ...]:
-        """What to put before a command, so that it runs in a namespace."""
+        """The prefix of a command that makes it run in a namespace."""
         return ("ip", "netns", "exec", name)
 
     def cut(self) -> None:
-        """Nothing arrives from now on, and nobody is told."""
+        """Cut the cable; neither side is notified."""
         super().cut()
         self.cuts.append((local_clock(), float("inf")))
 
     def mend(self) -> None:
-        """The cable is back."""
+        """Restore the cable."""
         super().mend()
         self.cuts[-1] = (self.cuts[-1][0], local_clock())
 
     def replace_far(self) -> None:
-        """The far host lost its power, and is back with its address and none of its connections."""
+        """Power-cycle the far host: it keeps its address but loses its connections."""
         self.power_cut()
         self.power_up()
         self.cuts[-1] = (self.cuts[-1][0], local_clock())
@@ -82,33 +81,33 @@ class MovableClock:
         self.environment = {"LD_PRELOAD": str(library), CLOCK_FILE: str(self._file)}
 
     def step(self, by_s: float) -> None:
-        """Further ahead of this host's by so much from now on."""
+        """Move the clock ahead by `by_s`."""
         self._ahead_s += by_s
         with self._file.open("r+b" if self._file.exists() else "wb") as file:
             file.write(struct.pack("d", self._ahead_s))
 
 
 class Disk:
-    """A small one in memory."""
+    """A small disk in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def fill(self, but_bytes: int = 0) -> None:
-        """Leave no more than so many bytes."""
+        """Fill the disk up to `but_bytes` free bytes."""
         free = os.statvfs(self.path)
         size = max(free.f_bavail * free.f_frsize - but_bytes, 0)
         with (self.path / "filler").open("ab") as filler:
             os.posix_fallocate(filler.fileno(), 0, filler.tell() + size)
 
     def empty(self) -> None:
-        """Give the room back."""
+        """Delete the filler."""
         (self.path / "filler").unlink(missing_ok=True)
 
 
 @contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Disk]:
-    """A disk of its own at `path` until the block ends."""
+    """Mount a small disk at `path` during the `with` block."""
     path.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
     subprocess.run(command, check=True, capture_output=True)

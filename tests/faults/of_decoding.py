@@ -1,4 +1,4 @@
-"""Faults of the daemon under its server, of decoders and bundles, and beside a watchdog."""
+"""Faults of the daemon under a server, of decoders and bundles, and next to a watchdog."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.faults.checker import PREFIX, Checker
 from tests.faults.fault import Fault, Seconds
 from tests.faults.rig import POSSM, POYO, DaemonRig, ServerRig, WatchdogRig
 
-RETURNS = "a new daemon with the decoder, filters and pause of before; no frame of two at once"
-ACCEPTED = "what was answered with success is what the next daemon does"
+RETURNS = "a new daemon with the same decoder, filters and pause; never two at once"
+ACCEPTED = "every confirmed order holds for the next daemon"
 
 
 def killed(rig: ServerRig) -> Seconds:
@@ -33,7 +33,7 @@ def killed(rig: ServerRig) -> Seconds:
 
 
 def stopped(rig: ServerRig) -> Seconds:
-    """Up to 8 s: after 5 s without an answer the server starts another."""
+    """Stop it for up to 8 s: after 5 s without an answer the server starts another daemon."""
     pid = rig.pid()
     os.kill(pid, signal.SIGSTOP)
     rig.moment(8.0)
@@ -110,15 +110,15 @@ class RaisesRig(TriggerRig):
 def triggered(rig: TriggerRig) -> Seconds:
     rig.moment()
     start = local_clock()
-    rig.sender.tell("trigger", decoders.TRIGGER_HZ)
+    rig.sender.send("trigger", decoders.TRIGGER_HZ)
     silent = rig.until_not_valid(start)
     rig.moment()
-    rig.sender.tell("trigger", 0)
+    rig.sender.send("trigger", 0)
     return silent | rig.until_valid()
 
 
 class HangRig(ServerRig):
-    """A decoder that hangs once triggered is in the registry, beside the shipped ones."""
+    """A server rig with another bundle, whose decoder hangs when triggered."""
 
     def start(self) -> None:
         super().start()
@@ -126,7 +126,7 @@ class HangRig(ServerRig):
 
 
 def hung(rig: HangRig) -> Seconds:
-    """It may be refused when it is registered or activated; once in use, it must be left."""
+    """The bundle may be refused; once it is in use, the server must replace it."""
     good = rig.orders.allowed["decoder"][-1]
     rig.until("trust in the good decoder", lambda: _uptime(rig) > 6.0)
     try:
@@ -139,12 +139,12 @@ def hung(rig: HangRig) -> Seconds:
     rig.orders.allowed["decoder"] = [bad, good]
     rig.until_valid()
     rig.moment()
-    rig.sender.tell("trigger", decoders.TRIGGER_HZ)
+    rig.sender.send("trigger", decoders.TRIGGER_HZ)
     start = local_clock()
     try:
         return rig.until_valid(start + 2.0)
     finally:
-        rig.sender.tell("trigger", 0)
+        rig.sender.send("trigger", 0)
         rig.orders.allowed["decoder"] = [good]
 
 
@@ -162,7 +162,7 @@ def _damage(file: Path, rig: ServerRig) -> None:
 
 
 def bundle_damaged(rig: ServerRig) -> Seconds:
-    """While it is in use, and then its daemon dies: the last good decoder goes on."""
+    """Damage the active bundle, then kill its daemon: the last good decoder must take over."""
     rig.until("trust in the decoder", lambda: _uptime(rig) > 6.0)
     bad = rig.other_decoder()
     good = next(decoder for decoder in rig.decoders if decoder != bad)
@@ -175,15 +175,15 @@ def bundle_damaged(rig: ServerRig) -> Seconds:
     start = rig.kill_daemon()
     seconds = rig.until_valid(start + 0.02)
     used = {frame.decoder for frame in rig.checker.since(start + 0.02) if frame.valid}
-    assert used == {good}, f"valid frames of {used}, of which {bad} was damaged"
+    assert used == {good}, f"valid frames of {used}; {bad} is damaged"
     with rig.client() as client:
-        client.add_decoder(str(POSSM if bad == rig.decoders[0] else POYO))  # whole again
+        client.add_decoder(str(POSSM if bad == rig.decoders[0] else POYO))  # intact again
     rig.orders.allowed["decoder"] = [good]
     return seconds
 
 
 def daemon_killed(rig: WatchdogRig) -> Seconds:
-    """The watchdog says stop until the daemon is there again."""
+    """Kill the daemon; the watchdog publishes zero until it is back."""
     rig.moment()
     start = local_clock()
     rig.daemon.popen.kill()
@@ -205,7 +205,7 @@ def daemon_stopped(rig: WatchdogRig) -> Seconds:
 
 
 def other_schema(rig: WatchdogRig) -> Seconds:
-    """Frames of another version, and things that are no frames, among those of a daemon."""
+    """Publish frames of another version and random bytes to a watchdog."""
     address, publish = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     context = zmq.Context()
     socket = context.socket(zmq.XPUB)
@@ -226,7 +226,7 @@ def other_schema(rig: WatchdogRig) -> Seconds:
         start = local_clock()
         rig.until("frames after it", lambda: checker.since(start + 0.2))
         assert watchdog.popen.poll() is None, watchdog.output()
-        assert not any(frame.valid for _, frame in checker.frames), "an odd frame was passed on"
+        assert not any(frame.valid for _, frame in checker.frames), "an odd frame was relayed"
         encoded = wire.encode_frame(
             msgspec.structs.replace(
                 rig.checker.frames[-1][1], started=local_clock(), published=local_clock()
@@ -244,7 +244,7 @@ FAULTS = (
     Fault(name="daemon-killed", what="The daemon gets SIGKILL", must_hold=RETURNS,
           rig=ServerRig, attempt=killed),
     Fault(name="daemon-stopped", what="The daemon is stopped (SIGSTOP) for up to 8 s",
-          must_hold="nothing old is valid afterwards; beyond 5 s a new daemon takes over",
+          must_hold="no old frame is valid afterwards; after 5 s a new daemon takes over",
           rig=ServerRig, attempt=stopped),
     Fault(name="daemon-killed-activating", what="The daemon gets SIGKILL during an activation",
           must_hold=ACCEPTED, rig=ServerRig, attempt=killed_while_activating),
@@ -254,25 +254,27 @@ FAULTS = (
           must_hold=ACCEPTED, rig=ServerRig, attempt=activated_while_down),
     Fault(name="pause-while-down", what="A pause while the daemon is down",
           must_hold=ACCEPTED, rig=ServerRig, attempt=paused_while_down),
-    Fault(name="decoder-huge", what="The decoder gives 1e30 m/s",
-          must_hold="fault, zero; valid again by itself", rig=HugeRig, attempt=triggered),
-    Fault(name="decoder-nan", what="The decoder gives NaN",
-          must_hold="fault, zero; valid again by itself", rig=NanRig, attempt=triggered),
+    Fault(name="decoder-huge", what="The decoder returns 1e30 m/s",
+          must_hold="`fault` and zero; valid again without help", rig=HugeRig, attempt=triggered),
+    Fault(name="decoder-nan", what="The decoder returns NaN",
+          must_hold="`fault` and zero; valid again without help", rig=NanRig, attempt=triggered),
     Fault(name="decoder-raises", what="ONNX Runtime raises in a tick",
-          must_hold="fault, zero; valid again by itself", rig=RaisesRig, attempt=triggered),
+          must_hold="`fault` and zero; valid again without help", rig=RaisesRig, attempt=triggered),
     Fault(name="decoder-hangs", what="The decoder hangs in a tick",
-          must_hold="refused before it is in use, or left for the last good one by itself",
+          must_hold="refused before use, or replaced by the last good decoder without help",
           rig=HangRig, attempt=hung),
-    Fault(name="bundle-damaged", what="The active bundle is damaged on disk, its daemon killed",
-          must_hold="the last good decoder goes on; no frame of the damaged one",
+    Fault(name="bundle-damaged",
+          what="The active bundle is damaged on disk, then its daemon killed",
+          must_hold="the last good decoder takes over; no frame of the damaged one",
           rig=ServerRig, attempt=bundle_damaged),
-    Fault(name="watchdog-daemon-killed", what="The daemon beside a watchdog gets SIGKILL",
-          must_hold="the watchdog says `fault` and zero until frames come again",
+    Fault(name="watchdog-daemon-killed", what="The daemon next to a watchdog gets SIGKILL",
+          must_hold="the watchdog publishes `fault` and zero until frames arrive again",
           rig=WatchdogRig, attempt=daemon_killed),
-    Fault(name="watchdog-daemon-stopped", what="The daemon beside a watchdog is stopped (SIGSTOP)",
-          must_hold="the watchdog says `fault` and zero until frames come again",
+    Fault(name="watchdog-daemon-stopped", what="The daemon next to a watchdog is stopped (SIGSTOP)",
+          must_hold="the watchdog publishes `fault` and zero until frames arrive again",
           rig=WatchdogRig, attempt=daemon_stopped),
-    Fault(name="watchdog-other-schema", what="A watchdog gets frames of another schema, and noise",
-          must_hold="it says `fault` and zero and goes on", rig=WatchdogRig,
+    Fault(name="watchdog-other-schema",
+          what="A watchdog receives frames of another schema and random bytes",
+          must_hold="it publishes `fault` and zero, and goes on", rig=WatchdogRig,
           attempt=other_schema),
 )  # fmt: skip

@@ -18,18 +18,18 @@ from tests.faults.sender import SENT, read_log
 from tests.rig import Process
 
 LOST_S = 1.0  # at most, when a recorder is killed
-KEPT = "what came before is kept, and readable as a session, to within a second"
+KEPT = "the data up to then are kept and readable as a session, to within a second"
 
 
 class RecorderRig(Rig):
-    """A sender of spikes and kinematics; each try records under a name of its own."""
+    """A sender of spikes and kinematics; each try records under a new name."""
 
     def settle(self) -> None:
         if self.sender.popen.poll() is not None:
             self.start_sender()
 
     def record(self, folder: Path, prefix: tuple[str, ...] = ()) -> tuple[Process, Path]:
-        """A recorder that has written some seconds, and where."""
+        """Start a recorder and wait until it has written some data; returns it and its folder."""
         name = f"try-{len(self.programs)}"
         process = self.program(
             "record", "-o", str(folder), "--name", name, "--spikes", self.stream,
@@ -65,11 +65,11 @@ def _ended_cleanly(rig: RecorderRig, process: Process) -> None:
     rig.until("its end", lambda: process.popen.poll() is not None)
     assert process.popen.returncode == 1, f"exit code {process.popen.returncode}"
     last = process.output().strip()
-    assert last, "it said nothing"
+    assert last, "it printed nothing"
 
 
 def _kept(rig: RecorderRig, path: Path, until: float) -> Session:
-    """The session that was recorded up to `until` (LSL clock, s), every spike of it sent so."""
+    """The session recorded up to `until` (LSL clock, s), checked against the senders' logs."""
     session = read_recording(path)
     assert until - session.cursor_times[-1] < LOST_S, "more than a second of kinematics is lost"
     assert until - session.spike_times[-1] < LOST_S, "more than a second of spikes is lost"
@@ -93,7 +93,7 @@ def killed(rig: RecorderRig) -> Seconds:
 
 
 def sender_killed(rig: RecorderRig) -> Seconds:
-    """The recorder ends with a line that says so, or waits for another sender."""
+    """Kill the sender; the recorder ends with an error or waits for another sender."""
     process, path = rig.record(rig.folder)
     rig.moment()
     rig.sender.kill()
@@ -107,7 +107,7 @@ def sender_killed(rig: RecorderRig) -> Seconds:
 
 
 def _recorded(path: Path) -> Session:
-    """From the folder, or the session that was made of it."""
+    """The session, read from the folder or from the file that was made of it."""
     from streaming.sessions import format as sessions
 
     made = path.with_suffix(".h5")
@@ -128,7 +128,7 @@ def disk_full(rig: RecorderRig) -> Seconds:
 
 
 def link_cut(rig: RecorderLinkRig) -> Seconds:
-    """For up to 5 s; what is recorded up to the cut is there, whatever becomes of the rest."""
+    """Cut the link for up to 5 s; the data up to the cut must be kept."""
     process, path = rig.record(rig.folder, rig.link.inside(rig.link.near))
     rig.moment()
     rig.link.cut()
@@ -156,9 +156,9 @@ FAULTS = (
     Fault(name="recorder-killed", what="The recorder gets SIGKILL", must_hold=KEPT,
           rig=RecorderRig, attempt=killed),
     Fault(name="recorder-sender-killed", what="The recorder's sender gets SIGKILL",
-          must_hold="one line that says so; " + KEPT, rig=RecorderRig, attempt=sender_killed),
+          must_hold="one line with the reason; " + KEPT, rig=RecorderRig, attempt=sender_killed),
     Fault(name="recorder-disk-full", what="The recorder's disk is full",
-          must_hold="one line that says so; " + KEPT, rig=RecorderRig, attempt=disk_full,
+          must_hold="one line with the reason; " + KEPT, rig=RecorderRig, attempt=disk_full,
           blocked=no_root),
     Fault(name="recorder-link-cut", what="The recorder's link is cut for up to 5 s",
           must_hold=KEPT, rig=RecorderLinkRig, attempt=link_cut, blocked=no_root),

@@ -1,4 +1,4 @@
-"""Faults of the sender, of its stamps, and of the link to it."""
+"""Faults of the sender, its stamps and the link to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.faults.network import MovableClock, no_compiler, no_root
 from tests.faults.rig import CountsRig, DaemonRig, LinkRig, Rig
 from tests.faults.sender import Sender
 
-STALE = "not valid 250 ms after the last spike, valid again when a window of new ones is full"
-UNUSABLE = "no valid frame while stamps can't be used, valid again with the first window that can"
+STALE = "not valid 250 ms after the last spike; valid again once new spikes fill the window"
+UNUSABLE = "no valid frame while stamps are unusable; valid again with the first usable window"
 
 
 def closed(rig: Rig) -> Seconds:
@@ -57,7 +57,7 @@ def cut(rig: LinkRig) -> Seconds:
 
 
 def power_cut(rig: LinkRig) -> Seconds:
-    """No goodbye reaches the daemon, and the sender that returns is another."""
+    """Power off the sender's host, without any closing message; a new sender comes back."""
     rig.moment()
     start = local_clock()
     rig.link.cut()
@@ -73,7 +73,7 @@ def other_units(rig: DaemonRig) -> Seconds:
     rig.sender.kill()
     rig.until_not_valid()
     stranger = rig.start_sender(strange="yes")
-    rig.until("why not", lambda: "right bundle" in rig.status().detail)
+    rig.until("the reason", lambda: "right bundle" in rig.status().detail)
     rig.never_valid(0.5)
     stranger.kill()
     rig.start_sender()
@@ -84,51 +84,51 @@ def _stamps(kind: str, lasting_s: float = 1.5) -> Callable[[DaemonRig], Seconds]
     def attempt(rig: DaemonRig) -> Seconds:
         rig.moment()
         start = local_clock()
-        rig.sender.tell("stamps", kind)
+        rig.sender.send("stamps", kind)
         silent = rig.until_not_valid(start)
         rig.never_valid(rig.rng.uniform(0.2, lasting_s))
-        rig.sender.tell("stamps", "true")
+        rig.sender.send("stamps", "true")
         return silent | rig.until_valid()
 
     return attempt
 
 
 def stamps_of_zero(rig: DaemonRig) -> Seconds:
-    """LSL itself stamps them, at their departure, so that they may be decoded."""
+    """Send stamps of zero; LSL stamps such samples itself, so they may be decoded."""
     rig.moment()
-    rig.sender.tell("stamps", "zero")
+    rig.sender.send("stamps", "zero")
     rig.moment(1.5)
-    rig.sender.tell("stamps", "true")
+    rig.sender.send("stamps", "true")
     return rig.until_valid()
 
 
 def unix_from_the_start(rig: CountsRig | DaemonRig) -> Seconds:
-    """Never usable, then silent: a stamp ahead of now is no sign of life."""
+    """Send only unusable stamps, then nothing: a stamp in the future is no sign of life."""
     rig.sender.kill()
     rig.until_not_valid()
     sender = rig.start_sender()
-    sender.tell("stamps", "unix")
+    sender.send("stamps", "unix")
     rig.until("the stream", lambda: rig.status().stream)
     rig.never_valid(1.5)
-    sender.tell("rate", 0)
+    sender.send("rate", 0)
     rig.never_valid(1.0)
-    sender.tell("stamps", "true")
-    sender.tell("rate", 1000)
+    sender.send("stamps", "true")
+    sender.send("rate", 1000)
     return rig.until_valid()
 
 
 def silent_counts(rig: CountsRig) -> Seconds:
     rig.moment()
     start = local_clock()
-    rig.sender.tell("rate", 0)
+    rig.sender.send("rate", 0)
     silent = rig.until_not_valid(start)
     rig.moment(2.0)
-    rig.sender.tell("rate", 1000)
+    rig.sender.send("rate", 1000)
     return silent | rig.until_valid()
 
 
 class ClockRig(DaemonRig):
-    """The sender's clock can be moved."""
+    """A sender whose clock can be moved."""
 
     def start(self) -> None:
         self.clock = MovableClock(self.folder)
@@ -139,7 +139,7 @@ class ClockRig(DaemonRig):
 
 
 def clock_jumped(rig: ClockRig) -> Seconds:
-    """LSL measures the offset every few seconds; until then nobody can know."""
+    """Move the sender's clock; LSL measures the offset only every few seconds."""
     rig.moment()
     before = rig.status().offset_jumps
     start = local_clock()
@@ -149,27 +149,27 @@ def clock_jumped(rig: ClockRig) -> Seconds:
 
 
 def flood(rig: DaemonRig) -> Seconds:
-    """As fast as a process can send, up to ten times what the ring holds."""
+    """Send as fast as possible, up to ten times the rate that the ring holds."""
     pid = rig.status().pid
-    rig.sender.tell("rate", 2_000_000)
+    rig.sender.send("rate", 2_000_000)
     silence = rig.frames_for(rig.rng.uniform(1.0, 2.0))
-    rig.sender.tell("rate", 1000)
+    rig.sender.send("rate", 1000)
     seconds = rig.until_valid()
     assert rig.status().pid == pid
     return silence | seconds
 
 
 def two_of_one_name(rig: DaemonRig) -> Seconds:
-    """A leftover of the same name that sends nothing, and is found first."""
+    """Start a silent stream of the same name, which is found first."""
     rig.sender.kill()
     rig.until_not_valid()
     leftover: Sender = rig.start_sender()
-    leftover.tell("rate", 0)
+    leftover.send("rate", 0)
     rig.until("the leftover", lambda: rig.status().stream)
     rig.start_sender()
     start = local_clock()
     rig.until(
-        "the live one, or a word about both",
+        "the live stream, or a status with both",
         lambda: rig.checker.since(start)[-1:][0].valid or "2 streams" in rig.status().detail
         if rig.checker.since(start) else None,
     )  # fmt: skip
@@ -190,10 +190,10 @@ FAULTS = (
           rig=CountsRig, attempt=silent_counts),
     Fault(name="link-cut", what="The link is cut for up to 8 s (network namespaces)",
           must_hold=STALE, rig=LinkRig, attempt=cut, blocked=no_root),
-    Fault(name="power-cut", what="The sender's host loses its power, and returns",
+    Fault(name="power-cut", what="The sender's host loses power and comes back",
           must_hold=STALE, rig=LinkRig, attempt=power_cut, blocked=no_root),
-    Fault(name="other-units", what="The sender returns with other units",
-          must_hold="refused, with the reason in the status; valid again with the right ones",
+    Fault(name="other-units", what="The sender comes back with other units",
+          must_hold="refused, with the reason in the status; valid again with the right units",
           rig=DaemonRig, attempt=other_units),
     Fault(name="stamps-unix", what="Stamps become Unix time", must_hold=UNUSABLE,
           rig=DaemonRig, attempt=_stamps("unix")),
@@ -201,10 +201,10 @@ FAULTS = (
           rig=DaemonRig, attempt=_stamps("nan")),
     Fault(name="stamps-ahead", what="Stamps jump an hour ahead", must_hold=UNUSABLE,
           rig=DaemonRig, attempt=_stamps("ahead")),
-    Fault(name="stamps-back", what="Stamps step back by 10 s and stay", must_hold=UNUSABLE,
+    Fault(name="stamps-back", what="Stamps step back by 10 s for good", must_hold=UNUSABLE,
           rig=DaemonRig, attempt=_stamps("back")),
     Fault(name="stamps-zero", what="Stamps become zero (LSL stamps them at departure)",
-          must_hold="frames are valid only while spikes come", rig=DaemonRig,
+          must_hold="frames are valid only while spikes arrive", rig=DaemonRig,
           attempt=stamps_of_zero),
     Fault(name="unix-from-start", what="A new sender stamps Unix time, then falls silent",
           must_hold=UNUSABLE, rig=DaemonRig, attempt=unix_from_the_start),
@@ -214,9 +214,9 @@ FAULTS = (
           must_hold="the window is emptied once the jump is measured, then fills again",
           rig=ClockRig, attempt=clock_jumped, blocked=no_compiler),
     Fault(name="flood", what="Spikes at up to 10 times the highest rate",
-          must_hold="the daemon lives, no false frame, valid again by itself",
+          must_hold="the daemon survives; no false frame; valid again without help",
           rig=DaemonRig, attempt=flood),
-    Fault(name="two-senders", what="Two senders of one name, one silent and found first",
-          must_hold="the live one is decoded, or the status names both; valid when one is left",
+    Fault(name="two-senders", what="Two senders of the same name; the silent one is found first",
+          must_hold="the live one is decoded, or the status names both; valid once one is left",
           rig=DaemonRig, attempt=two_of_one_name),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The server dies at random moments of what it was asked for; its files are damaged or full."""
+"""Faults of the server: it dies at random moments, and its files are damaged or its disk full."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.faults.fault import Fault, Seconds
 from tests.faults.network import no_root, small_disk
 from tests.faults.rig import ServerRig
 
-ACCEPTED = "frames go on; what was answered with success holds when the server is back"
+ACCEPTED = "frames go on; every confirmed order holds once the server is back"
 
 
 def _killed_during(subject: str, within_s: float) -> Callable[[ServerRig], Seconds]:
-    """The server gets SIGKILL so long after the order that the order may be anywhere."""
+    """Kill the server at a random moment within `within_s` of an order."""
 
     def attempt(rig: ServerRig) -> Seconds:
         value, call = _order(rig, subject)
@@ -33,7 +33,7 @@ def _killed_during(subject: str, within_s: float) -> Callable[[ServerRig], Secon
         rig.server.start()
         seconds = {"to answer": local_clock() - start} | rig.orders_hold()
         runs = {frame.started for frame in rig.checker.since(start)}
-        assert len(runs) == 1, f"frames of {len(runs)} daemons; expected the one of before"
+        assert len(runs) == 1, f"frames of {len(runs)} daemons, expected only the old one"
         return seconds
 
     return attempt
@@ -50,7 +50,7 @@ def _order(rig: ServerRig, subject: str) -> tuple[object, Callable[[], object]]:
 
 
 class CalibrationRig(ServerRig):
-    """Data for calibrations that learn again and again, and collect nothing."""
+    """A server with collected data, on which further calibrations train."""
 
     def start(self) -> None:
         super().start()
@@ -62,13 +62,13 @@ class CalibrationRig(ServerRig):
         self.data = first.id
 
     def request(self, **given: object) -> CalibrationRequest:
-        """A ridge regression: it learns in a second, and is better than an unfit decoder."""
+        """A request for ridge regression: it trains in a second and beats the shipped decoder."""
         values = {"method": "ridge", "kinematics": f"{self.stream}-kinematics", **given}
         return CalibrationRequest(**values)
 
 
 def killed_while_promoting(rig: CalibrationRig) -> Seconds:
-    """What the journal says of the calibration, and what the daemon does, are one story."""
+    """The calibration's state in the journal must match the daemon's decoder."""
     before = rig.orders.allowed["decoder"][-1]
     with rig.client() as client:
         begun = client.start_calibration(rig.request(data=rig.data, promote="auto"))
@@ -89,7 +89,7 @@ def killed_while_promoting(rig: CalibrationRig) -> Seconds:
 
 
 def deleted_while_promoting(rig: CalibrationRig) -> Seconds:
-    """A calibration whose DELETE was accepted is never promoted, server killed or not."""
+    """A calibration with an accepted DELETE is never promoted, even if the server is killed."""
     with rig.client() as client:
         begun = client.start_calibration(rig.request(data=rig.data, promote="auto"))
     rig.moment(4.0)
@@ -120,7 +120,7 @@ def _settled(rig: CalibrationRig, identity: str) -> Calibration | None:
 
 
 class SmallDiskRig(ServerRig):
-    """The server's home is on a disk of its own."""
+    """A server whose home is on a small disk."""
 
     def start(self) -> None:
         self._mount = small_disk(self.folder / "home", "64m")
@@ -133,7 +133,7 @@ class SmallDiskRig(ServerRig):
 
 
 def disk_full(rig: SmallDiskRig) -> Seconds:
-    """Stop must work, whatever can't be written."""
+    """A pause must work even if nothing can be written."""
     rig.disk.fill()
     rig.orders.give("paused", "stop", rig.pause("stop"))
     start = local_clock()
@@ -148,7 +148,7 @@ def disk_full(rig: SmallDiskRig) -> Seconds:
 
 
 def other_journal(rig: ServerRig) -> Seconds:
-    """Documents of another version, and things that are none, in the journal of a dead server."""
+    """Put documents of another version and invalid ones into the journal of a dead server."""
     rig.server.stop(signal.SIGKILL)
     file = rig.server.home / "journal.sqlite"
     odd = [
@@ -178,7 +178,7 @@ def other_journal(rig: ServerRig) -> Seconds:
 
 
 def server_killed_and_daemon_killed(rig: ServerRig) -> Seconds:
-    """Nobody is left to start it again until the server is."""
+    """Kill both; the daemon comes back with the next server."""
     decoder = rig.other_decoder()
     rig.orders.give("decoder", decoder, rig.activate(decoder))
     gain = round(rig.rng.uniform(0.5, 1.5), 3)
@@ -218,20 +218,20 @@ FAULTS = (
     Fault(name="server-killed-filters", what="The server gets SIGKILL while filters change",
           must_hold=ACCEPTED, rig=ServerRig, attempt=_killed_during("gain", 0.05)),
     Fault(name="server-killed-promoting", what="The server gets SIGKILL while promoting",
-          must_hold="promoted and used, or neither", rig=CalibrationRig,
+          must_hold="either promoted and in use, or neither", rig=CalibrationRig,
           attempt=killed_while_promoting),
-    Fault(name="delete-promoting", what="DELETE of a calibration that learns or promotes",
-          must_hold="accepted means that it is never promoted", rig=CalibrationRig,
+    Fault(name="delete-promoting", what="DELETE of a calibration during training or promotion",
+          must_hold="once accepted, the calibration is never promoted", rig=CalibrationRig,
           attempt=deleted_while_promoting),
     Fault(name="both-killed", what="Server and daemon get SIGKILL",
-          must_hold="the next server starts a daemon that does all that was accepted",
+          must_hold="the next server starts a daemon with every confirmed order",
           rig=ServerRig, attempt=server_killed_and_daemon_killed),
     Fault(name="rollback-after-death", what="A rollback after the daemon or the server was killed",
-          must_hold="the decoder before is in use", rig=ServerRig, attempt=rollback_after_death),
+          must_hold="the previous decoder is in use", rig=ServerRig, attempt=rollback_after_death),
     Fault(name="server-disk-full", what="The disk of the server's home is full",
-          must_hold="a pause holds, for the next daemon too", rig=SmallDiskRig,
+          must_hold="a pause holds, also for the next daemon", rig=SmallDiskRig,
           attempt=disk_full, blocked=no_root),
     Fault(name="journal-other-version", what="The journal holds documents of another version",
-          must_hold="the server starts, with all that it can read", rig=ServerRig,
+          must_hold="the server starts with everything that it can read", rig=ServerRig,
           attempt=other_journal),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Things that arrive at the daemon's sockets and at the REST interface, and readers that stall."""
+"""Faults at the daemon's sockets and the REST API: hostile input, stalled readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.faults.fault import Fault, Seconds
 from tests.faults.rig import DaemonRig, ServerRig
 from tests.rig import DEADLINE_S
 
-GOES_ON = "the daemon decodes on and answers the next command"
+GOES_ON = "the daemon goes on decoding and answers the next command"
 OLD_S = 0.25
 HALF_OPEN = 1200
 TOKEN = "a-token-of-this-campaign-0123456789"
@@ -29,7 +29,7 @@ TOKEN = "a-token-of-this-campaign-0123456789"
 
 @contextlib.contextmanager
 def _dealer(address: str) -> Iterator[zmq.Socket[bytes]]:
-    """A socket that sends what it likes."""
+    """A socket for arbitrary messages."""
     context = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.connect(address)
@@ -40,7 +40,7 @@ def _dealer(address: str) -> Iterator[zmq.Socket[bytes]]:
 
 
 def _send(rig: DaemonRig, *messages: list[bytes]) -> Seconds:
-    """Messages to the control socket; then the daemon must decode on, and answer."""
+    """Send messages to the control socket; then the daemon must still decode and answer."""
     pid, start = rig.status().pid, local_clock()
     with _dealer(rig.control) as dealer:
         for message in messages:
@@ -85,7 +85,7 @@ def huge(rig: DaemonRig) -> Seconds:
 
 
 def many_connections(rig: DaemonRig) -> Seconds:
-    """Opened and left, half of them with the beginning of a greeting."""
+    """Open connections and leave them, half of them with the start of a greeting."""
     host = urlsplit(rig.control)
     with contextlib.ExitStack() as stack:
         for _ in range(500):
@@ -101,7 +101,7 @@ def flooded_with_commands(rig: DaemonRig) -> Seconds:
 
 
 def stalled_subscriber(rig: DaemonRig) -> Seconds:
-    """Frames that waited for their reader must not reach it as valid; others get theirs in time."""
+    """Frames that waited for a stalled reader must not be valid; other readers are not delayed."""
     with CursorSubscriber(rig.address) as cursor:
         rig.until("a frame", lambda: cursor.receive(timeout_s=1.0))
         start = local_clock()
@@ -120,7 +120,7 @@ def many_subscriptions(rig: DaemonRig) -> Seconds:
     skipped = rig.status().skipped_ticks
     context = zmq.Context()
     subscriber = context.socket(zmq.SUB)
-    subscriber.setsockopt(zmq.SNDHWM, 0)  # or most subscriptions would never be sent
+    subscriber.setsockopt(zmq.SNDHWM, 0)  # otherwise most subscriptions would never be sent
     subscriber.connect(rig.address)
     try:
         for i in range(200_000):
@@ -134,7 +134,7 @@ def many_subscriptions(rig: DaemonRig) -> Seconds:
 
 
 class TokenRig(ServerRig):
-    """A server that asks for a token."""
+    """A server that requires a token."""
 
     settings = (("VOLITION_TOKEN", TOKEN),)
 
@@ -149,7 +149,7 @@ def _many_descriptors() -> str | None:
 
 
 def half_open(rig: ServerRig) -> Seconds:
-    """Connections that never say what they want; the daemon dies meanwhile."""
+    """Open connections with incomplete requests, and kill the daemon."""
     url = urlsplit(rig.server.url)
     log = rig.server.home / "server.log"
     pid, size = rig.pid(), log.stat().st_size
@@ -177,7 +177,7 @@ def huge_bodies(rig: TokenRig) -> Seconds:
     for _ in range(4):
         headers = rig.rng.choice([{}, {"Authorization": f"Bearer {TOKEN}"}])
         method = "PATCH" if (path := rig.rng.choice(paths)) == "/v1/filters" else "POST"
-        with contextlib.suppress(httpx.TransportError):  # refused while it is being sent
+        with contextlib.suppress(httpx.TransportError):  # refused during the upload
             answer = httpx.request(
                 method, rig.server.url + path, content=b'{"why": "' + b"x" * 50_000_000,
                 headers={"Content-Type": "application/json", **headers}, timeout=60.0,
@@ -190,7 +190,7 @@ def huge_bodies(rig: TokenRig) -> Seconds:
 
 
 def wrong_tokens(rig: TokenRig) -> Seconds:
-    """None of them changes anything, and the right one still works."""
+    """Wrong tokens change nothing, and the right one still works."""
     start = local_clock()
     for _ in range(100):
         guess = rig.rng.randbytes(12).hex() if rig.rng.random() < 0.9 else TOKEN[:-1]
@@ -207,7 +207,7 @@ def wrong_tokens(rig: TokenRig) -> Seconds:
 
 
 def strange_requests(rig: ServerRig) -> Seconds:
-    """Paths, ids and bodies that nobody should send: a problem document each."""
+    """Odd paths, ids and bodies each get a problem document."""
     bodies = ["[" * 50_000, '{"seconds": 1e999}', "NaN", '{"why": "\\ud800"}', '"' + "\\u0000" * 99,
               '{"path": "/dev/zero"}', '{"path": "' + "a/" * 500 + '"}', ""]  # fmt: skip
     paths = ["/v1/calibrations", "/v1/decoders", "/v1/decoding/pause", "/v1/decoders/%2e/activate",
@@ -242,20 +242,22 @@ FAULTS = (
           must_hold=GOES_ON, rig=DaemonRig, attempt=many_connections),
     Fault(name="control-flood", what="3,000 commands at once",
           must_hold=GOES_ON, rig=DaemonRig, attempt=flooded_with_commands),
-    Fault(name="subscriber-stalled", what="A subscriber stalls for 1 to 4 s and reads on",
-          must_hold="it gets no old frame that says `valid`; others are not held up",
+    Fault(name="subscriber-stalled", what="A subscriber stalls for 1 to 4 s, then reads on",
+          must_hold="it gets no old frame as valid; other subscribers are not delayed",
           rig=DaemonRig, attempt=stalled_subscriber),
     Fault(name="subscriptions", what="One subscriber with 200,000 topics",
-          must_hold="the daemon ticks on", rig=DaemonRig, attempt=many_subscriptions),
-    Fault(name="rest-half-open", what=f"{HALF_OPEN:,} half-open connections, the daemon killed",
-          must_hold="it is started again, a pause is answered, the log grows by less than 1 MiB",
+          must_hold="ticks go on", rig=DaemonRig, attempt=many_subscriptions),
+    Fault(name="rest-half-open",
+          what=f"{HALF_OPEN:,} half-open connections, then the daemon is killed",
+          must_hold="it restarts, a pause is answered, the log grows by less than 1 MiB",
           rig=ServerRig, attempt=half_open, blocked=_many_descriptors),
     Fault(name="rest-huge-bodies", what="Bodies of 50 MB, with and without the token",
-          must_hold="a problem document each, less than 200 MB of memory",
+          must_hold="each gets a problem document; memory grows by less than 200 MB",
           rig=TokenRig, attempt=huge_bodies),
     Fault(name="rest-wrong-tokens", what="100 wrong tokens",
           must_hold="each is refused and changes nothing; the right one works afterwards",
           rig=TokenRig, attempt=wrong_tokens),
     Fault(name="rest-strange", what="30 requests with odd paths and bodies",
-          must_hold="no answer of 500, nothing changed", rig=ServerRig, attempt=strange_requests),
+          must_hold="no response with status 500; nothing changes", rig=ServerRig,
+          attempt=strange_requests),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What REST was asked for and what it answered, compared with what the daemon does afterwards."""
+"""Orders given over REST and their answers, compared with the daemon's state afterwards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ Does = dict[str, Any]  # decoder, paused, gain
 
 
 class Orders:
-    """Orders to one server, one after the other.
+    """Orders to one server, one after another.
 
-    An order that was answered with success must hold. One that was refused or not answered may
-    hold or not. `allowed` is therefore a list for each subject: the last that was accepted, and
-    those in doubt since.
+    An order that was confirmed must hold. One that was refused or not answered may hold or not. So
+    `allowed` has a list for each subject: the last accepted value, and those in doubt since then.
     """
 
     def __init__(self) -> None:
@@ -27,7 +26,7 @@ class Orders:
         self.paused: list[tuple[float, float]] = []  # from an accepted pause to the next resume
 
     def give(self, subject: str, value: Any, call: Callable[[], Any]) -> bool:
-        """Call, and remember the answer; whether it was accepted."""
+        """Give an order and record the answer; returns whether it was accepted."""
         if subject == "paused" and value is None:
             self._resumes()
         doubt = self.allowed.setdefault(subject, [])
@@ -48,13 +47,13 @@ class Orders:
             self.paused[-1] = (start, min(end, local_clock()))
 
     def later(self, subject: str, value: Any, call: Callable[[], Any]) -> threading.Thread:
-        """The same in a thread that was started."""
+        """Give an order in a new thread."""
         thread = threading.Thread(target=self.give, args=(subject, value, call), daemon=True)
         thread.start()
         return thread
 
     def lost(self, does: Does) -> list[str]:
-        """What the daemon does that no order allows."""
+        """The values of the daemon's state that no order allows."""
         return [
             f"{subject} is {does[subject]!r}; accepted or in doubt: {values}"
             for subject, values in self.allowed.items()

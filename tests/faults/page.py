@@ -1,4 +1,4 @@
-"""docs/RELIABILITY.md and docs/reliability.json, from the tries of a campaign."""
+"""Writes docs/RELIABILITY.md and docs/reliability.json from the tries of a campaign."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 
 
 def write(path: Path, tries: Sequence[Try], *, seed: int) -> None:
-    """The page, and the JSON beside it."""
+    """Write the page, and the JSON next to it."""
     rows = [_row(fault.name, tries) for fault in FAULTS]
     totals = {
         "faults": sum(row["tries"] > 0 for row in rows),
@@ -69,7 +69,7 @@ def _observed(row: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """In one cell of a table."""
+    """Text that fits into a cell of a table."""
     return " ".join(text.replace("|", "/").split())[:160]
 
 

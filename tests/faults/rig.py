@@ -1,7 +1,6 @@
 """The processes of one fault: a sender, a daemon or a server, and the checker of their frames.
 
-A rig lives for many tries, as long as they leave it whole. `problems` is what must be empty after
-each; nothing here knows which fault is tried.
+A rig is reused for several tries as long as they hold. `problems` must be empty after each try.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ CRASHES = (b"Traceback", b"terminate called", b"Segmentation fault")
 
 
 class Rig:
-    """A sender and a checker; subclasses add what decodes. Use it as a `with` block."""
+    """A sender and a checker; subclasses add a daemon or server. Use it in a `with` block."""
 
     bundle = POSSM
 
@@ -74,7 +73,7 @@ class Rig:
         self.close()
 
     def start(self) -> None:
-        """Begin to send and to check."""
+        """Start the checker and the sender."""
         self.checker = Checker(self.address)
         self.start_sender()
 
@@ -92,11 +91,11 @@ class Rig:
 
     @property
     def sender(self) -> Sender:
-        """The one started last."""
+        """The sender that was started last."""
         return self.senders[-1]
 
     def start_sender(self, name: str | None = None, **more: str) -> Sender:
-        """Another, by default of the stream that is decoded. more: options of its command line."""
+        """Start another sender, by default of the decoded stream. more: command-line options."""
         self.senders.append(
             Sender(name or self.stream, self.bundle, self.folder, **self._sender_runs_in(), **more)
         )
@@ -106,15 +105,15 @@ class Rig:
         return {}
 
     def program(self, *arguments: str, prefix: tuple[str, ...] = ()) -> Process:
-        """A `volition` command."""
+        """Start a `volition` command."""
         log = self.folder / f"{arguments[0]}-{len(self.programs)}.log"
         self.programs.append(Process(log, *arguments, prefix=prefix))
         return self.programs[-1]
 
-    # Waiting, and what was timed.
+    # Waiting and measuring.
 
     def moment(self, longest_s: float = 0.5) -> None:
-        """A random time passes: faults come when they like."""
+        """Wait for a random time, so that the fault comes at a random moment."""
         time.sleep(self.rng.uniform(0.0, longest_s))
 
     def until(
@@ -128,7 +127,7 @@ class Rig:
         return self._until(True, since, within_s)
 
     def until_not_valid(self, since: float | None = None, within_s: float = DEADLINE_S) -> Seconds:
-        """Wait for a frame that isn't valid."""
+        """Wait for a frame that is not valid."""
         return self._until(False, since, within_s)
 
     def _until(self, valid: bool, since: float | None, within_s: float) -> Seconds:
@@ -142,32 +141,32 @@ class Rig:
         return {f"to {what}": frame.published - start}
 
     def last_state(self) -> str:
-        """Of the newest frame."""
+        """The state of the newest frame."""
         return self.checker.frames[-1][1].state if self.checker.frames else "no frame yet"
 
     def never_valid(self, seconds: float, since: float | None = None) -> None:
-        """Frames come for so long, and none is valid. Raises AssertionError."""
+        """Assert that frames arrive for `seconds` and none of them is valid."""
         start = local_clock() if since is None else since
         self.until("frames", lambda: self.checker.since(start + seconds))
         valid = sum(frame.valid for frame in self.checker.since(start))
         assert not valid, f"{valid} valid frames within {seconds:g} s"
 
     def frames_for(self, seconds: float) -> Seconds:
-        """Frames of the next so many seconds; the longest time between two."""
+        """The longest time between frames during the next `seconds`."""
         start = local_clock()
         self.until("frames", lambda: self.checker.since(start + seconds))
         return {"longest without a frame": longest_silence(self.checker.since(start))}
 
     def settle(self) -> None:
-        """All is well before a fault: valid frames come."""
+        """Wait for valid frames before a fault."""
         if self.sender.popen.poll() is not None:
             self.start_sender()
         self.until_valid(within_s=DEADLINE_S)
 
-    # What must be empty after a try.
+    # Checks after a try.
 
     def problems(self) -> list[str]:
-        """Rules that frames broke, and tracebacks in logs, since the last call."""
+        """The rules broken by frames, and tracebacks in logs, since the last call."""
         frames = [frame for _, frame in self.checker.frames[max(0, self._judged - 1) :]]
         self._judged = len(self.checker.frames)
         found = broken_rules(frames, self.sent(), self.windows, self.orders.paused)
@@ -176,7 +175,7 @@ class Rig:
         return found + self._crashes()
 
     def sent(self) -> np.ndarray:
-        """What all senders logged."""
+        """The logs of all senders."""
         logs = [read_log(sender.log) for sender in self.senders]
         return undeliverable(np.concatenate([np.empty(0, dtype=SENT), *logs]), self.cuts)
 
@@ -204,14 +203,14 @@ class DaemonRig(Rig):
         self.start_daemon()
 
     def start_daemon(self, *more: str) -> None:
-        """Begin to decode."""
+        """Start the daemon."""
         self.daemon = self.program(
             "decode", str(self.bundle), "--stream-name", self.stream, "--address", self.address,
             "--control", self.control, *more,
         )  # fmt: skip
 
     def ask(self, command: control.Command, timeout_s: float = 10.0) -> control.Reply:
-        """One command, on a socket of its own."""
+        """Send a command on a new socket."""
         client = control.ControlClient(self.control, timeout_s=timeout_s)
         try:
             return client.ask(command)
@@ -219,7 +218,7 @@ class DaemonRig(Rig):
             client.close()
 
     def status(self) -> wire.Status:
-        """What the daemon says now."""
+        """The daemon's current status."""
         return self.ask(control.GetStatus()).status
 
     def settle(self) -> None:
@@ -234,7 +233,7 @@ class DaemonRig(Rig):
 
 
 class CountsRig(DaemonRig):
-    """The same on a stream of binned counts."""
+    """A daemon on a stream of binned counts."""
 
     def start_sender(self, name: str | None = None, **more: str) -> Sender:
         return super().start_sender(name, **({"kind": "SpikeCounts"} | more))
@@ -260,7 +259,7 @@ class LinkRig(Rig):
         return {"prefix": self.link.inside(self.link.far)}
 
     def status(self) -> wire.Status:
-        """The next one that is published."""
+        """The next published status."""
         feed = StatusSubscriber(self.address)
         try:
             return self.until("a status", lambda: feed.receive(timeout_s=0.5))
@@ -296,7 +295,7 @@ class WatchdogRig(DaemonRig):
 
 
 class ServerRig(Rig):
-    """`volition serve` and its daemon; both of the shipped bundles are registered."""
+    """`volition serve` and its daemon, with both shipped bundles registered."""
 
     settings: tuple[tuple[str, str], ...] = ()
 
@@ -311,28 +310,28 @@ class ServerRig(Rig):
         self.orders.allowed = {"decoder": [self.decoders[0]], "paused": [None], "gain": [1.0]}
 
     def client(self) -> ControlClient:
-        """Of its REST interface."""
+        """A client of the REST API."""
         return self.server.client()
 
     def pid(self) -> int:
-        """Of the daemon that answers."""
+        """The pid of the daemon that answers."""
         with self.client() as client:
             answered = self.until("a daemon", lambda: (s := client.status()).answered and s)
         self.daemon_pid = int(answered.daemon.pid)
         return self.daemon_pid
 
     def kill_daemon(self) -> float:
-        """SIGKILL; when, LSL clock, s."""
+        """Kill the daemon; returns the time (LSL clock, s)."""
         os.kill(self.pid(), signal.SIGKILL)
         return local_clock()
 
     def restart_server(self) -> None:
-        """SIGKILL, then another with the same home."""
+        """Kill the server and start another one with the same home."""
         self.server.stop(signal.SIGKILL)
         self.server.start()
 
     def other_decoder(self) -> str:
-        """The one that isn't in use."""
+        """The registered decoder that is not in use."""
         with self.client() as client:
             status = self.until("an answer", lambda: (s := client.status()).answered and s)
         return next(decoder for decoder in self.decoders if decoder != status.daemon.decoder)
@@ -354,7 +353,7 @@ class ServerRig(Rig):
             return call(client)
 
     def orders_hold(self) -> Seconds:
-        """Wait until the daemon does what was accepted, and see that it still does a second on."""
+        """Wait until the accepted orders hold, and check that they still do a second later."""
         start = local_clock()
         lost = ["no answer"]
 

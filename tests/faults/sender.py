@@ -1,9 +1,9 @@
-"""A sender over real LSL, in a process of its own, that logs what it sends before it sends it.
+"""A sender over real LSL, as a separate process, that logs its data before sending them.
 
     python -m tests.faults.sender NAME --bundle BUNDLE --log FILE
 
-Spikes of the bundle's units, tuned to a velocity that goes round, and that velocity as kinematics.
-Orders come on stdin, a word and a value on a line; `Sender` is the other side and the defaults.
+It sends spikes of the bundle's units, tuned to a circling velocity, and that velocity as
+kinematics. Orders arrive on stdin, one per line: a word and a value. `Sender` is the parent's side.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from streaming.recording.outlets import kinematics_info, spikes_info
 CHUNK_S = 0.005
 BIN_S = 0.01
 KINEMATICS_HZ = 100.0
-MOST_SPIKES = 50_000  # in a chunk, so that a flood can be ended by an order
-# Times are the true LSL clock's, s. usable: spikes (or bins) with a stamp that admission may take.
+MOST_SPIKES = 50_000  # per chunk, so that an order can end a flood
+# Times on the true LSL clock, s. usable: number of spikes (or bins) that admission may accept.
 SENT = np.dtype([("at", "f8"), ("first", "f8"), ("last", "f8"), ("usable", "i8")])
 CLOCK_FILE = "FAULTS_CLOCK"  # names the file with the shift of this process's clock (network.py)
 
 
 class Sender:
-    """The process, from outside. What it sent is in `log`."""
+    """The process as seen by its parent. Its data are in `log`."""
 
     def __init__(
         self, name: str, bundle: Path, folder: Path, *, prefix: tuple[str, ...] = (),
@@ -52,20 +52,20 @@ class Sender:
                 env=os.environ | (environment or {}),
             )  # fmt: skip
 
-    def tell(self, order: str, value: object = "") -> None:
-        """One of `Sending`'s orders."""
+    def send(self, order: str, value: object = "") -> None:
+        """Send an order, see `Sending.obey`."""
         assert self.popen.stdin is not None
         self.popen.stdin.write(f"{order} {value}\n".encode())
         self.popen.stdin.flush()
 
     def close(self) -> None:
-        """Have it close its outlets and end."""
-        self.tell("close")
+        """Make it close its outlets and end."""
+        self.send("close")
         self.popen.wait(10)
         self.kill()
 
     def kill(self) -> None:
-        """Without a goodbye."""
+        """Kill it without closing its outlets."""
         self.popen.kill()
         self.popen.wait()
         assert self.popen.stdin is not None
@@ -73,13 +73,13 @@ class Sender:
 
 
 def read_log(path: Path) -> np.ndarray:
-    """What a sender logged, as an array of `SENT`."""
+    """The log of a sender as an array of `SENT`."""
     content = path.read_bytes()
     return np.frombuffer(content[: len(content) // SENT.itemsize * SENT.itemsize], dtype=SENT)
 
 
 class _Clock:
-    """The LSL clock without the shift that network.py's library adds to it."""
+    """The LSL clock without the shift that the library of network.py adds."""
 
     def __init__(self) -> None:
         path = os.environ.get(CLOCK_FILE)
@@ -94,7 +94,7 @@ class _Clock:
 
 
 class Sending:
-    """The process, from inside."""
+    """The sender inside its process."""
 
     def __init__(self, name: str, bundle: Path, log: Path, kind: str, strange: bool) -> None:
         units = open_bundle(bundle).manifest.unit_ids
@@ -119,7 +119,7 @@ class Sending:
         return info
 
     def run(self) -> None:
-        """Until told to close."""
+        """Send until the order to close."""
         done, unread = self.clock.now(), b""
         step_s = CHUNK_S if self.kind == "Spikes" else BIN_S
         while not self.ends:
@@ -130,7 +130,7 @@ class Sending:
                 for line in lines:
                     self.obey(*line.decode().split(" ", 1))
             if (now := self.clock.now()) >= done + step_s and not self.ends:
-                until = done + step_s if now - done < 1.0 else now  # what a stall left is one chunk
+                until = done + step_s if now - done < 1.0 else now  # after a stall, one large chunk
                 self.send(done, until)
                 done = until
 
@@ -145,7 +145,7 @@ class Sending:
         self.ends = order == "close"
 
     def send(self, start: float, end: float) -> None:
-        """The spikes and kinematics of [start, end), true LSL time."""
+        """Send the spikes and kinematics of [start, end), in true LSL time."""
         angle = 2.0 * start
         velocity = 0.15 * np.array([np.cos(angle), np.sin(1.3 * angle)])
         rates = np.exp(self.tuning @ velocity)
@@ -168,7 +168,7 @@ class Sending:
             return
         self.rng.shuffle(units)
         samples = np.stack([units, np.zeros_like(units)], axis=1).astype(np.int32)
-        if len(units) > 2000:  # as fast as can be: one stamp for all
+        if len(units) > 2000:  # at full speed: one stamp for all
             self._note(end, end, len(units))
             self.spikes.push_chunk(samples, self._stamped(np.array([end]))[0])
             return
@@ -183,10 +183,10 @@ class Sending:
             self.spikes.push_sample(counts.astype(float).tolist(), stamp)
 
     def _note(self, first: float, last: float, n: int) -> None:
-        """Before it is sent, so that a kill in between only makes the checker more lenient."""
+        """Log data before they are sent, so that a kill in between makes the checker lenient."""
         usable = n if self.usable and self.stamps in ("true", "zero") else 0
         now = self.clock.now()
-        if self.stamps == "zero":  # liblsl stamps such samples itself, as they are pushed
+        if self.stamps == "zero":  # liblsl stamps such samples itself when they are pushed
             first = last = now
         os.write(self.log, np.array([(now, first, last, usable)], dtype=SENT).tobytes())
 
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--kind", default="Spikes", choices=["Spikes", "SpikeCounts"])
-    parser.add_argument("--strange", default="", help="anything: units that no bundle knows")
+    parser.add_argument("--strange", default="", help="any text: send units that no bundle knows")
     given = parser.parse_args()
     Sending(given.name, given.bundle, given.log, given.kind, bool(given.strange)).run()
 

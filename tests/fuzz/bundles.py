@@ -1,8 +1,8 @@
-"""Mutated bundles of every family: refused in one line, or opened and fit to decode.
+"""Mutated bundles of every family: refused in one line, or opened and able to decode.
 
-Half of the damage has its checksums made again, as by a program that writes wrong bundles, so that
-the content is judged too. Random bytes in a graph are left to the checksum: ONNX Runtime may crash
-on them, so they must be noticed before it opens them.
+For half of the cases the checksums are recomputed, as by a program that writes bad bundles, so that
+the content is checked too. Random bytes in a graph are left to the checksum: ONNX Runtime may crash
+on them, so they must be detected before it opens the file.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from decoder.bundles.bundle import GRAPH, MANIFEST, TABLES, WEIGHTS, open_bundle
-from decoder.bundles.manifest import checksum
+from decoder.bundles.bundle import open_bundle
+from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS, checksum
 from tests.fuzz.mutate import Rng, mutate_bytes, mutate_json
 
 SHIPPED = Path(__file__).parents[2] / "clients" / "demo_data"
 
 
 def prepare(folder: Path) -> None:
-    """The shipped bundles, and both linear decoders fitted to a simulated session."""
+    """Copy the shipped bundles, and fit both linear decoders to a simulated session."""
     from training.baselines.linear import fit_linear
     from training.data.simulate import simulate
 
@@ -37,8 +37,8 @@ def prepare(folder: Path) -> None:
 
 
 def case(folder: Path, rng: Rng, scratch: Path) -> None:
-    """Damage a copy of one bundle in one way, open it, decode with it."""
-    from decoder.runtimes.base import open_runtime
+    """Damage a copy of a bundle in one way, open it, decode with it."""
+    from decoder.runtimes.opening import open_runtime
     from decoder.runtimes.proof import prove
 
     originals = sorted(folder.glob("*.bundle"))
@@ -75,7 +75,7 @@ def _manifest_bytes(bundle: Path, rng: Rng, originals: list[Path]) -> None:
 
 def _tables_bytes(bundle: Path, rng: Rng, originals: list[Path]) -> None:
     content = (bundle / TABLES).read_bytes()
-    if rng.random() < 0.5:  # its header, which is where the structure is
+    if rng.random() < 0.5:  # the header, which holds the structure
         size = 8 + int.from_bytes(content[:8], "little")
         content = mutate_bytes(content[:size], rng) + content[size:]
     _write(bundle / TABLES, mutate_bytes(content, rng, at_most=2))
@@ -124,7 +124,7 @@ def _other_graph(bundle: Path, rng: Rng, originals: list[Path]) -> None:
 
 
 def _graph_content(bundle: Path, rng: Rng, originals: list[Path]) -> None:
-    """A graph that another exporter could have written: sound ONNX, but not a decoder."""
+    """Make a graph that another exporter could have written: valid ONNX, but not a decoder."""
     import onnx
 
     model = onnx.load(bundle / GRAPH)
@@ -153,7 +153,7 @@ def _graph_content(bundle: Path, rng: Rng, originals: list[Path]) -> None:
 
 
 def _files(bundle: Path, rng: Rng, originals: list[Path]) -> None:
-    """A file that is missing, empty, a folder, a link to itself or a pipe."""
+    """Replace a file by nothing, an empty file, a folder, a link to itself or a pipe."""
     name = (MANIFEST, GRAPH, TABLES, WEIGHTS)[int(rng.integers(4))]
     (bundle / name).unlink()
     match int(rng.integers(5)):
@@ -177,12 +177,12 @@ DAMAGE: list[Damage] = [
 
 
 def _write(file: Path, content: bytes) -> None:
-    file.unlink()  # it is linked to the original
+    file.unlink()  # it is a hard link to the original
     file.write_bytes(content)
 
 
 def _seal(bundle: Path, rng: Rng, always: bool = False) -> None:
-    """Make checksums fit, half of the time."""
+    """Recompute the checksums, half of the time."""
     if not always and rng.random() < 0.5:
         return
     content: dict[str, Any] = json.loads((bundle / MANIFEST).read_text())

@@ -1,6 +1,8 @@
-"""The process that runs cases: `python -m tests.fuzz.child TARGET FOLDER SEED FIRST END BYTES`.
+"""The child process of the harness, which runs the cases.
 
-One line of JSON per case on standard output.
+    python -m tests.fuzz.child TARGET FOLDER SEED FIRST END BYTES
+
+It writes one line of JSON per case to standard output.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ def main() -> None:
     name, folder, seed, first, end, more_bytes = sys.argv[1:]
     target = importlib.import_module(f"tests.fuzz.{name}")
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     originals = Path(folder)
-    with contextlib.suppress(Exception):  # what a case imports isn't its own memory
+    with contextlib.suppress(Exception):  # imports must not count as memory of a case
         _case(target, originals, int(seed), int(first))
     _limit_memory(int(more_bytes))
     for number in range(int(first), int(end)):
@@ -38,7 +40,7 @@ def main() -> None:
 
 
 def judge(target: ModuleType, originals: Path, seed: int, number: int) -> dict[str, str]:
-    """The outcome of one case, and of a failure how and why."""
+    """The outcome of one case; for a failure also its kind and its text."""
     try:
         _case(target, originals, seed, number)
     except VolitionError as error:

@@ -1,4 +1,4 @@
-"""Random and mutated control messages to a real daemon: one answer each, and it ticks on.
+"""Random and mutated control messages to a real daemon: one answer each, and ticks go on.
 
 python -m tests.fuzz control --count 100000
 """
@@ -24,9 +24,9 @@ from tests.fuzz.messages import message
 from tests.rig import Process, daemon, frames_until
 
 SHIPPED = Path(__file__).parents[2] / "clients" / "demo_data" / "possm.bundle"
-TICK_MS = "2"  # a daemon takes one command a tick
+TICK_MS = "2"  # a daemon takes one command per tick
 ANSWER_S = 60.0
-WAITING = 20  # messages on their way at the same time
+WAITING = 20  # messages in flight
 ORIGINALS = [
     control.encode(command)
     for command in (
@@ -41,7 +41,7 @@ _decode_reply = msgspec.msgpack.Decoder(control.Reply).decode
 
 
 def run(count: int, *, seed: int = 0) -> Report:
-    """Send `count` messages to a daemon of its own."""
+    """Send `count` messages to a new daemon."""
     report, began = Report(name="control", seed=seed), time.monotonic()
     stream, address = f"fuzz-{uuid.uuid4().hex[:8]}", f"tcp://127.0.0.1:{free_port()}"
     with (
@@ -60,7 +60,7 @@ def run(count: int, *, seed: int = 0) -> Report:
         finally:
             context.destroy(linger=0)
         report.peak_mb = peak_mb(process.popen.pid) if process.popen.poll() is None else 0.0
-        _judge_the_end(cursor, process, report)
+        _check_the_end(cursor, process, report)
     report.seconds = time.monotonic() - began
     return report
 
@@ -68,7 +68,7 @@ def run(count: int, *, seed: int = 0) -> Report:
 def _send_all(
     socket: zmq.Socket[bytes], count: int, seed: int, process: Process, report: Report
 ) -> None:
-    """Keep some messages on their way; answers come in the order of the questions."""
+    """Keep some messages in flight; answers arrive in the order of the messages."""
     sent = answered = 0
     while answered < count:
         while sent < count and sent - answered < WAITING:
@@ -90,7 +90,7 @@ def _frames(seed: int, number: int) -> list[bytes]:
     try:
         if isinstance(_decode(content), control.Stop):
             content = ORIGINALS[-1]
-    except Exception:  # what the daemon does with it is what is tested
+    except Exception:  # how the daemon handles it is under test
         pass
     return [content] * int(rng.choice([1, 1, 1, 1, 1, 1, 1, 1, 2, 40]))
 
@@ -108,13 +108,13 @@ def _count(number: int, answer: list[bytes], report: Report) -> None:
         report.failures.append(Failure(number=number, how=how, text=problem[:2000]))
 
 
-def _judge_the_end(cursor: CursorSubscriber, process: Process, report: Report) -> None:
+def _check_the_end(cursor: CursorSubscriber, process: Process, report: Report) -> None:
     """The daemon still ticks, its log has no traceback, its memory is bounded."""
     said = process.output()
     for how, wrong in (
         ("the daemon does not tick", not _ticks(cursor)),
-        ("a traceback in its log", "Traceback" in said),
-        (f"it took {report.peak_mb:.0f} MB", report.peak_mb * 2**20 > MEMORY_BYTES),
+        ("a traceback in the daemon's log", "Traceback" in said),
+        (f"the daemon took {report.peak_mb:.0f} MB", report.peak_mb * 2**20 > MEMORY_BYTES),
     ):
         if wrong:
             report.failures.append(Failure(number=-1, how=how, text=said[-4000:]))

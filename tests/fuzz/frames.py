@@ -1,4 +1,4 @@
-"""Mutated cursor frames and statuses to both subscribers and to a real watchdog.
+"""Mutated cursor frames and statuses, sent to both subscribers and a real watchdog.
 
 python -m tests.fuzz frames --count 100000
 """
@@ -27,11 +27,11 @@ from tests.rig import Process, running, wait_for
 
 ANSWER_S = 60.0
 CURSOR, STATUS = wire.TOPICS["cursor"].prefix, wire.TOPICS["status"].prefix
-AT_ONCE = 100  # messages between two looks at the watchdog
+AT_ONCE = 100  # messages between checks of the watchdog
 
 
 def frame() -> bytes:
-    """A sound frame of now."""
+    """A valid frame with the current time."""
     now = local_clock()
     return wire.encode_frame(
         wire.CursorFrame(
@@ -44,7 +44,7 @@ def frame() -> bytes:
 
 
 def status() -> bytes:
-    """A sound status."""
+    """A valid status."""
     return wire.encode_frame(
         wire.Status(
             schema=wire.SCHEMA_VERSION, session="s", decoder="d", state="decoding", detail="",
@@ -81,7 +81,7 @@ def run(count: int, *, seed: int = 0) -> Report:
         try:
             _wait_for_subscriptions(publisher)
             _send_all(publisher, cursor, statuses, count, seed, watchdog, report)
-            _judge_the_end(publisher, rig, watchdog, report)
+            _check_the_end(publisher, rig, watchdog, report)
         finally:
             statuses.close()
             context.destroy(linger=0)
@@ -90,7 +90,7 @@ def run(count: int, *, seed: int = 0) -> Report:
 
 
 def _wait_for_subscriptions(publisher: zmq.Socket[bytes]) -> None:
-    """Both topics of the watchdog, and one of each subscriber here."""
+    """Wait for both topics of the watchdog, and one of each subscriber in this process."""
     seen: list[bytes] = []
 
     def all_there() -> bool:
@@ -141,10 +141,10 @@ def _fail(report: Report, number: int, how: str, text: str) -> None:
     report.failures.append(Failure(number=number, how=how, text=text))
 
 
-def _judge_the_end(
+def _check_the_end(
     publisher: zmq.Socket[bytes], rig: CursorSubscriber, watchdog: Process, report: Report
 ) -> None:
-    """The watchdog still passes a sound frame on, and has written no traceback."""
+    """Check that the watchdog still relays a good frame and has logged no traceback."""
 
     def passed_on() -> bool:
         publisher.send(CURSOR + frame())
@@ -152,7 +152,7 @@ def _judge_the_end(
         return newest is not None and newest.velocity == (0.1, -0.1) and newest.valid
 
     try:
-        wait_for("a sound frame behind the watchdog", passed_on, timeout_s=ANSWER_S)
+        wait_for("a good frame behind the watchdog", passed_on, timeout_s=ANSWER_S)
     except AssertionError as error:
         _fail(report, -1, str(error), watchdog.output()[-4000:])
         return

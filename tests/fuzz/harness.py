@@ -1,14 +1,14 @@
-"""Runs a target's cases in a child process with limited memory and time, and reports.
+"""Runs the cases of a target in a child process with limited memory and time.
 
 A target is a module with two functions:
 
-    prepare(folder)               write sound originals there, once
-    case(folder, rng, scratch)    damage one, in an empty folder of the case's own, and open it
+    prepare(folder)               write intact originals to a folder, once
+    case(folder, rng, scratch)    damage one of them in an empty scratch folder, and open it
 
 A case may pass or raise a `VolitionError` with one short line. Anything else is a failure: another
-exception, a long or many-lined message, a crash, 60 s without an answer, more than 2 GB. A case
-follows from the seed and its number alone. The child works in batches; a batch that crashes or
-hangs goes on behind the case that did it.
+exception, a long message or several lines, a crash, 60 s without an answer, more than 2 GB. A case
+depends only on the seed and its number. The child works in batches; after a crash or a hang the
+next batch starts with the next case.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-CASE_S = 60.0  # without an answer, a case hangs; wide enough for a machine that is busy
-START_S = 120.0  # for the child's imports
-MEMORY_BYTES = 2 * 2**30  # that a case may take on top of what the child has when it starts
-LONGEST_LINE = 1000  # characters of an error
-BATCH = 2000  # cases of one child
+CASE_S = 60.0  # limit of one case, long enough for a busy machine
+START_S = 120.0  # limit of the child's imports
+MEMORY_BYTES = 2 * 2**30  # limit of a case, in addition to what the child needs to start
+LONGEST_LINE = 1000  # characters in an error
+BATCH = 2000  # cases per child
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A case that broke the rule: its number, how, and the traceback or message."""
+    """A failed case: its number, the kind of failure, and the traceback or message."""
 
     number: int
     how: str
@@ -42,7 +42,7 @@ class Failure:
 
 @dataclass(kw_only=True)
 class Report:
-    """What came of all cases."""
+    """The outcome of all cases."""
 
     name: str
     seed: int
@@ -78,7 +78,7 @@ def run(target: str, count: int, *, seed: int = 0, first: int = 0) -> Report:
 
 
 def _prepare(target: str, folder: Path) -> None:
-    """In a process of its own, so that what it imports is not in this one."""
+    """Prepare the originals in a separate process, to keep its imports out of this one."""
     code = (
         f"import sys; from pathlib import Path; from tests.fuzz import {target} as target; "
         "target.prepare(Path(sys.argv[1]))"
@@ -87,7 +87,7 @@ def _prepare(target: str, folder: Path) -> None:
 
 
 def _batch(target: str, originals: Path, seed: int, first: int, end: int, report: Report) -> int:
-    """Run a child over [first, end); returns the number to go on with."""
+    """Run a child over [first, end); returns the number of the next case."""
     arguments = [target, str(originals), str(seed), str(first), str(end), str(MEMORY_BYTES)]
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Mutations of what an HDF5 file holds: values, shapes, types, attributes, objects."""
+"""Mutations of an HDF5 file: values, shapes, types, attributes, objects."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.fuzz.mutate import Rng, mutate_bytes
 
 NUMBERS = (0.0, -1.0, 1e-300, 1e9, 1.7e9, 1e300, np.nan, np.inf, -np.inf, 2.0**63)
 TEXTS = ("", "cm", "px", "é", "x" * 100_000, "../../etc", "[/bold]", "nan", "z, -x, -y")
-MOST_VALUES = 10**8  # of a dataset that has them
-MOST_BYTES = 2**34  # that a dataset says it has, without having them
+MOST_VALUES = 10**8  # of a dataset with data
+MOST_BYTES = 2**34  # of a dataset that claims a size but has no data
 
 
 def damage(path: Path, rng: Rng) -> None:
-    """Damage a file's bytes or, as often, what it holds."""
+    """Damage a file's bytes or its content, with equal probability."""
     if rng.random() < 0.5:
         path.write_bytes(mutate_bytes(path.read_bytes(), rng))
         return
@@ -67,7 +67,7 @@ def _change_values(file: h5py.File, name: str, old: h5py.Dataset, kind: int, rng
     else:
         new = _odd(rng)
     del file[name]
-    if kind == 5 and rng.random() < 0.3:  # says it is large, and holds nothing
+    if kind == 5 and rng.random() < 0.3:  # claims a large size but has no data
         rows = int(rng.integers(1, MOST_BYTES // 16))
         file.create_dataset(name, shape=(rows, 2), dtype="f8", chunks=(1024, 2))
     else:

@@ -1,4 +1,4 @@
-"""Random and mutated msgpack: what a broken or foreign client may send over ZeroMQ."""
+"""Random and mutated msgpack, as a broken or foreign client may send over ZeroMQ."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ WORDS = [
     "velocity", "valid", "state",
 ]  # fmt: skip
 RAW = [
-    b"\x91" * 100_000,  # arrays in arrays
-    b"\x81\xa1a" * 50_000,  # maps in maps
-    b"\xdd\xff\xff\xff\xff",  # an array of 2^32 - 1
+    b"\x91" * 100_000,  # nested arrays
+    b"\x81\xa1a" * 50_000,  # nested maps
+    b"\xdd\xff\xff\xff\xff",  # an array of 2^32 - 1 items
     b"\xdf\xff\xff\xff\xff\xa1a",
     b"\xdb\xff\xff\xff\xffabc",  # a string of 4 GB
     b"\xc6\xff\xff\xff\xff",
@@ -32,7 +32,7 @@ RAW = [
 
 
 def message(originals: Sequence[bytes], rng: Rng) -> bytes:
-    """A mutation of one of `originals`, a random document, or one that is meant to hurt."""
+    """A mutation of one of `originals`, a random document, or a hostile one."""
     kind = rng.random()
     if kind < 0.6:
         original = originals[int(rng.integers(len(originals)))]

@@ -1,4 +1,4 @@
-"""A target that breaks every rule in turn, by which the harness itself is tested."""
+"""A target that breaks every rule, to test the harness itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("passes", "refuses", "raises", "talks", "crashes", "hangs", "grows")
 
 
 def prepare(folder: Path) -> None:
-    """One case of each kind."""
+    """Write one file for each kind of case."""
     for number, kind in enumerate(KINDS):
         (folder / str(number)).write_text(kind)
 

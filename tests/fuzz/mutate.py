@@ -1,4 +1,4 @@
-"""Mutations of bytes and of JSON, the same ones for the same random generator."""
+"""Mutations of bytes and JSON, reproducible from the random generator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUMBERS = [
     0, 1, -1, 3, 2**31, 2**63, -(2**63), 10**400, 0.0, -0.0, 1e-300, 1e-9, 1e308, -1e308,
     float("nan"), float("inf"), float("-inf"),
 ]  # fmt: skip
-# written into the text as they are, since no encoder writes them
+# inserted into the text, because no encoder writes them
 RAW = [
     "[" * 100_000,
     "[" * 100_000 + "]" * 100_000,
@@ -35,7 +35,7 @@ RAW = [
 
 
 def mutate_bytes(data: bytes, rng: Rng, at_most: int = 8) -> bytes:
-    """One to `at_most` places changed, cut out, put in, copied or overwritten."""
+    """Flip, delete, insert, duplicate or overwrite bytes in one to `at_most` places."""
     content = bytearray(data)
     for _ in range(int(rng.integers(1, at_most + 1))):
         if not content:
@@ -57,7 +57,7 @@ def mutate_bytes(data: bytes, rng: Rng, at_most: int = 8) -> bytes:
                 word = WORDS[int(rng.integers(len(WORDS)))]
                 content[at : at + len(word)] = word
             case _:
-                if rng.random() < 0.3:  # cut short
+                if rng.random() < 0.3:  # truncate
                     del content[at:]
     return bytes(content)
 
@@ -65,7 +65,7 @@ def mutate_bytes(data: bytes, rng: Rng, at_most: int = 8) -> bytes:
 def mutate_json(document: Any, rng: Rng, at_most: int = 3) -> str:
     """A document as JSON text, with one to `at_most` values, keys or items changed.
 
-    Some of it may not be JSON at all: too deep, a number of 5,000 digits, cut short.
+    The text may be invalid JSON: nested too deeply, with a number of 5,000 digits, or truncated.
     """
     document = copy.deepcopy(document)
     raw: list[str] = []
@@ -86,7 +86,7 @@ def mutate_json(document: Any, rng: Rng, at_most: int = 3) -> str:
 
 
 def _anywhere(document: Any, rng: Rng) -> tuple[Any, Any]:
-    """A container and a key in it, at any depth; (None, None) means the whole document."""
+    """A container and a key in it, at any depth; (None, None) for the whole document."""
     parent, key, value = None, None, document
     while isinstance(value, dict | list) and value and (parent is None or rng.random() < 0.7):
         parent = value

@@ -13,12 +13,12 @@ from streaming.sessions import format as sessions
 from tests.fuzz import hdf5
 from tests.fuzz.mutate import Rng, mutate_bytes
 
-LARGEST = 2_500_000  # bytes of a real one
+LARGEST = 2_500_000  # bytes of a real file
 ROOT = Path(__file__).parents[2]
 
 
 def prepare(folder: Path) -> None:
-    """A small file with everything an import reads, and the smaller real ones."""
+    """Write a small file with everything that an import reads; copy the smaller real files."""
     from tests.training import nwb_files as small
 
     def add(nwb: object) -> None:
@@ -41,7 +41,7 @@ def prepare(folder: Path) -> None:
 
 
 def case(folder: Path, rng: Rng, scratch: Path) -> None:
-    """Damage one, import it, save it."""
+    """Damage a file, import it, save it."""
     from training.importers import import_recording
 
     originals = sorted(folder.glob("*.nwb"))

@@ -1,4 +1,4 @@
-"""Mutated `.recording` folders: refused in one line, or made a session and saved."""
+"""Mutated `.recording` folders: refused in one line, or converted to a session and saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = (recording.SPIKES_FILE, recording.KINEMATICS_FILE, recording.MARKERS_FIL
 
 
 def prepare(folder: Path) -> None:
-    """One recording of half a minute."""
+    """Write one recording of 30 s."""
     whole = folder / "whole.recording"
     whole.mkdir()
     rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def prepare(folder: Path) -> None:
 
 
 def case(folder: Path, rng: Rng, scratch: Path) -> None:
-    """Damage one file of it, or leave it away."""
+    """Damage or delete one of its files, and import it."""
     from training.importers import import_recording
 
     damaged = scratch / "damaged.recording"

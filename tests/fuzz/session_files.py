@@ -11,7 +11,7 @@ from tests.fuzz.mutate import Rng
 
 
 def prepare(folder: Path) -> None:
-    """Sessions of two layouts: our own, and a hand in a regular series."""
+    """Write sessions of two layouts: our own, and a hand as a regular time series."""
     import h5py
     from torch_brain.data import RegularTimeSeries
 
@@ -29,7 +29,7 @@ def prepare(folder: Path) -> None:
 
 
 def case(folder: Path, rng: Rng, scratch: Path) -> None:
-    """Damage one, load it, import it, save it."""
+    """Damage a session, load or import it, save it."""
     from training.importers import import_recording
 
     originals = sorted(folder.glob("*.h5"))

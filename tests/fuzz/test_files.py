@@ -1,4 +1,4 @@
-"""A few mutated files of each kind; `python -m tests.fuzz KIND --count 20000` runs many."""
+"""A few mutated files of each kind; `python -m tests.fuzz KIND --count 20000` runs more."""
 
 from __future__ import annotations
 

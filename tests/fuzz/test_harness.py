@@ -1,4 +1,4 @@
-"""The harness sees every way in which a case can break the rule."""
+"""The harness detects every kind of failure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.fuzz import harness
 from tests.fuzz.misbehaving import KINDS
 
 
-def test_every_kind_of_failure_is_seen_and_the_rest_goes_on(
+def test_every_kind_of_failure_is_detected_and_the_other_cases_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(harness, "CASE_S", 5.0)

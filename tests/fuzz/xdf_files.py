@@ -1,6 +1,7 @@
 """Mutated XDF files: refused in one line, or imported and saved.
 
-Some of the damage keeps the chunks' lengths right, so that descriptions and samples are judged too.
+Some of the damage keeps the lengths of chunks valid, so that descriptions and samples are checked
+too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ WORDS = ("0", "-1", "1", "99999999", "nan", "cm", "m/s", "double64", "string", "
 
 
 def prepare(folder: Path) -> None:
-    """A short recording of our own streams, and the smaller real files."""
+    """Write a short recording of our own streams; copy the smaller real files."""
     (folder / "small.xdf").write_bytes(b"")
     xdf_writer.write(folder / "small.xdf", _streams())
     real = Path(os.environ.get("VOLITION_RECORDINGS", ROOT.parent / "shared" / "data")) / "xdf"
@@ -51,7 +52,7 @@ def _streams() -> list[xdf_writer.Stream]:
 
 
 def case(folder: Path, rng: Rng, scratch: Path) -> None:
-    """Damage one, import it, save it."""
+    """Damage a file, import it, save it."""
     from training.importers import import_recording
 
     path = scratch / "damaged.xdf"
@@ -75,7 +76,7 @@ def _streams_once() -> list[xdf_writer.Stream]:
 
 
 def _changed(stream: xdf_writer.Stream, rng: Rng) -> xdf_writer.Stream:
-    """A stream with stamps, values or description changed; its chunks are as they say."""
+    """A stream with other stamps, values or description; its chunks stay valid."""
     times = stream.times.copy()
     match int(rng.integers(5)):
         case 0 if len(times):
@@ -97,7 +98,7 @@ def _changed(stream: xdf_writer.Stream, rng: Rng) -> xdf_writer.Stream:
 
 
 def _changed_xml(xml: str, rng: Rng) -> str:
-    """One element's text changed, an element doubled, or bytes changed."""
+    """Change an element's text, duplicate or delete an element, or change bytes."""
     parts = xml.split("<")
     at = int(rng.integers(1, len(parts)))
     match int(rng.integers(4)):

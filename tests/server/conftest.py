@@ -1,4 +1,4 @@
-"""A server with its daemon, and a simulated subject whom the shipped decoder has never seen."""
+"""A server with its daemon, and a simulated subject that the shipped decoder has never seen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Play = Callable[[Session], AbstractContextManager[Process]]
 
 @pytest.fixture(scope="session")
 def unseen() -> Session:
-    """Three minutes of an unseen subject, under a name of this run's own."""
+    """Three minutes of an unseen subject, under a name unique to this run."""
     session = simulate(n_units=96, minutes=3.0, subject=UNSEEN, seed=4242)
     from dataclasses import replace
 
@@ -34,7 +34,7 @@ def unseen() -> Session:
 
 @pytest.fixture
 def play(tmp_path: Path) -> Play:
-    """Streams a session, over and over, from the beginning of the `with` block to its end."""
+    """Replays a session in a loop during the `with` block."""
 
     @contextmanager
     def playing(session: Session) -> Iterator[Process]:

@@ -1,8 +1,8 @@
-"""Collector, trainer and shadow of a scripted calibration: JSON lines, no slow import.
+"""Collector, trainer and shadow of a scripted calibration, without slow imports.
 
 python -I -S scripted_child.py MODULE FOLDER    FOLDER/candidates has bundles to hand out
 
-If FOLDER/alike exists, what was collected can't tell the candidate from the active decoder.
+If FOLDER/alike exists, the collected data can't tell the candidate from the active decoder.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 
-def say(**message: object) -> None:
+def send(**message: object) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
@@ -23,12 +23,12 @@ def main(module: str, folder: Path) -> None:
         time.sleep(0.01)
     order = json.loads(sys.stdin.readline())
     if module == "server.calibration.collect":
-        say(collected=5.0, spikes=1000)
+        send(collected=5.0, spikes=1000)
         session = Path(order["folder"]) / "session.h5"
         session.write_bytes(b"")
-        say(done=str(session))
+        send(done=str(session))
         return
-    varied = [0.9 + 0.01 * (block % 20) for block in range(60)]  # each second's errors
+    varied = [0.9 + 0.01 * (block % 20) for block in range(60)]  # errors of each second
     evidence = {
         "seconds": [1.0] * 60,
         "total": varied,
@@ -36,17 +36,17 @@ def main(module: str, folder: Path) -> None:
         "active": [0.6 * value for value in varied],
     }
     if module == "server.calibration.shadow":
-        say(done=evidence)
+        send(done=evidence)
         return
     if (folder / "alike").exists():
         evidence["candidate"] = [(0.5, 0.7)[block % 2] * varied[block] for block in range(60)]
-    say(prepared="scripted")
+    send(prepared="scripted")
     order = json.loads(sys.stdin.readline())
     candidates = sorted((folder / "candidates").iterdir())
     chosen = candidates[int.from_bytes(os.urandom(1), "big") % len(candidates)]
     shutil.copytree(chosen, order["output"])
-    say(phase="units", share=0.5, r2=0.5)
-    say(done={"method": "units", "evidence": evidence, "doubts": [], "learned_s": 0.0})
+    send(phase="units", share=0.5, r2=0.5)
+    send(done={"method": "units", "evidence": evidence, "doubts": [], "learned_s": 0.0})
 
 
 main(sys.argv[1], Path(sys.argv[2]))

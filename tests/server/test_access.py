@@ -1,4 +1,4 @@
-"""What reaches the server and may not, large, guessed, half-open or nested, keeps nobody out."""
+"""Hostile requests: huge or nested bodies, guessed tokens, half-open connections."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def answer(server: Server, *lines: str, body: bytes = b"") -> bytes:
-    """What comes back for a request of these lines, of whose body only a part is sent."""
+    """The response to a request with these lines and only a part of its body."""
     url = httpx.URL(server.url)
     with socket.create_connection((url.host, url.port), timeout=30.0) as connection:
         head = "\r\n".join((*lines, f"Host: {url.host}:{url.port}", "", "")).encode()
@@ -50,13 +50,13 @@ def answer(server: Server, *lines: str, body: bytes = b"") -> bytes:
     return answered
 
 
-def test_a_body_is_judged_before_it_is_read(server: Server) -> None:
+def test_a_request_is_checked_before_its_body_is_read(server: Server) -> None:
     large = ("POST /v1/calibrations HTTP/1.1", "Content-Type: application/json")
     fifty = "Content-Length: 50000000"
     ours = f"Authorization: Bearer {TOKEN}"
     assert answer(server, *large, fifty).startswith(b"HTTP/1.1 401")
     assert answer(server, *large, fifty, ours).startswith(b"HTTP/1.1 413")
-    endless = b"10000\r\n" + b" " * 65536 + b"\r\n2\r\n  \r\n"  # and no end
+    endless = b"10000\r\n" + b" " * 65536 + b"\r\n2\r\n  \r\n"  # without an end
     chunked = "Transfer-Encoding: chunked"
     assert answer(server, *large, chunked, body=endless).startswith(b"HTTP/1.1 401")
     refused = answer(server, *large, chunked, ours, body=endless)
@@ -67,7 +67,7 @@ def test_a_body_is_judged_before_it_is_read(server: Server) -> None:
 @pytest.mark.parametrize(
     "body", [b"[" * 20_000, b'{"a":' * 10_000, b"9" * 6000, b'"\xff"', b"{", b'"\\ud800"']
 )
-def test_a_body_that_is_no_request_is_a_problem(server: Server, body: bytes) -> None:
+def test_an_invalid_body_is_answered_with_a_problem(server: Server, body: bytes) -> None:
     for method, path in (
         ("POST", "/v1/calibrations"), ("PUT", "/v1/input"), ("PATCH", "/v1/filters"),
         ("POST", "/v1/decoding/pause"), ("POST", "/v1/decoders"),
@@ -80,14 +80,16 @@ def test_a_body_that_is_no_request_is_a_problem(server: Server, body: bytes) -> 
         assert answered.headers["content-type"] == "application/problem+json"
 
 
-def test_a_nested_manifest_is_a_problem(server: Server, tmp_path: Path) -> None:
+def test_a_deeply_nested_manifest_is_answered_with_a_problem(
+    server: Server, tmp_path: Path
+) -> None:
     for content in ("[" * 100_000, '{"a":' * 100_000, '{"schema_version": ' + "9" * 5000 + "}"):
         (tmp_path / "manifest.json").write_text(content)
         answered = httpx.post(
             f"{server.url}/v1/decoders", json={"path": str(tmp_path)}, headers=OURS
         )
         assert answered.status_code == 409, answered.text
-        # one that is in the registry keeps no other from being found
+        # one in the registry does not hide the others
         place = server.home / "decoders" / "nested.bundle"
         place.mkdir(exist_ok=True)
         (place / "manifest.json").write_text(content)
@@ -105,11 +107,11 @@ def test_wrong_tokens_are_limited_and_the_right_one_is_not(server: Server) -> No
         refused = client.get("/v1/status", headers={"Authorization": "Bearer wrong"})
         assert int(refused.headers["Retry-After"]) > 0
         assert client.get("/v1/status", headers=OURS).status_code == 200
-        assert client.get("/v1/nowhere").status_code == 401  # whatever is asked for
+        assert client.get("/v1/nowhere").status_code == 401  # for any path
         assert client.get("/health/live").status_code == 200
 
 
-def test_a_token_that_can_be_guessed_is_refused() -> None:
+def test_a_weak_token_is_refused() -> None:
     for token in ("secret", "123456", "a" * 64, "0123456789" * 3, "deadbeef" * 2, "ab" * 40):
         with pytest.raises(ValueError, match=r"secrets\.token_urlsafe"):
             ServerSettings(token=token)  # type: ignore[arg-type]
@@ -118,13 +120,13 @@ def test_a_token_that_can_be_guessed_is_refused() -> None:
             assert ServerSettings(token=make(16)).token is not None  # type: ignore[arg-type]
 
 
-def test_no_other_process_is_given_the_token(server: Server) -> None:
+def test_child_processes_do_not_get_the_token(server: Server) -> None:
     with server.client() as client:
         daemon = client.status().daemon.pid
         begun = client.start_calibration(client_request())
-        children = wait_for("its processes", lambda: len(p := _children(server)) > 1 and p)
+        children = wait_for("its child processes", lambda: len(p := _children(server)) > 1 and p)
         for pid in {daemon, *children}:
-            # until it runs a program of its own, a new process has its parent's memory
+            # until it runs its own program, a new process has its parent's memory
             wait_for("its program", lambda pid=pid: _command(pid) != _command(server.process.pid))
             environment = Path(f"/proc/{pid}/environ").read_bytes()
             assert TOKEN.encode() not in environment
@@ -143,15 +145,13 @@ def _command(pid: int) -> bytes:
 
 
 def _children(server: Server) -> list[int]:
-    path = Path(
-        f"/proc/{server.supervision.process.pid}/task/{server.supervision.process.pid}/children"
-    )
+    path = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     tasks = path.parent.parent.glob("*/children")
     return [int(pid) for task in tasks for pid in task.read_text().split()]
 
 
 @pytest.mark.parametrize("address", ["tcp://*", "tcp://[::]", "tcp://10.0.0.1", "tcp://rig-1"])
-def test_a_server_gives_commands_on_this_machine_only(address: str) -> None:
+def test_a_control_address_that_other_machines_reach_is_refused(address: str) -> None:
     control = f"{address}:5557"
     with pytest.raises(ValueError, match="VOLITION_CONTROL_OPEN"):
         ServerSettings(daemon=DaemonSettings(control=control))
@@ -159,7 +159,7 @@ def test_a_server_gives_commands_on_this_machine_only(address: str) -> None:
     ServerSettings(daemon=DaemonSettings(control=control, control_open=True))
 
 
-def test_a_daemon_takes_commands_of_other_machines_only_if_it_is_allowed(tmp_path: Path) -> None:
+def test_a_daemon_takes_commands_from_other_machines_only_if_allowed(tmp_path: Path) -> None:
     control = f"tcp://0.0.0.0:{free_port()}"
     frames = ("--address", f"tcp://127.0.0.1:{free_port()}")
     with running(tmp_path / "log", "decode", str(POSSM), "--control", control, *frames) as refused:
@@ -170,7 +170,7 @@ def test_a_daemon_takes_commands_of_other_machines_only_if_it_is_allowed(tmp_pat
         wait_for("the daemon", lambda: "publishing on" in daemon.output())
 
 
-def test_the_registry_copies_a_bundles_files_and_nothing_else(tmp_path: Path) -> None:
+def test_the_registry_copies_only_the_files_of_a_bundle(tmp_path: Path) -> None:
     bundle = tmp_path / "strange.bundle"
     bundle.mkdir()
     for name in FILES:
@@ -184,7 +184,7 @@ def test_the_registry_copies_a_bundles_files_and_nothing_else(tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "decoders").iterdir()] == [entry.path.name]
 
 
-def test_a_bundle_whose_file_is_a_pipe_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_with_a_pipe_for_a_file_is_refused(tmp_path: Path) -> None:
     bundle = tmp_path / "pipe.bundle"
     bundle.mkdir()
     for name in FILES[1:]:
@@ -195,7 +195,7 @@ def test_a_bundle_whose_file_is_a_pipe_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "decoders").iterdir()) == []
 
 
-def test_a_bundle_is_on_the_disk_before_it_is_registered(
+def test_a_bundle_is_synced_to_disk_before_it_is_registered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
@@ -211,19 +211,19 @@ def test_a_bundle_is_on_the_disk_before_it_is_registered(
     names = [Path(path).name for path in synced]
     assert set(names[:4]) == set(FILES)
     folders = [path for path in synced if Path(path).name not in FILES]
-    assert str(registry.folder) in folders[-1:]  # its name, after all that is in it
+    assert str(registry.folder) in folders[-1:]  # the folder's entry is last
 
 
-def test_logs_do_not_grow_without_end(tmp_path: Path) -> None:
+def test_logs_are_rotated_at_a_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "daemon.log"
-    with open_log(path) as log:  # as a daemon has it, for months
+    with open_log(path) as log:  # as a daemon keeps it open
         for number in range(50):
             log.write(b"%9d\n" % number * 100)
             log.flush()
             shorten(path, limit_bytes=10_000)
             assert path.stat().st_size <= 10_000
     assert path.read_bytes().endswith(b"       49\n")
-    assert path.read_bytes()[:9].strip().isdigit()  # no hole where the old end was
+    assert path.read_bytes()[:9].strip().isdigit()  # no hole up to the old end
     assert sorted(p.name for p in tmp_path.iterdir()) == ["daemon.log", "daemon.log.1"]
 
 
@@ -239,14 +239,14 @@ while True:
         connection.sendall(b"GET /v1/status HTTP/1.1\\r\\nX-Slow: " if len(kept) % 2 else b"")
         kept.append(connection)
     print("all are open", flush=True)
-    kept = kept[100:]  # and new ones all the time
+    kept = kept[100:]  # and replaced all the time
     time.sleep(0.05)
 """
 
 
 @contextmanager
 def half_open(server: Server) -> Iterator[None]:
-    """1,050 connections that send nothing, or half a header, and new ones all the time."""
+    """1,050 connections that send nothing or half a header, and are replaced all the time."""
     url = httpx.URL(server.url)
     command = [sys.executable, "-c", HALF_OPEN, url.host, str(url.port), "1050"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -258,12 +258,12 @@ def half_open(server: Server) -> Iterator[None]:
             process.kill()
 
 
-def test_half_open_connections_keep_neither_keeper_nor_operator_from_their_work(
+def test_half_open_connections_block_neither_supervisor_nor_operator(
     tmp_path: Path,
 ) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))  # the usual one, for the server
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))  # the usual limit, for the server
     try:
         server = Server(POSSM, tmp_path / "home", "nobody-streams-this")
         server.start()
@@ -278,13 +278,13 @@ def test_half_open_connections_keep_neither_keeper_nor_operator_from_their_work(
         )
         with server.client() as another:
             assert another.pause("fire").daemon.paused == "fire"
-        descriptors = len(list(Path(f"/proc/{server.supervision.process.pid}/fd").iterdir()))
+        descriptors = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
         assert descriptors < 700
     server.stop()
     assert (server.home / "server.log").stat().st_size < 1_000_000
 
 
-def test_a_request_that_never_ends_is_given_up(server: Server) -> None:
+def test_an_incomplete_request_is_dropped(server: Server) -> None:
     from server.api.connections import REQUEST_S
 
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Requests as documented are answered as documented; all else is a problem that says what to do."""
+"""Valid requests are answered as documented; all others with a problem document."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKEN = secrets.token_urlsafe()
 
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose streams never come."""
+    """A server whose streams never appear."""
     home = tmp_path_factory.mktemp("idle")
     with Server(POSSM, home, "nobody-streams-this", VOLITION_TOKEN=TOKEN) as server:
         yield server
@@ -41,7 +41,7 @@ def get(server: Server, path: str, **headers: str) -> httpx.Response:
     return httpx.get(server.url + path, headers=headers)
 
 
-NOT_HERE = "ignored_auth"  # sends more wrong tokens than an address may; the next test is for it
+NOT_HERE = "ignored_auth"  # exceeds the limit of wrong tokens; the next test covers it
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_the_document_has_examples_and_describes_problems(idle: Server) -> None:
         assert document["components"]["schemas"][name]["examples"]
 
 
-def test_who_may_not_call_is_told_why(idle: Server) -> None:
+def test_a_refused_caller_gets_the_reason(idle: Server) -> None:
     assert get(idle, "/health/live").status_code == 200
     refused = get(idle, "/v1/status")
     assert refused.status_code == 401
@@ -96,7 +96,7 @@ def test_who_may_not_call_is_told_why(idle: Server) -> None:
 
 @pytest.mark.timing
 def test_a_kept_connection_is_no_slower_than_a_new_one(idle: Server) -> None:
-    """An answer in two parts waits 40 ms for an acknowledgement if the server lets it."""
+    """With Nagle's algorithm a response in two writes waits 40 ms for an ACK."""
 
     def took_s(client: httpx.Client) -> float:
         began = time.monotonic()
@@ -106,14 +106,14 @@ def test_a_kept_connection_is_no_slower_than_a_new_one(idle: Server) -> None:
     none_kept = httpx.Limits(max_keepalive_connections=0)
     with (
         httpx.Client(trust_env=False) as kept,
-        httpx.Client(trust_env=False, limits=none_kept) as anew,
+        httpx.Client(trust_env=False, limits=none_kept) as fresh,
     ):
         took_s(kept)
-        pairs = [(took_s(kept), took_s(anew)) for _ in range(15)]
+        pairs = [(took_s(kept), took_s(fresh)) for _ in range(15)]
     assert median(kept for kept, _ in pairs) < median(new for _, new in pairs) + 0.02
 
 
-def test_an_address_that_others_reach_needs_a_token() -> None:
+def test_a_host_that_other_machines_reach_needs_a_token() -> None:
     with pytest.raises(ValueError, match="VOLITION_TOKEN"):
         ServerSettings(host="0.0.0.0")
     assert ServerSettings(host="0.0.0.0", token=TOKEN).token is not None  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_a_settings_file_sets_server_and_daemon(
     assert (settings.port, settings.keep_daemon, settings.daemon.tick_ms) == (9001, True, 5.0)
 
 
-def test_a_second_server_of_one_home_is_refused(idle: Server) -> None:
+def test_a_second_server_with_the_same_home_is_refused(idle: Server) -> None:
     from server.api.app import only_server
 
     same = ServerSettings(home=idle.home)
@@ -138,7 +138,7 @@ def test_a_second_server_of_one_home_is_refused(idle: Server) -> None:
         pass
 
 
-def test_what_is_no_bundle_is_refused(idle: Server, tmp_path: Path) -> None:
+def test_a_path_without_a_bundle_is_refused(idle: Server, tmp_path: Path) -> None:
     with idle.client() as client:
         damaged = tmp_path / "damaged.bundle"
         damaged.mkdir()
@@ -155,9 +155,9 @@ def test_what_is_no_bundle_is_refused(idle: Server, tmp_path: Path) -> None:
         assert len(client.decoders()) == 1
 
 
-def test_without_streams_a_calibration_says_which_one_is_missing(idle: Server) -> None:
+def test_a_calibration_names_the_missing_stream(idle: Server) -> None:
     with idle.client() as client:
-        for begun in client.calibrations():  # by other tests
+        for begun in client.calibrations():  # started by other tests
             list(client.follow(begun.id))
         client.set_input(Input(name="nobody-streams-this"))
         ended = list(client.calibrate(CalibrationRequest(seconds=5.0)))[-1]
@@ -174,13 +174,17 @@ def failed(server: Server, request: CalibrationRequest) -> str:
     return str(ended.problem.detail)
 
 
-def test_without_labels_a_calibration_says_so(server: Server, unseen: Session, play: Play) -> None:
+def test_a_calibration_without_labels_fails_with_the_reason(
+    server: Server, unseen: Session, play: Play
+) -> None:
     with play(unseen):
         request = request_for(unseen).model_copy(update={"kinematics": "no-such-stream"})
         assert "nothing would label the spikes" in failed(server, request)
 
 
-def test_too_few_units_are_refused(server: Server, unseen: Session, play: Play) -> None:
+def test_a_calibration_with_too_few_units_fails(
+    server: Server, unseen: Session, play: Play
+) -> None:
     few = unseen.spike_units < 3
     quiet = replace(
         unseen, spike_times=unseen.spike_times[few], spike_units=unseen.spike_units[few]
@@ -191,13 +195,15 @@ def test_too_few_units_are_refused(server: Server, unseen: Session, play: Play) 
     assert "thresholds" in detail
 
 
-def test_too_little_movement_is_refused(server: Server, unseen: Session, play: Play) -> None:
+def test_a_calibration_with_too_little_movement_fails(
+    server: Server, unseen: Session, play: Play
+) -> None:
     still = replace(unseen, cursor_vel=np.zeros_like(unseen.cursor_vel))
     with play(still):
         assert "too little movement" in failed(server, request_for(unseen, seconds=6.0))
 
 
-def test_a_full_disk_ends_a_calibration_with_what_to_do(
+def test_a_calibration_on_a_full_disk_fails_with_advice(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
     order = {

@@ -1,4 +1,4 @@
-"""Calibrations of closed loop: what output filters did to the cursor is taken out of the data."""
+"""Calibrations in closed loop: the gain of the output filters is removed from the data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GAIN = 0.4
 
 @contextmanager
 def cursor_that_follows(server: Server, name: str) -> Iterator[None]:
-    """A rig: kinematics over LSL that are the daemon's own frames."""
+    """A rig whose kinematics over LSL follow the daemon's own frames."""
     info = pylsl.StreamInfo(name, "Kinematics", 4, 100.0, "double64", name)
     info.set_channel_labels(["pos_x", "pos_y", "vel_x", "vel_y"])
     outlet, ended = pylsl.StreamOutlet(info), threading.Event()
@@ -57,10 +57,10 @@ def cursor_that_follows(server: Server, name: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_after_a_calibration_of_closed_loop_the_cursor_is_as_fast_as_before(
+def test_a_calibration_in_closed_loop_keeps_the_cursor_speed(
     server: Server, unseen: Session, play: Play
 ) -> None:
-    """And the active decoder, whose own velocity labels the data, is not said to be bad."""
+    """And the active decoder, whose own velocity labels the data, is not scored as bad."""
     name = f"{unseen.session_id}-closed"
     request = CalibrationRequest(seconds=12.0, method="units", promote="auto", kinematics=name)
     with play(unseen), server.client() as client, CursorSubscriber(server.address) as cursor:
@@ -70,7 +70,9 @@ def test_after_a_calibration_of_closed_loop_the_cursor_is_as_fast_as_before(
             *_, ended = client.calibrate(request)
         assert client.filters().gain == GAIN
     assert ended.held_out is not None, ended
-    assert ended.held_out.active > 0.3  # its own velocity, a frame or two late; -7 if filtered
+    assert (
+        ended.held_out.active > 0.3
+    )  # its own velocity, a frame or two late; -7 with the filtered one
     folder = server.home / "calibrations" / ended.id
     (path,) = folder.glob("*.h5")
     collected = sessions.load(path)
@@ -85,7 +87,7 @@ def test_after_a_calibration_of_closed_loop_the_cursor_is_as_fast_as_before(
 
 
 def driving(times: np.ndarray, velocity: np.ndarray, **gains: list[float]) -> Driving:
-    """Of a daemon with a gain, or several in turn."""
+    """The output of a daemon with one gain, or several in turn."""
     return Driving(
         times=times, velocity=velocity,
         gain_times=np.array(gains.get("since", [times[0]])), gains=np.array(gains["gains"]),
@@ -97,20 +99,20 @@ def session() -> Session:
     return simulate(n_units=4, minutes=1.0, subject=2, seed=3)
 
 
-def test_every_gain_in_turn_is_taken_out_where_the_daemon_drove(session: Session) -> None:
+def test_each_gain_is_undone_where_the_daemon_drove(session: Session) -> None:
     half = float(session.cursor_times.mean())
-    times = session.cursor_times - 0.03  # frames come first
+    times = session.cursor_times - 0.03  # frames precede the cursor
     frames = driving(times, session.cursor_vel, since=[times[0], half], gains=[0.5, 2.0])
     changed = before_filters(session, frames)
     early = session.cursor_times < half
     np.testing.assert_allclose(changed.cursor_vel[early], session.cursor_vel[early] / 0.5)
     late = session.cursor_times > half + 0.1
     np.testing.assert_allclose(changed.cursor_vel[late], session.cursor_vel[late] / 2.0)
-    assert "it was divided by that" in changed.notes[-1]
+    assert "were divided by it" in changed.notes[-1]
     np.testing.assert_array_equal(changed.cursor_pos, session.cursor_pos)
 
 
-def test_a_cursor_that_somebody_else_moves_is_left_as_it_is_however_well_it_is_decoded(
+def test_a_cursor_moved_by_hand_is_unchanged_however_well_it_is_decoded(
     session: Session,
 ) -> None:
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The whole flow: a decoder that is lost on today's units, 40 s of data, a decoder that is not."""
+"""The whole flow: a decoder that knows none of today's units is recalibrated with 40 s of data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streaming.sessions.session import Session
 from tests.rig import learning_s
 from tests.server.conftest import POSSM
 from training.baselines.ridge import Ridge, r2
-from training.calibration.adapt import AdaptSettings, calibrate, first_seconds
+from training.calibration.adapt import AdaptSettings, calibrate, hold_out_last_fifth
 from training.data.simulate import simulate
 from training.evaluation.offline import decode_split
 from training.exports.reweigh import write_adapted
@@ -25,7 +25,7 @@ SECONDS, BEFORE_S, AFTER_S = 40.0, 5.0, 20.0
 
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
-    """A shipped decoder recalibrated live to another subject's day."""
+    """A shipped decoder, recalibrated live to the session of another subject."""
     session = simulate(n_units=96, minutes=13.0, subject=UNSEEN, seed=4243)
     return recalibrate(
         POSSM, session, CalibrationRequest(seconds=SECONDS, allowed_s=learning_s()),
@@ -34,7 +34,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
 
 
 @pytest.mark.slow
-@pytest.mark.timing  # learning takes the time it is given, so what it reaches is the machine's, too
+@pytest.mark.timing  # training has a time limit, so its result depends on the machine
 def test_40_s_of_an_unseen_subject_are_enough(flow: Flow) -> None:
     result = flow.as_dict()
     assert result["state"] == "promoted", flow.calibration
@@ -48,7 +48,7 @@ def test_40_s_of_an_unseen_subject_are_enough(flow: Flow) -> None:
 
 @pytest.mark.timing
 @pytest.mark.slow
-def test_they_are_worth_nine_tenths_of_ten_minutes_and_more_than_a_start_from_scratch(
+def test_40_s_reach_nine_tenths_of_ten_minutes_and_beat_training_from_scratch(
     flow: Flow, tmp_path: Path
 ) -> None:
     live = flow.r2(flow.calibration.candidate)
@@ -62,28 +62,28 @@ def test_they_are_worth_nine_tenths_of_ten_minutes_and_more_than_a_start_from_sc
 
 
 def scored(flow: Flow) -> np.ndarray:
-    """First and last instant (2,) that the new decoder decoded live, on the recording's clock."""
+    """First and last instant (2,) of the new decoder's live frames, on the recording's clock."""
     assert flow.frames.mapping is not None
     ends = [f.window_end for f in flow.of(flow.calibration.candidate) if f.valid]
     return flow.frames.mapping.to_recorded(np.array([ends[0], ends[-1]]))
 
 
 def collected(flow: Flow) -> np.ndarray:
-    """The interval (1, 2) that was collected, on the recording's clock."""
+    """The interval (1, 2) of the collected data, on the recording's clock."""
     assert flow.frames.mapping is not None
     until = float(flow.frames.mapping.to_recorded(np.array([flow.data_ended]))[0])
     return np.array([[until - SECONDS, until]])
 
 
 def parted(session: Session, train: np.ndarray, scored: np.ndarray) -> Session:
-    """The session, to be learned from one part and scored on another."""
+    """The session with one part to train on and another to test on."""
     session = replace(session, train_domain=train, domain=session.domain)
-    held_out = first_seconds(session, None)
+    held_out = hold_out_last_fifth(session)
     return replace(held_out, test_domain=scored[None])
 
 
 def adapted(folder: Path, session: Session, method: str) -> float:
-    """R² on the test domain of the shipped model, adapted to the training domain."""
+    """R² of the shipped model on the test domain after adaptation to the training domain."""
     from decoder.bundles.bundle import open_bundle
 
     model, record = runs.load_model(POSSM)
@@ -107,7 +107,7 @@ def ridge(session: Session) -> float:
 
 
 @pytest.mark.slow
-def test_a_decoder_of_shuffled_labels_is_rejected(tmp_path: Path) -> None:
+def test_a_decoder_trained_on_shuffled_labels_is_rejected(tmp_path: Path) -> None:
     session = simulate(n_units=96, minutes=5.0, subject=UNSEEN, seed=4244)
     n = len(session.cursor_times)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What was written is there for the next server."""
+"""The journal: what one server writes, the next one reads, as far as it is intact."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError
 from server.store.registry import Registry
 from server.store.wanted import Wanted
-from server.supervision.daemon import Supervisor
+from server.supervision.daemon import SupervisedDaemon
 from streaming.daemon.settings import DaemonSettings
 
 
-def test_a_journal_is_read_again_as_it_was_written(tmp_path: Path) -> None:
+def test_a_journal_keeps_its_content(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
     journal.note("Ada", "pause", why="lunch")
     journal.remember(active="a", paused=None)
@@ -43,7 +43,7 @@ def wanted(journal: Journal) -> Wanted:
     return Wanted(journal, DaemonSettings())
 
 
-def test_a_journal_of_another_version_is_set_aside_and_what_it_says_taken_over(
+def test_a_journal_of_another_version_is_set_aside_and_copied(
     tmp_path: Path,
 ) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
@@ -53,7 +53,7 @@ def test_a_journal_of_another_version_is_set_aside_and_what_it_says_taken_over(
     journal = Journal(tmp_path / "journal.sqlite")
     now = wanted(journal)
     assert (now.active, now.filters.gain) == ("a", 0.5)
-    assert "version 99" in str(now.paused)  # nobody knows what else it says
+    assert "version 99" in str(now.paused)  # it may hold values that this version can't read
     now.keep()
     journal.close()
     again = Journal(tmp_path / "journal.sqlite")
@@ -64,7 +64,7 @@ def test_a_journal_of_another_version_is_set_aside_and_what_it_says_taken_over(
 
 
 @pytest.mark.parametrize("damage", ["no database", "a page of zeros"])
-def test_a_damaged_journal_is_set_aside_and_the_daemon_begins_paused(
+def test_a_damaged_journal_is_set_aside_and_the_daemon_starts_paused(
     tmp_path: Path, damage: str
 ) -> None:
     path = tmp_path / "journal.sqlite"
@@ -80,7 +80,7 @@ def test_a_damaged_journal_is_set_aside_and_the_daemon_begins_paused(
     journal.close()
 
 
-def test_values_of_another_version_are_read_as_far_as_they_can_be_and_the_daemon_begins_paused(
+def test_unreadable_values_are_read_in_part_and_the_daemon_starts_paused(
     tmp_path: Path,
 ) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
@@ -115,14 +115,14 @@ def test_values_of_another_version_are_read_as_far_as_they_can_be_and_the_daemon
         ("pid", '"x"'),
     ],
 )
-def test_a_resume_holds_although_a_value_could_not_be_read(
+def test_a_resume_holds_even_if_a_value_was_unreadable(
     tmp_path: Path, name: str, stored: str
 ) -> None:
     path = tmp_path / "journal.sqlite"
     Journal(path).close()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, stored))
-    for paused in (True, True, False):  # until somebody resumes, and never after that
+    for paused in (True, True, False):  # until someone resumes, and never again
         with contextlib.closing(Journal(path)) as journal:
             found = wanted(journal)
             assert (found.paused is not None) == paused
@@ -133,7 +133,7 @@ def test_a_resume_holds_although_a_value_could_not_be_read(
             found.keep()
 
 
-def test_a_calibration_of_another_version_keeps_no_server_from_starting(tmp_path: Path) -> None:
+def test_the_server_starts_with_calibrations_of_another_version(tmp_path: Path) -> None:
     settings = ServerSettings(home=tmp_path)
     journal, registry = Journal(tmp_path / "journal.sqlite"), Registry(settings.decoders)
     ours = Calibration(
@@ -144,7 +144,7 @@ def test_a_calibration_of_another_version_keeps_no_server_from_starting(tmp_path
     for document in (ours, newer, other):
         journal.save_calibration(document["id"], None, json.dumps(document))
     journal.save_calibration("cal-4", None, "[" * 100_000)
-    supervisor = Supervisor(settings, journal, registry)
+    supervisor = SupervisedDaemon(settings, journal, registry)
     calibrations = Calibrations(settings, journal, supervisor, registry)
     assert [calibration.id for calibration in calibrations.all()] == ["cal-2", "cal-1"]
     aside = journal._db.execute("SELECT id, document FROM set_aside ORDER BY id").fetchall()
@@ -153,7 +153,7 @@ def test_a_calibration_of_another_version_keeps_no_server_from_starting(tmp_path
     journal.close()
 
 
-def test_a_journal_that_cannot_grow_says_what_to_do(tmp_path: Path) -> None:
+def test_a_journal_that_can_not_grow_raises_an_error_with_advice(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count={pages}")
@@ -163,7 +163,7 @@ def test_a_journal_that_cannot_grow_says_what_to_do(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_no_journal_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_a_journal_in_an_impossible_place_is_refused(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(SettingsError, match="choose another home"):

@@ -1,11 +1,11 @@
-"""Ridge and the Kalman filter by the same calls as any other calibration."""
+"""Calibrations of ridge regression and the Kalman filter, by the same calls as any other."""
 
 from __future__ import annotations
 
 import pytest
 
-from clients.control import ProblemError
 from clients.harness.server import Server
+from clients.rest import ProblemError
 from clients.subscriber import CursorSubscriber
 from decoder.bundles.bundle import open_bundle
 from server.schemas import Calibration
@@ -22,7 +22,7 @@ def calibrated(server: Server, session: Session, **given: object) -> Calibration
 
 
 @pytest.mark.slow
-def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one(
+def test_linear_decoders_are_calibrated_and_promoted_but_are_no_base_for_training(
     server: Server, unseen: Session, play: Play
 ) -> None:
     pretrained = open_bundle(POSSM).manifest.decoder_id
@@ -49,11 +49,11 @@ def test_linear_decoders_are_calibrated_promoted_and_left_for_the_pretrained_one
         client.rollback()
         frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
 
-        with pytest.raises(ProblemError, match="no whole session"):
-            calibrated(server, unseen, method="ridge", data=kalman.id)  # it has none of its own
+        with pytest.raises(ProblemError, match="no complete session"):
+            calibrated(server, unseen, method="ridge", data=kalman.id)  # it has no data of its own
 
         refused = calibrated(server, unseen, method="units", base=ridge.candidate)
         assert refused.state == "failed"
         assert refused.problem is not None
-        assert "nothing can be learned from" in refused.problem.detail
+        assert "can't be trained further" in refused.problem.detail
         assert refused.collected_s == 0.0

@@ -1,53 +1,47 @@
-"""Whatever dies when: what was answered with success is what the next daemon does.
+"""Whichever process dies: the next daemon does what was confirmed to the caller.
 
-A random machine gives orders to the real supervisor, journal and registry, whose daemon is a small
-process that can be told to die, hang or delay, and kills either side before, during and after them.
-What each daemon begins with, and what it does once all is quiet, is compared with the answers.
+A random state machine gives orders to the real supervisor, journal and registry, whose daemon is a
+small process that can be made to die, hang or delay. It kills either side before, during and after
+the orders. The state in which each daemon starts, and its state once all is quiet, are compared
+with the answers.
 
-    python -m tests.server.test_model STEPS [SEED]    run them, and say how they were spent
+    python -m tests.server.test_model STEPS [SEED]    run steps, and print how they were spent
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from multiprocessing.connection import Client, Connection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import hypothesis
-import numpy as np
-import onnx
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from clients.harness.daemon import BUNDLES, free_port
-from decoder.bundles import bundle
-from decoder.bundles.bundle import open_bundle
-from decoder.bundles.families import RidgeSizes, RidgeTables
-from streaming.wire.control import ControlClient, GetStatus, NoAnswerError
-from tests.server.scripted import PATIENCE, Script, fork, forking
-from training.baselines.linear import ridge_graph
+from tests.server.orders_rig import (
+    CANDIDATES,
+    DECODERS,
+    QUIET_S,
+    SPENT,
+    GoneError,
+    RefusedError,
+    Rig,
+    World,
+    a_world,
+    kill,
+)
 
 STEPS_PER_RUN = 50
-EACH_TIME = 500  # steps between two lines of progress
-QUIET_S = 90.0 * PATIENCE  # by when all must be as it was answered; a busy machine is slow
-BASE = BUNDLES / "possm.bundle"  # what the scripted calibrations begin from
-DECODERS = ("a", "b", "c")
-CANDIDATES = ("d", "e")
-SPENT: Counter[str] = Counter()
+EACH_TIME = 500  # steps between lines of progress
 FAULTS = (
     *("none",) * 20, *("kill daemon",) * 10, *("kill daemon before",) * 10, *("kill server",) * 10,
     *("die before",) * 10, *("die after",) * 10, *("delay",) * 10, "stop daemon",
@@ -59,269 +53,13 @@ ANY_FAULT: dict[str, Any] = {
 }
 
 
-def tiny_bundle(path: Path, decoder: str) -> None:
-    """A decoder of two units."""
-    manifest = bundle.Manifest(
-        decoder_id=decoder,
-        family="ridge",
-        preset="50 ms",
-        sizes=RidgeSizes(bin_s=0.05, n_lags=10, dim_out=2),
-        outputs=tuple(
-            bundle.Output(name=name, unit="m/s", scale=1.0, offset=0.0)
-            for name in ("vel_x", "vel_y")
-        ),
-        session_id="session",
-        unit_ids=("1", "2"),
-        provenance={"base": open_bundle(BASE).manifest.decoder_id},
-        metrics={},
-        checksums={},
-    )
-    graph = path.with_name("graph.onnx")
-    onnx.save(ridge_graph(), str(graph))
-    tables = RidgeTables(tokens=np.zeros((2, 10, 2), dtype=np.float32))
-    bundle.write(path, manifest=manifest, graph=graph, tables=tables, weights={"w": np.zeros(1)})
-    graph.unlink()
-
-
-class World:
-    """The process that forks, and bundles: made once."""
-
-    def __init__(self, folder: Path, forks: Path) -> None:
-        self.folder, self.forks = folder, forks
-        for place, decoders in (("bundles", DECODERS), ("candidates", CANDIDATES)):
-            (folder / place).mkdir()
-            for decoder in decoders:
-                tiny_bundle(folder / place / f"{decoder}.bundle", decoder)
-        shutil.copytree(BASE, folder / "bundles" / BASE.name)
-
-    def home(self) -> Path:
-        home = Path(tempfile.mkdtemp(prefix="run-", dir=self.folder))
-        for place, copy in (("bundles", "bundles"), ("bundles", "home/decoders"),
-                            ("candidates", "candidates")):  # fmt: skip
-            shutil.copytree(self.folder / place, home / copy, copy_function=os.link)
-        return home
-
-
-@contextmanager
-def a_world() -> Iterator[World]:
-    memory = Path("/dev/shm")  # a disk would be the slowest part
-    with (
-        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder,
-        forking(Path(folder)) as forks,
-    ):
-        yield World(Path(folder), forks)
-
-
-class RefusedError(Exception):
-    """The server answered with a problem."""
-
-
-class GoneError(Exception):
-    """The server died before it answered."""
-
-
-class Rig:
-    """One server with its daemons, and what they may do by what was answered."""
-
-    def __init__(self, world: World) -> None:
-        self.world, self.folder = world, world.home()
-        self.port = free_port()
-        self.script = Script(self.folder / "script")
-        self.server_pid: int | None = None
-        self.connection: Connection | None = None
-        self.daemon = ControlClient(f"tcp://127.0.0.1:{self.port}", timeout_s=1.0 * PATIENCE)
-        # What is allowed: one value each, or several after an order that was not answered.
-        self.decoders: set[tuple[str, str | None]] = {("a", None)}
-        self.paused: set[str | None] = {None}
-        self.gain: set[float] = {1.0}
-        self.input: set[str | None] = {None}
-        self.births = 0
-        self.due: dict[str, set[Any]] = {}  # what must be done once all is quiet
-        self.starts = self.seen = self.deaths = 0
-        self.fell_back: list[tuple[str, str]] = []  # since the last order began: to, and from
-
-    # Both sides.
-
-    def start_server(self, *, keep_daemon: bool = True) -> None:
-        self.starts += 1
-        address = self.folder / f"server-{self.starts}"
-        self.server_pid = fork(
-            self.world.forks,
-            {
-                "what": "server", "folder": str(self.folder), "port": self.port,
-                "address": str(address), "keep_daemon": keep_daemon,
-            },
-        )  # fmt: skip
-        self.connection = self.connect()
-
-    def connect(self) -> Connection:
-        address = str(self.folder / f"server-{self.starts}")
-        deadline = time.monotonic() + QUIET_S
-        while True:
-            try:
-                return Client(address, family="AF_UNIX")
-            except (FileNotFoundError, ConnectionRefusedError):
-                assert time.monotonic() < deadline, self.log("server")
-                time.sleep(0.001)
-
-    def kill_server(self) -> None:
-        if self.server_pid is not None:
-            kill(self.server_pid)
-            wait_until_gone(self.server_pid)
-        if self.connection is not None:
-            self.connection.close()
-        self.server_pid = self.connection = None
-
-    def daemon_pid(self) -> int | None:
-        births = self.all_births()
-        return int(births[-1]["pid"]) if births else None
-
-    def kill_daemon(self, number: int = signal.SIGKILL) -> None:
-        if (pid := self.daemon_pid()) is not None:
-            kill(pid, number)
-
-    def log(self, what: str) -> str:
-        path = self.folder / f"{what}.log"
-        return path.read_text()[-6000:] if path.exists() else ""
-
-    # Orders.
-
-    def send(self, name: str, connection: Connection | None = None, /, **values: Any) -> None:
-        connection = connection or self.connection
-        assert connection is not None
-        try:
-            connection.send_bytes(json.dumps([name, values]).encode())
-        except OSError:
-            raise GoneError from None
-
-    def answer(self, connection: Connection | None = None) -> Any:
-        connection = connection or self.connection
-        assert connection is not None
-        try:
-            answered = json.loads(connection.recv_bytes())
-        except (EOFError, OSError):
-            raise GoneError from None
-        assert "fault" not in answered, answered["fault"]
-        if "problem" in answered:
-            raise RefusedError(answered["problem"])
-        return answered["done"]
-
-    def ask(self, name: str, /, **values: Any) -> Any:
-        self.send(name, **values)
-        return self.answer()
-
-    # What the daemon does.
-
-    def all_births(self) -> list[dict[str, Any]]:
-        path, births = self.folder / "births", []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with suppress(json.JSONDecodeError):  # its daemon is writing it, or died at that
-                births.append(json.loads(line))
-        return births
-
-    def is_allowed(self, does: dict[str, Any], *fields: str) -> bool:
-        return all(
-            does["decoder"] in {active for active, _ in self.decoders}
-            if field == "decoders"
-            else does[field] in getattr(self, field)
-            for field in fields or ("decoders", "paused", "gain", "input")
-        )
-
-    def allowed(self) -> str:
-        return f"{self.decoders=} {self.paused=} {self.gain=} {self.input=}"
-
-    def check_births(self) -> None:
-        """Every daemon since the last look began as was answered."""
-        births = self.all_births()
-        for birth in births[self.births :]:
-            self.take_fallbacks()
-            assert self.is_allowed(birth), (birth, self.allowed(), self.log("server"))
-        self.births = len(births)
-
-    def take_fallbacks(self) -> None:
-        """Two daemons that died young bring the last good decoder back: no lost order."""
-        if self.server_pid is None:
-            return
-        for change in self.ask("changes", after=self.seen):
-            self.seen = change["number"]
-            if change["what"] in ("daemon died", "not started"):
-                self.deaths += 1
-            elif change["what"] == "fell back":
-                assert self.deaths >= 2, change
-                self.fell_back.append((change["detail"]["decoder"], change["detail"]["before"]))
-                self.allow(self.decoders)
-                SPENT["fell back"] += 1
-
-    def allow(self, decoders: set[tuple[str, str | None]]) -> None:
-        """From now on these, and those that were fallen back to from one of them."""
-        self.decoders = set(decoders)
-        for pair in self.fell_back:
-            if pair[1] in {active for active, _ in self.decoders}:
-                self.decoders.add(pair)
-
-    def does(self) -> dict[str, Any] | None:
-        try:
-            pid = self.daemon_pid()
-            lives = Path(f"/proc/{pid}/stat").exists
-            status = self.daemon.ask(GetStatus(), while_it_lives=lives).status
-        except NoAnswerError:
-            return None
-        return {
-            "decoder": status.decoder, "paused": status.paused, "gain": status.filters.gain,
-            "input": status.input_name, "pid": status.pid,
-        }  # fmt: skip
-
-    def become_quiet(self) -> None:
-        """Wait until the daemon does what was answered, and know again what that is."""
-        if self.server_pid is None:
-            return
-        deadline = time.monotonic() + QUIET_S
-        while True:
-            does = self.does()
-            if does is not None and all(does[field] in due for field, due in self.due.items()):
-                self.take_fallbacks()
-                if self.is_allowed(does) and self.is_settled(does):
-                    break
-            changes = time.monotonic() > deadline and self.ask("changes", after=0)[-12:]
-            assert not changes, (does, self.allowed(), changes, self.log("server"))
-            time.sleep(0.004)
-        self.check_births()
-        self.due.clear()
-        wanted = self.ask("wanted")
-        pairs = {p for p in self.decoders if p == (wanted["active"], wanted["previous"])}
-        assert pairs, (wanted, self.allowed(), self.ask("changes", after=0)[-8:])
-        self.decoders = pairs
-        self.paused, self.gain, self.input = {does["paused"]}, {does["gain"]}, {does["input"]}
-
-    def is_settled(self, does: dict[str, Any]) -> bool:
-        """Whether the server agrees, so that it won't change any more."""
-        return bool(self.ask("wanted")["does"] == does)
-
-    def end(self) -> None:
-        self.kill_server()
-        for birth in self.all_births():
-            kill(birth["pid"])
-        self.daemon.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 def after(decoder: str) -> set[tuple[str, str | None]]:
-    """A decoder that was activated, and any other before it: one may have been fallen back to."""
+    """An active decoder, with any previous one: there may have been a fallback in between."""
     return {(decoder, other) for other in (*DECODERS, *CANDIDATES, None) if other != decoder}
 
 
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def wait_until_gone(pid: int) -> None:
-    while Path(f"/proc/{pid}").exists():
-        time.sleep(0.0005)
-
-
 class Machine(RuleBasedStateMachine):
-    """Orders, deaths, delays and restarts in any order."""
+    """Orders, deaths, delays and restarts in random sequence."""
 
     world: World
 
@@ -334,14 +72,14 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         kind, _, _ = sys.exc_info()
         if kind is not None and issubclass(kind, AssertionError | OSError | GoneError):
-            traceback.print_exc()  # hypothesis tries again, and may not see it then
+            traceback.print_exc()  # hypothesis tries again, and may not reproduce it
         self.rig.end()
 
     def order(
         self, name: str, fault: str, delay_ms: float, quiet: bool, /,
         *, then: dict[str, Any], holds_if_refused: bool = False, **values: Any,
     ) -> None:  # fmt: skip
-        """Give an order while something dies. then: what is allowed once it is answered."""
+        """Give an order while something dies. then: the values allowed once it is confirmed."""
         rig = self.rig
         self.begin(name, fault)
         before = {field: getattr(rig, field) for field in then}
@@ -378,8 +116,8 @@ class Machine(RuleBasedStateMachine):
         if outcome == "answered" and fault == "none":
             does = rig.does()
             rig.take_fallbacks()
-            told = [rig.is_allowed(does, field) for field in then] if does is not None else []
-            assert all(told), (name, does, rig.allowed(), rig.log("server"))
+            held = [rig.is_allowed(does, field) for field in then] if does is not None else []
+            assert all(held), (name, does, rig.allowed(), rig.log("server"))
         if quiet:
             rig.become_quiet()
 
@@ -394,14 +132,14 @@ class Machine(RuleBasedStateMachine):
     def end(
         self, outcome: str, before: dict[str, Any], then: dict[str, Any], *, holds_if_refused: bool
     ) -> None:
-        """What is allowed from now on; daemons that began meanwhile did either."""
+        """Set the allowed values after an order; daemons started during it may have had either."""
         rig = self.rig
         SPENT[outcome] += 1
         rig.check_births()
         if outcome == "server died":
             rig.due.clear()
             return
-        if outcome == "refused" and holds_if_refused:  # by one that was being started, too, soon
+        if outcome == "refused" and holds_if_refused:  # it holds for a daemon that is starting, too
             rig.due |= then
             return
         for field, allowed in (then if outcome == "answered" else before).items():
@@ -415,7 +153,7 @@ class Machine(RuleBasedStateMachine):
     def activate(self, decoder: str, fault: str, delay_ms: float, quiet: bool) -> None:
         then = {"decoders": after(decoder) if decoder in DECODERS else set()}
         self.order("activate", fault, delay_ms, quiet, then=then, decoder=decoder)
-        assert self.rig.decoders, "a decoder that isn't there was activated"
+        assert self.rig.decoders, "a decoder that is not registered was activated"
 
     @rule(**ANY_FAULT)
     def rollback(self, fault: str, delay_ms: float, quiet: bool) -> None:
@@ -485,7 +223,7 @@ class Machine(RuleBasedStateMachine):
         rig.become_quiet()
 
     def ended(self, identity: str) -> dict[str, Any]:
-        """A calibration once it has ended; `discarded` if it was before it was deleted."""
+        """A calibration once it has ended; `discarded` if it had ended before it was deleted."""
         deadline = time.monotonic() + QUIET_S
         while True:
             try:
@@ -511,10 +249,10 @@ class Machine(RuleBasedStateMachine):
             rig.send("pause", other, why=why)
             rig.answer(other)
             does = rig.does()
-            assert does is None or does["paused"] == why  # before the decoder is loaded
+            assert does is None or does["paused"] == why  # while the decoder is still loading
             rig.answer()
             outcome = "answered"
-        except RefusedError:  # the machine was too slow, and the daemon taken to hang
+        except RefusedError:  # on a slow machine the daemon counted as hung
             outcome = "refused"
         finally:
             other.close()
@@ -544,7 +282,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(keep=st.booleans())
     def server_stops(self, keep: bool) -> None:
-        """Stopped as by Ctrl-C; the daemon is left or not."""
+        """Stop it as by Ctrl-C, with or without its daemon."""
         rig = self.rig
         self.begin("server stops", "none")
         rig.ask("stop")
@@ -554,7 +292,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def run(world: World, steps: int, *, seed: int | None) -> None:
-    """So many steps, each run with a server and a home of its own."""
+    """Run `steps` steps; each run of them has its own server and home."""
 
     class Here(Machine):
         pass
@@ -581,10 +319,10 @@ def run(world: World, steps: int, *, seed: int | None) -> None:
     ("n_machines", "steps"), [(2, 200), pytest.param(5, 1000, marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(1800)
-def test_what_was_answered_with_success_is_what_the_next_daemon_does(
+def test_the_next_daemon_does_what_was_confirmed(
     tmp_path: Path, n_machines: int, steps: int
 ) -> None:
-    """Several machines at once, since each one waits for most of its time; steps of each."""
+    """Run several machines at once, because each mostly waits. steps: of each machine."""
     logs = [tmp_path / f"{seed}.log" for seed in range(n_machines)]
     with ExitStack() as running:
         machines = []
@@ -604,7 +342,7 @@ def test_what_was_answered_with_success_is_what_the_next_daemon_does(
 
 
 def main(steps: int, seed: int | None = None) -> None:
-    """Run so many steps and say how they were spent; without a seed, at random."""
+    """Run steps and print how they were spent. seed: None for a random one."""
     done: Counter[str] = Counter()
     began = time.monotonic()
     with a_world() as world:

@@ -1,4 +1,4 @@
-"""Single orders, each where it could be lost: a scripted daemon dies, hangs or waits on purpose."""
+"""Orders at moments when they could be lost: a scripted daemon dies, hangs or delays."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from server.supervision.children import Child, ChildEndedError
 from streaming.wire.control import GetStatus
 from tests.rig import wait_for
+from tests.server.orders_rig import RefusedError, Rig, World, a_world
 from tests.server.scripted import QUICK
-from tests.server.test_model import RefusedError, Rig, World, a_world
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def rig(world: World) -> Iterator[Rig]:
 
 
 def does(rig: Rig, **wanted: object) -> Callable[[], bool]:
-    """Whether the daemon does that now."""
+    """A check whether the daemon's status has these values."""
 
     def look() -> bool:
         seen = rig.does()
@@ -46,7 +46,7 @@ def does(rig: Rig, **wanted: object) -> Callable[[], bool]:
 
 
 def is_good(rig: Rig, decoder: str) -> bool:
-    """Whether a decoder is the last that the server trusts."""
+    """Whether a decoder is the last good one in the journal."""
     journal = sqlite3.connect(rig.folder / "home" / "journal.sqlite")
     try:
         found = journal.execute("SELECT value FROM state WHERE name = 'good'").fetchall()
@@ -56,12 +56,12 @@ def is_good(rig: Rig, decoder: str) -> bool:
 
 
 def prove(rig: Rig, decoder: str) -> None:
-    """Have a decoder run until the server trusts it."""
+    """Run a decoder until the server trusts it."""
     rig.ask("activate", decoder=decoder)
     wait_for("trust", lambda: is_good(rig, decoder))
 
 
-def test_a_decoder_activated_while_the_daemon_is_down_is_what_the_next_one_decodes_with(
+def test_a_decoder_activated_while_the_daemon_is_down_is_used_by_the_next_one(
     rig: Rig,
 ) -> None:
     for turn in range(40):
@@ -75,9 +75,9 @@ def test_a_decoder_activated_while_the_daemon_is_down_is_what_the_next_one_decod
         assert does(rig, decoder=decoder)(), rig.all_births()[-2:]
 
 
-def test_a_new_server_has_the_daemon_do_what_the_last_one_answered(rig: Rig) -> None:
+def test_a_new_server_restores_the_orders_of_the_last_one(rig: Rig) -> None:
     rig.ask("filters", gain=0.5)
-    rig.kill_daemon(signal.SIGSTOP)  # it misses what comes now, and is there for the next server
+    rig.kill_daemon(signal.SIGSTOP)  # it misses the next order but is there for the next server
     with pytest.raises(RefusedError):
         rig.ask("pause", why="fire")
     pid = rig.daemon_pid()
@@ -89,13 +89,13 @@ def test_a_new_server_has_the_daemon_do_what_the_last_one_answered(rig: Rig) -> 
 
 
 @pytest.mark.parametrize("damage", ["manifest", "folder", "nested"])
-def test_an_active_decoder_that_cannot_be_read_is_left_for_the_last_good_one(
+def test_an_unreadable_active_decoder_is_replaced_by_the_last_good_one(
     rig: Rig, damage: str
 ) -> None:
     prove(rig, "a")
     rig.ask("activate", decoder="b")
     bundle = rig.folder / "home" / "decoders" / "b.bundle"
-    (bundle / "manifest.json").unlink()  # a link to one that other tests use
+    (bundle / "manifest.json").unlink()  # a hard link to a file that other tests use
     if damage == "folder":
         bundle.rename(bundle.with_name("elsewhere"))
     elif damage == "nested":
@@ -104,7 +104,7 @@ def test_an_active_decoder_that_cannot_be_read_is_left_for_the_last_good_one(
     wait_for("the last good decoder", does(rig, decoder="a"))
 
 
-def test_a_decoder_that_hangs_is_left_for_the_last_good_one(rig: Rig) -> None:
+def test_a_hanging_decoder_is_replaced_by_the_last_good_one(rig: Rig) -> None:
     prove(rig, "a")
     rig.ask("activate", decoder="b")
     hung = set()
@@ -122,8 +122,8 @@ def test_a_decoder_that_hangs_is_left_for_the_last_good_one(rig: Rig) -> None:
     assert len(hung) <= 3
 
 
-def test_a_good_decoder_whose_daemon_is_killed_again_and_again_is_kept(rig: Rig) -> None:
-    """What kills it is not the decoder; to decode with another would lose an accepted order."""
+def test_a_good_decoder_is_kept_when_its_daemon_is_killed_repeatedly(rig: Rig) -> None:
+    """The decoder is not the cause, and another one would mean a lost order."""
     prove(rig, "a")
     prove(rig, "b")
     for _ in range(4):
@@ -133,27 +133,27 @@ def test_a_good_decoder_whose_daemon_is_killed_again_and_again_is_kept(rig: Rig)
 
 
 def test_a_decoder_that_has_not_decoded_is_not_trusted(rig: Rig) -> None:
-    """It may hang at the first spike, and then be taken for the last good one."""
+    """It may hang at the first spike, so it must not become the last good one."""
     prove(rig, "a")
     rig.ask("pause", why="between blocks")
     rig.ask("activate", decoder="b")
     enough = time.monotonic() + 5 * QUICK.good_after_s
-    wait_for("longer than trust takes", lambda: time.monotonic() > enough and does(rig)())
+    wait_for("the time that trust takes", lambda: time.monotonic() > enough and does(rig)())
     assert is_good(rig, "a")
     rig.ask("resume")
     wait_for("trust", lambda: is_good(rig, "b"))
 
 
-def test_a_rollback_ends_a_daemon_that_hangs(rig: Rig) -> None:
+def test_a_rollback_kills_a_hanging_daemon(rig: Rig) -> None:
     rig.ask("activate", decoder="b")
     rig.kill_daemon(signal.SIGSTOP)
     rig.ask("rollback")
-    wait_for("the decoder before", does(rig, decoder="a"))
+    wait_for("the previous decoder", does(rig, decoder="a"))
 
 
-def test_a_pause_waits_for_no_disk(rig: Rig) -> None:
+def test_a_pause_does_not_wait_for_the_disk(rig: Rig) -> None:
     journal = sqlite3.connect(rig.folder / "home" / "journal.sqlite")
-    journal.execute("BEGIN IMMEDIATE")  # nothing else can be written, until the server gives up
+    journal.execute("BEGIN IMMEDIATE")  # blocks other writers until the server gives up
     began = time.monotonic()
     rig.send("pause", why="fire")
     wait_for("the pause", does(rig, paused="fire"))
@@ -165,7 +165,7 @@ def test_a_pause_waits_for_no_disk(rig: Rig) -> None:
     journal.close()
 
 
-def test_a_pause_waits_for_no_other_order(rig: Rig) -> None:
+def test_a_pause_does_not_wait_for_other_orders(rig: Rig) -> None:
     rig.script.set(before_ms=60)
     others = [rig.connect() for _ in range(6)]
     for number, other in enumerate(others):
@@ -174,13 +174,13 @@ def test_a_pause_waits_for_no_other_order(rig: Rig) -> None:
     rig.ask("pause", why="fire")
     took_s = time.monotonic() - began
     for other in others:
-        with suppress(RefusedError):  # it waited for too long
+        with suppress(RefusedError):  # it timed out
             rig.answer(other)
     assert took_s < (time.monotonic() - began) / 2
     assert does(rig, paused="fire")()
 
 
-def test_a_server_that_is_stopped_while_a_decoder_is_loaded_ends_with_its_daemon(
+def test_a_server_stopped_while_loading_a_decoder_ends_with_its_daemon(
     world: World,
 ) -> None:
     for after_ms in (0, 5, 30):
@@ -204,18 +204,18 @@ def calibration_in(rig: Rig, identity: str, *states: str) -> Callable[[], bool]:
     return lambda: rig.ask("calibration", identity=identity)["state"] in states
 
 
-def test_what_a_calibration_cannot_decide_is_left_to_the_operator(rig: Rig) -> None:
+def test_an_undecided_calibration_is_left_to_the_operator(rig: Rig) -> None:
     (rig.folder / "alike").touch()
     identity = rig.ask("calibrate")
     wait_for("its end", calibration_in(rig, identity, "undecided"))
     found = rig.ask("calibration", identity=identity)
-    assert "can't tell" in found["verdict"]
+    assert "too few to tell" in found["verdict"]
     assert does(rig, decoder="a")()
     rig.ask("activate", decoder=found["candidate"])
     wait_for("the candidate", does(rig, decoder=found["candidate"]))
 
 
-def test_what_a_calibration_cannot_decide_its_shadow_may(rig: Rig) -> None:
+def test_a_shadow_can_decide_an_undecided_calibration(rig: Rig) -> None:
     (rig.folder / "alike").touch()
     rig.ask("input", name="left")  # a shadow needs a stream
     identity = rig.ask("calibrate", shadow=True, shadow_s=5.0)
@@ -225,28 +225,28 @@ def test_what_a_calibration_cannot_decide_its_shadow_may(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
-def test_a_calibration_that_is_being_promoted_is_not_cancelled(rig: Rig, how: str) -> None:
+def test_a_calibration_that_is_being_promoted_can_not_be_cancelled(rig: Rig, how: str) -> None:
     rig.script.set(load_ms=1e6)
     identity = rig.ask("calibrate")
     wait_for("the promotion", lambda: rig.daemon.ask(GetStatus()).status.loading)
-    with pytest.raises(RefusedError, match="can't be cancelled any more"):
+    with pytest.raises(RefusedError, match="too late to cancel"):
         rig.ask(how, identity=identity)
     rig.script.set(load_ms=0)
     wait_for("its end", calibration_in(rig, identity, "promoted"))
 
 
 def what_became_of(rig: Rig, identity: str) -> str:
-    """The state of a calibration; one that had ended before it was deleted is no longer there."""
+    """The state of a calibration; `discarded` if it had ended before it was deleted."""
     try:
         return str(rig.ask("calibration", identity=identity)["state"])
     except RefusedError as error:
-        if "there is no calibration" not in str(error):
+        if "no calibration" not in str(error):
             raise
         return "discarded"
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
-def test_a_calibration_that_was_cancelled_is_never_promoted(rig: Rig, how: str) -> None:
+def test_a_cancelled_calibration_is_never_promoted(rig: Rig, how: str) -> None:
     outcomes = set()
     for turn in range(8):
         identity = rig.ask("calibrate")
@@ -261,7 +261,7 @@ def test_a_calibration_that_was_cancelled_is_never_promoted(rig: Rig, how: str) 
     assert "cancelled" in outcomes
 
 
-def test_a_server_that_dies_in_a_promotion_knows_afterwards_what_became_of_it(rig: Rig) -> None:
+def test_a_server_that_dies_during_a_promotion_knows_its_outcome_after_a_restart(rig: Rig) -> None:
     rig.script.set(after_ms=100)
     identity = rig.ask("calibrate")
     wait_for("the promotion", calibration_in(rig, identity, "promoting"))
@@ -280,37 +280,37 @@ def test_a_server_that_dies_in_a_promotion_knows_afterwards_what_became_of_it(ri
     "module",
     ["training.calibration.worker", "server.calibration.collect", "server.calibration.shadow"],
 )
-def test_a_process_that_hangs_is_ended_and_its_calibration_with_it(rig: Rig, module: str) -> None:
+def test_a_hanging_child_process_is_killed_and_its_calibration_fails(rig: Rig, module: str) -> None:
     rig.ask("input", name="left")  # a shadow needs a stream
     with_shadow = {"shadow": True, "shadow_s": 5.0} if module == "server.calibration.shadow" else {}
     hangs = rig.folder / f"{module} hangs"
     hangs.touch()
     identity = rig.ask("calibrate", allowed_s=0.5, **with_shadow)
     wait_for("its end", calibration_in(rig, identity, "failed"))
-    assert "said nothing for" in rig.ask("calibration", identity=identity)["problem"]
+    assert "was silent for" in rig.ask("calibration", identity=identity)["problem"]
     hangs.unlink()
     identity = rig.ask("calibrate", **with_shadow)
     wait_for("the next one's end", calibration_in(rig, identity, "promoted"))
 
 
 class Stopped(Child):
-    """A process that is stopped as by a debugger."""
+    """A child that is stopped, as by a debugger."""
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         code = "import os, signal; print('{}', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
         return [sys.executable, "-c", code]
 
 
-def test_a_process_that_goes_silent_is_killed(tmp_path: Path) -> None:
+def test_a_silent_child_process_is_killed(tmp_path: Path) -> None:
     child = Stopped("nobody", log=tmp_path / "log")
-    with pytest.raises(ChildEndedError, match="said nothing for"):
+    with pytest.raises(ChildEndedError, match="was silent for"):
         list(child.messages(silent_s=1.0))
     child.stop()
     assert not Path(f"/proc/{child._process.pid}").exists()
 
 
 class Starved(Child):
-    """A child with half a second of work, on a core that three others keep busy."""
+    """A child with 0.4 s of work on a core that three other processes keep busy."""
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         work = "import time\nwhile time.process_time() < 0.4: pass"
@@ -324,8 +324,10 @@ class Starved(Child):
 
 
 @pytest.mark.timing
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a process waited")
-def test_a_process_that_gets_no_core_does_not_hang(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux reports how long a process has waited"
+)
+def test_a_starved_child_process_does_not_count_as_hung(tmp_path: Path) -> None:
     child = Starved("nobody", log=tmp_path / "log")
     began = time.monotonic()
     assert list(child.messages(silent_s=1.0)) == [{"done": 1}]

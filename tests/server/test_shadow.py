@@ -1,4 +1,4 @@
-"""A shadow compares as many seconds as it was asked for, of the streams that send."""
+"""A shadow compares the requested number of seconds, on the streams that send."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POSITIONS = ("pos_x", "pos_y")
 
 @contextmanager
 def hardly_running(pid: int, *, run_s: float, stop_s: float) -> Iterator[None]:
-    """A process that gets only a share of the time, as on a machine that others keep busy."""
+    """Let a process run only part of the time, as on a busy machine."""
     ended = threading.Event()
 
     def share() -> None:
@@ -48,7 +48,7 @@ def hardly_running(pid: int, *, run_s: float, stop_s: float) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
+def test_a_starved_shadow_runs_until_it_has_compared_its_seconds(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
     known = replace(
@@ -58,7 +58,7 @@ def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
     with play(unseen):
         shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
-            shadow.tell(
+            shadow.send(
                 active=str(POSSM), candidate=str(good.path), seconds=SECONDS,
                 spikes=f"{unseen.session_id}-spikes", kinematics=f"{unseen.session_id}-kinematics",
             )  # fmt: skip
@@ -73,13 +73,13 @@ def test_a_shadow_that_hardly_runs_goes_on_until_it_has_its_seconds(
 
 
 @pytest.mark.slow
-def test_a_shadow_of_two_that_are_alike_goes_on_for_longer_than_was_asked_for(
+def test_a_shadow_of_two_equal_decoders_takes_longer_than_requested(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
     with play(unseen):
         shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
-            shadow.tell(
+            shadow.send(
                 active=str(POSSM), candidate=str(POSSM), seconds=SECONDS,
                 spikes=f"{unseen.session_id}-spikes", kinematics=f"{unseen.session_id}-kinematics",
             )  # fmt: skip
@@ -94,10 +94,10 @@ def _until_done(shadow: Child, *, run_s: float, stop_s: float) -> Iterator[dict[
         yield from shadow.messages(silent_s=120.0)
 
 
-def test_a_silent_leftover_of_the_same_name_is_left_for_the_stream_that_sends(
+def test_a_stale_stream_of_the_same_name_is_skipped(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
-    """As a sender that crashed and was started again leaves it."""
+    """A sender that crashed and was restarted leaves such a stream."""
     spikes, kinematics = (f"{unseen.session_id}-{what}" for what in ("spikes", "kinematics"))
     leftovers = [
         pylsl.StreamOutlet(spikes_info(spikes, f"{spikes}-old", unseen.unit_ids)),
@@ -106,7 +106,7 @@ def test_a_silent_leftover_of_the_same_name_is_left_for_the_stream_that_sends(
     with play(unseen):
         shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
         try:
-            shadow.tell(
+            shadow.send(
                 active=str(POSSM), candidate=str(POSSM), seconds=SECONDS, spikes=spikes,
                 kinematics=kinematics,
             )  # fmt: skip

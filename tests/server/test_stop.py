@@ -1,4 +1,4 @@
-"""Ctrl-C on a server that somebody follows."""
+"""Ctrl-C on a server with an open event stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.server.conftest import Play
 from tests.server.test_survival import request_for
 
 
-def test_a_server_that_is_stopped_while_events_are_followed_prints_no_traceback(
+def test_a_server_stopped_during_an_event_stream_prints_no_traceback(
     server: Server, unseen: Session, play: Play
 ) -> None:
     seen: list[float] = []

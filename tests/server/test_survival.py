@@ -1,4 +1,4 @@
-"""Server and daemon die apart; what each held is there when they return."""
+"""Server and daemon die separately; both come back in the state that they were in."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from clients.control import ProblemError
 from clients.harness.daemon import BUNDLES
 from clients.harness.server import Server
+from clients.rest import ProblemError
 from clients.subscriber import CursorSubscriber
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch
 from streaming.daemon.settings import RESTARTED
@@ -25,7 +25,7 @@ from tests.streaming.test_live import assert_only_silence_interrupts, is_decodin
 
 
 def request_for(session: Session, **given: object) -> CalibrationRequest:
-    """Ten seconds, units alone; streams by name, since other tests may stream beside this one."""
+    """A request for 10 s and units only; streams by name, because other tests may stream too."""
     name = session.session_id
     values = {"seconds": 10.0, "method": "units", "promote": "auto"} | given
     return CalibrationRequest(kinematics=f"{name}-kinematics", markers=f"{name}-markers", **values)
@@ -36,16 +36,16 @@ def has_collected(calibration: Calibration, seconds: float) -> bool:
     return calibration.collected_s > seconds
 
 
-def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Server) -> None:
+def test_a_killed_daemon_comes_back_with_its_decoder_filters_and_pause(server: Server) -> None:
     with server.client() as client, CursorSubscriber(server.address, max_age_s=None) as cursor:
         client.set_filters(FiltersPatch(gain=1.5, speed_limit=0.4))
         client.pause("between blocks")
         before = client.status().daemon
         first = cursor.receive(timeout_s=DEADLINE_S)
         os.kill(before.pid, signal.SIGKILL)
-        anew = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
-        assert anew.decoder == before.decoder
-        assert anew.state == "paused"  # from its very first frame on
+        restarted = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
+        assert restarted.decoder == before.decoder
+        assert restarted.state == "paused"  # from its first frame
         status = wait_for("an answer", lambda: (s := client.status()).answered and s)
         assert status.restarts == 1
         assert status.daemon.pid != before.pid
@@ -57,7 +57,7 @@ def test_a_killed_daemon_returns_with_its_decoder_filters_and_pause(server: Serv
 
 
 @pytest.mark.slow
-def test_a_killed_server_finds_the_daemon_and_the_calibration_again(
+def test_a_restarted_server_finds_its_daemon_and_calibration(
     server: Server, unseen: Session, play: Play
 ) -> None:
     with play(unseen), CursorSubscriber(server.address, max_age_s=None) as cursor:
@@ -98,7 +98,7 @@ def test_an_interrupted_calibration_can_be_discarded(
         assert folder.is_dir()
         client.delete_calibration(begun.id)
         assert not folder.exists()
-        with pytest.raises(ProblemError, match="there is no calibration"):
+        with pytest.raises(ProblemError, match="no calibration"):
             client.calibration(begun.id)
 
 
@@ -124,7 +124,7 @@ def test_a_running_calibration_can_be_finished_early_or_cancelled(
 
 
 @pytest.mark.slow
-def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
+def test_a_shadow_decodes_alongside_the_active_decoder_before_a_promotion(
     server: Server, unseen: Session, play: Play
 ) -> None:
     with (
@@ -142,7 +142,7 @@ def test_a_shadow_decodes_beside_the_active_one_before_it_may_take_over(
         assert ended.live.candidate > 0.3 > ended.live.active
 
 
-def test_a_decoder_that_keeps_its_daemon_from_starting_is_left_for_the_last_good_one(
+def test_a_decoder_that_can_not_start_is_replaced_by_the_last_good_one(
     server: Server,
 ) -> None:
     with server.client() as client:
@@ -160,28 +160,28 @@ def test_a_decoder_that_keeps_its_daemon_from_starting_is_left_for_the_last_good
         assert status.restarts >= 2
         assert client.decoder(bad).problem
         wait_for("trust in it", lambda: client.status().daemon.uptime_s > 6.0)
-        os.kill(client.status().daemon.pid, signal.SIGKILL)  # the bad one is not tried again
+        os.kill(client.status().daemon.pid, signal.SIGKILL)  # the bad decoder is not tried again
         wait_for("its death", lambda: client.status().restarts > status.restarts)
         again = wait_for("an answer", lambda: (s := client.status()).answered and s)
         assert (again.daemon.decoder, again.restarts) == (good, status.restarts + 1)
 
 
-def test_a_pause_that_a_hanging_daemon_does_not_hear_holds_for_the_next_one(
+def test_a_pause_that_a_hanging_daemon_misses_holds_for_the_next_one(
     server: Server,
 ) -> None:
     with server.client() as client, CursorSubscriber(server.address, max_age_s=None) as cursor:
         first = cursor.receive(timeout_s=DEADLINE_S)
         os.kill(client.status().daemon.pid, signal.SIGSTOP)
-        with pytest.raises(ProblemError) as unheard:
+        with pytest.raises(ProblemError) as refused:
             client.pause("stop!")
-        assert unheard.value.problem.status == 503
-        anew = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
-        assert anew.state == "paused"
+        assert refused.value.problem.status == 503
+        restarted = frames_until(cursor, lambda frame: frame.started != first.started)[-1]
+        assert restarted.state == "paused"
         status = wait_for("an answer", lambda: (s := client.status()).answered and s)
         assert status.daemon.paused == "stop!"
 
 
-def test_a_server_whose_daemon_is_slow_to_answer_has_no_second_one(server: Server) -> None:
+def test_a_daemon_that_is_slow_to_answer_is_adopted(server: Server) -> None:
     with server.client() as client:
         pid = client.status().daemon.pid
     server.stop(signal.SIGKILL)
@@ -195,7 +195,9 @@ def test_a_server_whose_daemon_is_slow_to_answer_has_no_second_one(server: Serve
         assert (status.daemon.pid, status.restarts) == (pid, 0)
 
 
-def test_a_server_that_gets_no_port_leaves_the_daemon_alone(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_a_free_port_leaves_the_daemon_alone(
+    server: Server, tmp_path: Path
+) -> None:
     with server.client() as client:
         pid = client.status().daemon.pid
         port = server.url.rpartition(":")[2]
@@ -207,7 +209,7 @@ def test_a_server_that_gets_no_port_leaves_the_daemon_alone(server: Server, tmp_
         assert client.status().daemon.pid == pid
 
 
-def test_two_filters_changed_at_once_both_hold(server: Server) -> None:
+def test_concurrent_filter_changes_both_hold(server: Server) -> None:
     with server.client() as client, ThreadPoolExecutor(8) as pool:
         for i in range(10):
             gain, limit = 1.0 + i / 10, 0.1 + i / 100
@@ -217,7 +219,7 @@ def test_two_filters_changed_at_once_both_hold(server: Server) -> None:
             assert (filters.gain, filters.speed_limit) == (gain, limit)
 
 
-def test_a_daemon_that_others_start_again_is_told_all_before_it_moves(
+def test_a_daemon_restarted_by_others_is_corrected_before_it_moves(
     tmp_path: Path, unseen: Session, play: Play
 ) -> None:
     stream = f"{unseen.session_id}-spikes"
@@ -240,9 +242,9 @@ def test_a_daemon_that_others_start_again_is_told_all_before_it_moves(
                 first.wait()
                 first = daemon()
                 frames = frames_until(cursor, lambda frame: frame.valid and frame.started != began)
-                anew = [frame for frame in frames if frame.started != began]
-                assert anew[0].state == "paused"
-                assert {frame.decoder for frame in anew if frame.valid} == {other}
+                restarted = [frame for frame in frames if frame.started != began]
+                assert restarted[0].state == "paused"
+                assert {frame.decoder for frame in restarted if frame.valid} == {other}
                 assert client.status().daemon.filters.gain == 1.5
     finally:
         first.kill()

@@ -1,6 +1,6 @@
-"""Four hours in one go: the streaming model's state and accuracy stay what they were.
+"""Four hours without a break: the state and accuracy of the streaming model stay the same.
 
-What a tick costs is printed by ten minutes, not asserted: machines are noisy.
+The cost of a tick is printed for every ten minutes but not asserted, because machines are noisy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from training.baselines.ridge import r2
 from training.data.simulate import simulate
 from training.evaluation.offline import index_in_bundle
 from training.exports.export import export_run
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 HOURS = 4
 TRAINED_S, VALIDATED_S = 500.0, 100.0
@@ -27,7 +28,7 @@ BLOCK_S = 600.0
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_four_hours_do_not_wear_a_state_out(tmp_path: Path) -> None:
+def test_the_state_is_stable_for_four_hours(tmp_path: Path) -> None:
     whole = simulate(n_units=96, minutes=60.0 * HOURS, subject=3, seed=11)
     end = float(whole.domain[-1, 1])
     split = np.array([[0.0, TRAINED_S], [TRAINED_S, TRAINED_S + VALIDATED_S], [600.0, end]])

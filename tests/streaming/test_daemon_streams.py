@@ -16,7 +16,7 @@ import pytest
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
 from decoder.bundles.bundle import open_bundle
-from decoder.runtimes.base import CPU
+from decoder.runtimes.onnx import CPU
 from streaming.recording.outlets import spikes_info
 from streaming.wire import messages as wire
 from tests.faults import decoders

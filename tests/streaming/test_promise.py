@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from decoder.bundles import bundle as bundles
 from decoder.bundles.bundle import Bundle
 from decoder.filters import Filters
-from decoder.runtimes.base import MAX_RATE_HZ, Runtime, open_runtime
+from decoder.runtimes.base import MAX_RATE_HZ, Runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.daemon.commands import handle, swap
 from streaming.daemon.status import explain
 from streaming.wire.control import Arm, Pause, Resume, Rollback, SetFilters
@@ -386,7 +387,7 @@ def test_valid_frames_keep_their_promise_under_random_events(
     try:
         runtimes = [
             open_runtime(
-                o, epoch=0.0, settings=rig.ticker.runtime.settings, like=rig.ticker.runtime
+                o, epoch=0.0, settings=rig.ticker.runtime.settings, graph_from=rig.ticker.runtime
             )
             for o in others
         ]

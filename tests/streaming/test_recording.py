@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from clients.cli.verbs import app
+from clients.cli.main import app
 from decoder.errors import SessionError
 from streaming.recording import raw as recording
 from streaming.recording.raw import read_recording

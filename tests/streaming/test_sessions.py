@@ -325,7 +325,8 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_partial(path: Path) -> None:
     before = path.read_bytes()
     code = (
         "import resource, sys; from dataclasses import replace; "
-        "from streaming import sessions; from decoder.errors import SessionError\n"
+        "from streaming.sessions import format as sessions\n"
+        "from decoder.errors import SessionError\n"
         f"session = sessions.load({str(path)!r})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "try:\n    sessions.save(session, sys.argv[1])\n"
@@ -342,7 +343,7 @@ def test_a_save_killed_midway_leaves_the_earlier_file_and_the_next_save_clears_u
     session: Session, path: Path
 ) -> None:
     code = (
-        "import sys; from streaming import sessions\n"
+        "import sys; from streaming.sessions import format as sessions\n"
         f"session = sessions.load({str(path)!r})\n"
         "while True:\n    sessions.save(session, sys.argv[1])\n"
     )

@@ -18,7 +18,7 @@ from clients.subscriber import CursorSubscriber
 from decoder.bundles import bundle as bundles
 from decoder.bundles.bundle import Bundle
 from decoder.filters import Filters
-from decoder.runtimes.base import open_runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.daemon.commands import swap
 from streaming.daemon.settings import RESTARTED
 from streaming.units import UNKNOWN, UnitMatch
@@ -165,7 +165,7 @@ def test_a_decoder_of_other_units_gets_the_recent_spikes(tiny, tmp_path: Path) -
             rig.send(time, unit=unit)
         if end > began + 2.5 and rig.ticker.runtime.bundle is tiny.bundle:
             current = rig.ticker.runtime
-            swapped = open_runtime(other, epoch=0.0, settings=current.settings, like=current)
+            swapped = open_runtime(other, epoch=0.0, settings=current.settings, graph_from=current)
             assert swapped._session is current._session, "the graph is shared"
             assert swap(rig.ticker, swapped, rig.clock.now) is None
         frame = rig.tick()

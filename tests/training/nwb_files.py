@@ -1,4 +1,4 @@
-"""Small NWB files of odd layouts, with a movement and units that don't change."""
+"""Writes small NWB files with unusual layouts, always with the same movement and units."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write(
     trials: Sequence[dict[str, Any]] = (),
     more: Callable[[NWBFile], None] = lambda nwb: None,
 ) -> Path:
-    """A file whose behaviour module holds `series` (a position in a container of its own)."""
+    """Write a file with `series` in its behavior module; a position gets its own container."""
     start = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
     nwb = NWBFile(
         session_description="test", identifier="t", session_start_time=start, session_id=session_id

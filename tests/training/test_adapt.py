@@ -1,4 +1,4 @@
-"""Unit identification: the new session is learned, everything known stays to the bit."""
+"""Unit identification: learns a new session, and keeps all known weights bit for bit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ import torch
 
 from decoder.bundles import bundle as bundles
 from decoder.errors import TrainingError
-from decoder.runtimes.base import open_runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.sessions.intervals import duration_s
 from streaming.sessions.session import Session
-from training.calibration.adapt import AdaptSettings, first_seconds, identify_units, with_session
+from training.calibration.adapt import (
+    AdaptSettings,
+    first_seconds,
+    hold_out_last_fifth,
+    identify_units,
+    with_session,
+)
 from training.data.simulate import simulate
 from training.exports.export import export_model, refold
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
 
 @pytest.fixture(scope="module", params=[pytest.param("rt", marks=pytest.mark.slow), "stream"])
@@ -35,7 +42,7 @@ def today() -> Session:
     return simulate(n_units=30, minutes=2.0, subject=4, seed=9)
 
 
-def test_new_units_are_learned_and_all_else_stays_to_the_bit(pretrained, today) -> None:
+def test_new_units_are_learned_and_all_other_weights_stay_bit_for_bit(pretrained, today) -> None:
     model, record = pretrained
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     scores: list[float] = []
@@ -46,15 +53,15 @@ def test_new_units_are_learned_and_all_else_stays_to_the_bit(pretrained, today) 
     assert extended.best_r2 == scores[-1] == max(scores)
     after = runs.weights(adapted)
     for name, tensor in before.items():
-        assert torch.equal(runs.weights(model)[name], tensor), "the model given was changed"
-        assert torch.equal(after[name][: len(tensor)], tensor), f"{name} moved"
+        assert torch.equal(runs.weights(model)[name], tensor), "the original model was changed"
+        assert torch.equal(after[name][: len(tensor)], tensor), f"{name} changed"
     assert len(after["unit_emb.weight"]) == len(before["unit_emb.weight"]) + today.n_units
     new = after["unit_emb.weight"][-today.n_units :]
-    assert (new.std(dim=0) > 0.05).any(), "units of the new session were not told apart"
+    assert (new.std(dim=0) > 0.05).any(), "the embeddings of the new units are almost equal"
     assert extended.session_words[-1] == today.session_id
 
 
-def test_units_begin_like_known_ones_of_their_tuning(pretrained) -> None:
+def test_new_units_start_like_known_units_with_similar_tuning(pretrained) -> None:
     model, record = pretrained
     known = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
     again = replace(known, session_id="another day")
@@ -62,7 +69,7 @@ def test_units_begin_like_known_ones_of_their_tuning(pretrained) -> None:
     assert len(more.unit_tuning) == len(more.unit_words) == 48
     old, new = extended.unit_emb.weight[1:25], extended.unit_emb.weight[25:]
     own = torch.cdist(new, old).argmin(dim=1) == torch.arange(24)
-    assert own.float().mean() > 0.6, "by chance one of 24 is"
+    assert own.float().mean() > 0.6, "by chance it would be 1 in 24"
 
     without = record.model_copy(update={"unit_tuning": []})
     extended, more = with_session(model, without, again)
@@ -70,8 +77,8 @@ def test_units_begin_like_known_ones_of_their_tuning(pretrained) -> None:
     assert torch.isfinite(extended.unit_emb.weight).all()
 
 
-def test_only_the_first_seconds_are_used(today: Session) -> None:
-    labelled = first_seconds(today, 40.0)
+def test_only_the_first_seconds_are_used_and_their_last_fifth_is_held_out(today: Session) -> None:
+    labelled = hold_out_last_fifth(first_seconds(today, 40.0))
     start = today.train_domain[0, 0]
     assert duration_s(labelled.train_domain) == pytest.approx(32.0)
     assert duration_s(labelled.valid_domain) == pytest.approx(8.0)
@@ -79,15 +86,15 @@ def test_only_the_first_seconds_are_used(today: Session) -> None:
     assert labelled.valid_domain[-1, 1] <= labelled.test_domain[0, 0]
 
 
-def test_a_session_that_is_known_is_refused(pretrained, today) -> None:
+def test_a_known_session_is_refused(pretrained, today) -> None:
     model, record = pretrained
     known = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
     with pytest.raises(TrainingError, match="known to this run already"):
         identify_units(model, record, known, AdaptSettings(steps=1))
 
 
-def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
-    from training.pretraining.checkpoints import save_run
+def test_an_adapted_model_is_saved_and_loaded_as_a_run(pretrained, today, tmp_path: Path) -> None:
+    from training.exports.checkpoints import save_run
 
     model, record = identify_units(*pretrained, today, AdaptSettings(steps=2))
     save_run(tmp_path / "today", record, runs.weights(model))
@@ -96,14 +103,16 @@ def test_the_adapted_model_is_a_run(pretrained, today, tmp_path: Path) -> None:
     assert torch.equal(loaded.unit_emb.weight, model.unit_emb.weight)
 
 
-def test_a_bundle_alone_can_be_adapted_and_keeps_its_graph(pretrained, today, tmp_path) -> None:
+def test_a_bundle_can_be_adapted_without_its_run_and_keeps_its_graph(
+    pretrained, today, tmp_path
+) -> None:
     model, record = pretrained
     record.session_paths["a session"] = "/somewhere/here.h5"
     (known,) = record.session_words
     base = export_model(model, record, known, tmp_path / "base.bundle")
     loaded, loaded_record = runs.load_model(base.path)
     assert loaded_record.unit_words == record.unit_words
-    assert not loaded_record.session_paths, "no path of the machine leaves with a bundle"
+    assert not loaded_record.session_paths, "the bundle contains a local path"
     assert loaded_record.unit_tuning == record.unit_tuning
     adapted, extended = identify_units(
         loaded, loaded_record, today, AdaptSettings(steps=4, learning_rate=2e-2)
@@ -123,12 +132,12 @@ def test_a_bundle_alone_can_be_adapted_and_keeps_its_graph(pretrained, today, tm
 
     with torch.no_grad():
         adapted.readout.weight += 0.1
-    with pytest.raises(TrainingError, match="weight is not that of"):
+    with pytest.raises(TrainingError, match="weight differs from"):
         refold(base, adapted, extended, today.session_id, tmp_path / "wrong.bundle")
     assert not (tmp_path / "wrong.bundle").exists()
 
 
-def test_a_bundle_that_does_not_know_its_units_is_not_adapted(tiny, tmp_path: Path) -> None:
+def test_a_bundle_without_unit_embeddings_cannot_be_adapted(tiny, tmp_path: Path) -> None:
     bare = bundles.write(
         tmp_path / "bare.bundle", manifest=tiny.bundle.manifest, graph=tiny.bundle.graph_path,
         tables=tiny.bundle.tables, weights={"nothing": np.zeros(1)},

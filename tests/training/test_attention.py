@@ -1,4 +1,4 @@
-"""Attention over packed windows: with padding or without, the same outputs and gradients."""
+"""Attention over packed windows: the same outputs and gradients with and without padding."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ def inputs(lengths: list[int]) -> dict[str, Tensor]:
         "queries": torch.randn(HEADS, LATENTS, DIM, generator=generator).requires_grad_(),
         "table": torch.randn(ROWS, 2, HEADS, DIM, generator=generator).requires_grad_(),
         "token": torch.randint(0, ROWS, (n_tokens,), generator=generator),
-        "turn": torch.polar(torch.ones_like(angle), angle),
+        "rotation": torch.polar(torch.ones_like(angle), angle),
         "lengths": torch.tensor(lengths),
     }
 
 
 @pytest.mark.parametrize("lengths", [[1], [3, 40, 1], [200, 17]])
-def test_packed_and_padded_windows_give_the_same(lengths: list[int]) -> None:
+def test_packed_and_padded_windows_agree(lengths: list[int]) -> None:
     ours, other = inputs(lengths), inputs(lengths)
     packed = attend(**ours, dropout=0.0)
-    shut = _attend_padded(*other.values(), 0.0)
+    in_padding = _attend_padded(*other.values(), 0.0)
     assert packed.shape == (len(lengths), HEADS, LATENTS, DIM)
-    torch.testing.assert_close(packed, shut, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed, in_padding, rtol=1e-5, atol=1e-5)
     weight = torch.randn(packed.shape, generator=torch.Generator().manual_seed(1))
     (packed * weight).sum().backward()
-    (shut * weight).sum().backward()
+    (in_padding * weight).sum().backward()
     for name in ("queries", "table"):
         torch.testing.assert_close(ours[name].grad, other[name].grad, rtol=1e-5, atol=1e-5)
 
 
-def test_the_gradient_with_dropout_is_that_of_the_output() -> None:
-    """Finite differences in float64 are out of reach of a float32 function: a direction is not."""
+def test_the_gradient_with_dropout_matches_finite_differences() -> None:
+    """Differences per element are too inaccurate in float32; along one direction they aren't."""
     given = inputs([12, 30])
     weight = torch.randn(2, HEADS, LATENTS, DIM, generator=torch.Generator().manual_seed(1))
 
     def value(table: Tensor) -> Tensor:
-        torch.manual_seed(3)  # the same weights dropped every time
+        torch.manual_seed(3)  # drops the same weights every time
         return (attend(**(given | {"table": table}), dropout=0.3) * weight).double().sum()
 
     value(given["table"]).backward()
@@ -57,7 +57,7 @@ def test_the_gradient_with_dropout_is_that_of_the_output() -> None:
     assert not torch.equal(value(given["table"]), (attend(**given, dropout=0.0) * weight).sum())
 
 
-def test_padding_lies_behind() -> None:
+def test_padding_is_at_the_end() -> None:
     shown, (rows,) = padded(torch.tensor([2, 3]), torch.tensor([1, 2, 3, 4, 5]))
     assert rows.tolist() == [[1, 2, 0], [3, 4, 5]]
     assert shown.tolist() == [[True, True, False], [True, True, True]]

@@ -1,4 +1,4 @@
-"""The decoders we compare with: fitted causally, and as good as they are known to be."""
+"""Baseline decoders are causal, and as accurate as expected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def times_of(session: Session) -> np.ndarray:
     return evaluation_times(session, "test", margin_s=1.0)
 
 
-def test_r2_is_scikit_learns() -> None:
+def test_r2_equals_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=(100, 2))
     decoded = true + 0.5 * rng.normal(size=(100, 2))
@@ -43,7 +43,7 @@ def test_r2_is_scikit_learns() -> None:
     assert score.correlation_x == pytest.approx(np.corrcoef(true[:, 0], decoded[:, 0])[0, 1])
 
 
-def test_an_axis_along_which_nothing_moves_does_not_spoil_the_judgement() -> None:
+def test_an_axis_without_movement_does_not_spoil_the_score() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=(1000, 2)) * (1.0, 0.05)
     decoded = true + 0.2 * rng.normal(size=(1000, 2))
@@ -54,7 +54,7 @@ def test_an_axis_along_which_nothing_moves_does_not_spoil_the_judgement() -> Non
     assert pooled_r2(both, decoded) == pytest.approx(r2(both, decoded).r2_mean, abs=0.01)
 
 
-def test_counts_are_of_spikes_before_each_time(session: Session) -> None:
+def test_counts_include_only_spikes_before_each_time(session: Session) -> None:
     times = times_of(session)[:5]
     counts = counts_before(session, times, 3)
     for row, time in enumerate(times):
@@ -73,7 +73,7 @@ def without_spikes_after(session: Session, time_s: float) -> Session:
 
 
 @pytest.mark.parametrize("kind", [Ridge, Kalman])
-def test_an_estimate_does_not_see_what_comes_after_it(session: Session, kind: type) -> None:
+def test_an_estimate_does_not_depend_on_later_spikes(session: Session, kind: type) -> None:
     times = times_of(session)
     middle = len(times) // 2
     blind = without_spikes_after(session, float(times[middle]))
@@ -115,8 +115,8 @@ def test_a_domain_without_a_window_is_refused(session: Session, kind: type) -> N
         kind(short)
 
 
-def test_silent_units_and_short_intervals_do_no_harm(session: Session) -> None:
-    """A unit silent in training, and training cut by gaps into pieces of two bins and more."""
+def test_silent_units_and_short_intervals_are_handled(session: Session) -> None:
+    """A unit is silent in training, and gaps cut training into intervals of two or more bins."""
     start, end = session.train_domain[0]
     silent = (session.spike_units == 3) & (session.spike_times < session.test_domain[0, 0])
     odd = replace(

@@ -1,4 +1,4 @@
-"""torch_brain's checkpoints in and out; a pickle that would run code is refused."""
+"""Conversion of torch_brain's checkpoints; a pickle that would run code is refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch_brain.models.poyo import POYO
 
 from decoder.errors import TrainingError
 from training.evaluation.reference import reference_inputs, reference_output
+from training.exports.checkpoints import export_checkpoint, import_checkpoint, save_run
 from training.pretraining import runs
-from training.pretraining.checkpoints import export_checkpoint, import_checkpoint, save_run
 
 SIZES = {
     "sequence_length": 1.0, "latent_step": 0.25, "num_latents_per_step": 4, "dim": 32, "depth": 1,
@@ -23,7 +23,7 @@ WORDS = [f"day/unit{i}" for i in range(12)]
 
 
 def torch_brains(folder: Path) -> tuple[POYO, Path]:
-    """A POYO, and a checkpoint as torch_brain's Lightning module leaves it."""
+    """A POYO, and a checkpoint of it as torch_brain's Lightning module saves it."""
     torch.manual_seed(0)
     model = POYO(**SIZES, dim_out=2)
     model.unit_emb.initialize_vocab(WORDS)
@@ -48,7 +48,7 @@ def output_of(model: POYO, config) -> object:
     return reference_output(model, reference_inputs(model, config, times, units, 1.0, 12))
 
 
-def test_torch_brains_checkpoint_gives_equal_outputs(tmp_path: Path) -> None:
+def test_an_imported_checkpoint_gives_equal_outputs(tmp_path: Path) -> None:
     model, path = torch_brains(tmp_path)
     record, weights = import_checkpoint(path, output_std=0.2)
     save_run(tmp_path / "run", record, weights)
@@ -59,7 +59,7 @@ def test_torch_brains_checkpoint_gives_equal_outputs(tmp_path: Path) -> None:
     assert (output_of(loaded, config) == output_of(model, config)).all()
 
 
-def test_a_run_opens_in_torch_brain(tmp_path: Path) -> None:
+def test_torch_brain_opens_an_exported_run(tmp_path: Path) -> None:
     model, path = torch_brains(tmp_path)
     record, weights = import_checkpoint(path)
     save_run(tmp_path / "run", record, weights)
@@ -88,16 +88,16 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
-        ({"state_dict": {}}, "no POYO of torch_brain"),
+        ({"state_dict": {}}, "not a POYO of torch_brain"),
         ([1, 2], "expected a dictionary"),
-        ({"hyper_parameters": {"model": SIZES}, "state_dict": {}}, "no POYO of torch_brain"),
+        ({"hyper_parameters": {"model": SIZES}, "state_dict": {}}, "not a POYO of torch_brain"),
     ],
 )
-def test_something_else_is_refused(tmp_path: Path, content: object, says: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(TrainingError, match=says):
+    with pytest.raises(TrainingError, match=message):
         import_checkpoint(tmp_path / "other.ckpt")
 
 

@@ -1,4 +1,4 @@
-"""What judges a calibration: no second that decides was learned from, and nothing else is odd."""
+"""Evidence for a calibration: cross-validation on unseen seconds, and doubts about the data."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.conftest import TinyDecoder
 from training.baselines.linear import fit_linear
 from training.calibration import adapt
 from training.calibration.adapt import Adapted
+from training.calibration.candidate import Plan, Ready, mean_of, prepare, train_candidate
 from training.calibration.crossval import APART_S, N_FOLDS, Compared, folds
-from training.calibration.learn import Plan, Ready, judged, mean_of, prepare
-from training.calibration.plausible import doubts, lag
+from training.calibration.doubts import doubts, lag
 from training.data.simulate import simulate
 from training.pretraining import runs
 
@@ -30,7 +30,7 @@ SECONDS = 40.0
 
 @pytest.fixture(scope="module")
 def today() -> Session:
-    """40 s of 60 units to learn from."""
+    """40 s of labelled data from 60 units."""
     session = simulate(n_units=60, minutes=2.0, subject=4, seed=9)
     domain = np.array([[0.0, SECONDS]])
     return replace(session, domain=domain, train_domain=domain)
@@ -38,11 +38,11 @@ def today() -> Session:
 
 @pytest.fixture(scope="module")
 def ready() -> Ready:
-    """The shipped decoder, loaded ahead."""
+    """The shipped decoder, loaded in advance."""
     return prepare(BUNDLES / "possm.bundle")
 
 
-def test_every_second_is_decoded_once_by_a_model_that_never_saw_it(today: Session) -> None:
+def test_every_second_is_decoded_once_by_a_model_not_trained_on_it(today: Session) -> None:
     broken = replace(today, train_domain=np.array([[0.0, 13.0], [15.0, 22.0], [30.0, 40.0]]))
     for session in (today, broken):
         parts = folds(session)
@@ -57,28 +57,28 @@ def test_every_second_is_decoded_once_by_a_model_that_never_saw_it(today: Sessio
             assert duration_s(part.train_domain) > 0.6 * duration_s(session.train_domain)
 
 
-def test_a_model_that_learned_its_noise_by_heart_is_told_by_the_seconds_it_never_saw(
+def test_an_overfitted_model_scores_badly_on_held_out_seconds(
     ready: Ready, today: Session, tmp_path: Path
 ) -> None:
-    """Labels in disorder: what is learned fits the data, and decides nothing."""
+    """A decoder trained on shuffled labels is rejected."""
     rng = np.random.default_rng(0)
     blocks = np.array_split(np.arange(round(100 * SECONDS)), 40)
     order = np.concatenate([blocks[i] for i in rng.permutation(40)])
     vel = today.cursor_vel.copy()
     vel[: len(order)] = vel[order]
     plan = Plan(method="ridge", allowed_s=None)
-    done = judged(replace(today, cursor_vel=vel), None, tmp_path / "a.bundle", plan, ready)
+    done = train_candidate(replace(today, cursor_vel=vel), None, tmp_path / "a.bundle", plan, ready)
     assert decide(done.evidence, Evidence.none()).answer == "reject"
-    right = judged(today, None, tmp_path / "b.bundle", plan, ready)
+    right = train_candidate(today, None, tmp_path / "b.bundle", plan, ready)
     assert decide(right.evidence, Evidence.none()).answer == "promote"
 
 
-def test_what_is_promoted_is_the_mean_of_the_models_that_were_judged(
+def test_the_candidate_is_the_mean_of_the_cross_validated_models(
     ready: Ready, today: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapt, "WARM", replace(adapt.WARM, steps=3, batch_size=2))
     plan = Plan(method="full", allowed_s=None, steps=2)
-    done = judged(today, ready.bundle, tmp_path / "candidate.bundle", plan, ready)
+    done = train_candidate(today, ready.bundle, tmp_path / "candidate.bundle", plan, ready)
     assert done.method == "full"
     assert done.evidence.compared_s > 0.8 * SECONDS
     assert done.evidence.active_r2() is not None
@@ -88,10 +88,10 @@ def test_what_is_promoted_is_the_mean_of_the_models_that_were_judged(
     base, made = runs.weights(ready.model), runs.weights(model)
     moved = [n for n, w in base.items() if not torch.equal(made[n][: len(w)], w)]
     assert moved
-    assert not any(name.startswith("unit_emb") for name in moved), "known units stay to the bit"
+    assert not any(name.startswith("unit_emb") for name in moved), "a known unit changed"
 
 
-def test_a_mean_of_one_model_twice_is_that_model(tiny: TinyDecoder) -> None:
+def test_the_mean_of_a_model_with_itself_is_that_model(tiny: TinyDecoder) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     same = mean_of([Adapted(model, record, "units"), Adapted(model, record, "full")])
@@ -99,29 +99,29 @@ def test_a_mean_of_one_model_twice_is_that_model(tiny: TinyDecoder) -> None:
         torch.testing.assert_close(tensor, before[name])
 
 
-def test_what_the_base_knows_already_can_be_learned_again(
+def test_a_session_that_the_base_knows_can_be_learned_again(
     ready: Ready, today: Session, tmp_path: Path
 ) -> None:
     known = replace(today, session_id=ready.record.session_words[-1])
     plan = Plan(method="units", allowed_s=None, steps=2)
-    done = judged(known, None, tmp_path / "again.bundle", plan, ready)
+    done = train_candidate(known, None, tmp_path / "again.bundle", plan, ready)
     assert done.made.manifest.session_id == f"{known.session_id}-2"
 
 
-def test_few_seconds_make_a_decoder_that_nothing_is_said_of(
+def test_too_few_seconds_make_a_decoder_without_evidence(
     ready: Ready, today: Session, tmp_path: Path
 ) -> None:
     plan = Plan(method="units", allowed_s=None, steps=2)
     few = replace(today, train_domain=np.array([[0.0, 6.5]]))
-    done = judged(few, None, tmp_path / "few.bundle", plan, ready)
+    done = train_candidate(few, None, tmp_path / "few.bundle", plan, ready)
     assert decide(done.evidence, Evidence.none()).answer == "undecided"
     fewer = replace(today, train_domain=np.array([[0.0, 2.0]]))
     with pytest.raises(TrainingError, match="collect"):
-        judged(fewer, None, tmp_path / "fewer.bundle", plan, ready)
+        train_candidate(fewer, None, tmp_path / "fewer.bundle", plan, ready)
 
 
 def compared(session: Session, shift_s: float) -> Compared:
-    """A candidate of today's labels, and an active decoder of the true ones, `shift_s` before."""
+    """A candidate in step with the labels, and an active decoder `shift_s` ahead."""
     times = np.arange(1.0, SECONDS - 1.0, 0.05)
     rng = np.random.default_rng(1)
     noise = 0.5 * session.cursor_vel.std() * rng.standard_normal((2, len(times), 2))
@@ -133,7 +133,7 @@ def compared(session: Session, shift_s: float) -> Compared:
 
 
 @pytest.mark.parametrize("shift_s", [-0.3, -0.16, 0.16, 0.3])
-def test_clocks_that_are_apart_are_a_doubt(today: Session, shift_s: float) -> None:
+def test_a_clock_shift_raises_a_doubt(today: Session, shift_s: float) -> None:
     (doubt,) = doubts(today, compared(today, shift_s), None)
     assert "clocks" in doubt
     assert lag(today, compared(today, shift_s).times, compared(today, shift_s).active)[0] == (
@@ -142,13 +142,11 @@ def test_clocks_that_are_apart_are_a_doubt(today: Session, shift_s: float) -> No
 
 
 @pytest.mark.parametrize("shift_s", [-0.1, 0.0, 0.1])
-def test_decoders_of_other_delays_are_none(today: Session, shift_s: float) -> None:
+def test_a_small_difference_in_lag_raises_no_doubt(today: Session, shift_s: float) -> None:
     assert doubts(today, compared(today, shift_s), None) == []
 
 
-def test_units_that_are_silent_today_are_a_doubt_all_along_or_for_a_while(
-    today: Session, tmp_path: Path
-) -> None:
+def test_silent_units_raise_a_doubt(today: Session, tmp_path: Path) -> None:
     held_out = replace(
         today, train_domain=np.array([[0.0, 30.0]]), valid_domain=np.array([[30.0, 40.0]])
     )
@@ -163,7 +161,7 @@ def test_units_that_are_silent_today_are_a_doubt_all_along_or_for_a_while(
 
 
 def without(session: Session, lost: NDArray[np.bool_]) -> Session:
-    """The session less some of its spikes."""
+    """The session without some of its spikes."""
     return replace(
         session, spike_times=session.spike_times[~lost], spike_units=session.spike_units[~lost]
     )

@@ -1,4 +1,4 @@
-"""The plot of R² against compute, from a real run's history."""
+"""The plot of R² over training time, from the history of a real run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from training.data.simulate import simulate
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 from training.studies.curves import curves, plot
 
 

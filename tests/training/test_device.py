@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 from decoder.errors import ProviderError
-from decoder.runtimes.base import _cuda_driver_present, open_runtime
 from decoder.runtimes.device import BucketedGraph
+from decoder.runtimes.onnx import cuda_driver_present
+from decoder.runtimes.opening import open_runtime
 from training.evaluation.reference import random_bundle
 from training.exports.device import device_tables, export_device_graph
 
-TOLERANCE = 1e-5  # of the output scale, which is 1
+TOLERANCE = 1e-5  # in units of the output scale, which is 1
 BUCKETS = (64, 1_024)
 N_UNITS = 17
 
 
 class Pair(NamedTuple):
-    """One preset as both graphs. reads_s: seconds of spikes that a run reads."""
+    """Both graphs of one preset. reads_s: seconds of spikes that one run reads."""
 
     runtime: object
     graph: BucketedGraph
@@ -51,8 +52,8 @@ def pair(request, tmp_path_factory) -> Pair:
     )
 
 
-def test_it_equals_the_streaming_graph_for_any_number_of_spikes(pair: Pair) -> None:
-    """Fewer spikes after more: slots that are left over from the run before must count nothing."""
+def test_outputs_equal_the_streaming_graph_for_any_number_of_spikes(pair: Pair) -> None:
+    """Fewer spikes follow more: slots left over from the run before must not count."""
     pair.graph.warm_up()
     rng = np.random.default_rng(1)
     for n_spikes in (1_024, 700, 64, 65, 3, 1, 0, 40):
@@ -69,8 +70,8 @@ def test_more_spikes_than_slots_are_refused(pair: Pair) -> None:
         pair.graph.run(np.zeros(1_025, dtype=np.int64), np.zeros(1_025), pair.small)
 
 
-def test_cuda_that_does_not_run_is_said(pair: Pair) -> None:
-    if _cuda_driver_present():
+def test_unavailable_cuda_is_refused(pair: Pair) -> None:
+    if cuda_driver_present():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(ProviderError, match="CUDA was asked for, but ONNX Runtime runs CPU"):
+    with pytest.raises(ProviderError, match="CUDA is required, but ONNX Runtime uses CPU"):
         BucketedGraph(pair.path, tables=pair.tables, small=pair.small, device="cuda", buckets=(64,))

@@ -1,4 +1,4 @@
-"""Offline evaluation: the runtime's own causal decode, scored; and its report in a browser."""
+"""Offline evaluation through the runtime, and its report in a browser."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_tick_equals_the_reference(tiny) -> None:
         assert np.abs((decoded.velocity[tick] - mean) / scale - expected).max() <= 1e-5
 
 
-def test_no_window_reaches_over_an_edge(tiny) -> None:
+def test_no_window_crosses_the_edge_of_an_interval(tiny) -> None:
     start, end = tiny.session.test_domain[0]
     cut = np.array([[start, start + 3.0], [start + 3.5, end]])
     decoded = decode_split(tiny.bundle, replace(tiny.session, test_domain=cut), "test")
@@ -52,7 +52,7 @@ def test_no_window_reaches_over_an_edge(tiny) -> None:
     assert decoded.times.max() <= end
 
 
-def test_numbers_for_scripts(evaluation) -> None:
+def test_results_are_available_as_numbers(evaluation) -> None:
     result = json.loads(json.dumps(evaluation.as_dict()))
     (ours,) = result["decoders"]
     assert ours["r2_mean"] == pytest.approx((ours["r2_x"] + ours["r2_y"]) / 2)
@@ -62,13 +62,13 @@ def test_numbers_for_scripts(evaluation) -> None:
     assert counts[-1] == 40
 
 
-def test_a_bundle_of_other_units_is_refused(tiny) -> None:
+def test_a_bundle_with_other_units_is_refused(tiny) -> None:
     others = tuple(f"x{i}" for i in range(tiny.session.n_units))
     with pytest.raises(TrainingError, match="this bundle decodes"):
         evaluate(tiny.bundle, replace(tiny.session, unit_ids=others))
 
 
-def test_the_report_needs_nothing_else(evaluation) -> None:
+def test_the_report_is_self_contained(evaluation) -> None:
     page = render(evaluation)
     links = set(re.findall(r"(?:src|href)=\"([^\"#][^\"]*)\"", page))
     assert not {link for link in links if not link.startswith("#")}
@@ -77,7 +77,7 @@ def test_the_report_needs_nothing_else(evaluation) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tiny", ["possm"], indirect=True)  # the baselines take the time
-def test_the_command_prints_baselines_beside_the_bundle(tiny, tmp_path: Path) -> None:
+def test_the_command_prints_baselines_next_to_the_bundle(tiny, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "clients", "evaluate", str(tiny.bundle.path),
@@ -100,5 +100,5 @@ def test_the_report_opens_in_a_browser(evaluation, tmp_path: Path) -> None:
          f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()],
         capture_output=True, text=True, timeout=560,
     )  # fmt: skip
-    assert f"How well {evaluation.session} is decoded" in done.stdout
+    assert f"Decoding of {evaluation.session}" in done.stdout
     assert done.stdout.count("<svg") >= 3

@@ -1,4 +1,4 @@
-"""A stream that was recorded live, and the XDF file of the same stream, are the same session."""
+"""A stream recorded live and the XDF file of the same stream give the same session."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPIKES = ([[0, 0], [1, 0]] * N)[: N - 1]
 
 @dataclass
 class Rig:
-    """Two outlets, and what they send: ten seconds of a hand that goes round, 100 samples each."""
+    """Two outlets and their data: ten seconds of a circular movement, sampled at 100 Hz."""
 
     spikes: pylsl.StreamInfo
     kinematics: pylsl.StreamInfo
@@ -47,7 +47,7 @@ class Rig:
         return LABELS[-self.kinematics.channel_count() :]
 
     def record(self, folder: Path) -> Path:
-        """Everything, live; the recording."""
+        """Send everything, and return the live recording."""
         spikes, kinematics = pylsl.StreamOutlet(self.spikes), pylsl.StreamOutlet(self.kinematics)
         query = StreamQuery(name=self.spikes.name())
         settings = RecordSettings(
@@ -67,7 +67,7 @@ class Rig:
         return recorder.path
 
     def xdf(self, folder: Path) -> Path:
-        """The same, as LabRecorder would write it."""
+        """Write the same data as LabRecorder would."""
         streams = [
             xdf_writer.Stream(
                 self.spikes.as_xml(), self.spike_times, np.array(SPIKES, dtype="<i4")
@@ -78,7 +78,7 @@ class Rig:
 
 
 def rig(units: list[str], scale: float = 1.0, kind: str = "Kinematics") -> Rig:
-    """units: of the channels, as many as there are; none where it is empty."""
+    """A rig with a channel per entry of `units`; an empty entry means no unit."""
     name = f"same-{time.time_ns()}"
     info = pylsl.StreamInfo(f"{name}-k", kind, len(units), 100.0, pylsl.cf_double64, f"{name}-k")
     info.set_channel_labels(LABELS[-len(units) :])
@@ -108,7 +108,7 @@ def assert_same(live: Session, file: Session) -> None:
     ],
     ids=["unnamed", "velocity-unnamed", "cm"],
 )
-def test_a_stream_is_in_metres_unless_it_names_another_unit_live_and_in_a_file(
+def test_a_stream_without_units_is_in_metres_live_and_in_a_file(
     tmp_path: Path, units: list[str], scale: float, kind: str
 ) -> None:
     sent = rig(units, scale, kind)
@@ -120,7 +120,7 @@ def test_a_stream_is_in_metres_unless_it_names_another_unit_live_and_in_a_file(
         assert (NO_UNIT in session.notes) == (not any(units))
 
 
-def test_a_stream_that_names_no_unit_and_is_too_large_for_metres_asks_live_and_in_a_file(
+def test_a_stream_without_units_too_large_for_metres_needs_a_unit_live_and_in_a_file(
     tmp_path: Path,
 ) -> None:
     sent = rig(["", "", "", ""], scale=100.0)
@@ -134,7 +134,7 @@ def test_a_stream_that_names_no_unit_and_is_too_large_for_metres_asks_live_and_i
 
 
 @pytest.mark.parametrize("units", [["pixels"] * 4, ["unknown"] * 4, ["cm", "cm", "", ""]])
-def test_a_stream_in_another_unit_or_a_doubtful_one_is_taken_neither_live_nor_from_a_file(
+def test_a_stream_in_pixels_or_with_partial_units_is_refused_live_and_in_a_file(
     tmp_path: Path, units: list[str]
 ) -> None:
     sent = rig(units)

@@ -1,4 +1,4 @@
-"""Foreign recordings: real and small NWB files, and XDF files of streams like our own."""
+"""Imports of real and synthetic NWB files, and of XDF files with our own streams."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_nwb(
     vel: TimeSeries | None = None,
     more: Callable[[NWBFile], None] = lambda nwb: None,
 ) -> Path:
-    """A small file with the names of DANDI 000688."""
+    """Write a small file with series named as in DANDI 000688."""
     start = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
     nwb = NWBFile(
         session_description="test", identifier="t", session_start_time=start, session_id="small"
@@ -83,11 +83,11 @@ def test_reach_b_imports_with_its_gaps(recordings: Path) -> None:
     session = real(recordings, "reach_b.nwb")
     assert session.n_units == 84
     assert len(session.domain) == 286
-    assert "285 gaps in the kinematics; windows stay between them" in session.notes
+    assert "285 gaps in the kinematics; no window spans a gap" in session.notes
 
 
 @pytest.mark.parametrize("name", ["reach_a.nwb", "reach_b.nwb"])
-def test_domains_of_real_recordings_cut_no_trial(recordings: Path, name: str) -> None:
+def test_domain_boundaries_of_real_recordings_cut_no_trial(recordings: Path, name: str) -> None:
     session = real(recordings, name)
     start, end = session.trials.intervals.T
     for cut in (session.valid_domain[0, 0], session.test_domain[0, 0]):
@@ -97,7 +97,7 @@ def test_domains_of_real_recordings_cut_no_trial(recordings: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["reach_a.nwb", "reach_b.nwb"])
-def test_a_real_recording_saves_and_loads_as_it_was(
+def test_a_real_recording_is_unchanged_after_saving_and_loading(
     recordings: Path, name: str, tmp_path: Path
 ) -> None:
     session = real(recordings, name)
@@ -117,7 +117,7 @@ def test_a_truncated_real_recording_is_refused(recordings: Path, tmp_path: Path)
         import_recording(tmp_path / "cut.nwb")
 
 
-def test_a_small_nwb_file_imports_whole(tmp_path: Path) -> None:
+def test_a_small_nwb_file_imports_completely(tmp_path: Path) -> None:
     session = import_recording(write_nwb(tmp_path / "s.nwb", pos=position(), vel=velocity()))
     assert session.session_id == "small"
     assert session.n_units == 3
@@ -169,14 +169,14 @@ def test_kinematics_shorter_than_their_timestamps_are_refused(tmp_path: Path, wh
         import_recording(path)
 
 
-def test_position_at_times_of_its_own_is_interpolated_and_said(tmp_path: Path) -> None:
+def test_position_with_other_timestamps_is_interpolated_and_noted(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "s.nwb", pos=position(POS[::2], TIMES[::2]), vel=velocity())
     session = import_recording(path)
     np.testing.assert_allclose(session.cursor_pos[:-1], POS[:-1], atol=1e-4)
     assert any("position was interpolated" in note for note in session.notes)
 
 
-def test_samples_with_nan_are_left_out_and_said(tmp_path: Path) -> None:
+def test_samples_with_nan_are_left_out_and_noted(tmp_path: Path) -> None:
     data = VEL.copy()
     data[100:103] = np.nan
     session = import_recording(write_nwb(tmp_path / "s.nwb", vel=velocity(data)))
@@ -184,34 +184,34 @@ def test_samples_with_nan_are_left_out_and_said(tmp_path: Path) -> None:
     assert "3 kinematics samples with NaN were left out" in session.notes
 
 
-def test_a_long_stretch_of_nan_becomes_a_gap(tmp_path: Path) -> None:
+def test_a_long_run_of_nan_becomes_a_gap(tmp_path: Path) -> None:
     data = VEL.copy()
     data[1000:1100] = np.nan
     session = import_recording(write_nwb(tmp_path / "s.nwb", vel=velocity(data)))
     np.testing.assert_allclose(session.domain, [[-0.01, 19.99], [21.99, 59.99]])
-    assert "1 gaps in the kinematics; windows stay between them" in session.notes
+    assert "1 gaps in the kinematics; no window spans a gap" in session.notes
 
 
-def test_kinematics_of_nothing_but_nan_are_refused(tmp_path: Path) -> None:
+def test_kinematics_with_only_nan_are_refused(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "s.nwb", vel=velocity(np.full_like(VEL, np.nan)))
     with pytest.raises(ImportFailedError, match="0 usable samples of kinematics"):
         import_recording(path)
 
 
-def test_kinematics_of_one_axis_are_refused(tmp_path: Path) -> None:
+def test_kinematics_with_one_axis_are_refused(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "s.nwb", vel=velocity(VEL[:, 0]))
     with pytest.raises(ImportFailedError, match=r"cursor_vel has shape \(3000,\)"):
         import_recording(path)
 
 
-def test_unsorted_spikes_are_sorted_and_said(tmp_path: Path) -> None:
+def test_unsorted_spikes_are_sorted_and_noted(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "s.nwb", spikes=(SPIKES[0][::-1], SPIKES[1]), vel=velocity())
     session = import_recording(path)
     np.testing.assert_array_equal(session.spike_times[session.spike_units == 0], SPIKES[0])
-    assert "spikes of some units were out of order and have been sorted" in session.notes
+    assert "spikes of some units were out of order and were sorted" in session.notes
 
 
-def test_empty_units_are_left_out_and_said(tmp_path: Path) -> None:
+def test_empty_units_are_left_out_and_noted(tmp_path: Path) -> None:
     spikes = (SPIKES[0], np.empty(0), SPIKES[2], np.array([np.nan]))
     session = import_recording(write_nwb(tmp_path / "s.nwb", spikes=spikes, vel=velocity()))
     assert session.unit_ids == ("0", "2")
@@ -219,7 +219,7 @@ def test_empty_units_are_left_out_and_said(tmp_path: Path) -> None:
     assert "1 spikes without a finite time were left out" in session.notes
 
 
-def test_units_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+def test_a_file_with_only_empty_units_is_refused(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "s.nwb", spikes=(np.empty(0), np.empty(0)), vel=velocity())
     with pytest.raises(ImportFailedError, match="none of the 2 units has a spike"):
         import_recording(path)
@@ -231,13 +231,13 @@ def test_spikes_on_another_clock_are_refused(tmp_path: Path) -> None:
         import_recording(path)
 
 
-def test_velocity_is_the_gradient_where_there_is_none_and_said(tmp_path: Path) -> None:
+def test_missing_velocity_is_computed_as_the_gradient_and_noted(tmp_path: Path) -> None:
     session = import_recording(write_nwb(tmp_path / "s.nwb", pos=position()))
     np.testing.assert_allclose(session.cursor_vel[1:-1], VEL[1:-1], atol=1e-5)
     assert "velocity is the gradient of position" in session.notes
 
 
-def test_other_series_are_used_when_named(tmp_path: Path) -> None:
+def test_series_named_by_option_are_used(tmp_path: Path) -> None:
     series = {"pos": position(name="wrist"), "vel": velocity(name="wrist_speed")}
     path = write_nwb(tmp_path / "s.nwb", **series)
     session = import_recording(path, position="wrist", velocity="wrist_speed")
@@ -246,7 +246,7 @@ def test_other_series_are_used_when_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["position", "velocity"])
-def test_an_unknown_series_is_refused_and_those_there_are_listed(
+def test_an_unknown_series_is_refused_and_the_existing_ones_are_listed(
     tmp_path: Path, option: str
 ) -> None:
     path = write_nwb(tmp_path / "s.nwb", pos=position(), vel=velocity())
@@ -272,13 +272,13 @@ def test_a_truncated_nwb_file_is_refused(tmp_path: Path, share: float) -> None:
         import_recording(path)
 
 
-def test_a_text_file_is_no_nwb_file(tmp_path: Path) -> None:
+def test_a_text_file_is_not_an_nwb_file(tmp_path: Path) -> None:
     (tmp_path / "s.nwb").write_text("unit,time\n1,0.5\n")
     with pytest.raises(ImportFailedError, match="not a readable NWB file"):
         import_recording(tmp_path / "s.nwb")
 
 
-def test_a_plain_hdf5_file_is_no_nwb_file(tmp_path: Path) -> None:
+def test_a_plain_hdf5_file_is_not_an_nwb_file(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "s.nwb", "w") as file:
         file["data"] = np.arange(3)
     with pytest.raises(ImportFailedError, match="not a readable NWB file"):
@@ -291,7 +291,7 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
         import_recording(tmp_path / name)
 
 
-def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_file_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImportFailedError, match=r"expected \.nwb, \.xdf or \.h5"):
         import_recording(tmp_path / "s.mat")
 
@@ -302,7 +302,7 @@ def recorded() -> Session:
 
 
 def streams_of(session: Session, clock_s: float = 0.0) -> list[xdf_writer.Stream]:
-    """What LabRecorder would record of `volition replay`, the sender's clock `clock_s` behind."""
+    """Streams of `volition replay` as LabRecorder records them; the sender is `clock_s` behind."""
     events = np.stack([session.spike_units, np.zeros_like(session.spike_units)], axis=1)
     starts, ends = session.trials.intervals.T
     markers = [(t, 1, f"trial_start {i}") for i, t in enumerate(starts)]
@@ -339,7 +339,7 @@ def assert_equal_sessions(imported: Session, original: Session, tolerance_s: flo
     )
 
 
-def test_a_recording_of_our_own_streams_imports_as_it_was(
+def test_a_recording_of_our_own_streams_equals_the_original(
     recorded: Session, tmp_path: Path
 ) -> None:
     path = xdf_writer.write(tmp_path / "day.xdf", streams_of(recorded))
@@ -348,7 +348,7 @@ def test_a_recording_of_our_own_streams_imports_as_it_was(
     assert imported.notes == ()
 
 
-def test_streams_of_another_clock_are_brought_to_the_recorders(
+def test_streams_on_another_clock_are_converted_to_the_recorders_clock(
     recorded: Session, tmp_path: Path
 ) -> None:
     path = xdf_writer.write(tmp_path / "day.xdf", streams_of(recorded, clock_s=812.25))
@@ -361,7 +361,7 @@ def test_an_imported_xdf_file_saves_and_loads(recorded: Session, tmp_path: Path)
     assert_equal_sessions(loaded, recorded, tolerance_s=1e-9)
 
 
-def test_a_recorder_that_was_killed_leaves_an_import_with_a_note(
+def test_a_file_of_a_killed_recorder_is_imported_with_a_note(
     recorded: Session, tmp_path: Path
 ) -> None:
     path = xdf_writer.write(tmp_path / "day.xdf", streams_of(recorded), with_footers=False)
@@ -370,7 +370,7 @@ def test_a_recorder_that_was_killed_leaves_an_import_with_a_note(
     assert any("truncated" in note for note in imported.notes)
 
 
-def test_a_truncated_xdf_file_is_refused_or_its_loss_is_said(
+def test_a_truncated_xdf_file_is_refused_or_its_loss_is_noted(
     recorded: Session, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = xdf_writer.write(tmp_path / "day.xdf", streams_of(recorded))
@@ -385,13 +385,13 @@ def test_a_truncated_xdf_file_is_refused_or_its_loss_is_said(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_text_file_is_no_xdf_file(tmp_path: Path) -> None:
+def test_a_text_file_is_not_an_xdf_file(tmp_path: Path) -> None:
     (tmp_path / "s.xdf").write_text("unit,time\n1,0.5\n")
     with pytest.raises(ImportFailedError, match="not a readable XDF file"):
         import_recording(tmp_path / "s.xdf")
 
 
-def test_velocity_is_the_gradient_where_only_position_was_streamed(
+def test_velocity_is_the_gradient_if_only_position_was_streamed(
     recorded: Session, tmp_path: Path
 ) -> None:
     spikes, kinematics, markers = streams_of(recorded)
@@ -400,7 +400,7 @@ def test_velocity_is_the_gradient_where_only_position_was_streamed(
     assert "velocity is the gradient of position" in import_recording(path).notes
 
 
-def test_unknown_channels_are_refused_and_those_there_are_listed(
+def test_unknown_channels_are_refused_and_the_existing_ones_are_listed(
     recorded: Session, tmp_path: Path
 ) -> None:
     path = xdf_writer.write(tmp_path / "day.xdf", streams_of(recorded))
@@ -408,7 +408,7 @@ def test_unknown_channels_are_refused_and_those_there_are_listed(
         import_recording(path, velocity="elbow")
 
 
-def test_events_of_units_that_are_not_described_are_left_out_and_said(
+def test_events_of_undescribed_units_are_left_out_and_noted(
     recorded: Session, tmp_path: Path
 ) -> None:
     spikes, kinematics, markers = streams_of(recorded)
@@ -417,7 +417,7 @@ def test_events_of_units_that_are_not_described_are_left_out_and_said(
     path = xdf_writer.write(
         tmp_path / "day.xdf", [replace(spikes, values=events), kinematics, markers]
     )
-    assert "7 events of units that desc/units doesn't name were left out" in (
+    assert "7 events of units that aren't in desc/units were left out" in (
         import_recording(path).notes
     )
 
@@ -426,12 +426,12 @@ def test_events_of_units_that_are_not_described_are_left_out_and_said(
     ("old", "new", "message"),
     [
         ("<units>", "<cells>", "desc/units is empty"),
-        ("<channel>0</channel>", "<channel />", "aren't described as expected"),
-        ("<channel>0</channel>", "", "aren't described as expected"),
+        ("<channel>0</channel>", "<channel />", "unexpected stream descriptions"),
+        ("<channel>0</channel>", "", "unexpected stream descriptions"),
         ("<type>Spikes</type>", "<type />", "no stream of type 'Spikes'"),
     ],
 )
-def test_a_spike_stream_described_otherwise_is_refused(
+def test_a_spike_stream_with_an_unexpected_description_is_refused(
     recorded: Session, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     spikes, kinematics, markers = streams_of(recorded)
@@ -453,7 +453,7 @@ def test_a_spike_stream_described_otherwise_is_refused(
         ("switch_example.xdf", r"g\.USBamp-1 \(EEG\)"),
     ],
 )
-def test_a_file_without_spikes_is_refused_and_its_streams_are_named(
+def test_a_file_without_spikes_is_refused_and_its_streams_are_listed(
     recordings: Path, name: str, stream: str
 ) -> None:
     path = recordings / "xdf" / name
@@ -463,7 +463,7 @@ def test_a_file_without_spikes_is_refused_and_its_streams_are_named(
         import_recording(path)
 
 
-def test_a_session_in_centimetres_becomes_metres(recorded: Session, tmp_path: Path) -> None:
+def test_a_session_in_centimetres_is_converted_to_metres(recorded: Session, tmp_path: Path) -> None:
     in_cm = replace(
         recorded,
         cursor_pos=100.0 * recorded.cursor_pos,

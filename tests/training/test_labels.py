@@ -1,4 +1,4 @@
-"""Intended velocities: toward the target, zero while holding, only where there is one."""
+"""Intention labels: toward the target, zero while holding, and only in trials with a target."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def toward_of(session: Session, times: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("labels", ["intention", "retrospective"])
-def test_velocity_points_at_the_target_and_rests_in_it(session: Session, labels: str) -> None:
+def test_velocity_points_at_the_target_and_is_zero_inside_it(session: Session, labels: str) -> None:
     meant = check(relabelled(session, labels))
     kept = within(session.cursor_times, meant.domain)
     times, velocity = session.cursor_times[kept], meant.cursor_vel[kept]
@@ -44,7 +44,7 @@ def test_velocity_points_at_the_target_and_rests_in_it(session: Session, labels:
     assert (times - session.trials.intervals[index, 0] >= REACTION_S - 0.02).all()
 
 
-def test_a_cursor_that_is_driven_astray_is_labelled_toward_its_target(session: Session) -> None:
+def test_movement_in_the_wrong_direction_is_labelled_toward_the_target(session: Session) -> None:
     turn = np.array([[0.0, -1.0], [1.0, 0.0]])  # by 90 degrees
     astray = replace(session, cursor_vel=session.cursor_vel @ turn.T)
     meant = relabelled(astray, "intention")
@@ -54,7 +54,7 @@ def test_a_cursor_that_is_driven_astray_is_labelled_toward_its_target(session: S
     np.testing.assert_allclose(velocity, straight, atol=1e-9)
 
 
-def test_retrospective_leaves_out_what_led_away(session: Session) -> None:
+def test_retrospective_labels_leave_out_movement_away_from_the_target(session: Session) -> None:
     back = replace(session, cursor_vel=-session.cursor_vel)
     total = {
         name: np.diff(relabelled(one, "retrospective").domain, axis=1).sum()
@@ -63,7 +63,7 @@ def test_retrospective_leaves_out_what_led_away(session: Session) -> None:
     assert total["back"] < 0.7 * total["there"]
 
 
-def test_what_was_held_out_stays_held_out(session: Session) -> None:
+def test_the_held_out_set_stays_held_out(session: Session) -> None:
     meant = relabelled(session, "intention")
     for split in ("train", "valid", "test"):
         kept = within(session.cursor_times, meant.intervals(split))
@@ -71,8 +71,8 @@ def test_what_was_held_out_stays_held_out(session: Session) -> None:
         assert within(session.cursor_times[kept], session.intervals(split)).all()
 
 
-def test_few_long_trials_are_labelled_too(session: Session) -> None:
-    """As they are where a drift has spoilt the decoder that somebody learns from."""
+def test_a_few_long_trials_are_labelled(session: Session) -> None:
+    """As in a recalibration with a decoder that drift has made almost useless."""
     start = session.domain[0, 0]
     few = Trials(
         intervals=start + np.array([[0.0, 18.0], [18.5, 39.0]]),
@@ -83,11 +83,11 @@ def test_few_long_trials_are_labelled_too(session: Session) -> None:
     assert duration_s(relabelled(whole, "intention").train_domain) == pytest.approx(38.1, abs=0.1)
 
 
-def test_labels_by_kinematics_change_nothing(session: Session) -> None:
+def test_kinematics_labels_change_nothing(session: Session) -> None:
     assert relabelled(session, "kinematics") is session
 
 
-def test_without_targets_it_says_what_to_send(session: Session) -> None:
+def test_without_targets_the_error_names_the_channels_to_send(session: Session) -> None:
     for trials in (None, Trials(intervals=session.trials.intervals)):
         with pytest.raises(TrainingError, match="target_x, target_y"):
             relabelled(replace(session, trials=trials), "intention")

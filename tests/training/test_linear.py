@@ -1,4 +1,4 @@
-"""Ridge and the Kalman filter as bundles: they decode as the offline baselines do."""
+"""Ridge and Kalman bundles decode like the offline baselines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from decoder.bundles.bundle import GRAPH, Bundle, open_bundle
+from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.bundles.families import KalmanSizes
+from decoder.bundles.manifest import GRAPH
 from decoder.errors import TrainingError
 from decoder.gate import Evidence
-from decoder.runtimes.base import open_runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from training.baselines import linear
@@ -41,7 +42,7 @@ def bundle(session: Session, request, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize("tick_s", [0.01, 0.017])
-def test_a_bundle_decodes_as_the_baseline_does_offline(session, bundle, tick_s) -> None:
+def test_a_bundle_decodes_like_the_offline_baseline(session, bundle, tick_s) -> None:
     offline = KINDS[bundle.manifest.family](session)
     decoded = decode_split(bundle, session, "test", tick_s=tick_s)
     np.testing.assert_allclose(decoded.velocity, offline.decode(decoded.times), atol=TOLERANCE)
@@ -50,7 +51,9 @@ def test_a_bundle_decodes_as_the_baseline_does_offline(session, bundle, tick_s) 
 
 
 @pytest.mark.parametrize("lag", [1, 3])
-def test_a_filter_of_activity_that_leads_decodes_so(session, tmp_path, monkeypatch, lag) -> None:
+def test_a_kalman_filter_with_a_lag_decodes_like_the_baseline(
+    session, tmp_path, monkeypatch, lag
+) -> None:
     monkeypatch.setattr("training.baselines.kalman.LAGS", (lag,))
     bundle = fit_linear(session, "kalman", tmp_path / "led.bundle")
     assert isinstance(bundle.manifest.sizes, KalmanSizes)
@@ -60,7 +63,7 @@ def test_a_filter_of_activity_that_leads_decodes_so(session, tmp_path, monkeypat
     np.testing.assert_allclose(decoded.velocity, expected, atol=TOLERANCE)
 
 
-def test_late_spikes_in_any_order_decode_as_if_in_time(session: Session, bundle: Bundle) -> None:
+def test_late_and_unordered_spikes_decode_as_if_on_time(session: Session, bundle: Bundle) -> None:
     straight, late = (open_runtime(bundle, epoch=0.0) for _ in range(2))
     part = session.spikes_between(0.0, 2.0)
     times, units = session.spike_times[part], session.spike_units[part]
@@ -77,7 +80,7 @@ def test_late_spikes_in_any_order_decode_as_if_in_time(session: Session, bundle:
     assert late.n_spikes == straight.n_spikes > 100
 
 
-def test_silence_decodes_and_a_reset_forgets(bundle: Bundle) -> None:
+def test_silence_decodes_and_a_reset_clears_the_state(bundle: Bundle) -> None:
     runtime = open_runtime(bundle, epoch=0.0)
     runtime.warm_up()
     silent = runtime.decode(1.0)
@@ -89,23 +92,23 @@ def test_silence_decodes_and_a_reset_forgets(bundle: Bundle) -> None:
     np.testing.assert_array_equal(runtime.decode(1.0), silent)
 
 
-def test_every_graph_of_a_kind_is_the_same_file(session, bundle, tmp_path: Path) -> None:
+def test_all_graphs_of_one_kind_are_the_same_file(session, bundle, tmp_path: Path) -> None:
     kind = bundle.manifest.family
     other = simulate(n_units=9, minutes=1.0, subject=5, seed=3)
     another = fit_linear(other, kind, tmp_path / "another.bundle")  # type: ignore[arg-type]
     assert another.manifest.checksums[GRAPH] == bundle.manifest.checksums[GRAPH]
     onnx.checker.check_model(onnx.load(bundle.graph_path), full_check=True)
     runtime = open_runtime(bundle, epoch=0.0)
-    assert open_runtime(another, epoch=0.0, like=runtime)._session is runtime._session
+    assert open_runtime(another, epoch=0.0, graph_from=runtime)._session is runtime._session
 
 
 def test_a_linear_decoder_cannot_be_adapted(bundle: Bundle) -> None:
-    with pytest.raises(TrainingError, match="fitted anew and can't be adapted; begin from"):
+    with pytest.raises(TrainingError, match="refitted and can't be adapted; start from"):
         runs.load_model(bundle.path)
 
 
-def test_a_calibration_by_it_remembers_the_base(tiny, bundle, tmp_path: Path, capfd) -> None:
-    """The worker's answer, and a bundle whose next calibration begins from the pretrained one."""
+def test_a_linear_calibration_records_its_base(tiny, bundle, tmp_path: Path, capfd) -> None:
+    """The worker answers, and the next calibration starts from the pretrained decoder."""
     kind = bundle.manifest.family
     today = replace(simulate(n_units=30, minutes=1.0, subject=4, seed=9), session_id="today")
     order = worker.Order(

@@ -1,4 +1,4 @@
-"""Methods of calibration: what each of them moves, and what the clock and the data decide."""
+"""Calibration methods: the weights that each trains, the time limit, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEW = AdaptSettings(steps=3, batch_size=2)
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units, as the first phase of another method, are learned in no time."""
+    """Shorten the `units` phase of the other methods."""
     monkeypatch.setattr(adapt, "COLD", replace(adapt.COLD, steps=3, batch_size=2))
 
 
@@ -33,7 +33,7 @@ def today() -> Session:
 
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    """Names of weights that differ, besides rows that are new."""
+    """Names of the weights that differ, ignoring new rows."""
     return {
         name
         for name, tensor in before.items()
@@ -42,14 +42,16 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 
 
 @pytest.mark.parametrize("method", ["units", "units+head", "full"])
-def test_a_method_moves_what_it_says_and_no_known_unit(tiny: TinyDecoder, today, method) -> None:
+def test_a_method_trains_its_own_weights_and_no_known_unit(
+    tiny: TinyDecoder, today, method
+) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     adapted = calibrate(model, record, today, replace(FEW, method=method))
     assert adapted.method == method
-    assert not moved(before, runs.weights(model)), "the model given was changed"
+    assert not moved(before, runs.weights(model)), "the original model was changed"
     names = moved(before, runs.weights(adapted.model))
-    assert not any(name.startswith(EMBEDDINGS) for name in names), "another unit moved"
+    assert not any(name.startswith(EMBEDDINGS) for name in names), "a known unit changed"
     assert bool(names) == (method != "units")
     if method == "units+head":
         assert all(name.startswith(HEADS) for name in names)
@@ -59,7 +61,7 @@ def test_a_method_moves_what_it_says_and_no_known_unit(tiny: TinyDecoder, today,
     assert adapted.record.session_words == [tiny.session.session_id, today.session_id]
 
 
-def test_scratch_knows_this_session_alone(tiny: TinyDecoder, today) -> None:
+def test_scratch_knows_only_this_session(tiny: TinyDecoder, today) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     made, own, method = calibrate(model, record, today, replace(FEW, method="scratch"))
     assert method == "scratch"
@@ -68,10 +70,10 @@ def test_scratch_knows_this_session_alone(tiny: TinyDecoder, today) -> None:
     assert set(own.output_mean) == set(own.output_std) == {today.session_id}
     assert len(made.unit_emb.weight) == 1 + today.n_units
     assert own.model == record.model
-    assert record.session_words == [tiny.session.session_id], "the record given was changed"
+    assert record.session_words == [tiny.session.session_id], "the original record was changed"
 
 
-def test_auto_goes_on_to_full_and_takes_units_where_full_spoils_them(tiny, today) -> None:
+def test_auto_runs_full_and_keeps_units_if_full_is_worse(tiny, today) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     phases: list[str] = []
     settings = replace(FEW, method="auto")
@@ -89,7 +91,9 @@ def test_auto_goes_on_to_full_and_takes_units_where_full_spoils_them(tiny, today
 
 
 @pytest.mark.parametrize("method", ["auto", "scratch"])
-def test_a_seed_says_everything_where_no_clock_cuts(tiny: TinyDecoder, today, method) -> None:
+def test_training_within_its_time_limit_depends_only_on_the_seed(
+    tiny: TinyDecoder, today, method
+) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     settings = replace(FEW, method=method, allowed_s=600.0)
     once, again = (calibrate(model, record, today, settings) for _ in range(2))
@@ -98,7 +102,9 @@ def test_a_seed_says_everything_where_no_clock_cuts(tiny: TinyDecoder, today, me
         assert torch.equal(runs.weights(again.model)[name], tensor), name
 
 
-def test_the_time_allowed_is_kept_and_annealed_over(tiny: TinyDecoder, today) -> None:
+def test_the_time_limit_is_kept_and_the_learning_rate_annealed_over_it(
+    tiny: TinyDecoder, today
+) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     shares: list[float] = []
     times: list[float] = []
@@ -115,11 +121,13 @@ def test_the_time_allowed_is_kept_and_annealed_over(tiny: TinyDecoder, today) ->
     assert shares[-1] == 1.0
     assert len(shares) > 2
     learning_s, slowest_s = times[-2] - times[0], np.diff(times[:-1]).max()
-    assert learning_s <= allowed_s + 2 * slowest_s, "no more than the step that runs and a check"
-    assert learning_s >= 0.5 * allowed_s - 2 * slowest_s, "what is allowed is used"
+    assert learning_s <= allowed_s + 2 * slowest_s, "more than one step and one check over"
+    assert learning_s >= 0.5 * allowed_s - 2 * slowest_s, "the time limit was not used up"
 
 
-def test_what_cannot_be_learned_is_said(tiny: TinyDecoder, today: Session) -> None:
+def test_invalid_settings_and_too_little_data_are_refused(
+    tiny: TinyDecoder, today: Session
+) -> None:
     model, record = runs.load_model(tiny.bundle.path)
     with pytest.raises(TrainingError, match="collect more data"):
         calibrate(model, record, today, replace(FEW, seconds=4.0))

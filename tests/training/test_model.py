@@ -1,4 +1,4 @@
-"""The fast forward equals torch_brain's module: outputs and every gradient."""
+"""The fast forward pass equals torch_brain's module: outputs and all gradients."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch_brain.models.poyo import create_linspace_latent_tokens
 
+from training.models.encoder import latent_phases, latent_queries
 from training.models.families import PRESETS, build, n_parameters, preset
-from training.models.poyo import (
-    forward,
-    latent_phases,
-    latent_queries,
-)
+from training.models.poyo import forward
 
 N_UNITS, BATCH, N_TOKENS = 30, 3, 200
 
@@ -58,8 +55,8 @@ def test_presets_have_their_published_sizes(name: str, low: float, high: float) 
     assert low <= n_parameters(build(PRESETS[name], ["u"], ["s"])) <= high
 
 
-def test_phases_of_latents_are_made_on_the_models_device() -> None:
-    """Without a GPU: tensors without memory refuse to meet CPU tensors, as CUDA's do."""
+def test_latent_phases_are_on_the_models_device() -> None:
+    """Meta tensors refuse to mix with CPU tensors, as CUDA tensors do, so this needs no GPU."""
     config = preset("rt")
     model = build(config, ["u0", "u1"], ["s"]).to("meta")
     phases = latent_phases(model, config)

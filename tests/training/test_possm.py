@@ -1,4 +1,4 @@
-"""The streaming family: parallel training, single steps and the exported graph give the same."""
+"""The streaming model: parallel training, single steps and the exported graph agree."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from decoder.runtimes.base import open_runtime
+from decoder.runtimes.opening import open_runtime
 from training.evaluation.reference import parallel_output, random_model
 from training.exports.export import export_model
 from training.models import families, possm
-from training.models.possm import PossmConfig
-from training.models.poyo import SPIKE, START
+from training.models.config import PossmConfig
+from training.models.encoder import SPIKE, START
 
-TOLERANCE = 1e-5  # of the output scale, which is 1 here
+TOLERANCE = 1e-5  # in units of the output scale, which is 1 here
 
 
 def window(config: PossmConfig, n_units: int, per_chunk: int, rng: np.random.Generator):
@@ -34,17 +34,17 @@ def test_parallel_equals_stepwise_equals_onnx(n_units: int, per_chunk: int, tmp_
     config = PossmConfig(train_s=0.8 if per_chunk > 1000 else 2.0)
     rng = np.random.default_rng(per_chunk)
     times, units = window(config, n_units, per_chunk, rng)
-    asked = np.sort(rng.uniform(config.warm_up_s, config.train_s, 30))
-    asked = np.concatenate([[config.warm_up_s], asked, [config.train_s]])
-    asked[5] = 15 * config.chunk_s  # exactly on an edge
-    asked = np.sort(asked)
-    expected = parallel_output(model, config, times, units, asked, n_units)
+    query_times = np.sort(rng.uniform(config.warm_up_s, config.train_s, 30))
+    query_times = np.concatenate([[config.warm_up_s], query_times, [config.train_s]])
+    query_times[5] = 15 * config.chunk_s  # exactly on an edge
+    query_times = np.sort(query_times)
+    expected = parallel_output(model, config, times, units, query_times, n_units)
     assert expected.std() > 1e-3
     bundle = export_model(model, record, "random", tmp_path / "random.bundle")
     for clock_s in (0.0, 1e6):
         runtime = open_runtime(bundle, epoch=clock_s + 0.3)
         done = 0
-        for at, output in zip(asked, expected, strict=True):
+        for at, output in zip(query_times, expected, strict=True):
             stop = int(np.searchsorted(times, at))
             runtime.append(clock_s + times[done:stop], units[done:stop])
             done = stop
@@ -52,7 +52,7 @@ def test_parallel_equals_stepwise_equals_onnx(n_units: int, per_chunk: int, tmp_
 
 
 def test_a_late_spike_goes_to_its_chunk(tmp_path: Path) -> None:
-    """Decodes before it came can't know it; those after are as if it had come in time."""
+    """Decodes after it arrives are the same as if it had arrived in time."""
     model, config, record = random_model("stream", 30, seed=1)
     bundle = export_model(model, record, "random", tmp_path / "random.bundle")
     rng = np.random.default_rng(2)
@@ -61,8 +61,8 @@ def test_a_late_spike_goes_to_its_chunk(tmp_path: Path) -> None:
     late = rng.uniform(size=len(times)) < 0.2
     arrives = times + np.where(late, rng.uniform(0.0, 0.3, len(times)), 0.0)
     runtime = open_runtime(bundle, epoch=0.0)
-    last, asked = -1.0, np.arange(config.warm_up_s, 1.99, 0.013)
-    for at in asked:
+    last, query_times = -1.0, np.arange(config.warm_up_s, 1.99, 0.013)
+    for at in query_times:
         came = (arrives >= last) & (arrives < at)
         runtime.append(times[came], units[came])
         last = at
@@ -73,7 +73,7 @@ def test_a_late_spike_goes_to_its_chunk(tmp_path: Path) -> None:
         np.testing.assert_allclose(runtime.decode(float(at)), expected, atol=TOLERANCE)
 
 
-def test_after_a_pause_the_state_begins_anew(tmp_path: Path) -> None:
+def test_a_pause_resets_the_state(tmp_path: Path) -> None:
     model, _, record = random_model("stream", 10, seed=1)
     bundle = export_model(model, record, "random", tmp_path / "random.bundle")
     rng = np.random.default_rng(2)
@@ -90,8 +90,8 @@ def test_after_a_pause_the_state_begins_anew(tmp_path: Path) -> None:
     np.testing.assert_array_equal(going.decode(2.6), silent.decode(2.6))
 
 
-def test_a_batch_is_its_windows_one_by_one() -> None:
-    """Windows of one batch, with other units kept in each, do not touch each other."""
+def test_windows_of_a_batch_are_independent() -> None:
+    """Windows of one batch, each with its own kept units, give the same outputs as alone."""
     model, config, _ = random_model("stream", 20, seed=3)
     rng = np.random.default_rng(0)
     parts, n_words = [], 21
@@ -125,18 +125,18 @@ def test_a_batch_is_its_windows_one_by_one() -> None:
 
 
 def test_gradients_equal_those_of_a_plain_softmax(monkeypatch) -> None:
-    """The hand-written gradient of `attend_chunks` against autograd through padded chunks."""
+    """Compares the hand-written gradient of `attend_chunks` with autograd."""
     model, config, _ = random_model("stream", 12, seed=5)
     rng = np.random.default_rng(1)
     times, units = window(config, 12, 9, rng)
-    asked = np.sort(rng.uniform(0.0, config.train_s, 20))
+    query_times = np.sort(rng.uniform(0.0, config.train_s, 20))
     token = torch.from_numpy(np.concatenate([START * 13 + 1 + np.arange(12), 1 + units]))
     inputs = {
         "token": token,
         "times": torch.from_numpy(np.concatenate([np.zeros(12), times])),
         "lengths": torch.tensor([len(token)]),
         "session_index": torch.tensor([1]),
-        "output_times": torch.from_numpy(asked)[None],
+        "output_times": torch.from_numpy(query_times)[None],
     }
 
     def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -157,18 +157,18 @@ def test_gradients_equal_those_of_a_plain_softmax(monkeypatch) -> None:
         assert float((ours[name] - gradient).abs().max()) <= 1e-5 * scale, name
 
 
-def _plain(queries, table, *, silence_lse, silence_value, token, turn, lengths):
-    """Chunk by chunk, without any trick."""
+def _plain(queries, table, *, silence_lse, silence_value, token, rotation, lengths):
+    """`attend_chunks` in plain torch, chunk by chunk."""
     gathered = []
-    for chunk, (rows, turns) in enumerate(
-        zip(table[token].split(lengths.tolist()), turn.split(lengths.tolist()), strict=True)
+    for chunk, (rows, rotations) in enumerate(
+        zip(table[token].split(lengths.tolist()), rotation.split(lengths.tolist()), strict=True)
     ):
-        n_rotary = turns.shape[-1]
+        n_rotary = rotations.shape[-1]
         pairs = torch.view_as_complex(
             rows[..., : 2 * n_rotary].unflatten(-1, (n_rotary, 2)).contiguous()
         )
-        turned = torch.view_as_real(pairs * turns[:, None, None]).flatten(-2)
-        rows = torch.cat([turned, rows[..., 2 * n_rotary :]], dim=-1)
+        rotated = torch.view_as_real(pairs * rotations[:, None, None]).flatten(-2)
+        rows = torch.cat([rotated, rows[..., 2 * n_rotary :]], dim=-1)
         logit = torch.einsum("hmd,lhd->hml", queries, rows[:, 0]) * queries.shape[-1] ** -0.5
         weight = torch.cat([silence_lse[chunk][..., None], logit], dim=-1).softmax(-1)
         value = torch.einsum("hml,lhd->hmd", weight[..., 1:], rows[:, 1])
@@ -176,35 +176,35 @@ def _plain(queries, table, *, silence_lse, silence_value, token, turn, lengths):
     return torch.stack(gathered)
 
 
-def test_the_presets_have_their_sizes() -> None:
+def test_streaming_presets_have_their_sizes() -> None:
     for name, low, high in (("stream", 2e5, 5e5), ("stream-8m", 6e6, 1e7)):
         model = families.build(families.preset(name), ["u"], ["s"])
         assert low <= families.n_parameters(model) <= high, families.n_parameters(model)
 
 
-def test_every_query_of_training_comes_after_the_warm_up() -> None:
+def test_training_queries_come_after_the_warm_up() -> None:
     config = replace(PossmConfig(), train_s=1.0)
-    asked = config.training_queries(np.random.default_rng(0))
-    assert asked.min() >= config.warm_up_s - 1e-9
-    assert asked.max() == pytest.approx(config.train_s)
+    query_times = config.training_queries(np.random.default_rng(0))
+    assert query_times.min() >= config.warm_up_s - 1e-9
+    assert query_times.max() == pytest.approx(config.train_s)
     walked = config.walked_queries(0.05)
     np.testing.assert_allclose(np.diff(walked), 0.05)
     assert walked[0] >= config.warm_up_s - 1e-9
 
 
-def test_a_carried_state_knows_nothing_of_its_own_window() -> None:
-    """Of three windows of one session and one of another: none begins with what it will see."""
+def test_a_carried_state_never_saw_its_own_window() -> None:
+    """Three windows of one session, one of another: no initial state depends on its own window."""
     model, config, _ = random_model("stream", 5, seed=1)
     width = config.num_latents * config.dim + possm.N_AGES
     inputs = torch.randn(4, config.n_chunks, width, generator=torch.Generator().manual_seed(0))
     session = torch.tensor([1, 2, 1, 1])
 
     def begins(given: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(2)  # the same windows are fresh
+        torch.manual_seed(2)  # draws the same fresh windows
         return possm._carried(model, config, given, session)
 
     before = begins(inputs)
-    assert (before[1] == 0).all(), "alone of its session: nothing to carry"
+    assert (before[1] == 0).all(), "the only window of its session has nothing to carry"
     assert (before != 0).any(dim=1).sum() >= 1
     for window in range(4):
         changed = inputs.clone()

@@ -1,4 +1,4 @@
-"""Pretraining on a small session: it learns, goes on where it stood, and keeps the best."""
+"""Pretraining on a small session: it learns, resumes exactly, and keeps the best weights."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, WindowSource, unit_words
 from training.models import possm
 from training.models.families import preset
-from training.pretraining import pretrain as pretraining
-from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain, settings_of
+from training.pretraining import runs, trainer
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def settings(**changes) -> PretrainSettings:
     return PretrainSettings(**given)
 
 
-def test_a_run_is_written_and_loads_again(session, tmp_path: Path) -> None:
+def test_a_written_run_can_be_loaded(session, tmp_path: Path) -> None:
     losses: list[float] = []
     record = pretrain(
         [session], tmp_path / "run", settings(), on_step=lambda p: losses.append(p.loss)
@@ -58,7 +58,7 @@ def test_a_run_is_written_and_loads_again(session, tmp_path: Path) -> None:
     assert not model.training
 
 
-def test_a_run_goes_on_where_it_stood(session, tmp_path: Path) -> None:
+def test_a_run_resumes_at_its_last_step(session, tmp_path: Path) -> None:
     pretrain([session], tmp_path / "run", settings(steps=10))
     steps: list[int] = []
     record = pretrain(
@@ -69,8 +69,8 @@ def test_a_run_goes_on_where_it_stood(session, tmp_path: Path) -> None:
     assert record.step == 15
 
 
-def test_a_run_begins_with_another_runs_weights(session, tmp_path: Path) -> None:
-    """Units that are known keep their rows; others begin as those that they are tuned like."""
+def test_a_run_can_start_from_another_runs_weights(session, tmp_path: Path) -> None:
+    """Known units keep their embeddings; new ones start as the mean of units tuned like them."""
     pretrain([session], tmp_path / "first", settings())
     other = simulate(n_units=30, minutes=1.5, subject=1, seed=4)
     begun = settings(steps=1, learning_rate=1e-12, base=str(tmp_path / "first"))
@@ -118,8 +118,10 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", *arguments]
 
 
-def trained(session, folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
-    """A pretraining command on a saved session, one thread a process."""
+def pretraining_command(
+    session, folder: Path, *arguments: str, launcher: tuple[str, ...] = ()
+) -> list[str]:
+    """A pretraining command for a session saved in `folder`, with one thread per process."""
     path = sessions.save(session, folder / "sessions")
     return command(
         *launcher, "clients", "pretrain", str(path), "--batch-size", "8", "--threads", "1",
@@ -136,16 +138,16 @@ def largest_difference(one: Path, other: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["rt", "stream"])
-def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) -> None:
-    """Dropout included: masks belong to the micro-batch, not to the process."""
+def test_two_processes_compute_the_same_as_one(session, tmp_path: Path, preset: str) -> None:
+    """This includes dropout: masks belong to the micro-batch, not to the process."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     shared = ("--preset", preset, "--steps", "20", "-o")
     subprocess.run(
-        trained(session, tmp_path, *shared, str(tmp_path / "two"), launcher=torchrun),
+        pretraining_command(session, tmp_path, *shared, str(tmp_path / "two"), launcher=torchrun),
         check=True, capture_output=True, timeout=560,
     )  # fmt: skip
     subprocess.run(
-        trained(session, tmp_path, *shared, str(tmp_path / "one"), "--accumulate", "2"),
+        pretraining_command(session, tmp_path, *shared, str(tmp_path / "one"), "--accumulate", "2"),
         check=True, capture_output=True, timeout=560,
     )  # fmt: skip
     assert largest_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
@@ -153,10 +155,10 @@ def test_two_processes_do_what_one_does(session, tmp_path: Path, preset: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["rt", "stream"])
-def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path, preset: str) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(session, tmp_path: Path, preset: str) -> None:
     run = tmp_path / "killed"
     arguments = ("--preset", preset, "--steps", "100", "-o")
-    with running_command(trained(session, tmp_path, *arguments, str(run))) as process:
+    with running_command(pretraining_command(session, tmp_path, *arguments, str(run))) as process:
         wait_for("a checkpoint", lambda: (run / "last.safetensors").exists(), 120.0)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -164,14 +166,14 @@ def test_a_killed_run_ends_as_one_that_was_not(session, tmp_path: Path, preset: 
     assert 0 < stopped < 100
     for more in (("-o", str(run), "--resume"), (*arguments, str(tmp_path / "whole"))):
         done = subprocess.run(
-            trained(session, tmp_path, *more),
+            pretraining_command(session, tmp_path, *more),
             check=False, capture_output=True, text=True, timeout=560,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert largest_difference(run, tmp_path / "whole") == 0.0
 
 
-def test_a_run_killed_before_its_first_checkpoint_goes_on(session, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(session, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def killed(progress) -> None:
@@ -201,13 +203,13 @@ def test_the_learning_curve_is_logged_for_tensorboard(session, tmp_path: Path) -
     assert [event.step for event in events.Scalars("train/loss")][-1] == 20
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(session, tmp_path: Path) -> None:
+def test_a_batch_size_that_cannot_be_split_is_refused(session, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected a multiple of 3"):
         pretrain([session], tmp_path / "run", settings(batch_size=4, accumulate=3))
 
 
-def test_a_mixed_folder_trains_with_embeddings_of_each_session(session, tmp_path: Path) -> None:
-    """Simulated sessions beside one in the layout of `perich_miller_population_2018`."""
+def test_a_mixed_corpus_trains_an_embedding_per_session(session, tmp_path: Path) -> None:
+    """Two simulated sessions and one in the layout of `perich_miller_population_2018`."""
     folder = tmp_path / "corpus"
     foreign = perich_file(tmp_path)
     (folder / "monkey").mkdir(parents=True)
@@ -239,7 +241,7 @@ def test_bf16_is_close_to_float32(session, tmp_path: Path, preset: str) -> None:
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.05)
 
 
-def test_the_sampling_power_moves_shares_towards_short_sessions(session) -> None:
+def test_a_lower_sampling_power_favours_short_sessions(session) -> None:
     long = simulate(n_units=12, minutes=6.0, subject=1, seed=8)
     words = [*unit_words(session), *unit_words(long)]
 
@@ -257,19 +259,19 @@ def test_the_sampling_power_moves_shares_towards_short_sessions(session) -> None
     assert share_of_short(1.0) == pytest.approx(0.2, abs=0.05)
 
 
-def test_a_refused_start_does_not_block_its_folder(session, tmp_path: Path) -> None:
+def test_a_refused_run_leaves_its_folder_free(session, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected a multiple"):
         pretrain([session], tmp_path / "run", settings(batch_size=4, accumulate=3))
     assert pretrain([session], tmp_path / "run", settings(steps=2)).step == 2
 
 
-def test_a_run_that_was_extended_stays_extended(session, tmp_path: Path) -> None:
+def test_an_extended_run_keeps_its_new_end(session, tmp_path: Path) -> None:
     pretrain([session], tmp_path / "run", settings(steps=4))
     pretrain([session], tmp_path / "run", settings_of(tmp_path / "run", steps=8), resume=True)
     assert settings_of(tmp_path / "run").steps == 8
 
 
-def test_a_run_that_was_not_pretrained_here_is_not_resumed(session, tmp_path: Path) -> None:
+def test_an_adapted_or_imported_run_cannot_be_resumed(session, tmp_path: Path) -> None:
     record = pretrain([session], tmp_path / "run", settings(steps=2))
     (tmp_path / "run" / "last.safetensors").unlink()
     with pytest.raises(TrainingError, match="adapted or imported"):
@@ -280,36 +282,36 @@ def test_a_run_that_was_not_pretrained_here_is_not_resumed(session, tmp_path: Pa
         settings_of(tmp_path / "run")
 
 
-def test_a_session_without_a_validation_window_is_named_at_once(session, tmp_path: Path) -> None:
+def test_a_session_without_a_validation_window_is_refused(session, tmp_path: Path) -> None:
     start = float(session.valid_domain[0, 0])
     short = replace(session, valid_domain=np.array([[start, start + 0.2]]))
     with pytest.raises(TrainingError, match=rf"{session.session_id}: no window of 0.5 s"):
         pretrain([short], tmp_path / "run", settings())
 
 
-def test_validation_takes_a_small_part_of_a_timed_run_however_long_it_is(
+def test_validation_takes_a_small_share_of_a_timed_run(
     session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Due at every step by the clock; the pause after one is then four times what it took."""
-    monkeypatch.setattr(pretraining, "VALIDATE_EVERY_S", 1e-3)
-    score, spans = pretraining.Trainer._score, []
+    """Validation is due at every step here, but pauses for four times its own duration."""
+    monkeypatch.setattr(trainer, "VALIDATE_EVERY_S", 1e-3)
+    score, spans = trainer.Trainer._score, []
 
-    def timed(trainer: pretraining.Trainer) -> float:
+    def timed(running: trainer.Trainer) -> float:
         began = time.monotonic()
-        found = max(score(trainer) for _ in range(3))
+        found = max(score(running) for _ in range(3))
         spans.append((began, time.monotonic()))
         return found
 
-    monkeypatch.setattr(pretraining.Trainer, "_score", timed)
+    monkeypatch.setattr(trainer.Trainer, "_score", timed)
     pretrain([session], tmp_path / "run", settings(steps=None, minutes=0.15))
-    due = spans[:-1]  # the last one comes when time is up
+    due = spans[:-1]  # the last validation is at the end of the run
     assert due
     for (began, ended), (again, _) in pairwise(due):
         assert again - ended >= 3 * (ended - began)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (8, 2), (8, 4)])
-def test_most_windows_of_a_corpus_begin_with_a_carried_state(
+def test_most_windows_of_a_corpus_start_from_a_carried_state(
     tmp_path: Path, batch_size: int, accumulate: int
 ) -> None:
     corpus = [simulate(n_units=2, minutes=0.5, subject=0, seed=seed) for seed in range(8)]
@@ -324,13 +326,13 @@ def test_most_windows_of_a_corpus_begin_with_a_carried_state(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(possm, "_carried", counted)
-        patch.setattr(pretraining, "N_VALIDATIONS", 1)
+        patch.setattr(trainer, "N_VALIDATIONS", 1)
         pretrain(corpus, tmp_path / "run", given)
     assert np.mean(shares) > 0.55
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     (logged,) = [event.value for event in events.Scalars("train/carried_share")][:1]
-    assert np.isclose(logged, shares).any(), "what is logged is what happened"
+    assert np.isclose(logged, shares).any(), "the logged share is not that of any step"
 
 
 def test_a_streaming_micro_batch_of_one_window_is_refused(session, tmp_path: Path) -> None:
@@ -338,14 +340,14 @@ def test_a_streaming_micro_batch_of_one_window_is_refused(session, tmp_path: Pat
         pretrain([session], tmp_path / "run", settings(preset="stream", accumulate=4))
 
 
-def test_a_corpus_takes_one_open_file_a_session(session, tmp_path: Path) -> None:
-    """The limit here is 160 files for 120 sessions; the usual one is 1,024."""
+def test_a_corpus_needs_one_open_file_per_session(session, tmp_path: Path) -> None:
+    """120 sessions open under a limit of 160 files; the usual limit is 1,024."""
     path = sessions.save(session, tmp_path)
     for number in range(119):
         os.link(path, tmp_path / f"another-{number}.h5")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))\n"
-        "from streaming import sessions\n"
+        "from streaming.sessions import format as sessions\n"
         "opened = sessions.open_all(sys.argv[1])\n"
         "print(len(opened), sum(len(s.spike_times) for s in opened))"
     )
@@ -355,15 +357,14 @@ def test_a_corpus_takes_one_open_file_a_session(session, tmp_path: Path) -> None
     assert done.stdout.split() == ["120", str(120 * len(session.spike_times))]
 
 
-def test_the_limit_on_open_files_is_raised_for_a_corpus_and_named_where_it_cannot_be(
-    session, tmp_path: Path
-) -> None:
+def test_a_corpus_raises_the_limit_on_open_files_or_reports_it(session, tmp_path: Path) -> None:
     path = sessions.save(session, tmp_path)
     for number in range(59):
         os.link(path, tmp_path / f"another-{number}.h5")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))\n"
-        "from decoder.errors import SessionError\nfrom streaming import sessions\n"
+        "from decoder.errors import SessionError\n"
+        "from streaming.sessions import format as sessions\n"
         "try:\n    print(len(sessions.open_all(sys.argv[1])))\n"
         "except SessionError as error:\n    print(error)"
     )

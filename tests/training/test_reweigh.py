@@ -1,4 +1,4 @@
-"""A base bundle's graph with new weights decodes as torch does, and as a new export."""
+"""A base bundle's graph with new weights decodes like the torch model and like a full export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.exports import reweigh
 from training.exports.export import export_model
 from training.exports.reweigh import write_adapted
 from training.pretraining import runs
-from training.pretraining.pretrain import decode_windows, window_source
+from training.pretraining.scoring import decode_windows, window_source
 
 FEW = AdaptSettings(steps=4, batch_size=2, learning_rate=1e-2)
 
@@ -32,12 +32,10 @@ def learned(tiny: TinyDecoder, session, method) -> Adapted:
 
 
 @pytest.mark.parametrize("method", ["units+head", "full", "scratch"])
-def test_a_graph_with_new_weights_is_the_one_torch_would_export(
-    tiny, today, method, tmp_path, monkeypatch
-) -> None:
+def test_a_reweighed_graph_equals_a_full_export(tiny, today, method, tmp_path, monkeypatch) -> None:
     model, record, _ = learned(tiny, today, method)
     exported = export_model(model, record, "today", tmp_path / "exported.bundle")
-    monkeypatch.setattr(reweigh, "export_model", None)  # it would be a failure to need it
+    monkeypatch.setattr(reweigh, "export_model", None)  # fails if a full export is needed
     written = write_adapted(tiny.bundle, model, record, "today", tmp_path / "one.bundle", {"a": 1})
     assert written.manifest.outputs == exported.manifest.outputs
     assert written.manifest.unit_ids == exported.manifest.unit_ids
@@ -50,7 +48,7 @@ def test_a_graph_with_new_weights_is_the_one_torch_would_export(
     np.testing.assert_allclose(*velocities, atol=1e-6)
 
 
-def test_what_is_decoded_is_what_torch_decodes(tiny: TinyDecoder, today, tmp_path) -> None:
+def test_the_written_weights_decode_as_the_model(tiny: TinyDecoder, today, tmp_path) -> None:
     model, record, _ = learned(tiny, today, "full")
     written = write_adapted(tiny.bundle, model, record, "today", tmp_path / "one.bundle")
     again, again_record = runs.load_model(written.path)
@@ -64,14 +62,14 @@ def test_what_is_decoded_is_what_torch_decodes(tiny: TinyDecoder, today, tmp_pat
         np.testing.assert_array_equal(seen, expected)
 
 
-def test_units_alone_keep_the_graph(tiny: TinyDecoder, today, tmp_path) -> None:
+def test_a_change_of_units_only_keeps_the_graph(tiny: TinyDecoder, today, tmp_path) -> None:
     model, record, _ = learned(tiny, today, "units")
     written = write_adapted(tiny.bundle, model, record, "today", tmp_path / "one.bundle")
     name = "graph.onnx"
     assert written.manifest.checksums[name] == tiny.bundle.manifest.checksums[name]
 
 
-def test_a_graph_that_nobody_can_explain_is_exported_anew(
+def test_a_graph_with_unknown_constants_is_exported_in_full(
     tiny: TinyDecoder, today, tmp_path, monkeypatch
 ) -> None:
     model, record, _ = learned(tiny, today, "scratch")

@@ -1,4 +1,4 @@
-"""The pretraining curve, on a scale that a test can afford: figures and plot are written."""
+"""The transfer and few-shot studies on a small scale write their data and plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from training.data.simulate import simulate
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 from training.studies.transfer import plot, transfer
 
 
@@ -37,13 +38,13 @@ def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     assert [point["sessions"] for point in first["points"]] == [1, 2]
     assert np.isfinite([point["r2"] for point in first["points"]]).all()
     assert len(first["ridge_r2"]) == 2
-    assert result() == first, "a finished pretraining is used again"
+    assert result() == first, "a finished pretraining was not reused"
     plot(json.loads(json.dumps(first)), tmp_path / "curve.svg")
     assert (tmp_path / "curve.svg").read_text().count("<path") > 3
 
 
 @pytest.mark.slow
-def test_a_few_seconds_beside_scratch_and_ridge(tmp_path: Path, monkeypatch) -> None:
+def test_fewshot_compares_with_scratch_and_ridge(tmp_path: Path, monkeypatch) -> None:
     from training.calibration.adapt import AdaptSettings
     from training.studies import fewshot as module
 

@@ -1,4 +1,4 @@
-"""The study of the gate, small: data that are wrong, and nothing harmful promoted."""
+"""The study of the promotion gate on a small scale: no harmful promotion on faulty data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.studies.trust import FAULTS, study, summary, trials
 
 
 @pytest.mark.slow
-def test_no_calibration_of_wrong_data_is_promoted_to_a_users_harm(tmp_path: Path) -> None:
+def test_no_promotion_on_faulty_data_is_harmful(tmp_path: Path) -> None:
     path = tmp_path / "trust.json"
     given = {"count": len(FAULTS), "steps": 2, "method": "ridge"}
     rows = study(BUNDLES / "possm.bundle", [], path, **given)  # type: ignore[arg-type]
@@ -24,10 +24,10 @@ def test_no_calibration_of_wrong_data_is_promoted_to_a_users_harm(tmp_path: Path
     assert written["summary"] == summary(rows)
     said: list[dict[str, object]] = []
     again = study(BUNDLES / "possm.bundle", [], path, say=said.append, **given)  # type: ignore[arg-type]
-    assert not said, "what is done is not done again"
+    assert not said, "finished calibrations were repeated"
     assert again == json.loads(json.dumps(rows))
 
 
-def test_every_fault_meets_every_kind_of_active_decoder() -> None:
+def test_every_fault_is_combined_with_every_kind_of_active_decoder() -> None:
     met = {(trial.fault, trial.own) for trial in trials(120, 10)}
     assert len(met) == 2 * len(FAULTS)

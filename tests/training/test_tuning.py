@@ -1,4 +1,4 @@
-"""Tuning tells units apart and finds like ones."""
+"""Tuning features tell units apart and find similar ones."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def half(session: Session, first: bool) -> Session:
     return replace(session, train_domain=intersect(domain, *edges))
 
 
-def test_tuning_of_one_half_finds_the_same_unit_in_the_other() -> None:
+def test_tuning_from_one_half_identifies_units_in_the_other() -> None:
     session = simulate(n_units=40, minutes=6.0, subject=2, seed=3)
     first, second = tuning(half(session, True)), tuning(half(session, False))
     assert first.shape == (40, N_FEATURES)
     distance = ((first[:, None] - second[None]) ** 2).sum(axis=-1)
     same = distance.argmin(axis=1) == np.arange(40)
-    assert same.mean() > 0.5, "by chance one of 40 is"
+    assert same.mean() > 0.5, "chance is 1 in 40"
 
 
-def test_a_silent_unit_and_a_domain_too_short_are_no_error() -> None:
+def test_silent_units_and_short_domains_have_finite_tuning() -> None:
     session = simulate(n_units=6, minutes=1.0, subject=2, seed=3)
     keep = session.spike_units != 2
     silent = replace(
@@ -42,7 +42,7 @@ def test_a_silent_unit_and_a_domain_too_short_are_no_error() -> None:
     assert (tuning(short) == 0).all()
 
 
-def test_the_nearest_count_most() -> None:
+def test_nearer_units_weigh_more() -> None:
     known = np.array([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0]])
     values = np.eye(3)
     (mean,) = nearest_mean(np.array([[0.0, 0.0]]), known, values)
@@ -50,11 +50,11 @@ def test_the_nearest_count_most() -> None:
     assert mean[0] > 0.95
     assert mean[1] > mean[2]
     (far,) = nearest_mean(np.array([[1e3, 0.0]]), known, values)
-    assert far[2] > 0.99, "what is far from all is like the nearest, and finite"
+    assert far[2] > 0.99, "a unit far from all others takes the nearest, with finite weights"
 
 
-def test_30_000_units_are_compared_with_as_many_without_holding_all_distances() -> None:
-    """They would take 7 GB, as would the order of the nearest. Here 30,000 with 3,000: 0.7 GB."""
+def test_many_units_are_compared_without_holding_all_distances() -> None:
+    """All distances of 30,000 to 3,000 units take 0.7 GB; of 30,000 to 30,000 units, 7 GB."""
     rng = np.random.default_rng(0)
     features, known = rng.normal(size=(30_000, N_FEATURES)), rng.normal(size=(3_000, N_FEATURES))
     values = rng.normal(size=(3_000, 4))

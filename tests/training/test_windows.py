@@ -1,4 +1,4 @@
-"""Windows as token batches: what a window holds, where it may lie, and what it should decode."""
+"""Windows as token batches: their tokens, their place in a split, and their targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from streaming.sessions.intervals import continuous_domain, with_domains
 from streaming.sessions.session import Session
 from training.data.simulate import simulate
 from training.data.windows import Batch, OutputScale, WindowSource, unit_words, window_ends
-from training.models.poyo import END, N_QUERIES, SPIKE, START, ModelConfig
+from training.models.config import N_QUERIES, ModelConfig
+from training.models.encoder import END, SPIKE, START
 
 N_UNITS, WINDOW_S, SESSION_ROW = 20, 1.0, 5
 LAYOUT = ModelConfig(sequence_length=WINDOW_S)
@@ -22,7 +23,7 @@ GAPS = ((10.0, 12.0), (40.0, 40.5), (95.0, 99.0), (110.0, 111.0))
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    """Two minutes with `GAPS` in which nothing was sampled."""
+    """A session of two minutes, with `GAPS` in the cursor's samples."""
     whole = simulate(n_units=N_UNITS, minutes=2.0, subject=1, seed=5)
     times = whole.cursor_times
     kept = ~np.any([(times > start) & (times < end) for start, end in GAPS], axis=0)
@@ -38,7 +39,7 @@ def session() -> Session:
 
 
 def source_of(session: Session) -> WindowSource:
-    words = ["NA", *reversed(unit_words(session))]  # rows unlike positions
+    words = ["NA", *reversed(unit_words(session))]  # rows differ from positions
     return WindowSource(
         [session],
         {word: row for row, word in enumerate(words)},
@@ -58,7 +59,7 @@ def drawn(source: WindowSource, seed: int = 0, **options: object) -> Batch:
 
 
 def tokens_of(batch: Batch, row: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """By token type: unit rows and times of one window's tokens."""
+    """The unit rows and times of one window's tokens, by token type."""
     lengths = batch.lengths.tolist()
     token = batch.token.split(lengths)[row].numpy()
     times = batch.times.split(lengths)[row].numpy()
@@ -67,14 +68,14 @@ def tokens_of(batch: Batch, row: int) -> dict[int, tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_windows_never_reach_over_a_gap(session: Session, split: str) -> None:
+def test_windows_never_cross_a_gap(session: Session, split: str) -> None:
     ends = window_ends(session, split, WINDOW_S, 0.03)
     assert len(ends)
     for start, end in GAPS:
         assert not ((ends > start + 0.01) & (ends - WINDOW_S < end - 0.01)).any()
 
 
-def test_windows_never_reach_over_their_splits_edge(session: Session) -> None:
+def test_windows_never_cross_the_edge_of_their_split(session: Session) -> None:
     for split in ("train", "valid", "test"):
         intervals = session.intervals(split)
         ends = window_ends(session, split, WINDOW_S, 0.03)[:, None]
@@ -82,13 +83,13 @@ def test_windows_never_reach_over_their_splits_edge(session: Session) -> None:
         assert inside.any(axis=1).all()
 
 
-def test_intervals_shorter_than_a_window_hold_none(session: Session) -> None:
+def test_intervals_shorter_than_a_window_are_skipped(session: Session) -> None:
     short = replace(session, test_domain=np.array([[100.0, 100.9], [101.0, 103.0]]))
     assert window_ends(short, "test", WINDOW_S, 0.1).min() >= 102.0
 
 
 def test_training_windows_lie_inside_the_training_domain(session: Session) -> None:
-    """A ramp for a velocity tells where each window was drawn."""
+    """With a ramp as velocity, the targets show where each window was drawn."""
     ramp = np.repeat(session.cursor_times[:, None], 2, axis=1)
     timed = replace(session, cursor_vel=ramp)
     scale = OutputScale.of(timed)
@@ -111,7 +112,7 @@ def test_each_kept_unit_has_one_start_and_one_end_token(source: WindowSource) ->
         assert (ends[1] == WINDOW_S).all()
 
 
-def test_spikes_are_of_kept_units_and_lie_inside_the_window(source: WindowSource) -> None:
+def test_spikes_belong_to_kept_units_and_lie_inside_the_window(source: WindowSource) -> None:
     batch = drawn(source)
     for row in range(16):
         tokens = tokens_of(batch, row)
@@ -122,14 +123,14 @@ def test_spikes_are_of_kept_units_and_lie_inside_the_window(source: WindowSource
         assert (np.diff(times) >= 0).all()
 
 
-def test_one_query_stands_at_each_windows_end(source: WindowSource) -> None:
+def test_the_last_query_is_at_the_windows_end(source: WindowSource) -> None:
     batch = drawn(source)
     assert batch.output_times.shape == (16, N_QUERIES)
     assert (batch.output_times[:, -1] == WINDOW_S).all()
     assert ((batch.output_times >= 0) & (batch.output_times <= WINDOW_S)).all()
 
 
-def test_windows_lie_one_after_the_other(source: WindowSource) -> None:
+def test_windows_are_packed_one_after_another(source: WindowSource) -> None:
     batch = drawn(source)
     assert int(batch.lengths.sum()) == len(batch.token) == len(batch.times) == batch.n_tokens
     assert batch.n_tokens == sum(
@@ -137,7 +138,7 @@ def test_windows_lie_one_after_the_other(source: WindowSource) -> None:
     )
 
 
-def test_every_window_names_its_session(source: WindowSource) -> None:
+def test_every_window_has_the_row_of_its_session(source: WindowSource) -> None:
     assert (drawn(source).session_index == SESSION_ROW).all()
 
 
@@ -153,7 +154,7 @@ def test_the_share_of_units_kept_stays_in_its_range(
         assert least <= n_kept.pop() <= most
 
 
-def test_windows_of_a_batch_keep_units_of_their_own(source: WindowSource) -> None:
+def test_windows_of_a_batch_keep_different_units(source: WindowSource) -> None:
     batch = drawn(source, keep_units=(0.5, 0.5))
     assert len({tuple(tokens_of(batch, row)[START][0]) for row in range(16)}) > 8
 

@@ -1,8 +1,8 @@
-"""A small recurrent network on binned counts: the baseline that is hard to beat.
+"""A small recurrent network on binned counts: the strongest baseline.
 
-A GRU of 100 units reads 12 bins of 50 ms and gives the velocity at their end. It is trained on
-windows that end anywhere in the training domain; dropout is chosen and training ended by the
-validation domain. Counts are normalised by the training domain's mean and spread.
+A GRU with 100 hidden units reads 12 bins of 50 ms and predicts the velocity at their end. Its
+training windows end anywhere in the training domain. Dropout and the number of epochs are chosen on
+the validation domain. Counts are normalised by mean and standard deviation of the training domain.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ N_EPOCHS = 12
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-4
-STEP_S = 0.01  # between the window ends that are trained on
+STEP_S = 0.01  # between the ends of training windows
 SPAN_S = N_BINS * BIN_S
 assert SPAN_S <= LONGEST_S + 1e-9
 
@@ -52,7 +52,7 @@ class _Network(nn.Module):
 
 
 class Gru:
-    """Fitted on the training domain. Raises TrainingError where a domain holds no whole window."""
+    """Fitted on the training domain. Raises TrainingError if a domain has no whole window."""
 
     name = f"GRU of {N_HIDDEN}, {N_BINS} bins of 50 ms"
 
@@ -80,13 +80,13 @@ class Gru:
                     self.chosen = f"dropout {dropout:g}, {epoch + 1} epochs"
 
     def decode(self, times: Floats) -> Floats:
-        """Velocity (n, 2) m/s at `times`, any."""
+        """Velocity (n, 2) m/s at arbitrary `times`."""
         return self._decode(self._network, times)
 
     def _train(
         self, network: _Network, inputs: Tensor, target: Tensor, valid: Floats
     ) -> Iterator[tuple[int, float]]:
-        """Epochs; yields each one's number and validation R²."""
+        """Train; yields number and validation R² of each epoch."""
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
         )

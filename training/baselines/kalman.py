@@ -1,13 +1,13 @@
-"""The velocity Kalman filter, as labs run it beside newer decoders.
+"""The velocity Kalman filter, a common baseline in the lab.
 
-State `x = [v_x, v_y]`, observation `y` = counts of 50 ms bins less their mean:
+State `x = [v_x, v_y]`, observation `y` = mean-subtracted counts in 50 ms bins:
 
     x_k = A x_{k-1} + w,  w ~ N(0, W)
     y_k = C x_{k+lag} + q,  q ~ N(0, Q)
 
 A, C, W and Q are least-squares estimates (Wu, Gao, Bienenstock, Donoghue and Black, Neural
-Computation 2006). The lag between activity and movement and the noise added to Q's diagonal are
-those that do best on the validation domain. The gain is the steady state's.
+Computation 2006). The lag between activity and movement, and the noise added to Q's diagonal, are
+chosen on the validation domain. The filter uses its steady-state gain.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from streaming.sessions.session import Session, Split
 from training.baselines.ridge import BIN_S, counts_before, enough_times, evaluation_times, r2
 
 LAGS = (0, 1, 2, 3)  # bins
-NOISES = (0.0, 1e-2, 1e-1)  # share of the mean count variance added to every unit's
+NOISES = (0.0, 1e-2, 1e-1)  # added to each unit's count variance, as a share of the mean variance
 RICCATI_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """The fitted filter: `x' = A x + gain (y - C A x)`, y the counts of `lag` bins ago."""
+    """The fitted filter: `x' = A x + gain (y - C A x)`, y are the counts `lag` bins ago."""
 
     lag: int
     transition: Floats  # A (2, 2)
@@ -36,7 +36,7 @@ class Filter:
 
 
 class Kalman:
-    """Fitted on the training domain. Raises TrainingError where a domain holds no whole window."""
+    """Fitted on the training domain. Raises TrainingError if a domain has no whole window."""
 
     name = "velocity Kalman filter, 50 ms"
 
@@ -58,7 +58,7 @@ class Kalman:
                     self.chosen = f"lag {1e3 * lag * BIN_S:.0f} ms, noise {noise:g}"
 
     def decode(self, times: Floats, split: Split = "test") -> Floats:
-        """Velocity (n, 2) m/s at `times` of a split: of the last whole bin before each."""
+        """Velocity (n, 2) m/s at `times` of a split, each from the last complete bin before it."""
         return self._run(self.filter, split, times)
 
     def _counts(self, split: Split) -> list[tuple[Floats, Floats]]:
@@ -67,7 +67,8 @@ class Kalman:
             grids = [np.arange(a + BIN_S, b, BIN_S) for a, b in self._session.intervals(split)]
             counts = counts_before(self._session, np.concatenate([*grids, np.empty(0)]), 1)[:, :, 0]
             parts = np.split(counts, np.cumsum([len(ends) for ends in grids])[:-1])
-            self._bins[split] = list(zip(grids, parts, strict=False))  # no interval, one empty part
+            # Without intervals, `parts` still has one empty entry.
+            self._bins[split] = list(zip(grids, parts, strict=False))
         return self._bins[split]
 
     def _fit(self, train: list[tuple[Floats, Floats]], lag: int, noise: float) -> Filter:
@@ -80,7 +81,7 @@ class Kalman:
         counts = np.concatenate([c[: max(0, len(c) - lag)] for _, c in train]) - self.mean_count
         observation = np.linalg.lstsq(state, counts, rcond=None)[0].T
         residual = np.cov((counts - state @ observation.T).T)
-        least = max(noise, 1e-6)  # a unit without a spike has no variance
+        least = max(noise, 1e-6)  # a unit without spikes has no variance
         residual += least * np.diag(residual).mean() * np.eye(len(residual))
         weighted = np.linalg.solve(residual, observation).T  # C' Q^-1
         information = weighted @ observation

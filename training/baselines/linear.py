@@ -1,8 +1,8 @@
-"""The linear decoders as bundles, so that the daemon decodes with them like any other.
+"""Exports linear decoders as bundles that the daemon can run.
 
-Ridge regression and the velocity Kalman filter are fitted as the offline baselines are; both are
-sums over spikes of a row of their unit's (`decoder.runtimes.linear`). Their graphs know no session:
-every one of a kind is the same file. numpy and onnx only, no torch.
+Ridge regression and the velocity Kalman filter are fitted like the offline baselines. At runtime,
+both sum one table row per spike (`decoder.runtimes.linear`). Their graphs don't depend on the
+session: all decoders of one kind have the same graph. Needs numpy and onnx, not torch.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from training.baselines.ridge import BIN_S, N_LAGS, Ridge
 
 Kind = Literal["kalman", "ridge"]
 
-OPSET, IR_VERSION = 23, 10  # those of torch's exports in other bundles
+OPSET, IR_VERSION = 23, 10  # as in the bundles exported by torch
 N_OUTPUTS = 2
-WARM_UP_S = 1.0  # of 96 simulated units, 2 % or less is left of a state after so long
+WARM_UP_S = 1.0  # after this time at most 2 % of a state is left (96 simulated units)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Fitted:
-    """What a bundle is made of; `weights` are the fitted matrices as they were."""
+    """The contents of a bundle; `weights` are the fitted matrices."""
 
     sizes: RidgeSizes | KalmanSizes
     tables: Tables
@@ -49,10 +49,10 @@ class _Fitted:
 def fit_linear(
     session: Session, kind: Kind, path: Path | str, *, base: str | None = None
 ) -> bundle.Bundle:
-    """Fit on the training domain, choose on the validation domain, write a bundle.
+    """Fit on the training domain, choose hyper-parameters on the validation domain, write a bundle.
 
-    base: the decoder that the next calibration shall begin from, where there is one.
-    Raises TrainingError where a domain holds no whole window.
+    base: the decoder that later calibrations start from, if any.
+    Raises TrainingError if a domain contains no complete window.
     """
     fitted = _ridge(session) if kind == "ridge" else _kalman(session)
     manifest = bundle.Manifest(
@@ -97,7 +97,7 @@ def _ridge(session: Session) -> _Fitted:
 
 
 def _kalman(session: Session) -> _Fitted:
-    """`x' = A x + K (y - mean - C A x)`, gathered into what a bin does and what a spike adds."""
+    """`x' = A x + K (y - mean - C A x)`, split into a term per bin and a term per spike."""
     kalman = Kalman(session)
     fitted = kalman.filter
     carried = fitted.transition - fitted.gain @ fitted.observation @ fitted.transition

@@ -1,7 +1,7 @@
-"""Classical decoders to compare with, fitted on the same training domain.
+"""Baseline decoders, fitted on the same training domain as the model they are compared with.
 
-All are causal (an estimate at time t uses spikes before t only) and choose what they must
-choose on the validation domain:
+All are causal (an estimate at time t uses only spikes before t) and choose their hyper-parameters
+on the validation domain:
 
 - `Ridge` here: ridge regression on counts of 10 lags of 50 ms (the Wiener filter).
 - `training.baselines.kalman`: velocity Kalman filter.
@@ -21,7 +21,7 @@ from streaming.sessions.session import Session, Split
 
 BIN_S = 0.05
 N_LAGS = 10
-LONGEST_S = 0.6  # what any of the baselines reads before an instant
+LONGEST_S = 0.6  # the longest history that a baseline uses
 ALPHAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
 
 
@@ -44,7 +44,7 @@ class Score:
 
 
 def r2(true: Floats, decoded: Floats) -> Score:
-    """Score of (n, 2) velocities; R² = 1 - residual sum of squares over total, as scikit-learn."""
+    """Score of (n, 2) velocities; R² = 1 - residual sum of squares / total, as in scikit-learn."""
     residual = ((true - decoded) ** 2).sum(axis=0)
     total = ((true - true.mean(axis=0)) ** 2).sum(axis=0)
     x, y = 1.0 - residual / np.maximum(total, 1e-12)
@@ -86,7 +86,7 @@ def evaluation_times(
 
 
 def enough_times(session: Session, split: Split, times: Floats) -> Floats:
-    """`times`, unless there are too few to fit or score anything: TrainingError."""
+    """Return `times`. Raises TrainingError if there are too few to fit or score a decoder."""
     if len(times) < 2:
         raise TrainingError(
             f"{session.session_id}: {len(times)} windows of {BIN_S * N_LAGS:g} s in the {split} "
@@ -98,8 +98,8 @@ def enough_times(session: Session, split: Split, times: Floats) -> Floats:
 class Ridge:
     """Ridge regression from lagged counts to velocity.
 
-    fit_seconds: only the first seconds of training.
-    Raises TrainingError where a domain holds no whole window.
+    fit_seconds: fit only on the first seconds of the training domain.
+    Raises TrainingError if a domain contains no complete window.
     """
 
     name = "ridge, 10 lags of 50 ms"
@@ -124,18 +124,18 @@ class Ridge:
         self.chosen = f"penalty {self.alpha:g}"
 
     def decode(self, times: Floats) -> Floats:
-        """Velocity (n, 2) m/s at `times`, any."""
+        """Velocity (n, 2) m/s at arbitrary `times`."""
         return np.asarray(self._normalized(times) @ self._weights + self._bias)
 
     @property
     def weights(self) -> Floats:
-        """(n_units, n_lags, 2) m/s that a spike adds to the velocity, the oldest lag first."""
+        """Velocity (n_units, n_lags, 2) in m/s that one spike adds, oldest lag first."""
         scaled = self._weights / self._spread[:, None]
         return np.asarray(scaled.reshape(self._session.n_units, N_LAGS, 2))
 
     @property
     def offset(self) -> Floats:
-        """Velocity (2,) m/s where there is no spike."""
+        """Velocity (2,) in m/s without any spikes."""
         return np.asarray(self._bias - (self._center / self._spread) @ self._weights)
 
     def _counts(self, times: Floats) -> Floats:
@@ -151,7 +151,7 @@ def ridge_score(
     fit_seconds: float | None = None,
     score_between: tuple[float, float] | None = None,
 ) -> Score:
-    """R² of ridge regression on the test domain, or on the part of it that is given."""
+    """R² of ridge regression on the test domain, or on the given part of the test domain."""
     times = evaluation_times(session, "test")
     if score_between is not None:
         times = times[(times >= score_between[0]) & (times < score_between[1])]

@@ -1,1 +1,1 @@
-"""A new day's units from labelled seconds: adaptation, cross-validation, the server's worker."""
+"""Adaptation to a new session, its cross-validation, and the server's training process."""

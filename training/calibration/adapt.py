@@ -1,17 +1,18 @@
-"""A pretrained model learns a new session's units from a few seconds of labelled data.
+"""Adapts a pretrained model to a new session with a few seconds of labelled data.
 
     volition adapt RUN SESSION --seconds 40 --method units -o RUN2
 
-    units       the embeddings of the session and its units, all else frozen (unit identification,
-                Azabou et al., NeurIPS 2023)
-    units+head  that, then what reads the movement out too
-    full        that, then a little of everything
-    scratch     a fresh model of the same sizes, which knows nothing but this session
-    auto        `units`, then `full` while the time allowed lasts, and what is to be trusted
+    units       trains the embeddings of the session and its units, and freezes the rest (unit
+                identification, Azabou et al., NeurIPS 2023)
+    units+head  `units`, then the output layers as well
+    full        `units`, then all weights
+    scratch     trains a new model of the same sizes on this session only
+    auto        `units`, then `full` until the time is up; keeps `full` unless it is much worse
 
-A new unit begins as a mean of the known units whose tuning is nearest (`training.data.tuning`),
-which alone decodes. Embeddings of other units stay as they were, to the bit, in every method but
-`scratch`. The last fifth of the data is held out and scores the result.
+The embedding of a new unit is initialised to the mean of the known units with the most similar
+tuning (`training.data.tuning`), which decodes even without training. Every method except `scratch`
+keeps the embeddings of other units bit for bit. The last fifth of the data is held out to score
+the result.
 """
 
 from __future__ import annotations
@@ -40,21 +41,17 @@ from training.calibration.fitting import (
 from training.calibration.labels import Labels, relabelled
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words, window_ends
+from training.models.config import PossmConfig
 from training.models.families import Model, build
-from training.models.possm import PossmConfig
 from training.pretraining import runs
 from training.pretraining.optimizer import Optimizers, build_optimizers
-from training.pretraining.pretrain import window_source
+from training.pretraining.scoring import window_source
 
 Method = Literal["units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]
 
 VALID_SHARE = 0.2
-# Recipes are from a second real session of one animal, after a model of the first alone, and from
-# an unseen simulated subject. 90 steps of `full` on 40 s, mean R² of four seeds at two starts:
-# 8 windows a step 0.649, 16 in the same time 0.639; leaving fewer units out (0.8 to 1 stay, not
-# 0.4 to 1) 0.669; seeds alone are 0.015 apart. 400 steps learn few seconds by heart: leaving more
-# out gave 0.691, fewer 0.688. Twice the rate gave 0.698 there, and lost 0.03 on the unseen subject.
+# The measurements behind the recipes: docs/RECALIBRATION.md, "Why these values".
 KEEP_HALF, KEEP_MOST, KEEP_MANY = (0.5, 1.0), (0.8, 1.0), (0.4, 1.0)
 WARM = Recipe(
     steps=40, learning_rate=5e-3, embedding_rate=5e-3, batch_size=16, keep_units=KEEP_HALF
@@ -71,38 +68,35 @@ HEAD = Recipe(
 BRIEF = replace(HEAD, steps=200, batch_size=8)
 SCRATCH = replace(HEAD, steps=400, learning_rate=2e-3, embedding_rate=2e-3, keep_units=KEEP_MANY)
 FULL = replace(HEAD, steps=400, batch_size=8, keep_units=KEEP_MANY)
-MANY = 200  # steps that fit into the time, from which `full` is FULL and not BRIEF
+MANY = 200  # `full` follows FULL if at least as many steps fit into the time, else BRIEF
 WEIGHT_DECAY = 1e-2
-MUON_TURNS, N_CARRIED = 3, 2  # of 5 and 4 in pretraining: as good here, a fifth quicker a step
-HEADS = ("state_out.", "out_ffn.", "dec_ffn.", "readout.")  # what reads out, in either family
+MUON_TURNS, N_CARRIED = 3, 2  # pretraining: 5, 4; as accurate here, and a step is a fifth faster
+HEADS = ("state_out.", "out_ffn.", "dec_ffn.", "readout.")  # the output layers of both families
 EMBEDDINGS = ("unit_emb.", "session_emb.")
 LEARNS = {
     "units": EMBEDDINGS,
     "units+head": EMBEDDINGS + HEADS,
     "full": ("",),
     "scratch": ("",),
-}  # beginnings of names
-# Of the way from units to what `full` learned (`training.calibration.fitting.Averaged`): after 24
-# simulated sessions half of it lost nothing in any test; after one real session half lost 0.03,
-# 0.75 not.
+}  # prefixes of parameter names
+# Candidate distances from the pretrained weights (`training.calibration.fitting.Averaged`): NEAR
+# for a model of at least MANY_SESSIONS sessions (measured with 24), FAR for a model of fewer (1).
 NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
-MANY_SESSIONS = 8  # a guess between the two: a model of so many is worth staying near to
-# Held-out squared error, in variances of velocity, that `full` may add and be taken all the same:
-# R² of eight held-out seconds fell by 0.08 where that of the test domain rose by 0.07.
-TRUST = 0.1
-WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed is units', where more is to be learned
+MANY_SESSIONS = 8
+TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
+WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptSettings:
-    """How a session is learned.
+    """Settings of an adaptation.
 
-    seconds: labelled data, from the start of the training domain; all of it where None.
-    allowed_s: seconds of learning, after which the best is taken; None for as many as it takes.
-    steps, batch_size, learning_rate, keep_units: of the method's last phase, its own where None.
-        Units take a few small steps if the run knows its units' tuning, so that new ones begin
-        where like ones stand; more and larger ones if not.
-    labels: what the session's velocity means (`training.calibration.labels`).
+    seconds: labelled data to use, from the start of the training domain; None for all of it.
+    allowed_s: time limit for training in seconds; None for no limit.
+    steps, batch_size, learning_rate, keep_units: override the recipe of the method's last phase.
+        The recipe of `units` takes fewer, smaller steps if the run stores its units' tuning, as
+        new units then start close to similar ones.
+    labels: how velocity labels are made (`training.calibration.labels`).
     """
 
     method: Method = "units"
@@ -120,10 +114,10 @@ class AdaptSettings:
             methods = ", ".join(get_args(Method))
             raise TrainingError(f"method {self.method!r}; expected one of {methods}")
         if self.allowed_s is not None and not self.allowed_s > 0:
-            raise TrainingError(f"{self.allowed_s} s to learn in; expected more than 0, or None")
+            raise TrainingError(f"allowed_s {self.allowed_s}; expected more than 0, or None")
 
     def of(self, own: Recipe) -> Recipe:
-        """A recipe with what is set here in the place of its own."""
+        """The recipe with the values set here."""
         rate = self.learning_rate
         return replace(
             own,
@@ -136,7 +130,7 @@ class AdaptSettings:
 
 
 class Adapted(NamedTuple):
-    """A model that knows the session, its record, and the method that made it."""
+    """An adapted model, its record, and the method whose result was kept."""
 
     model: Model
     record: runs.RunRecord
@@ -151,16 +145,19 @@ def calibrate(
     *,
     on_step: OnStep = lambda share, r2, phase: None,
 ) -> Adapted:
-    """Learn a session by a method; `model` and `record` stay as they are.
+    """Adapt a copy of a model to a session; `model` and `record` are not changed.
 
-    on_step: told the share (0 to 1) of a phase that is over, the R² on the held-out fifth of what
-        is kept so far, and the phase's name.
-    The record's `best_r2` is the held-out score of what is returned. Raises TrainingError where
-    the session is known already (but for `scratch`) or has too little data.
+    on_step: called with the phase's progress (0 to 1), the held-out R² of the weights that would be
+        kept now, and the phase's name.
+    The returned record's `best_r2` is the held-out R². Raises TrainingError if the run knows the
+    session already (except for `scratch`), or the session has too little data.
     """
     settings = settings or AdaptSettings()
     clock = Clock(settings.allowed_s)
-    labelled = first_seconds(relabelled(session, settings.labels), settings.seconds)
+    labelled = relabelled(session, settings.labels)
+    if settings.seconds is not None:
+        labelled = first_seconds(labelled, settings.seconds)
+    labelled = hold_out_last_fifth(labelled)
     torch.manual_seed(settings.seed)
     if settings.method == "scratch":
         model, record = alone(record, labelled)
@@ -203,9 +200,9 @@ def identify_units(
     *,
     on_step: Callable[[int, float], None] = lambda step, r2: None,
 ) -> tuple[Model, runs.RunRecord]:
-    """`calibrate` by `units`, whatever the settings' method.
+    """`calibrate` with the method `units`; the settings' method is ignored.
 
-    on_step: told the step and the best R² on the held-out fifth so far.
+    on_step: called with the step and the best held-out R² so far.
     """
     settings = replace(settings or AdaptSettings(), method="units")
     steps = settings.of(WARM if record.unit_tuning else COLD).steps
@@ -226,8 +223,8 @@ def _lesson(
     if len(window_ends(labelled, "valid", config.window_s, CHECK_STEP_S)) == 0:
         held_out = duration_s(labelled.intervals("valid"))
         raise TrainingError(
-            f"{labelled.session_id}: the {held_out:.1f} s held out of the calibration hold no "
-            f"window of {config.window_s} s; collect more data, or longer trials"
+            f"{labelled.session_id}: the held-out {held_out:.1f} s contain no window of "
+            f"{config.window_s} s; collect more data, or longer trials"
         )
     return Lesson(model=model, config=config, source=source, seed=settings.seed)
 
@@ -240,10 +237,11 @@ def _learn(
     on_step: OnStep,
     reaches: Sequence[float] = ALL,
 ) -> Fitted:
-    """Take a phase's steps; returns how well the model then does, and what a step cost.
+    """Train one phase.
 
-    Embeddings alone stop where they did best. Where more learns, a few seconds that were held out
-    are no guide (see TRUST), and the mean of the path is kept.
+    `units` keeps the weights with the best held-out score. Phases that train more weights keep an
+    average of their later steps instead, as a few held-out seconds are too noisy to choose by
+    (see TRUST).
     """
     torch.manual_seed(lesson.seed)
     for name, parameter in lesson.model.named_parameters():
@@ -258,23 +256,29 @@ def _learn(
 def _optimizers(model: Model, phase: str, recipe: Recipe) -> Optimizers:
     if phase == "units":
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return [torch.optim.Adam(learned, lr=recipe.embedding_rate)]  # none moves without gradient
+        # Adam leaves embeddings without a gradient unchanged.
+        return [torch.optim.Adam(learned, lr=recipe.embedding_rate)]
     optimizers = build_optimizers(
         model,
         learning_rate=recipe.learning_rate,
         weight_decay=WEIGHT_DECAY,
         muon_turns=MUON_TURNS,
     )
-    for group in optimizers[1].param_groups:  # of units
+    for group in optimizers[1].param_groups:  # the embeddings
         group["lr"] = recipe.embedding_rate
     return optimizers
 
 
-def first_seconds(session: Session, seconds: float | None) -> Session:
-    """The session with only the first labelled `seconds`; their last fifth is validation."""
+def first_seconds(session: Session, seconds: float) -> Session:
+    """The session with its training domain cut to the first `seconds`."""
     domain = session.train_domain
-    if seconds is not None:
-        domain = intersect(domain, domain[0, 0], time_after(domain, seconds))
+    first = intersect(domain, domain[0, 0], time_after(domain, seconds))
+    return replace(session, train_domain=first)
+
+
+def hold_out_last_fifth(session: Session) -> Session:
+    """The session with the last fifth of its training domain as validation domain."""
+    domain = session.train_domain
     cut = time_after(domain, (1 - VALID_SHARE) * duration_s(domain))
     train = intersect(domain, domain[0, 0], cut)
     valid = intersect(domain, cut, domain[-1, 1])
@@ -289,7 +293,10 @@ def first_seconds(session: Session, seconds: float | None) -> Session:
 def with_session(
     model: Model, record: runs.RunRecord, session: Session
 ) -> tuple[Model, runs.RunRecord]:
-    """Copies of a model and its record that have rows for a new session and its units."""
+    """Copies of a model and its record, with embeddings for a new session and its units.
+
+    Raises TrainingError if the run knows the session already.
+    """
     if session.session_id in record.session_words:
         raise TrainingError(f"{session.session_id} is known to this run already")
     words, scale = unit_words(session), OutputScale.of(session)
@@ -303,7 +310,7 @@ def with_session(
             like = nearest_mean(features, np.array(record.unit_tuning), known.double().numpy())
             new.copy_(torch.from_numpy(like))
             record.unit_tuning += features.round(3).tolist()
-        else:  # the mean known one, a little aside
+        else:  # the mean of the known units plus the initial random values
             new += known.mean(dim=0)
         model.session_emb.weight[-1] = model.session_emb.weight[1:-1].mean(dim=0)
     record.unit_words += words
@@ -314,7 +321,7 @@ def with_session(
 
 
 def alone(record: runs.RunRecord, session: Session) -> tuple[Model, runs.RunRecord]:
-    """A fresh model of a run's sizes that knows one session only, and its record."""
+    """A new model with a run's sizes that knows one session only, and its record."""
     scale = OutputScale.of(session)
     record = record.model_copy(
         deep=True,

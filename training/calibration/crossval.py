@@ -1,14 +1,12 @@
-"""A calibration judged on all of its labelled seconds, each by a model that never saw it.
+"""Cross-validation of a calibration on all of its labelled seconds.
 
-The labelled time is cut into `N_FOLDS` stretches. Each is decoded by a model that learned from the
-others, by the same method, checkpoint and method chosen within those; the active decoder decodes
-the same instants. So every labelled second helps to decide between the two, and none that decides
-chose anything. The decoder that may be promoted comes from all seconds
-(`training.calibration.learn`): from more than any of these models, so that it is judged a little
-too low rather than too high.
+The labelled time is split into `N_FOLDS` folds. Each fold is decoded by a model trained on the
+others with the same method, with checkpoint and method chosen within those. The active decoder
+decodes the same instants. So every labelled second contributes to the comparison, and none of them
+was used to train or choose the model that decodes it. The candidate is trained on all seconds
+(`training.calibration.candidate`), more than any of these models, so the estimate is conservative.
 
-It does not know how models learn (`training.calibration.adapt`) or how errors are weighed
-(`decoder.gate`).
+Training is in `training.calibration.adapt`, the decision in `decoder.gate`.
 """
 
 from __future__ import annotations
@@ -31,14 +29,14 @@ from training.evaluation.offline import Decoded, decode_split
 log = logging.getLogger("volition.crossval")
 
 N_FOLDS = 4
-APART_S = 0.5  # between what is learned and what is decoded: velocity is alike for so long
+APART_S = 0.5  # gap between training and test data, as velocity is autocorrelated
 SCORE_TICK_S = 0.05
 Learn = Callable[[Session, int], Bundle]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Velocities (n, 2) m/s at times (n,): labels, of models that never saw them, of the active."""
+    """Velocities (n, 2) m/s at times (n,): labels, cross-validated models, active decoder."""
 
     times: Floats
     true: Floats
@@ -46,12 +44,12 @@ class Compared:
     active: Floats | None
 
     def evidence(self) -> Evidence:
-        """Their squared errors, for the gate."""
+        """The squared errors, for the gate."""
         return Evidence.of(self.true, self.candidate, self.active, tick_s=SCORE_TICK_S)
 
 
 def folds(session: Session, n_folds: int = N_FOLDS) -> list[Session]:
-    """The session `n_folds` times: a stretch to decode (test), the others to learn from (train)."""
+    """One session per fold: a part of the training domain is the test domain, the rest trains."""
     domain = session.train_domain
     edges = [time_after(domain, duration_s(domain) * i / n_folds) for i in range(n_folds + 1)]
     first, last = float(domain[0, 0]), float(domain[-1, 1])
@@ -65,17 +63,17 @@ def folds(session: Session, n_folds: int = N_FOLDS) -> list[Session]:
 
 
 def cross_validate(learn: Learn, session: Session, active: Bundle | None) -> Compared | None:
-    """Decode all of a session's training domain by models that never saw it.
+    """Decode a session's whole training domain with models trained on the other folds.
 
-    learn: makes a bundle from a session's training domain; also told the fold's number.
-    None where no fold is long enough to learn from, or to decode.
+    learn: makes a bundle from a fold's training domain; called with the fold and its number.
+    Returns None if no fold is long enough to train on and decode.
     """
     parts: list[Compared] = []
     for number, fold in enumerate(folds(session)):
         try:
             parts.append(_compared(learn(fold, number), fold, active))
         except TrainingError as error:
-            log.info("fold %d says nothing: %s", number, error)
+            log.info("fold %d was skipped: %s", number, error)
     if not parts:
         return None
     known = [part.active for part in parts if part.active is not None]
@@ -102,7 +100,7 @@ def _compared(made: Bundle, fold: Session, active: Bundle | None) -> Compared:
 
 
 def _decoded(active: Bundle | None, fold: Session, after_s: float) -> Decoded | None:
-    """By the active decoder; None where there is none, or it knows none of the units."""
+    """Output of the active decoder; None if there is none, or it knows none of the units."""
     if active is None:
         return None
     try:

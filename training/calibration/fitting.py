@@ -1,10 +1,10 @@
-"""Gradient steps on a few seconds of one session, until the steps or the time are used up.
+"""Trains on a few seconds of one session, for a number of steps or until the time is up.
 
-Learning rates are annealed to nothing over whichever ends first, so that a phase cut short by the
-clock is a short phase, not half of a long one. Which windows a step sees follows from seed and step
-alone: what no clock cut is the same every time.
+Learning rates are annealed to zero over the steps or the time, whichever ends first: a phase with
+little time is a complete short phase, not half of a long one. The windows of a step depend only on
+seed and step, so training without a time limit is reproducible.
 
-It does not know which parameters learn or why (`training.calibration.adapt`).
+The choice of parameters is made in `training.calibration.adapt`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from decoder.score import pooled_r2
 from training.data.windows import WindowSource
 from training.models.families import Config, Model, forward
 from training.pretraining.optimizer import Optimizers
-from training.pretraining.pretrain import decode_windows
+from training.pretraining.scoring import decode_windows
 
-CHECK_STEP_S = 0.1  # between the times of the held-out fifth that are scored
-MAX_NORM = 1.0  # of the gradient
-AVERAGED_FROM = 0.25  # of a phase: what comes before is still on its way
-FORGIVEN = 0.04  # of a variance of velocity, squared error a reach of 1 (`Averaged`)
-UNCOUNTED = 0.1  # of the time allowed: a slow first step changes nothing unless time is short
+CHECK_STEP_S = 0.1  # between scored times of the held-out fifth
+MAX_NORM = 1.0  # the gradient is clipped to this norm
+AVERAGED_FROM = 0.25  # share of a phase; earlier steps are not averaged
+FORGIVEN = 0.04  # variances of velocity; error tolerated at a reach of 1 (`Averaged`)
+UNCOUNTED = 0.1  # share of the time limit before annealing starts; absorbs a slow first step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a phase learns.
+    """Hyper-parameters of a phase.
 
-    steps: at most. learning_rate: the peak of all that `embedding_rate` is not for.
-    embedding_rate: the peak for units' and sessions' embeddings.
-    keep_units: range of the share of units that a window keeps (`WindowSource.plan`).
-    n_checks: looks at the held-out fifth besides the first.
+    steps: maximum number of steps.
+    embedding_rate: peak learning rate of the unit and session embeddings.
+    learning_rate: peak learning rate of the other weights.
+    keep_units: range of the share of units kept in a window (`WindowSource.plan`).
+    n_checks: number of evaluations on the held-out fifth after the first.
     """
 
     steps: int
@@ -51,24 +52,24 @@ class Recipe:
 
 
 class Clock:
-    """Seconds since it was made, of those allowed; endless where None are given."""
+    """A time limit in seconds from its creation; None for no limit."""
 
     def __init__(self, allowed_s: float | None) -> None:
         self._began, self._allowed_s = time.monotonic(), allowed_s
 
     def left_s(self) -> float | None:
-        """Seconds that are left, at least 0."""
+        """Seconds left, at least 0; None if there is no limit."""
         if self._allowed_s is None:
             return None
         return max(0.0, self._allowed_s - (time.monotonic() - self._began))
 
     def part(self, share: float = 1.0) -> Clock:
-        """A clock that ends when `share` of what is left has passed."""
+        """A new clock, limited to `share` of the time left."""
         left_s = self.left_s()
         return Clock(None if left_s is None else share * left_s)
 
     def share(self) -> float:
-        """How much of a phase is over by time: 0 to 1, at 1 when nothing is left."""
+        """Progress by time: 0 to 1; 1 if no time is left, 0 if there is no limit."""
         left_s = self.left_s()
         if left_s is None or self._allowed_s is None:
             return 0.0
@@ -78,10 +79,10 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Of the held-out fifth: causal R², and squared error in variances of the training velocity.
+    """Causal R² on the held-out fifth, and squared error in variances of the training velocity.
 
-    Where a few seconds hold little movement, R² says little: a rest made it -0.7 of a decoder with
-    0.64 on the test domain. The error stays small there.
+    A few seconds with little movement make R² useless (-0.7 for a decoder that scores 0.64 on the
+    test domain). The squared error stays small there.
     """
 
     r2: float
@@ -90,7 +91,7 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What a phase ended with: its score, and seconds that a step took, checks included."""
+    """Result of a phase: held-out score, and seconds per step including evaluations."""
 
     score: HeldOut
     step_s: float
@@ -98,7 +99,7 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """A model, and windows of the one labelled session that it learns from."""
+    """A model, and the windows of the labelled session that it is trained on."""
 
     model: Model
     config: Config
@@ -106,18 +107,18 @@ class Lesson:
     seed: int
 
     def learned(self) -> list[nn.Parameter]:
-        """Parameters that learn."""
+        """The parameters that are trained."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def score(self) -> HeldOut:
-        """How well the model does on the held-out fifth."""
+        """Score of the model on the held-out fifth."""
         true, decoded = decode_windows(
             self.model, self.config, self.source, 0, "valid", step_s=CHECK_STEP_S
         )
         return HeldOut(r2=pooled_r2(true, decoded), error=float(np.square(true - decoded).mean()))
 
     def loss(self, step: int, recipe: Recipe) -> Tensor:
-        """Of the windows of one step."""
+        """Mean squared error on the windows of one step."""
         rng = np.random.default_rng([self.seed, step])
         batch = self.source.draw(rng, recipe.batch_size, keep_units=recipe.keep_units)
         return nn.functional.mse_loss(
@@ -134,10 +135,10 @@ def fit(
     *,
     on_step: Callable[[float, float], None],
 ) -> Fitted:
-    """Take the steps of a recipe, or fewer where the clock ends first.
+    """Train for the steps of a recipe, or fewer if the clock ends first.
 
-    optimizers: their groups' learning rates are peaks.
-    on_step: told the share (0 to 1) of the phase that is over, and the keeper's R² so far.
+    optimizers: the learning rates of their groups are the peaks.
+    on_step: called with the progress (0 to 1) and the keeper's R² so far.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
@@ -167,22 +168,22 @@ def fit(
 
 
 class Keeper(Protocol):
-    """Decides which weights a phase ends with. score: theirs on the held-out fifth."""
+    """Decides which weights a phase keeps. score: their held-out score."""
 
     score: HeldOut
 
     def took(self, share: float) -> None:
-        """A step was taken; `share` (0 to 1) of the phase is over."""
+        """Called after each step, with the progress of the phase (0 to 1)."""
 
     def check(self) -> None:
-        """Score what would be kept if the phase ended here."""
+        """Score the weights that would be kept if the phase ended now."""
 
     def settle(self) -> None:
-        """Set the model to what is kept."""
+        """Set the model to the weights that are kept."""
 
 
 class Best:
-    """Keeps what did best on the held-out fifth."""
+    """Keeps the weights with the best held-out R²."""
 
     def __init__(self, lesson: Lesson) -> None:
         self.score = HeldOut(r2=-math.inf, error=math.inf)
@@ -204,12 +205,15 @@ class Best:
 
 
 class Averaged:
-    """Keeps a point on the line from the phase's first weights to the mean of its later ones.
+    """Keeps a point between the phase's first weights and the mean of its later weights.
 
-    The mean of a path generalises better than its end (Izmailov et al., UAI 2018), and so does a
-    point between what was pretrained and what was learned (WiSE-FT: Wortsman et al., CVPR 2022).
-    reaches: candidates on the line (0 the first weights, 1 the mean), ascending. The held-out
-    fifth chooses in the end, further ones being forgiven some error; a middle one until then.
+    The mean of the weights along the path generalises better than the last (Izmailov et al., UAI
+    2018), and so do weights between the pretrained and the fine-tuned ones (WiSE-FT: Wortsman et
+    al., CVPR 2022).
+
+    reaches: candidate points, ascending; 0 is the first weights, 1 the mean. At the end, the one
+    with the lowest held-out error is kept, with a tolerance of `FORGIVEN` in favour of larger
+    reaches. `check` scores the middle one.
     """
 
     def __init__(self, lesson: Lesson, reaches: Sequence[float]) -> None:
@@ -237,7 +241,7 @@ class Averaged:
         self.score = self._at(best)
 
     def _at(self, reach: float) -> HeldOut:
-        """Set the model to a point on the line, and score it."""
+        """Set the model to the point `reach`, and score it."""
         _set(self._learned, torch._foreach_lerp(self._first, self._mean, reach))
         return self._lesson.score()
 

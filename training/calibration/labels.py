@@ -1,12 +1,12 @@
-"""What the velocity of a calibration means: the hand's, or what the person wanted.
+"""Velocity labels of a calibration: the recorded velocity, or an estimate of the intention.
 
-    kinematics      the velocity as it was recorded
-    intention       turned toward the target, zero while holding (ReFIT: Gilja et al. 2012)
-    retrospective   straight toward the target that was acquired, at the speed of the approach;
-                    stretches that led away from it are left out (Jarosiewicz et al. 2015)
+    kinematics      the recorded velocity
+    intention       rotated toward the target, zero while holding (ReFIT: Gilja et al. 2012)
+    retrospective   toward the acquired target, at the speed of the approach; movement away from
+                    the target is left out (Jarosiewicz et al. 2015)
 
-In closed loop the cursor's velocity is the decoder's own, errors and all; the last two label it
-with what its user must have meant. They need trials with targets. numpy only.
+In closed loop the recorded velocity is the decoder's own output, errors included. The other two
+estimate the user's intention instead, and need trials with targets. Needs numpy only.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from streaming.sessions.session import Session
 
 Labels = Literal["kinematics", "intention", "retrospective"]
 LABELS: tuple[Labels, ...] = ("kinematics", "intention", "retrospective")
-HOLD_RADIUS_M = 0.01  # closer to the target than this is holding
-REACTION_S = 0.2  # after a target came on, nobody moves toward it yet
-MIN_KEPT_S = 0.1
+HOLD_RADIUS_M = 0.01  # closer to the target counts as holding
+REACTION_S = 0.2  # reaction time after a target appears; left out
+MIN_KEPT_S = 0.1  # shorter intervals are left out
 
 
 def relabelled(session: Session, labels: Labels, *, hold_radius: float = HOLD_RADIUS_M) -> Session:
-    """The session with another velocity; of each domain only what can be labelled is left.
+    """The session with relabelled velocity, its domains cut to the labelled time.
 
-    hold_radius: metres from the target within which the cursor is held.
-    Raises TrainingError where the session has no trials with targets.
+    hold_radius: distance from the target in metres that counts as holding.
+    Raises TrainingError if the session has no trials with targets.
     """
     if labels not in LABELS:
         raise TrainingError(f"labels {labels!r}; expected one of {', '.join(LABELS)}")
@@ -56,7 +56,8 @@ def relabelled(session: Session, labels: Labels, *, hold_radius: float = HOLD_RA
     )
     if len(train) == 0:
         raise TrainingError(
-            f"{session.session_id}: no stretch of {MIN_KEPT_S:g} s can be labelled by its targets"
+            f"{session.session_id}: no {MIN_KEPT_S:g} s in a row can be labelled by {labels}; "
+            "label by kinematics"
         )
     return replace(
         session, cursor_vel=velocity, domain=domain,
@@ -65,7 +66,7 @@ def relabelled(session: Session, labels: Labels, *, hold_radius: float = HOLD_RA
 
 
 def _targets(session: Session) -> tuple[Floats, Bools]:
-    """Of each kinematics sample: its trial's target (n, 2), and whether it has one, reacted to."""
+    """Each kinematics sample's target (n, 2), and whether it has one after the reaction time."""
     trials = session.trials
     if trials is None or trials.target_pos is None:
         raise TrainingError(
@@ -82,7 +83,7 @@ def _targets(session: Session) -> tuple[Floats, Bools]:
 
 
 def _runs_of(times: Floats, usable: Bools, domain: Floats) -> Floats:
-    """Intervals (n, 2) of a domain over which every sample is usable, and long enough."""
+    """Intervals (n, 2) of a domain with usable samples only, at least `MIN_KEPT_S` long."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], usable.astype(int), [0]))))
     runs = [(times[a], times[b - 1]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
     parts = [intersect(domain, a, b) for a, b in runs if b - a >= MIN_KEPT_S]

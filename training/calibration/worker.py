@@ -1,11 +1,10 @@
-"""Learns a calibration for the server: a process that loads torch and the model ahead of its data.
+"""The server's training process: loads torch and the model in advance, then trains on request.
 
     python -m training.calibration.worker    # JSON lines: `Prepare`, then an `Order`
 
-It runs at the lowest priority and leaves one core alone, so that the daemon's ticks aren't late.
-The decoder that it makes learns from all labelled seconds. How good the method is, beside the
-decoder in use, is told by models that learn from parts of them (`training.calibration.crossval`),
-through the runtime that decodes live.
+It runs at the lowest priority and leaves one core free, so that the daemon's ticks are not late.
+The candidate is trained on all labelled seconds. It is compared with the active decoder by
+cross-validation (`training.calibration.crossval`), through the runtime that decodes live.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages_or_exit, send, send_problem
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
+from training.calibration.candidate import Plan, Ready, prepare, train_candidate
 from training.calibration.labels import Labels, relabelled
-from training.calibration.learn import Plan, Ready, judged, prepare
 from training.pretraining.memory import keep_freed_memory
 
 log = logging.getLogger("volition.worker")
@@ -39,14 +38,14 @@ SAY_EVERY_S = 0.2
 
 
 class Prepare(msgspec.Struct, kw_only=True):
-    """Load this bundle ahead."""
+    """Request to load a bundle in advance."""
 
     prepare: str
     threads: int
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """What to learn from which session's file, and the decoder to compare with."""
+    """Request to train on a session file, and to compare with the active decoder."""
 
     session: str
     active: str | None
@@ -58,13 +57,13 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
-    """Learn, write the bundle, and compare with the active decoder."""
+    """Train, write the bundle, and compare with the active decoder."""
     began = time.monotonic()
     send(phase="loading", share=0.0)
     session = whole(relabelled(sessions.load(order.session), order.labels))
     active = open_bundle(order.active) if order.active else None
     plan = Plan(method=order.method, allowed_s=order.allowed_s, seed=order.seed)
-    done = judged(session, active, Path(order.output), plan, ready, Report())
+    done = train_candidate(session, active, Path(order.output), plan, ready, Report())
     took_s = time.monotonic() - began
     log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
              done.evidence.active_r2(), done.doubts)  # fmt: skip
@@ -77,12 +76,12 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
 
 
 def whole(session: Session) -> Session:
-    """All that was collected is for learning."""
+    """The session with its whole domain as training domain."""
     return replace(session, train_domain=session.domain)
 
 
 class Report:
-    """Tells the server of progress, a few times a second, and what is begun at once."""
+    """Reports progress to the server: a new phase at once, else a few times a second."""
 
     def __init__(self) -> None:
         self._said_at, self._phase = 0.0, ""
@@ -94,15 +93,15 @@ class Report:
 
 
 def leave_the_daemon_alone() -> None:
-    """The lowest priority, and all cores but the last."""
+    """Run at the lowest priority, on all cores except the last."""
     os.nice(19)
-    with contextlib.suppress(AttributeError, OSError):  # only Linux can choose cores
+    with contextlib.suppress(AttributeError, OSError):  # only Linux can select cores
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[:-1] or cores)
 
 
 def serve(messages: Iterator[Message]) -> None:
-    """Load what is said first, then learn until nobody asks any more."""
+    """Handle requests until the input ends."""
     ready: Ready | None = None
     for message in messages:
         try:
@@ -112,14 +111,14 @@ def serve(messages: Iterator[Message]) -> None:
                 ready = prepare(Path(ahead.prepare), lambda phase: send(preparing=phase))
                 send(prepared=str(ready.bundle.path))
                 continue
-            assert ready is not None, "an order before anything was prepared"
+            assert ready is not None, "an Order came before a Prepare"
             send(done=carry_out(msgspec.convert(message, Order), ready))
         except VolitionError as error:
             send_problem(error)
 
 
 def main() -> None:
-    """Serve the process that started this one."""
+    """Handle requests of the parent process."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     leave_the_daemon_alone()
     keep_freed_memory()

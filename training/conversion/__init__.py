@@ -1,1 +1,1 @@
-"""What every importer needs: units of length, the user's choices, assembly of a session."""
+"""Shared by all importers: units of length, axes, the user's options, assembly of a session."""

@@ -1,4 +1,4 @@
-"""What a metre is in a file: its units' words, its conversion, and what somebody says instead."""
+"""Units of length in a file: unit words, the conversion factor, and `--unit` to override them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ARBITRARY = frozenset(
         "normalized", "normalised", "dimensionless", "unitless",
     )
 )  # fmt: skip
-EXPECTED = "m, cm, mm, another unit of length, or metres in one unit (such as 0.00026 of a pixel)"
+EXPECTED = "m, cm, mm, another unit of length, or metres per unit (such as 0.00026 for a pixel)"
 _SPIKE_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
-def factor_asked(unit: str) -> float:
-    """Metres in one unit, of `--unit`: a word or a number."""
+def parse_length_unit(unit: str) -> float:
+    """Metres per unit, from the value of `--unit`: a word or a number."""
     metres = metres_in(unit)
     if metres is None:
         try:
@@ -31,8 +31,8 @@ def factor_asked(unit: str) -> float:
     return metres
 
 
-def seconds_asked(unit: str) -> float:
-    """Seconds in one unit of spike times, of `--spike-unit`: `ms`, `us`, or samples a second."""
+def parse_time_unit(unit: str) -> float:
+    """Seconds per unit of spike times, from `--spike-unit`: `ms`, `us`, or samples per second."""
     try:
         seconds = _SPIKE_UNITS[unit] if unit in _SPIKE_UNITS else 1.0 / float(unit)
     except (ValueError, ZeroDivisionError):
@@ -45,48 +45,49 @@ def seconds_asked(unit: str) -> float:
 
 
 def is_arbitrary(word: str) -> bool:
-    """Whether the word says that the numbers are of no unit of length."""
+    """Whether a unit word means arbitrary units."""
     plain = word.strip().strip("[]()").lower()
     return plain.partition("/")[0].strip() in ARBITRARY
 
 
 def units_in(text: str) -> dict[str, float]:
-    """Units of length that a description names (`where (mm)`, `in cm`), and metres in each."""
+    """Units of length named in a description (`where (mm)`, `in cm`), with metres per unit."""
     found = re.findall(r"[(\[]\s*([^()\[\]]+?)\s*[)\]]|\bin ([\w/]+)", text.lower())
     words = [word for pair in found for word in pair if word]
     return {word: metres for word in words if (metres := metres_in(word)) is not None}
 
 
-def factor_said(
-    word: str, conversion: float, *, speed: bool, asked: str | None, what: str, notes: list[str]
+def metres_per_unit(
+    word: str, conversion: float, *, speed: bool, override: str | None, what: str, notes: list[str]
 ) -> float:
-    """Metres (or m/s) in one of the file's units, after its conversion and offset.
+    """Metres (or m/s) per unit of the file, after its conversion and offset.
 
-    word: the file's unit. asked: `--unit`, which goes before it. what: names it in messages.
-    Raises ImportFailedError if nobody knows.
+    word: the file's unit. override: `--unit`, which overrides it. what: the series, for messages.
+    Raises ImportFailedError if neither gives the unit.
     """
-    if asked is not None:
-        metres = factor_asked(asked)
+    if override is not None:
+        metres = parse_length_unit(override)
         if metres_in(word) != metres:
-            notes.append(f"{what} was taken as {asked}, as asked; the file says {word!r}")
+            notes.append(f"{what}: unit {override} from --unit; the file has {word!r}")
         return metres
     if is_arbitrary(word):
-        notes.append(f"{what} is in arbitrary units ({word!r}); taken as they are")
+        notes.append(f"{what} is in arbitrary units ({word!r}); imported unchanged")
         return 1.0
-    said = metres_in(word)
-    if said is None or (is_speed(word) and not speed):
-        said_what = "says no unit" if says_nothing(word) else f"is in {word!r}"
+    stated = metres_in(word)
+    if stated is None or (is_speed(word) and not speed):
+        problem = "has no unit" if says_nothing(word) else f"is in {word!r}"
         raise ImportFailedError(
-            f"{what} {said_what}; expected a unit of {'speed' if speed else 'length'}. "
-            f"Say which with --unit: {EXPECTED}"
+            f"{what} {problem}; expected a unit of {'speed' if speed else 'length'}. "
+            f"Give it with --unit: {EXPECTED}"
         )
-    if conversion != 1.0 and math.isclose(conversion, said):
+    if conversion != 1.0 and math.isclose(conversion, stated):
         raise ImportFailedError(
-            f"{what} is in {word!r} and has a conversion of {conversion:g}, which makes metres of "
-            f"{word}: is it in metres after it, or in {word}? Say which with --unit"
+            f"{what} has the unit {word!r} and a conversion of {conversion:g}, which already "
+            f"converts {word} to SI units: are the converted values in SI units or in {word}? "
+            "Choose with --unit"
         )
     if speed and not is_speed(word):
-        notes.append(f"{what} says {word!r}, no unit of speed; taken as {word} per second")
-    if said != 1.0:
+        notes.append(f"{what} has {word!r} as its unit of speed; read as {word} per second")
+    if stated != 1.0:
         notes.append(f"{what} converted from {word}")
-    return said
+    return stated

@@ -1,1 +1,1 @@
-"""What models learn from: simulated sessions, windows of tokens, tuning of units."""
+"""Training data: simulated sessions, windows of tokens, the tuning of units."""

@@ -1,16 +1,16 @@
-"""A simulated motor cortex: tuned units, and the reaches that they accompany.
+"""Simulate sessions of a motor cortex: tuned units, and the reaches they encode.
 
-Movement is a sequence of minimum-jerk reaches (Flash & Hogan 1985) with holds, or these in turns
-with steering (`draw_movement`). Each unit fires as a Poisson process with a refractory period; its
-rate follows cosine tuning to velocity (Georgopoulos et al. 1982) and speed (Moran & Schwartz 1999),
-with terms of position and acceleration, some time before the movement:
+Movement is a sequence of minimum-jerk reaches (Flash & Hogan 1985) with holds, alternating with
+steering in the `steering` task (`draw_movement`). Each unit fires as a Poisson process with a
+refractory period. Its rate leads the movement and follows cosine tuning to velocity (Georgopoulos
+et al. 1982) and speed (Moran & Schwartz 1999), with position and acceleration terms:
 
     rate = baseline * exp(depth * (d·v + s|v| + p·x + a·acc + drift)),   v, x, acc scaled to ~1
 
-Subjects differ in their units and in how they move; the family that tuning is drawn from is
-one, so that a model can transfer. The same arguments give the same session. numpy only.
+Subjects differ in their units and in how they move, but all tuning is drawn from one family, so a
+model can transfer between subjects. The same arguments give the same session. Needs numpy only.
 
-It does not know about correlated noise between units, waveforms or sorting errors.
+Correlated noise between units, waveforms and sorting errors are not simulated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streaming.sessions.session import Session, Trials, sorted_spikes
 Task = Literal["center_out", "random_target", "steering"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-STEP_S = 0.001  # rates are held for a millisecond
+STEP_S = 0.001  # rates are constant within a step
 KINEMATICS_RATE_HZ = 100.0
 MEDIAN_RATE_HZ = 8.0
 REFRACTORY_S = 0.002
@@ -36,19 +36,19 @@ SPEED_SCALE = 0.2  # m/s; about the typical peak speed of an 8 cm reach in 0.7 s
 POSITION_SCALE = 0.08  # m
 ACCELERATION_SCALE = 1.5  # m/s^2
 WORKSPACE_M = 0.065  # targets stay within this distance of the centre, on each axis
-# Of each stretch of steering, all drawn evenly in the logarithm.
-STEERED_S = (4.0, 16.0)  # how long
-STEERED_NOISE_M_S = (0.015, 0.15)  # root mean square of velocity that goes astray, on each axis
-STEERED_TURN_S = (0.06, 0.25)  # time constant of its direction
-STEERED_PULL_HZ = (1.5, 5.0)  # velocity toward the target over the distance to it
-STEERED_STAY_S = (0.7, 2.5)  # before there is another target
-STEERED_GAIN = (0.35, 1.0)  # the cursor's velocity over the one that is meant
-STEERED_WITHIN_M = 0.12  # of the centre, on each axis: toward this edge it slows down
+# Parameters of a stretch of steering, each drawn log-uniformly.
+STEERED_S = (4.0, 16.0)  # duration
+STEERED_NOISE_M_S = (0.015, 0.15)  # velocity noise, root mean square per axis
+STEERED_TURN_S = (0.06, 0.25)  # time constant of velocity
+STEERED_PULL_HZ = (1.5, 5.0)  # velocity toward the target, per distance to it
+STEERED_STAY_S = (0.7, 2.5)  # before the target changes
+STEERED_GAIN = (0.35, 1.0)  # ratio of the cursor's velocity to the intended velocity
+STEERED_WITHIN_M = 0.12  # limit of the cursor on each axis; it slows down towards it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How each unit's rate follows the movement; all arrays are (n_units,) or (n_units, 2)."""
+    """How the rate of each unit follows the movement; arrays are (n_units,) or (n_units, 2)."""
 
     baseline_hz: Floats
     depth: Floats
@@ -61,9 +61,9 @@ class Tuning:
 
 
 def draw_tuning(n_units: int, rng: np.random.Generator) -> Tuning:
-    """Draw a population from the one tuning family that all subjects share."""
+    """Draw a population from the tuning family that all subjects share."""
     angle = rng.uniform(0, 2 * np.pi, n_units)
-    tuned = rng.random(n_units) < 0.75  # a quarter of a typical array carries little
+    tuned = rng.random(n_units) < 0.75  # on a typical array, a quarter of the units carry little
     depth = np.where(tuned, rng.gamma(5.0, 0.078, n_units), 0.03)
     return Tuning(
         baseline_hz=MEDIAN_RATE_HZ * np.exp(rng.normal(0.0, 0.8, n_units)),
@@ -79,10 +79,10 @@ def draw_tuning(n_units: int, rng: np.random.Generator) -> Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """A cursor's path, and the velocity that is meant, on a regular grid of `STEP_S`.
+    """A cursor's path and the intended velocity, on a regular grid of `STEP_S`.
 
-    Arrays (n_steps, 2) in m, m/s, m/s^2. What is meant is the path's own velocity but where a
-    cursor of low gain is steered: then it is more (`STEERED_GAIN`).
+    Arrays are (n_steps, 2), in m, m/s and m/s^2. The intended velocity is the path's own, except
+    while a cursor of low gain is steered: there it is higher (`STEERED_GAIN`).
     """
 
     pos: Floats
@@ -92,14 +92,14 @@ class Movement:
 
 
 def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: float) -> Movement:
-    """Minimum-jerk reaches with holds; `pace` scales this subject's reach durations.
+    """Draw minimum-jerk reaches with holds; `pace` scales this subject's reach durations.
 
-    `steering` has two such reaches to random targets between stretches in which the cursor is
-    steered at any speed, as by somebody who corrects what a decoder does: who has only learned
-    reaches and rests decodes nothing else, and takes slow corrections for rest.
+    The `steering` task alternates two reaches to random targets with a stretch of steering at any
+    speed, as by someone correcting a decoder. A model trained only on reaches and rests decodes
+    nothing else, and takes slow corrections for rest.
     """
     pos = np.zeros((n_steps, 2))
-    meant = np.ones((n_steps, 1))  # velocity over that of the path
+    effort = np.ones((n_steps, 1))  # ratio of the intended velocity to the path's
     here = np.zeros(2)
     starts: list[float] = []
     ends: list[float] = []
@@ -111,7 +111,7 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
             stretch = _steered(here, rng)
             room = max(0, min(len(stretch), n_steps - step))
             pos[step : step + room] = stretch[:room]
-            meant[step : step + room] = 1.0 / _evenly(STEERED_GAIN, rng)
+            effort[step : step + room] = 1.0 / _log_uniform(STEERED_GAIN, rng)
             step, here = step + len(stretch), stretch[-1]
         hold = int(rng.uniform(0.2, 0.6) / STEP_S)
         pos[step : step + hold] = here
@@ -135,7 +135,7 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
             starts.append(begin * STEP_S)
             ends.append(step * STEP_S)
             targets.append(target)
-    vel = np.asarray(meant * np.gradient(pos, STEP_S, axis=0))
+    vel = np.asarray(effort * np.gradient(pos, STEP_S, axis=0))
     acc = np.asarray(np.gradient(vel, STEP_S, axis=0))
     intervals = np.array([starts, ends]).T.reshape(-1, 2)
     trials = Trials(intervals=intervals, target_pos=np.array(targets).reshape(-1, 2))
@@ -143,10 +143,13 @@ def draw_movement(n_steps: int, task: Task, rng: np.random.Generator, pace: floa
 
 
 def _steered(here: Floats, rng: np.random.Generator) -> Floats:
-    """Positions (n, 2) of one stretch: velocity toward one target after the other, and noise,
-    low-passed twice. It begins and ends at rest, and never reaches `STEERED_WITHIN_M`."""
+    """Positions (n, 2) of one stretch of steering.
+
+    The velocity is a pull toward successive targets plus noise, low-pass filtered twice. It begins
+    and ends at rest, and the position never reaches `STEERED_WITHIN_M`.
+    """
     seconds, astray_m_s, turn_s, pull_hz = (
-        _evenly(between, rng)
+        _log_uniform(between, rng)
         for between in (STEERED_S, STEERED_NOISE_M_S, STEERED_TURN_S, STEERED_PULL_HZ)
     )
     n = int(seconds / STEP_S)
@@ -167,8 +170,7 @@ def _steered(here: Floats, rng: np.random.Generator) -> Floats:
     return STEERED_WITHIN_M * np.tanh(path / STEERED_WITHIN_M)
 
 
-def _evenly(between: tuple[float, float], rng: np.random.Generator) -> float:
-    """Drawn evenly in the logarithm."""
+def _log_uniform(between: tuple[float, float], rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(*np.log(between))))
 
 
@@ -184,7 +186,7 @@ def _next_target(task: Task, outward: bool, rng: np.random.Generator) -> Floats:
 def draw_spikes(
     movement: Movement, tuning: Tuning, rng: np.random.Generator
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Spike times (n_spikes,) in seconds, ascending, and the unit index of each."""
+    """Draw spike times (n_spikes,) in seconds, ascending, and the unit index of each spike."""
     n_steps = len(movement.pos)
     vel = movement.vel / SPEED_SCALE
     speed = np.linalg.norm(vel, axis=1)
@@ -211,13 +213,15 @@ def draw_spikes(
 
 
 def _along(xy: Floats, gain: Floats) -> Floats:
-    """Weighted sum of two columns, without BLAS: its threads cost more than the sum, and its
-    rounding would differ between machines."""
+    """Weighted sum of two columns without BLAS.
+
+    BLAS threads cost more than the sum, and BLAS rounding differs between machines.
+    """
     return np.asarray(xy[:, 0] * gain[0] + xy[:, 1] * gain[1])
 
 
 def _slow_drift(n_steps: int, rng: np.random.Generator) -> Floats:
-    """A common gain that wanders over seconds (arousal), unit variance, no relation to movement."""
+    """A common gain that drifts over seconds (arousal): unit variance, independent of movement."""
     n_knots = max(4, int(n_steps * STEP_S / 4.0) + 2)
     knots = rng.normal(0.0, 1.0, n_knots)
     return np.interp(np.linspace(0, n_knots - 1, n_steps), np.arange(n_knots), knots)
@@ -241,10 +245,10 @@ def simulate(
     seed: int = 0,
     task: Task | None = None,
 ) -> Session:
-    """Simulate one session; the same arguments give the same session, to the last spike.
+    """Simulate one session. The same arguments give the same session, to the last spike.
 
-    `subject` fixes how the subject moves; `seed` fixes the day: its units and its reaches.
-    `task` is chosen by the seed where not given. `cursor_vel` is what was meant (`Movement`).
+    `subject` fixes how the subject moves. `seed` fixes the day: its units and reaches, and the task
+    unless `task` is given. `cursor_vel` of the session is the intended velocity (`Movement`).
     """
     habits = np.random.default_rng([104_729, subject])
     pace = float(habits.uniform(0.85, 1.1))

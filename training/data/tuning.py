@@ -1,11 +1,11 @@
-"""How each unit's rate follows the movement: what tells which known unit a new one is like.
+"""The tuning of units: how the rate of each unit follows the movement.
 
-Spike counts in bins of 50 ms, in units of their Poisson deviation, regressed on the velocity
-100 ms later, its speed, position and acceleration; and the rate. A new unit's embedding starts as
-a mean of those of the pretrained units whose tuning is nearest (`nearest_mean`), so that seconds of
-data go a long way.
+Features are the coefficients of a regression and the unit's rate. The regression predicts spike
+counts in bins of 50 ms, in units of their Poisson standard deviation, from velocity, speed,
+position and acceleration 100 ms later.
 
-numpy only. It does not know the model.
+The embedding of a new unit starts as the mean of the pretrained units with the nearest tuning
+(`nearest_mean`), so a few seconds of data go a long way. Needs numpy only, and no model.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from streaming.sessions.intervals import within
 from streaming.sessions.session import Session
 
 BIN_S = 0.05
-LEAD_S = 0.1  # of spikes before the movement
-PENALTY = 30.0  # ridge, in bins: a few seconds say little
+LEAD_S = 0.1  # spikes lead the movement by this much
+PENALTY = 30.0  # ridge penalty, in bins; strong, for fits on a few seconds
 MIN_RATE_HZ = 0.05
-COEFFICIENT_SCALE, LOG_RATE_SCALE = 5.0, 0.7  # so that a unit of distance means as much in each
+COEFFICIENT_SCALE, LOG_RATE_SCALE = 5.0, 0.7  # make distances comparable across features
 N_NEAREST = 8
-NEARNESS = 0.25  # squared distance at which a neighbour counts 1/e
+NEARNESS = 0.25  # squared distance at which a neighbour's weight falls to 1/e
 N_FEATURES = 8
-MAX_DISTANCES = 2**22  # at the same time: 32 MB, and about as much to find the nearest
+MAX_DISTANCES = 2**22  # held at a time: 32 MB, and about as much again to find the nearest
 
 
 def tuning(session: Session) -> Floats:
-    """Features (n_units, N_FEATURES) of every unit, from the training domain."""
+    """Tuning features (n_units, N_FEATURES) of all units, from the training domain."""
     moving = within(session.cursor_times, session.train_domain)
     deviation = session.cursor_vel[moving].std(axis=0)
     counts, movement = [], []
@@ -57,7 +57,7 @@ def tuning(session: Session) -> Floats:
 
 
 def _counts(session: Session, centres: Floats) -> Floats:
-    """Spikes (n_bins, n_units) in bins around times that follow each other by `BIN_S`."""
+    """Spike counts (n_bins, n_units) in bins around `centres`, which are `BIN_S` apart."""
     first = centres[0] - BIN_S / 2
     inside = session.spikes_between(first, first + len(centres) * BIN_S)
     bins = ((session.spike_times[inside] - first) / BIN_S).astype(np.int64)
@@ -67,9 +67,9 @@ def _counts(session: Session, centres: Floats) -> Floats:
 
 
 def nearest_mean(features: Floats, known: Floats, values: Floats) -> Floats:
-    """For each of `features` (n, F): the mean of `values` (m, dim) of its nearest `known` (m, F).
+    """Weighted mean of the `values` (m, dim) of the nearest `known` (m, F), per row of `features`.
 
-    Nearer ones count more. Distances are held for a part of `features` at a time.
+    Nearer units weigh more. Distances are computed for a part of `features` (n, F) at a time.
     """
     n_parts = max(1, -(-len(features) * len(known) // MAX_DISTANCES))
     parts = [_nearest_mean(part, known, values) for part in np.array_split(features, n_parts)]

@@ -1,10 +1,10 @@
 """Windows of sessions as POYO's token batches.
 
-A window is some seconds of spikes with a start and an end token per unit, and queries with
-their true velocity. Windows lie inside one interval of their split: none reaches over a domain's
-edge or a gap. Training windows drop units at random (POYO's unit dropout).
+A window holds a stretch of spikes, a start and an end token per unit, and query times with their
+true velocity. Each window lies inside one interval of its split and never crosses a domain's edge
+or a gap. Training windows drop units at random (POYO's unit dropout).
 
-It does not know the model beyond its vocabulary, its window's length and what it is asked there
+This module knows only a model's vocabulary, the length of its windows and their query times
 (`Layout`).
 """
 
@@ -22,12 +22,15 @@ from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import within
 from streaming.sessions.session import Session, Split
-from training.models.poyo import END, SPIKE, START
+from training.models.encoder import END, SPIKE, START
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch, shapes as `training.models.poyo.forward`; targets (B, n_outputs, 2) are scaled."""
+    """One batch, shapes as in `training.models.poyo.forward`.
+
+    target: (B, n_outputs, 2), velocity in the session's output scale.
+    """
 
     token: Tensor
     times: Tensor
@@ -41,11 +44,11 @@ class Batch:
         return len(self.token)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
+        """Move the batch to a device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def inputs(self) -> dict[str, Tensor]:
-        """What the model's forward takes, by name."""
+        """The arguments of the model's forward pass, by name."""
         return {
             "token": self.token,
             "times": self.times,
@@ -57,34 +60,37 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputScale:
-    """Velocity in m/s is `output * std + mean`; each (2,) float64, from the training domain."""
+    """Scale of outputs: velocity in m/s is `output * std + mean`, each (2,) float64."""
 
     mean: Floats
     std: Floats
 
     @classmethod
     def of(cls, session: Session) -> OutputScale:
-        """Mean and standard deviation of the session's training velocity."""
+        """Mean and standard deviation of the session's velocity in the training domain."""
         vel = session.cursor_vel[within(session.cursor_times, session.train_domain)]
         if len(vel) < 2 or not (vel.std(axis=0) > 0).all():
-            raise TrainingError(f"{session.session_id}: the cursor does not move in training data")
+            raise TrainingError(
+                f"{session.session_id}: the cursor does not move in the training domain; expected "
+                "a recording with movement"
+            )
         return cls(mean=vel.mean(axis=0), std=vel.std(axis=0))
 
 
 def unit_words(session: Session) -> list[str]:
-    """A session's words in the model's unit vocabulary: `session/unit`."""
+    """The words of a session's units in the model's vocabulary: `session/unit`."""
     return [f"{session.session_id}/{unit_id}" for unit_id in session.unit_ids]
 
 
 class Layout(Protocol):
-    """What windows a model reads: the part of its configuration that matters here."""
+    """The part of a model's configuration that describes its windows."""
 
     @property
     def window_s(self) -> float: ...
 
     @property
     def n_together(self) -> int:
-        """Windows of one session that a batch should hold, if it holds any; 1: all the same."""
+        """Windows of one session per group in a batch, at least; 1 if windows are independent."""
 
     def training_queries(self, rng: np.random.Generator) -> Floats: ...
 
@@ -94,11 +100,11 @@ class Layout(Protocol):
 class WindowSource:
     """Draws training batches from sessions, and walks a split for evaluation.
 
-    sessions: in memory.
-    vocabulary: word -> row of the unit embedding (row 0 is torch_brain's padding).
-    session_rows: session id -> row of the session embedding.
-    sampling_power: a session is drawn in proportion to its training seconds to this power:
-        1 draws every second alike, 0 every session alike.
+    sessions: sessions in memory.
+    vocabulary: row of the unit embedding by word; row 0 is torch_brain's padding.
+    session_rows: row of the session embedding by session id.
+    sampling_power: a session's share is its training seconds to this power. 1 gives every second
+        the same weight, 0 every session.
     """
 
     def __init__(
@@ -136,11 +142,11 @@ class WindowSource:
         keep_units: tuple[float, float] = (0.4, 1.0),
         micro: int | None = None,
     ) -> list[WindowPlan]:
-        """Which windows a random training batch holds; `build` reads them.
+        """Draw the windows of a random training batch; `build` reads them.
 
-        micro: windows of a micro-batch, which are next to each other; None: one takes all.
-        keep_units: range of the share of units that stay; drawn once a batch, so that its
-            windows are of like length, and independently per window which units they are.
+        keep_units: range of the share of units kept. The share is drawn once per batch, so that its
+            windows have similar lengths; the kept units are drawn for each window.
+        micro: windows per micro-batch, which are adjacent in the batch; default: one micro-batch.
         """
         keep_share = rng.uniform(*keep_units)
         plans = []
@@ -154,18 +160,18 @@ class WindowSource:
         return plans
 
     def _draw_sessions(self, rng: np.random.Generator, batch_size: int, micro: int) -> Ints:
-        """A session for each window: `n_together` of the same one in a micro-batch, or more."""
+        """Draw a session for each window: groups of `n_together` or more within a micro-batch."""
         n_groups = max(1, micro // self.layout.n_together)
         sizes = [len(group) for group in np.array_split(np.arange(micro), n_groups)]
         sizes *= batch_size // micro
         return np.repeat(rng.choice(len(self.sessions), size=len(sizes), p=self._shares), sizes)
 
     def build(self, plans: Sequence[WindowPlan]) -> Batch:
-        """Read planned windows from their sessions."""
+        """Read planned windows from their sessions into a batch."""
         return _stack([self._window(plan) for plan in plans])
 
     def draw(self, rng: np.random.Generator, batch_size: int, **options: Any) -> Batch:
-        """A random training batch; options as for `plan`."""
+        """Draw a random training batch; options are as for `plan`."""
         return self.build(self.plan(rng, batch_size, **options))
 
     def walk(
@@ -178,11 +184,11 @@ class WindowSource:
         batch_size: int = 32,
         at_most: int | None = None,
     ) -> Iterator[tuple[Floats, Batch]]:
-        """Batches of windows that answer for every `step_s` of a split.
+        """Walk a split in batches of windows, with a query every `step_s`.
 
-        layout: another than in training.
-        at_most: so many of the windows, the same random ones every time.
-        Yields times (B, n_queries) in seconds with each batch.
+        layout: layout of the windows; default: the layout for training.
+        at_most: maximum number of windows, a random sample that is the same every time.
+        Yields query times (B, n_queries) in seconds with each batch.
         """
         session = self.sessions[index]
         every_unit = np.arange(session.n_units)
@@ -231,7 +237,7 @@ class WindowSource:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window: session, end (s), positions of kept units, query times in it, length (s)."""
+    """One window: session index, end (s), kept unit indices, query times in it, length (s)."""
 
     index: int
     end_s: float
@@ -250,13 +256,13 @@ class _Window:
 
 
 def window_ends(session: Session, split: Split, window_s: float, step_s: float) -> Floats:
-    """Ends of windows, every `step_s`, that lie wholly inside one interval of a split."""
+    """Ends, every `step_s`, of the windows that fit inside one interval of a split."""
     grids = [np.arange(start + window_s, end, step_s) for start, end in session.intervals(split)]
     return np.concatenate(grids) if grids else np.empty(0)
 
 
 def _window_starts(domain: Floats, window_s: float) -> Floats:
-    """Where windows may start: (n, 2) intervals."""
+    """Intervals (n, 2) in which windows may start."""
     edges = domain - np.array([0.0, window_s])
     return np.asarray(edges[edges[:, 1] > edges[:, 0]])
 
@@ -268,7 +274,7 @@ def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
 
 
 def _stack(windows: Sequence[_Window]) -> Batch:
-    """One window's tokens after the other's."""
+    """Pack windows into a batch, one after another."""
     return Batch(
         token=torch.from_numpy(np.concatenate([window.token for window in windows])),
         times=torch.from_numpy(np.concatenate([window.times for window in windows])),

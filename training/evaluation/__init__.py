@@ -1,1 +1,1 @@
-"""How well a bundle decodes a recorded session, as numbers and as a page."""
+"""Offline evaluation of bundles on recorded sessions, and the HTML report."""

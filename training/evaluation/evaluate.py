@@ -1,9 +1,9 @@
-"""How well a bundle decodes a recorded session, beside what a lab would use otherwise.
+"""Scores a bundle on a recorded session, optionally next to baselines.
 
     volition evaluate BUNDLE SESSION --baselines --report report.html
 
-Everything is causal and scored at the same instants of the same split: every 50 ms, where the
-model's window and the baselines' lags lie inside the split. Baselines are fitted on the training
+All decoders are causal and are scored at the same instants: every 50 ms of the split, if the
+model's window and the baselines' lags fit into the split. Baselines are fitted on the training
 domain and choose their hyper-parameters on the validation domain.
 """
 
@@ -24,17 +24,17 @@ from training.baselines.ridge import BIN_S, LONGEST_S, Ridge, Score, r2
 from training.evaluation.offline import Decoded, decode_split, index_in_bundle
 
 N_UNIT_COUNTS = 6
-UNIT_COUNT_TICK_S = 0.1  # a coarser grid for the curve over unit counts
+UNIT_COUNT_TICK_S = 0.1  # a coarser grid for R² over unit counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One decoder's result."""
+    """The result of one decoder."""
 
     name: str
     score: Score
     decoded: Floats  # (n, 2) m/s at the evaluation's times
-    chosen: str = ""  # hyper-parameters that the validation domain chose
+    chosen: str = ""  # hyper-parameters, chosen on the validation domain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class Evaluation:
     """All results on one split.
 
     times: (n,) seconds of the recording. true: (n, 2) m/s.
-    all_ticks: the bundle's score at every tick, as live.
-    tick_ms: (n_ticks,) what a tick cost. tick_s: seconds between them.
-    unit_counts: R² with that many of the units, the others silent.
+    all_ticks: the bundle's score over all ticks, as in live decoding.
+    tick_ms: (n_ticks,) computing time of each tick. tick_s: the tick interval in seconds.
+    unit_counts: pairs of a number of units and R² with only those units.
     """
 
     session: str
@@ -60,11 +60,11 @@ class Evaluation:
 
     @property
     def normalized_latency(self) -> float:
-        """Computing time over recorded time, as FALCON defines it; below 1 keeps up."""
+        """Computing time / recorded time, as defined by FALCON; below 1 keeps up in real time."""
         return float(self.tick_ms.mean() / 1e3 / self.tick_s)
 
     def as_dict(self) -> dict[str, Any]:
-        """For scripts."""
+        """The results as JSON-serialisable values."""
         p50, p95, p99, p999 = np.percentile(self.tick_ms, (50, 95, 99, 99.9))
         return {
             "session": self.session,
@@ -98,7 +98,7 @@ def evaluate(
     tick_s: float = 0.01,
     say: Callable[[str], None] = lambda what: None,
 ) -> Evaluation:
-    """Decode and score. `say` is told what is being done. Raises TrainingError."""
+    """Decode and score a split. `say` is called with each step. Raises TrainingError."""
     say("decoding")
     decoded = decode_split(bundle, session, split, tick_s=tick_s)
     true_ticks = session.velocity_at(decoded.times)
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _every(decoded: Decoded, stride: int, intervals: Floats) -> tuple[Floats, Floats]:
-    """Every `stride`-th tick of each interval, so that instants lie on the bins' grid."""
+    """Every `stride`-th tick of each interval, on the grid of the baselines' bins."""
     which = np.searchsorted(intervals[:, 0], decoded.times, side="right")
     keep = np.concatenate(
         [np.flatnonzero(which == number)[::stride] for number in np.unique(which)]

@@ -1,7 +1,7 @@
-"""A bundle decodes a recorded split causally, at full speed, through the daemon's own runtime.
+"""Decodes a split of a recorded session causally, through the daemon's runtime.
 
-Spikes are appended tick by tick and decoded at each tick, as live; only the clock isn't waited
-for. A window never reaches over an interval's edge.
+Spikes are appended and decoded tick by tick as in live decoding, but without waiting for the clock.
+A window never crosses the edge of an interval.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import numpy as np
 from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.errors import TrainingError
-from decoder.runtimes.base import Runtime, RuntimeSettings, open_runtime
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 from streaming.sessions.session import Session, Split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What a bundle made of a split.
+    """Output of a bundle on a split.
 
     times: (n_ticks,) seconds of the recording. velocity: (n_ticks, 2) m/s.
-    tick_ms: (n_ticks,) what appending and decoding cost.
+    tick_ms: (n_ticks,) time for appending and decoding.
     """
 
     times: Floats
@@ -41,15 +43,18 @@ def decode_split(
     only_units: Ints | None = None,
     threads: int = 1,
 ) -> Decoded:
-    """Decode every `tick_s` of a split, from the first whole window of each interval.
+    """Decode a split every `tick_s`, from the first complete window of each interval.
 
-    after_s: seconds of each interval to leave out at least, so that decoders whose windows are not
-        equally long decode the same instants.
-    only_units: positions in the session's units; spikes of all others are left out.
-    Raises TrainingError where the session has no unit of the bundle, or no window fits.
+    after_s: skip at least this much of each interval, so that decoders with different window
+        lengths decode the same instants.
+    only_units: indices of the session's units to use; spikes of the others are left out.
+    Raises TrainingError if the session has none of the bundle's units, or no window fits.
     """
     if tick_s >= bundle.manifest.sizes.window_s:
-        raise TrainingError(f"a decode every {tick_s:g} s is too seldom for {bundle.path.name}")
+        raise TrainingError(
+            f"a tick of {tick_s:g} s is too long for {bundle.path.name}; expected less than its "
+            f"window of {bundle.manifest.sizes.window_s:g} s"
+        )
     unit_index = index_in_bundle(bundle, session)
     if only_units is not None:
         unit_index = np.where(np.isin(np.arange(session.n_units), only_units), unit_index, -1)
@@ -74,13 +79,17 @@ def decode_split(
 
 
 def index_in_bundle(bundle: Bundle, session: Session) -> Ints:
-    """Position in the bundle of each of the session's units; -1 where it doesn't know one."""
+    """The index in the bundle of each of the session's units; -1 for unknown units.
+
+    Raises TrainingError if all are unknown.
+    """
     position = {unit_id: index for index, unit_id in enumerate(bundle.manifest.unit_ids)}
     found = np.array([position.get(unit_id, -1) for unit_id in session.unit_ids], dtype=np.int64)
     if (found < 0).all():
         raise TrainingError(
             f"none of {session.session_id}'s {session.n_units} units is among the bundle's "
-            f"{len(position)}; this bundle decodes {bundle.manifest.session_id}"
+            f"{len(position)}; this bundle decodes {bundle.manifest.session_id}. Adapt it to the "
+            "session first"
         )
     return found
 

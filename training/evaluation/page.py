@@ -1,4 +1,4 @@
-"""A page that needs nothing else: its frame, figures as inline SVG, written whole or not at all."""
+"""Self-contained HTML pages: the page template, figures as inline SVG, atomic writes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ svg {{ width: 100%; height: auto; }} .half {{ display: inline-block; width: 49%;
 
 
 def write_page(text: str, path: Path) -> None:
-    """Write a page, whole or not at all. Raises TrainingError if it can't be written."""
+    """Write a page atomically. Raises TrainingError if it can't be written."""
     write_text(path, text, TrainingError)
 
 
 def svg(figure: Figure) -> str:
-    """A figure as SVG text, without matplotlib's header and with ids of its own."""
+    """A figure as an SVG element, without the XML header and metadata."""
     figure.tight_layout()
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")

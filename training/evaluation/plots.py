@@ -1,4 +1,4 @@
-"""How the plots in docs/ look: what every one of them ends with."""
+"""The common style of the plots in docs/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLOURS = ("#1b7f5c", "#3b6fb6", "#c2702c", "#8a4f9e", "#8a8a1f", "#a33b3b")
 
 
 def finish(figure: Figure, axes: Axes, path: Path, *, x: str, y: str) -> None:
-    """Label the axes, clear the frame, and write the figure, the same bytes every time."""
+    """Label the axes, remove the frame, and write the figure reproducibly."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What a runtime is compared with: torch_brain's own POYO, the streaming model in parallel."""
+"""Reference outputs for runtimes: torch_brain's POYO, and the streaming model run in parallel."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle
 from training.exports.export import export_model
 from training.models import possm
+from training.models.config import ModelConfig, PossmConfig
+from training.models.encoder import SPIKE, START
 from training.models.families import Config, Model, build, family, preset
-from training.models.possm import Possm, PossmConfig
-from training.models.poyo import SPIKE, START, ModelConfig
+from training.models.possm import Possm
 from training.pretraining import runs
 
 
@@ -33,10 +34,10 @@ def reference_inputs(
     window_end: float,
     n_units: int,
 ) -> dict[str, Tensor]:
-    """Arguments of `POYO.forward` for one window, as torch_brain's tokenizer lays them out.
+    """Arguments of `POYO.forward` for one window, laid out as by torch_brain's tokenizer.
 
-    times: (n_spikes,) float64 s, all in the window. The session is the vocabulary's first;
-    its units are the vocabulary's first `n_units`, in order.
+    times: (n_spikes,) float64 s, all in the window. The session is the first in the vocabulary;
+    its units are the first `n_units`, in order.
     """
     end = config.sequence_length
     token_type, token_unit, token_time = create_start_end_unit_tokens(np.arange(n_units), 0.0, end)
@@ -74,10 +75,10 @@ def parallel_output(
     asked: Floats,
     n_units: int,
 ) -> Floats:
-    """What training computes for one stretch: (n_asked, dim_out) float64, in the output scale.
+    """Output of the training code for one window: (n_asked, dim_out) float64, in the output scale.
 
-    times: (n_spikes,) float64 s since the state began, ascending. asked: (n_asked,) float64 s.
-    The session is the vocabulary's first; its units are the vocabulary's first `n_units`.
+    times: (n_spikes,) float64 s since the state began, ascending. asked: (n_asked,) float64 s,
+    the output times. The session is the first in the vocabulary; its units are the first `n_units`.
     """
     n_words = len(model.unit_emb.weight)
     starts = START * n_words + 1 + np.arange(n_units)
@@ -104,9 +105,9 @@ def expected_output(
     at: float,
     n_units: int,
 ) -> Floats:
-    """What a decode at `at` has to give: (dim_out,) float64, in the output scale.
+    """Expected output of a decode at `at`: (dim_out,) float64, in the output scale.
 
-    times: (n_spikes,) float64 s, of any that had arrived. began: s, where a state began.
+    times: (n_spikes,) float64 s, all spikes so far. began: s, the start of the state.
     """
     start = at - config.sequence_length if isinstance(config, ModelConfig) else began
     inside = (times >= start) & (times < at)
@@ -128,7 +129,7 @@ def random_model(name: str, n_units: int, *, seed: int) -> tuple[Model, Config, 
     words = [f"random/unit{index}" for index in range(n_units)]
     model = build(config, words, ["random"]).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # away from the small, regular initial values
+        for parameter in model.parameters():  # move away from the small, regular initial values
             parameter.add_(0.05 * torch.randn_like(parameter))
     record = runs.RunRecord(
         family=family(config),
@@ -148,6 +149,6 @@ def random_model(name: str, n_units: int, *, seed: int) -> tuple[Model, Config, 
 def random_bundle(
     name: str, n_units: int, folder: Path, *, seed: int
 ) -> tuple[Model, Config, Bundle]:
-    """`random_model` and its exported bundle."""
+    """A `random_model` with its exported bundle."""
     model, config, record = random_model(name, n_units, seed=seed)
     return model, config, export_model(model, record, "random", folder / f"{name}.bundle")

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs nothing else: a table, and plots as inline SVG."""
+"""The report of an evaluation: a self-contained HTML file with a table and inline SVG plots."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from decoder.arrays import Floats
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.page import PAGE, svg, write_page
 
-SHOWN_S = 12.0
-SCATTERED = 2000  # points a scatter shows
+SHOWN_S = 12.0  # length of the velocity plot
+SCATTERED = 2000  # points in a scatter plot
 TRUE, OURS, OTHER = "#222222", "#1b7f5c", "#c2702c"
 
 
 def write_report(evaluation: Evaluation, path: Path) -> None:
-    """Write the report, whole or not at all."""
+    """Write the report atomically."""
     write_page(render(evaluation), path)
 
 
 def render(evaluation: Evaluation) -> str:
-    """The page as text."""
+    """The report as HTML."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -33,7 +33,7 @@ def render(evaluation: Evaluation) -> str:
     subtitle = (
         f"decoder {manifest.decoder_id}, {manifest.family} {manifest.preset}; {evaluation.split} "
         f"domain, {result['seconds']:.0f} s, causal, every 50 ms. A tick of "
-        f"{1e3 * evaluation.tick_s:g} ms cost p50 {tail['p50']:.2f}, p99 {tail['p99']:.2f}, "
+        f"{1e3 * evaluation.tick_s:g} ms took p50 {tail['p50']:.2f}, p99 {tail['p99']:.2f}, "
         f"p99.9 {tail['p99.9']:.2f} ms on this machine; normalized latency "
         f"{result['normalized_latency']:.2f}. R² at every tick: "
         f"{result['r2_mean_every_tick']:.3f}."
@@ -47,7 +47,7 @@ def render(evaluation: Evaluation) -> str:
     body = _table(result["decoders"])
     body += "".join(f"<h2>{name}</h2>{svg}" if name else svg for name, svg in plots)
     body += "".join(f'<div class="half"><h2>{name}</h2>{svg}</div>' for name, svg in small)
-    title = f"How well {evaluation.session} is decoded"
+    title = f"Decoding of {evaluation.session}"
     return PAGE.format(title=html.escape(title), subtitle=html.escape(subtitle), body=body)
 
 
@@ -94,7 +94,7 @@ def _traces(evaluation: Evaluation) -> str:
 
 
 def _busiest(times: Floats, true: Floats) -> float:
-    """Start of the shown stretch that moves most."""
+    """Start of the `SHOWN_S` with the most movement."""
     speed = np.linalg.norm(true, axis=1)
     starts = np.arange(times[0], max(times[-1] - SHOWN_S, times[0]) + 1e-6, SHOWN_S / 4)
     moved = [speed[(times >= s) & (times < s + SHOWN_S)].sum() for s in starts]
@@ -121,7 +121,7 @@ def _scatter(evaluation: Evaluation) -> str:
 
 def _unit_counts(evaluation: Evaluation) -> str:
     counts, scores = zip(*evaluation.unit_counts, strict=True)
-    return _curve(counts, scores, "units that fire", "R², mean of x and y")
+    return _curve(counts, scores, "units used", "R², mean of x and y")
 
 
 def _learning_curve(evaluation: Evaluation) -> str:

@@ -1,1 +1,1 @@
-"""A trained model becomes a bundle: graph, tables, weights."""
+"""Export trained models: bundles with graph, tables and weights, and torch_brain's checkpoints."""

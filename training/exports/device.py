@@ -1,9 +1,10 @@
-"""The graph of a decoder that embeds spikes itself, for accelerators.
+"""Export a graph that embeds spikes itself, for accelerators.
 
-Same weights and tables as the streaming graph (`training.exports.export`), which takes token rows
-that were rotated to the clock when their spikes arrived. Here a spike is its unit's number and the
-seconds since the window's (the chunk's) start; look-up, rotation and everything after are nodes of
-the graph. Slots without a spike are masked, so that any number of spikes fits a fixed shape.
+It has the weights and tables of the streaming graph (`training.exports.modules`). The streaming
+graph takes token rows, which were rotated to the clock when their spikes arrived. Here a spike is
+a unit number and the seconds since the start of the window (or chunk). Look-up, rotation and all
+that follows are nodes of the graph. Empty slots are masked, so any number of spikes fits a fixed
+shape.
 """
 
 from __future__ import annotations
@@ -17,32 +18,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from decoder.bundles.families import UnitTables
+from decoder.bundles.families import AttentionTables
 from decoder.runtimes.device import SLOTS
-from training.exports.export import (
-    OPSET,
-    StreamingPossm,
-    StreamingPOYO,
-    quiet_export,
-    streaming_module,
-    without_traces,
-)
+from training.exports.graph import OPSET, quiet_export, without_traces
+from training.exports.modules import StreamingPossm, StreamingPOYO, streaming_module
 from training.models import possm
+from training.models.config import ModelConfig, PossmConfig
+from training.models.encoder import omega
 from training.models.families import Config, Model
-from training.models.possm import PossmConfig
-from training.models.poyo import ModelConfig, Phases, omega, read_out, split_rows
+from training.models.poyo import read_out
+from training.models.rotary import Phases, split_rows
 
 EXAMPLE_UNITS, EXAMPLE_SLOTS = 4, 8
 TABLES = ("tokens", "boundary_lse", "boundary_value", "session")
 MASKED = -1e30
 
 
-class Turns(nn.Module):
-    """Cosine and sine of rotations, laid out to turn whole heads by one product and one sum.
+class Rotations(nn.Module):
+    """Cosine and sine of rotations, laid out to rotate whole heads with one product and one sum.
 
-    A rotation of a head `[real | imaginary | unrotated]` is `x * cos + swapped(x) * sin`, where
-    `swapped` is `[-imaginary | real | 0]`. A projection's rows can be swapped beforehand, so the
-    device computes both halves in one matrix product and needs no slices.
+    The rotation of a head `[real | imaginary | unrotated]` is `x * cos + swapped(x) * sin`, where
+    `swapped(x)` is `[-imaginary | real | 0]`. The rows of a projection can be swapped in advance,
+    so the device computes both halves in one matrix product, without slices.
     """
 
     turns_per_s: Tensor
@@ -58,32 +55,32 @@ class Turns(nn.Module):
         )
 
     def forward(self, seconds: Tensor) -> Tensor:
-        """Cosine, then sine (a cosine, a quarter turn before): (n, 2, 1, dim_head) float32."""
+        """Cosine, then sine (a cosine shifted by a quarter turn): (n, 2, 1, dim_head) float32."""
         turns = seconds[:, None] * self.turns_per_s + self.shift
-        angles = ((turns - turns.floor()) * (2 * torch.pi)).float()  # whole turns cost digits
+        angles = ((turns - turns.floor()) * (2 * torch.pi)).float()  # whole turns cost precision
         phases: Tensor = angles.cos().unflatten(-1, (2, 1, -1))
         return phases
 
 
 def swapped(x: Tensor, n_rotary: int, dim: int) -> Tensor:
-    """`[-imaginary | real | 0]` of heads `[real | imaginary | unrotated]` along an axis."""
+    """Swap heads `[real | imaginary | unrotated]` to `[-imaginary | real | 0]` along an axis."""
     real, imag, rest = x.split([n_rotary, n_rotary, x.shape[dim] - 2 * n_rotary], dim)
     return torch.cat([-imag, real, torch.zeros_like(rest)], dim)
 
 
-def both_ways(tokens: Tensor) -> Tensor:
-    """Token rows (n_units, 2 * cross_heads, dim_head) and the same swapped: (n_units, 2, …)."""
+def with_swapped(tokens: Tensor) -> Tensor:
+    """Stack token rows (n_units, 2 * cross_heads, dim_head) and their swap: (n_units, 2, …)."""
     return torch.stack([tokens, swapped(tokens, tokens.shape[-1] // 4, -1)], dim=1)
 
 
-def device_tables(tables: UnitTables) -> dict[str, NDArray[np.float32]]:
-    """The graph's inputs that only a calibration changes."""
-    tokens: NDArray[np.float32] = both_ways(torch.from_numpy(tables.tokens)).numpy()
+def device_tables(tables: AttentionTables) -> dict[str, NDArray[np.float32]]:
+    """The inputs of the graph that stay the same until a calibration."""
+    tokens: NDArray[np.float32] = with_swapped(torch.from_numpy(tables.tokens)).numpy()
     return {"tokens": tokens, **{name: getattr(tables, name) for name in TABLES[1:]}}
 
 
-class TurnedBack(nn.Module):
-    """The output projection of attention whose values were rotated: turned back and projected."""
+class UnrotatedProjection(nn.Module):
+    """The output projection of attention with rotated values: rotates back, then projects."""
 
     weight: Tensor
     turns: Tensor
@@ -91,24 +88,23 @@ class TurnedBack(nn.Module):
     def __init__(self, projection: nn.Linear, config: ModelConfig, turns: Tensor) -> None:
         super().__init__()
         weight = split_rows(projection.weight.T, config).unflatten(0, (-1, config.dim_head))
-        sines = swapped(
-            weight, config.n_rotary, 1
-        )  # of the transposed swap, and of minus the angle
+        # The swap is transposed and the angle negated: two changes of sign that cancel.
+        sines = swapped(weight, config.n_rotary, 1)
         self.register_buffer("weight", torch.stack([weight, sines]).flatten(0, 2))
         self.register_buffer("turns", turns)
         self.bias = projection.bias
 
     def forward(self, heads: Tensor) -> Tensor:
-        """(n_latents, dim) of heads (n_latents, n_heads, dim_head)."""
+        """Project heads (n_latents, n_heads, dim_head) to (n_latents, dim)."""
         return torch.addmm(self.bias, (heads[:, None] * self.turns).flatten(1), self.weight)
 
 
 class DeviceGather(nn.Module):
-    """What latents gather from slots of spikes: (n_latents, cross_heads, dim_head)."""
+    """Attention over slots of spikes: (n_latents, cross_heads, dim_head)."""
 
     queries: Tensor
 
-    def __init__(self, streaming: StreamingPOYO | StreamingPossm, turns: Turns) -> None:
+    def __init__(self, streaming: StreamingPOYO | StreamingPossm, turns: Rotations) -> None:
         super().__init__()
         self.cross_heads = streaming.gather.cross_heads
         self.turns = turns
@@ -117,10 +113,11 @@ class DeviceGather(nn.Module):
     def forward(
         self, spikes: Tensor, tokens: Tensor, boundary_lse: Tensor, boundary_value: Tensor
     ) -> Tensor:
-        """spikes: (n_slots, 2) float64, unit (negative: no spike) and seconds since the start.
+        """Attend to spikes and boundary tokens.
 
-        tokens: `both_ways`. boundary_lse, boundary_value: see
-        `decoder.bundles.families.UnitTables`.
+        spikes: (n_slots, 2) float64, unit (negative: empty slot) and seconds since the start.
+        tokens: see `with_swapped`.
+        boundary_lse, boundary_value: see `decoder.bundles.families.AttentionTables`.
         """
         unit, since = spikes.unbind(1)
         known = torch.index_select(tokens, 0, unit.clamp(min=0).long())
@@ -134,7 +131,7 @@ class DeviceGather(nn.Module):
 
 
 class Layer(nn.Module):
-    """One self-attention layer over latents (n_latents, dim), with few kernels."""
+    """A self-attention layer over latents (n_latents, dim), with few kernels."""
 
     weight: Tensor
     turns: Tensor
@@ -151,10 +148,10 @@ class Layer(nn.Module):
         both = torch.stack([rows, swapped(rows, config.n_rotary, 1)])
         self.register_buffer("weight", both.flatten(0, 2).T.contiguous())
         self.register_buffer("turns", turns)
-        self.out = TurnedBack(attention.to_out, config, turns)
+        self.out = UnrotatedProjection(attention.to_out, config, turns)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents (n_latents, dim) after the layer."""
+        """The latents (n_latents, dim) after the layer."""
         both = torch.matmul(self.norm(latents), self.weight)
         both = both.unflatten(-1, (2, -1, self.turns.shape[-1])) * self.turns
         query, key, value = both.sum(1).permute(1, 0, 2).split(self.heads)
@@ -165,7 +162,7 @@ class Layer(nn.Module):
 
 
 class DevicePOYO(nn.Module):
-    """POYO at one window's end, from slots of spikes."""
+    """POYO at the end of one window, from slots of spikes."""
 
     latents: Tensor
 
@@ -173,12 +170,12 @@ class DevicePOYO(nn.Module):
         super().__init__()
         self.streaming = streaming
         model, config = streaming.model, streaming.config
-        turns = Turns(omega(model, config), config.dim_head)
+        turns = Rotations(omega(model, config), config.dim_head)
         n_steps = round(config.sequence_length / config.latent_step)
         grid = (torch.arange(n_steps).double() + 0.5) * config.latent_step
         latents_at = turns(grid.repeat_interleave(config.num_latents_per_step))
         self.gather = DeviceGather(streaming, turns)
-        self.merge = TurnedBack(model.enc_atn.to_out, config, latents_at)
+        self.merge = UnrotatedProjection(model.enc_atn.to_out, config, latents_at)
         self.register_buffer("latents", model.latent_emb.weight.repeat(n_steps, 1))
         self.layers = nn.ModuleList(
             Layer(attention, feed_forward, config, latents_at)
@@ -193,7 +190,7 @@ class DevicePOYO(nn.Module):
         boundary_value: Tensor,
         session: Tensor,
     ) -> Tensor:
-        """Outputs (dim_out,), as `StreamingPOYO`."""
+        """Outputs (dim_out,), as of `StreamingPOYO`."""
         part = self.streaming
         latents = self.latents + self.merge(
             self.gather(spikes, tokens, boundary_lse, boundary_value)
@@ -210,13 +207,13 @@ class DevicePOYO(nn.Module):
 
 
 class DevicePossm(nn.Module):
-    """One step of a streaming model, from slots of the open chunk's spikes."""
+    """One step of a streaming model, from slots of spikes in the open chunk."""
 
     def __init__(self, streaming: StreamingPossm) -> None:
         super().__init__()
         self.streaming = streaming
         encoder = streaming.config.encoder
-        turns = Turns(omega(streaming.model, encoder), encoder.dim_head)
+        turns = Rotations(omega(streaming.model, encoder), encoder.dim_head)
         self.gather = DeviceGather(streaming, turns)
 
     def forward(
@@ -229,7 +226,7 @@ class DevicePossm(nn.Module):
         state: Tensor,
         share: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Outputs (dim_out,) and the next state (hidden,), as `StreamingPossm`."""
+        """Outputs (dim_out,) and the next state (hidden,), as of `StreamingPossm`."""
         part = self.streaming
         gathered = self.gather(spikes, tokens, boundary_lse, boundary_value)
         gathered = gathered.transpose(0, 1)
@@ -239,14 +236,14 @@ class DevicePossm(nn.Module):
 
 
 def export_device_graph(model: Model, config: Config, path: Path) -> None:
-    """Write the graph of one preset's weights that embeds spikes itself, as ONNX."""
+    """Write a model's graph that embeds spikes itself, as ONNX."""
     streaming = streaming_module(model, config)
     encoder = config.encoder if isinstance(config, PossmConfig) else config
     heads, width = encoder.cross_heads, encoder.dim_head
     n_latents = streaming.gather.queries.shape[1]
     example: tuple[Tensor, ...] = (
         torch.zeros(EXAMPLE_SLOTS, 2, dtype=torch.float64),
-        both_ways(torch.zeros(EXAMPLE_UNITS, 2 * heads, width)),
+        with_swapped(torch.zeros(EXAMPLE_UNITS, 2 * heads, width)),
         torch.zeros(heads, n_latents),
         torch.zeros(heads, n_latents, width),
         torch.zeros(encoder.dim),

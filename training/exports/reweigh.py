@@ -1,13 +1,13 @@
-"""New weights for a bundle whose graph is of the same sizes, without a new export of torch's.
+"""Put new weights into a bundle's graph of the same sizes, without a new export.
 
-`torch.onnx.export` takes seconds and makes the same graph of the same sizes every time. So where
-more than embeddings was learned, the base bundle's graph is kept and its constants are replaced.
-Which constant is what is found by value: parameters are there as they are, transposed or with
-their heads' rows reordered, latent queries are folded (`_parts`). Nothing is guessed: a constant
-that no part of the base model explains, or a graph that then differs from torch's own module,
-ends in a full export.
+`torch.onnx.export` takes seconds, and models of the same sizes always give the same graph. If more
+than the embeddings was learned, the base bundle's graph is kept and its constants are replaced.
+Constants are identified by value: a constant is a parameter, as it is, transposed or with the rows
+of its heads reordered, or it is a part of the folded latent queries (`_parts`). Nothing is guessed.
+If no part of the base model matches a constant, or the new graph's output differs from torch's, the
+model is exported in full.
 
-It does not know how the weights were learned (`training.calibration.adapt`).
+This module does not depend on how the weights were learned (`training.calibration.adapt`).
 """
 
 from __future__ import annotations
@@ -26,35 +26,30 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from decoder.bundles import bundle
-from training.exports.export import (
-    EMBEDDINGS,
+from training.exports.export import EMBEDDINGS, changed_weights, export_model, refold, write_bundle
+from training.exports.modules import (
     INPUTS,
     StreamingPossm,
     StreamingPOYO,
-    changed_weights,
     example_inputs,
-    export_model,
-    refold,
     streaming_module,
-    write_bundle,
 )
+from training.models.config import ModelConfig, PossmConfig
+from training.models.encoder import latent_phases
 from training.models.families import Config, Model, family
-from training.models.possm import PossmConfig
-from training.models.poyo import ModelConfig, Phases, latent_phases, split_rows
+from training.models.rotary import Phases, split_rows
 from training.pretraining import runs
 
 Array = NDArray[np.generic]
-SAME = 1e-6  # weights are copied and reordered, never computed with
-SAME_PHASE = 1e-4  # torch's exporter takes sines in float32: 3e-6 off at the shortest periods
-AGREE = 1e-4  # between ONNX Runtime and torch, in deviations of the output
-LITERALS = (
-    torch.tensor(math.pi),
-    torch.tensor([0.5, 1.0]),
-)  # of `training.models.possm.chunk_input`
+SAME = 1e-6  # tolerance for weights, which are copied and reordered but never computed with
+SAME_PHASE = 1e-4  # torch's exporter computes sines in float32: 3e-6 off at the shortest periods
+AGREE = 1e-4  # between ONNX Runtime and torch, in units of the output scale
+# The constants in `training.models.possm.chunk_input`.
+LITERALS = (torch.tensor(math.pi), torch.tensor([0.5, 1.0]))
 
 
 class ReweighError(Exception):
-    """The base bundle's graph can't be given these weights; never leaves this module."""
+    """The base bundle's graph can't take these weights. Never leaves this module."""
 
 
 def write_adapted(
@@ -65,10 +60,10 @@ def write_adapted(
     path: Path | str,
     metrics: dict[str, float] | None = None,
 ) -> bundle.Bundle:
-    """A model learned from `base`'s as a bundle, the quickest exact way.
+    """Write a model adapted from `base` as a bundle, by the fastest exact way.
 
-    The base's graph as it is where only embeddings differ, with new constants where more does,
-    and a new export where that can't be.
+    If only embeddings differ, the base's graph is copied. Otherwise its constants are replaced, or
+    the model is exported in full if they can't be.
     """
     write = reweigh if changed_weights(base, model) else refold
     return write(base, model, record, session_id, path, metrics)
@@ -82,13 +77,13 @@ def reweigh(
     path: Path | str,
     metrics: dict[str, float] | None = None,
 ) -> bundle.Bundle:
-    """`export_model` by new constants in `base`'s graph; a full export where they don't fit."""
+    """`export_model` by replacing the constants of `base`'s graph, or in full if they don't fit."""
     before, base_record = runs.load_model(base.path)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / bundle.GRAPH
         try:
             if base_record.model != record.model or base_record.family != record.family:
-                raise ReweighError(f"{base.path} is of other sizes")
+                raise ReweighError(f"{base.path} has a model of other sizes")
             reweigh_graph(base.graph_path, before, model, record.config(), graph)
         except ReweighError:
             return export_model(model, record, session_id, path, metrics)
@@ -96,9 +91,10 @@ def reweigh(
 
 
 def reweigh_graph(source: Path, before: Model, after: Model, config: Config, path: Path) -> None:
-    """Write the graph `source` of the model `before` with the constants of `after`.
+    """Write the graph `source` of the model `before` with the constants of the model `after`.
 
-    Raises ReweighError where a constant is not accounted for or the outputs are not torch's.
+    Raises ReweighError if a constant matches no part of `before`, or the outputs differ from
+    torch's.
     """
     graph = onnx.load(source)
     module = streaming_module(after, config)
@@ -115,15 +111,15 @@ def reweigh_graph(source: Path, before: Model, after: Model, config: Config, pat
 
 
 def _replacement(name: str, value: Array, old: dict[str, Array], new: dict[str, Array]) -> Array:
-    """What stands in the new model where `value` stands in the old one."""
+    """The part of the new model that corresponds to the constant `value` in the old model."""
     own = name.removeprefix("model.")
     matches = [own] if own in old and _same(value, old[own]) else []
     matches = matches or [part for part in old if _same(value, old[part])]
     if not matches:
-        raise ReweighError(f"no part of the model explains {name} {value.shape}")
+        raise ReweighError(f"no part of the model matches {name} {value.shape}")
     fresh = [new[part] for part in matches]
     if any(not np.array_equal(fresh[0], other) for other in fresh[1:]):
-        raise ReweighError(f"{name} may be any of {matches}")
+        raise ReweighError(f"{name} matches more than one part of the model: {matches}")
     return np.ascontiguousarray(fresh[0].reshape(value.shape), dtype=np.float32)
 
 
@@ -138,7 +134,7 @@ def _lengths(array: Array) -> list[int]:
 
 
 def parts(module: StreamingPOYO | StreamingPossm) -> dict[str, Array]:
-    """All that the graph of a streaming module may hold as a constant, by a name of its own."""
+    """All constants that the graph of a streaming module may contain, by unique names."""
     with torch.no_grad():
         return {name: tensor.detach().numpy() for name, tensor in _parts(module)}
 
@@ -160,7 +156,7 @@ def _parts(module: StreamingPOYO | StreamingPossm) -> Iterator[tuple[str, Tensor
 
 
 def _split(name: str, weight: Tensor, encoder: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """A projection with its heads' rows as the streaming graph has them (`split_rows`)."""
+    """A projection with the rows of its heads in the streaming graph's layout (`split_rows`)."""
     if name.endswith(("to_q.weight", "to_kv.weight", "to_qkv.weight")):
         for n_parts in (1, 2, 3):
             for index, part in enumerate(weight.chunk(n_parts)):
@@ -174,7 +170,7 @@ def _split(name: str, weight: Tensor, encoder: ModelConfig) -> Iterator[tuple[st
 
 
 def _fixed(module: StreamingPOYO | StreamingPossm) -> Iterator[Tensor]:
-    """Constants that no weight is in: rotations, and what turns shares of a chunk into angles."""
+    """Constants without weights: rotations, and the factors from chunk shares to angles."""
     config = module.config
     encoder = config.encoder if isinstance(config, PossmConfig) else config
     phases = [latent_phases(module.model, encoder)]
@@ -186,9 +182,9 @@ def _fixed(module: StreamingPOYO | StreamingPossm) -> Iterator[Tensor]:
 
 
 def _check(path: Path, module: StreamingPOYO | StreamingPossm) -> None:
-    """Run the graph and the module once on the same made-up inputs."""
-    made_up = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(like.shape, generator=made_up) for like in example_inputs(module)]
+    """Compare the outputs of the graph and the module on the same random inputs."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(like.shape, generator=generator) for like in example_inputs(module)]
     names = INPUTS[family(module.config)]
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -199,4 +195,4 @@ def _check(path: Path, module: StreamingPOYO | StreamingPossm) -> None:
     expected = expected if isinstance(expected, tuple) else (expected,)
     apart = max(float(np.abs(a - b.numpy()).max()) for a, b in zip(seen, expected, strict=True))
     if not apart < AGREE:
-        raise ReweighError(f"the graph and torch are {apart:.1e} apart")
+        raise ReweighError(f"the outputs of the graph and torch differ by {apart:.1e}")

@@ -1,22 +1,24 @@
-"""Foreign recordings become sessions: NWB (names of DANDI 000688), XDF (LabRecorder), and others'.
+"""Importers: NWB (series named as in DANDI 000688), XDF (LabRecorder) and session files.
 
-| file | does |
+| file | job |
 |---|---|
 | `nwb` | reads an NWB file: units, series, trials |
-| `xdf` | reads an XDF file: streams of spikes, kinematics and markers |
-| `series` | which series of an NWB file are the cursor's position and velocity |
-| `targets` | where the targets of an NWB file's trials are |
-| `axes` | which columns are x and y |
-| `units` | what is a metre |
-| `assemble` | parts become a session; repairs what can be repaired |
-| `complaints` | what a reader's library says on its way |
+| `series` | selects the series for the cursor's position and velocity |
+| `targets` | reads the targets of trials |
+| `xdf` | reads an XDF file: spikes, kinematics, markers |
+| `xdf_streams` | selects streams, groups them by sender, compares their clocks |
+| `xdf_spikes` | units and spike times from spike streams |
+| `xdf_kinematics` | x and y in SI units from kinematics streams |
+| `xdf_clocks` | corrects streams whose sender's clock stepped |
+| `xdf_chunks` | skips damaged chunks |
 
-Sessions of other makers (`brainsets prepare`) open as they are; one in centimetres is imported
-into metres. A `.recording` that was cut short becomes a session, too.
+What all of them share is in `training.conversion`: units of length, axes, assembly of the session.
 
-Whatever had to be repaired, derived, chosen or left out is written into the session's notes and
-printed by the command; whatever can't be repaired raises ImportFailedError. Timestamps keep the
-file's own clock.
+Session files of other tools (`brainsets prepare`) need no import unless they are in centimetres.
+An interrupted `.recording` can be imported too.
+
+Every repair, derived value, choice and omission goes into the session's notes, and the command
+prints it. What can't be repaired raises ImportFailedError. Timestamps stay on the file's clock.
 """
 
 from __future__ import annotations
@@ -31,13 +33,20 @@ from streaming.sessions.intervals import MIN_GAP_S, intersect, with_domains
 from streaming.sessions.layout import TOO_FAST
 from streaming.sessions.plausible import judged
 from streaming.sessions.session import Session
-from training.conversion.asked import Asked
-from training.conversion.units import factor_asked
+from training.conversion.options import ImportOptions
+from training.conversion.track import EFFECTORS
+from training.conversion.units import parse_length_unit
 from training.importers.nwb import import_nwb
-from training.importers.series import EFFECTORS
 from training.importers.xdf import import_xdf
 
-__all__ = ["EFFECTORS", "Asked", "import_nwb", "import_recording", "import_xdf", "in_metres"]
+__all__ = [
+    "EFFECTORS",
+    "ImportOptions",
+    "import_nwb",
+    "import_recording",
+    "import_xdf",
+    "in_metres",
+]
 
 
 def import_recording(
@@ -50,35 +59,36 @@ def import_recording(
     spike_unit: str | None = None,
     spikes_outside: bool = False,
 ) -> Session:
-    """Read one NWB, XDF or session file, or a `.recording` folder, as a session in metres.
+    """Read an NWB, XDF or session file, or a `.recording` folder, as a session in metres.
 
-    position, velocity: names of the series to use instead of the usual ones; `none` for none.
-    unit: `m`, `cm`, … or metres in one unit, of files that say it wrongly or not at all.
-    columns: which columns are x and y, counted from 1, of series that don't say; -2 turns one.
-    spike_unit: `ms`, `us` or a sampling rate, of spike times that aren't in seconds.
-    spikes_outside: most spikes may lie outside the kinematics.
+    position, velocity: names of the series to use instead of the defaults; `none` for no series.
+    unit: `m`, `cm`, … or metres per unit, for files whose unit is wrong or missing.
+    columns: the columns x and y, counted from 1, for series that don't name them; -2 flips the
+        sign of column 2.
+    spike_unit: `ms`, `us` or a sampling rate, for spike times that aren't in seconds.
+    spikes_outside: accept files with most spikes outside the kinematics' time span.
     """
     path = Path(path)
-    asked = Asked(
+    options = ImportOptions(
         position=position, velocity=velocity, unit=unit, columns=columns, spike_unit=spike_unit,
         spikes_outside=spikes_outside,
     )  # fmt: skip
-    asked.check()
+    options.check()
     if path.is_dir():
-        return _import_folder(path, asked)
+        return _import_folder(path, options)
     readers = {".nwb": import_nwb, ".xdf": import_xdf, ".h5": _import_session}
     if path.suffix.lower() not in readers:
         raise ImportFailedError(
-            f"{path}: unknown kind of file; expected .nwb, .xdf or .h5, or a folder {SUFFIX}"
+            f"{path}: unknown file type; expected .nwb, .xdf or .h5, or a {SUFFIX} folder"
         )
     if not path.is_file():
         raise ImportFailedError(f"{path}: no such file")
-    return readers[path.suffix.lower()](path, asked)
+    return readers[path.suffix.lower()](path, options)
 
 
 def in_metres(session: Session, unit: str) -> Session:
-    """The session with kinematics and targets that were in `unit` in metres and m/s."""
-    scale, trials = factor_asked(unit), session.trials
+    """The session with kinematics and targets converted from `unit` to metres and m/s."""
+    scale, trials = parse_length_unit(unit), session.trials
     if trials is not None and trials.target_pos is not None:
         trials = replace(trials, target_pos=trials.target_pos * scale)
     return replace(
@@ -93,24 +103,26 @@ def in_metres(session: Session, unit: str) -> Session:
     )
 
 
-def _import_session(path: Path, asked: Asked) -> Session:
-    if asked.position or asked.velocity or asked.spike_unit:
+def _import_session(path: Path, options: ImportOptions) -> Session:
+    if options.position or options.velocity or options.spike_unit:
         raise ImportFailedError(
-            f"{path}: a session has one cursor and times in seconds; leave --position, --velocity "
-            "and --spike-unit out"
+            f"{path}: a session file has one cursor and times in seconds; drop --position, "
+            "--velocity and --spike-unit"
         )
-    session = _inside_kinematics(load(path, columns=asked.columns, repair=True))
-    if asked.unit is not None:
-        session = in_metres(session, asked.unit)
+    session = _inside_kinematics(load(path, columns=options.columns, repair=True))
+    if options.unit is not None:
+        session = in_metres(session, options.unit)
     else:
         session = replace(
             session, notes=tuple(n for n in session.notes if not n.startswith(TOO_FAST))
         )
-    return judged(session, sure_of_unit=asked.unit is not None, sure_of_times=asked.spikes_outside)
+    return judged(
+        session, sure_of_unit=options.unit is not None, sure_of_times=options.spikes_outside
+    )
 
 
 def _inside_kinematics(session: Session) -> Session:
-    """The session with domains that end where its kinematics do."""
+    """The session with its domains cut to the span of its kinematics."""
     low, high = float(session.cursor_times[0]), float(session.cursor_times[-1])
     if session.domain[0, 0] >= low - MIN_GAP_S and session.domain[-1, 1] <= high + MIN_GAP_S:
         return session
@@ -120,30 +132,29 @@ def _inside_kinematics(session: Session) -> Session:
     )
     if len(domain) == 0:
         raise ImportFailedError(
-            f"{session.session_id}: its domain has no kinematics, which are from {low:.1f} to "
-            f"{high:.1f} s; expected both at one time"
+            f"{session.session_id}: the domain has no kinematics, which span {low:.1f} to "
+            f"{high:.1f} s; expected them to overlap"
         )
-    note = f"domains reached beyond the kinematics; cut to {low:.1f} to {high:.1f} s"
+    note = f"domains extended beyond the kinematics; cut to {low:.1f} to {high:.1f} s"
     session = replace(session, domain=domain, notes=(*session.notes, note))
     if min(map(len, (train, valid, test))) == 0:
         return with_domains(session)
     return replace(session, train_domain=train, valid_domain=valid, test_domain=test)
 
 
-def _import_folder(path: Path, asked: Asked) -> Session:
-    """A recording that was cut short; other folders are named for what they are."""
+def _import_folder(path: Path, options: ImportOptions) -> Session:
+    """Import an interrupted recording; reject other folders with a specific error."""
     if path.suffix == SUFFIX or (path / "about.json").is_file():
-        if asked.names_anything():
+        if options.names_anything():
             raise ImportFailedError(
-                f"{path}: a recording has one cursor and times in seconds; expected no option but "
-                "--unit and --spikes-outside"
+                f"{path}: a recording has one cursor and times in seconds; expected no options "
+                "except --unit and --spikes-outside"
             )
-        metres = None if asked.unit is None else factor_asked(asked.unit)
-        return read_recording(path, metres=metres, sure_of_times=asked.spikes_outside)
+        metres = None if options.unit is None else parse_length_unit(options.unit)
+        return read_recording(path, metres=metres, sure_of_times=options.spikes_outside)
     if any((path / name).exists() for name in (".zgroup", ".zattrs", ".zmetadata", "zarr.json")):
         raise ImportFailedError(
-            f"{path}: a Zarr folder; expected one HDF5 file. Export it first (hdmf_zarr's "
-            "NWBZarrIO reads it, pynwb's NWBHDF5IO exports it: `io.export(src_io=…)`), and import "
-            "the .nwb file"
+            f"{path}: a Zarr folder; expected one HDF5 file. Open it with hdmf_zarr's NWBZarrIO, "
+            "export it with pynwb (`NWBHDF5IO.export(src_io=…)`), and import the .nwb file"
         )
-    raise ImportFailedError(f"{path}: a folder; expected one .nwb, .xdf or .h5 file")
+    raise ImportFailedError(f"{path}: a folder; expected a .nwb, .xdf or .h5 file")

@@ -1,4 +1,4 @@
-"""An NWB file as a session: units, kinematics, trials and targets, found by name."""
+"""Reads an NWB file: units, kinematics, trials and targets, found by name."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from decoder.arrays import Floats
 from decoder.errors import ImportFailedError, SessionError
 from streaming.sessions.session import Session, Trials
 from streaming.units import repeated_units
-from training.conversion.asked import Asked
-from training.conversion.assemble import Parts, assemble
-from training.conversion.complaints import as_notes, complaints, first_line
-from training.conversion.units import seconds_asked
-from training.importers.series import Series, Track, all_series, chosen, read
+from training.conversion.assembly import Parts, assemble
+from training.conversion.options import ImportOptions
+from training.conversion.reader_warnings import as_notes, collect_warnings, first_line
+from training.conversion.track import Track
+from training.conversion.units import parse_time_unit
+from training.importers.series import Series, all_series, choose, read
 from training.importers.targets import targets_of
 
-TELLING_ID = 3  # characters of a session id that tells a session from others, at least one a letter
-OBSERVED_S = 1e-3  # between observed intervals; a shorter break is none
-STRAY = 0.01  # of the spikes may lie outside the observed intervals
+TELLING_ID = 3  # characters; a shorter session id, or one without a letter, isn't distinctive
+OBSERVED_S = 1e-3  # shorter breaks between observed intervals are ignored
+STRAY = 0.01  # share of the spikes that may lie outside the observed intervals
 
 
-def import_nwb(path: Path, asked: Asked | None = None) -> Session:
-    """Read spikes, cursor kinematics and trials of an NWB file, found by name."""
+def import_nwb(path: Path, options: ImportOptions | None = None) -> Session:
+    """Read the spikes, cursor kinematics and trials of an NWB file."""
     from pynwb import NWBHDF5IO
 
-    asked = asked or Asked()
-    with complaints() as said:
+    options = options or ImportOptions()
+    with collect_warnings() as warned:
         try:
             io = NWBHDF5IO(str(path), "r")
         except Exception as error:  # h5py and hdmf raise OSError, KeyError, …
@@ -41,36 +42,36 @@ def import_nwb(path: Path, asked: Asked | None = None) -> Session:
             except Exception as error:  # TypeError, ConstructError, …
                 raise _unreadable(path, error) from error
             try:
-                parts = _parts(nwb, path, asked)
+                parts = _parts(nwb, path, options)
             except SessionError:
                 raise
-            except Exception as error:  # h5py and numpy, of data that isn't what the schema says
+            except Exception as error:  # h5py and numpy, if data don't match the schema
                 raise ImportFailedError(
-                    f"{path}: its data can't be used ({type(error).__name__}: "
-                    f"{first_line(error)}); it may be damaged or laid out otherwise. Check it "
-                    "with `pynwb-validate`"
+                    f"{path}: can't use the data ({type(error).__name__}: {first_line(error)}); "
+                    "the file may be damaged, or not follow the NWB schema. Check it with "
+                    "`pynwb-validate`"
                 ) from error
-    parts.notes[:0] = as_notes(said, "pynwb")
-    return assemble(parts, asked)
+    parts.notes[:0] = as_notes(warned, "pynwb")
+    return assemble(parts, options)
 
 
 def _unreadable(path: Path, error: Exception) -> ImportFailedError:
     return ImportFailedError(
-        f"{path}: not a readable NWB file ({first_line(error)}); it may be truncated or "
+        f"{path}: not a readable NWB file ({first_line(error)}); it may be truncated, or in "
         "another format. Check it with `pynwb-validate`"
     )
 
 
-def _parts(nwb: Any, path: Path, asked: Asked) -> Parts:
+def _parts(nwb: Any, path: Path, options: ImportOptions) -> Parts:
     notes: list[str] = []
-    unit_ids, unit_times = _units(nwb, path, asked, notes)
-    position, velocity = chosen(all_series(nwb, notes), asked, path, notes)
-    pos = read(position, "position", asked, path, notes) if position else None
-    vel = read(velocity, "velocity", asked, path, notes) if velocity else None
-    _name_frames(position, velocity, notes)
+    unit_ids, unit_times = _units(nwb, path, options, notes)
+    position, velocity = choose(all_series(nwb, notes), options, path, notes)
+    pos = read(position, "position", options, path, notes) if position else None
+    vel = read(velocity, "velocity", options, path, notes) if velocity else None
+    _note_frames(position, velocity, notes)
     start = nwb.session_start_time
     cuts = (*_unobserved(nwb.units, unit_times, notes), *_invalid(nwb, notes))
-    _name_tables(nwb, notes)
+    _note_tables(nwb, notes)
     return Parts(
         path=path,
         session_id=_session_id(nwb, path, notes),
@@ -90,7 +91,7 @@ def _parts(nwb: Any, path: Path, asked: Asked) -> Parts:
 
 
 def _session_id(nwb: Any, path: Path, notes: list[str]) -> str:
-    """The file's session id; one that is common across subjects (`1`) gets subject and date."""
+    """The file's session id; subject and date are added to an indistinct one (`1`)."""
     given = str(nwb.session_id or "").strip()
     if given and len(given) >= TELLING_ID and re.search(r"[^\W\d_]", given):
         return given
@@ -100,17 +101,19 @@ def _session_id(nwb: Any, path: Path, notes: list[str]) -> str:
     if not given or not (subject or day):
         return path.stem
     name = "_".join(str(part) for part in (subject, day, given) if part)
-    notes.append(f"the file calls its session {given!r}; with subject and date it is {name}")
+    notes.append(f"session id {given!r} was extended with subject and date to {name}")
     return name
 
 
-def _name_frames(position: Series | None, velocity: Series | None, notes: list[str]) -> None:
+def _note_frames(position: Series | None, velocity: Series | None, notes: list[str]) -> None:
     frames = {s.frame: s.name for s in (position, velocity) if s and s.frame}
     if frames:
         notes.append("frame of reference: " + ", ".join(f"{n} {f!r}" for f, n in frames.items()))
 
 
-def _units(nwb: Any, path: Path, asked: Asked, notes: list[str]) -> tuple[list[str], list[Floats]]:
+def _units(
+    nwb: Any, path: Path, options: ImportOptions, notes: list[str]
+) -> tuple[list[str], list[Floats]]:
     if nwb.units is None or len(nwb.units) == 0:
         raise ImportFailedError(
             f"{path}: the file has no units; expected a units table with spike times"
@@ -124,20 +127,20 @@ def _units(nwb: Any, path: Path, asked: Asked, notes: list[str]) -> tuple[list[s
         np.asarray(nwb.units.get_unit_spike_times(i), dtype=np.float64)
         for i in range(len(nwb.units))
     ]
-    if asked.spike_unit is not None:
-        times = [t * seconds_asked(asked.spike_unit) for t in times]
-        notes.append(f"spike times were taken as {asked.spike_unit}, as asked")
+    if options.spike_unit is not None:
+        times = [t * parse_time_unit(options.spike_unit) for t in times]
+        notes.append(f"spike times converted from {options.spike_unit} (--spike-unit)")
     return _unit_ids(nwb.units, path, notes), times
 
 
 def _unit_ids(units: Any, path: Path, notes: list[str]) -> list[str]:
-    """Units' names, where each has one of its own, else their numbers in the table."""
+    """The units' names if they are unique, else their ids in the table."""
     names = [str(number) for number in units.id[:]]
     if "unit_name" in units.colnames:
         called = [str(name) for name in units["unit_name"][:]]
         if repeated_units(called) is None:
             return called
-        notes.append("unit names repeat; units are called by their numbers in the table")
+        notes.append("unit names repeat; the ids in the units table are used instead")
     if problem := repeated_units(names):
         raise ImportFailedError(f"{path}: {problem}")
     return names
@@ -146,7 +149,7 @@ def _unit_ids(units: Any, path: Path, notes: list[str]) -> list[str]:
 def _unobserved(
     units: Any, unit_times: list[Floats], notes: list[str]
 ) -> list[tuple[float, float]]:
-    """When no unit was observed, by the table's obs_intervals."""
+    """Intervals in which no unit was observed, by the table's obs_intervals."""
     if "obs_intervals" not in units.colnames:
         return []
     each = [np.asarray(units["obs_intervals"][i], dtype=np.float64).reshape(-1, 2)
@@ -167,26 +170,26 @@ def _unobserved(
     n_away = sum(int(((times > start) & (times < end)).sum()) for start, end in away)
     if n_away > STRAY * len(times):
         notes.append(
-            f"obs_intervals were not used: {n_away:,} of {len(times):,} spikes lie outside them"
+            f"obs_intervals were ignored: {n_away:,} of {len(times):,} spikes lie outside them"
         )
         return []
     observed = [float((rows[:, 1] - rows[:, 0]).sum()) for rows in each]
     n_partly = sum(seconds < max(observed) - 1.0 for seconds in observed)
     if n_partly:
         notes.append(
-            f"{n_partly} of {len(each)} units were observed for a part of the time only "
-            "(obs_intervals); for the rest they count as silent"
+            f"{n_partly} of {len(each)} units were observed only part of the time "
+            "(obs_intervals); outside of it they count as silent"
         )
     notes.append(
         f"units were observed from {edges[0, 0]:.1f} to {latest[-1]:.1f} s"
         + (f", with {len(away) - 2} breaks" if len(away) > 2 else "")
-        + " (obs_intervals); the domains are within that"
+        + " (obs_intervals); the domains were cut to that"
     )
     return away
 
 
 def _invalid(nwb: Any, notes: list[str]) -> list[tuple[float, float]]:
-    """The file's invalid_times."""
+    """The intervals of the file's invalid_times."""
     table = nwb.invalid_times
     if table is None or len(table) == 0:
         return []
@@ -198,10 +201,10 @@ def _invalid(nwb: Any, notes: list[str]) -> list[tuple[float, float]]:
     return cuts
 
 
-def _name_tables(nwb: Any, notes: list[str]) -> None:
+def _note_tables(nwb: Any, notes: list[str]) -> None:
     names = [name for name in nwb.intervals if name not in ("trials", "invalid_times")]
     if names:
-        notes.append(f"tables of intervals, not read: {', '.join(names[:10])}")
+        notes.append(f"interval tables not imported: {', '.join(names[:10])}")
 
 
 def _trials(nwb: Any, position: Track | None, notes: list[str]) -> Trials | None:

@@ -1,7 +1,7 @@
-"""Which series of an NWB file are the cursor's position and velocity: of one effector, never mixed.
+"""Selects position and velocity among the series of an NWB file, both of one effector.
 
-A series is known by its name (`cursor_pos`, `HandVelocity`, `finger_vel_x`), else by its
-container's. Two series of one axis each (`cursor_x`, `cursor_y`) count as one of two.
+A series is identified by its name (`cursor_pos`, `HandVelocity`, `finger_vel_x`), else by the name
+of its container. Two series with one axis each (`cursor_x`, `cursor_y`) count as one with two axes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from decoder.arrays import Floats
 from decoder.errors import ImportFailedError
 from streaming.lengths import is_speed, metres_in
-from training.conversion.asked import NONE, Asked
-from training.conversion.complaints import first_line
-from training.conversion.units import factor_said, is_arbitrary, units_in
-from training.importers.axes import XY, Columns, signed, xy
+from training.conversion.axes import signed, xy
+from training.conversion.options import NONE, ImportOptions
+from training.conversion.reader_warnings import first_line
+from training.conversion.track import EFFECTORS, Track
+from training.conversion.units import is_arbitrary, metres_per_unit, units_in
 
-EFFECTORS = ("cursor", "hand", "finger", "eye")  # whose movement is taken, in this order
 MOST_LISTED = 12
 Kind = Literal["position", "velocity"]
 _KINDS: dict[str, Kind] = {
@@ -53,7 +53,7 @@ _SAME_EFFECTOR = {
 
 @dataclass(frozen=True)
 class Series:
-    """One series: what it is called, what holds it, and pynwb's object, or those of x and y."""
+    """A series: its name, its container's name, and its pynwb object, or one each for x and y."""
 
     name: str
     container: str
@@ -61,7 +61,7 @@ class Series:
 
     @property
     def kind(self) -> Kind | None:
-        """Position or velocity, by its name, else its container's, else its unit."""
+        """Position or velocity, by the series' name, else its container's, else its unit."""
         for text in (self.name, self.container):
             kinds = {_KINDS[token] for token in _tokens(text) if token in _KINDS}
             if len(kinds) == 1:
@@ -70,7 +70,7 @@ class Series:
 
     @property
     def effector(self) -> tuple[str, ...]:
-        """Whose movement it is: what its name says besides position or velocity."""
+        """The effector that moves: the words of the name other than position or velocity."""
         for text in (self.name, self.container):
             tokens = [_SAME_EFFECTOR.get(t, t) for t in _tokens(text)]
             if rest := tuple(t for t in tokens if t not in _KINDS and t not in _FILLERS):
@@ -83,7 +83,7 @@ class Series:
 
     @property
     def frame(self) -> str:
-        """The frame of reference that the file names, if any."""
+        """The frame of reference in the file, or an empty string."""
         frame = str(getattr(self.parts[0], "reference_frame", None) or "").strip()
         return (
             "" if frame.lower() in ("", "unknown", "n/a", "none", "no reference frame") else frame
@@ -95,11 +95,11 @@ def _tokens(name: str) -> list[str]:
 
 
 def all_series(nwb: Any, notes: list[str]) -> dict[str, Series]:
-    """Every series of processing modules and acquisition by its name; axes that belong together
-    as one.
+    """All series of the processing modules and the acquisition, by name.
 
-    Of several with one name, that of `processing/behavior` comes first; the others are called by
-    their place, such as `acquisition/cursor_pos`.
+    Series of x and y that belong together are combined into one. If several series have the same
+    name, the one in `processing/behavior` keeps it; the others are named by their path, such as
+    `acquisition/cursor_pos`.
     """
     modules = sorted(nwb.processing.items(), key=lambda item: item[0] != "behavior")
     roots = [(f"processing/{name}", module.data_interfaces) for name, module in modules]
@@ -109,7 +109,7 @@ def all_series(nwb: Any, notes: list[str]) -> dict[str, Series]:
             name = str(series.name)
             if name in found:
                 other = f"{place}/{name}" if container == "" else f"{place}/{container}/{name}"
-                notes.append(f"{name} is there twice; not taken: {other}")
+                notes.append(f"two series are named {name}; not imported: {other}")
                 name = other
             found[name] = Series(name, container, (series,))
     return {**found, **_paired(found)}
@@ -125,7 +125,7 @@ def _series_of(members: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _paired(found: dict[str, Series]) -> dict[str, Series]:
-    """Series of x and y as one, by what their names have in common."""
+    """Combine series of x and y whose names differ only in the axis."""
     axes: dict[tuple[str, str], dict[str, Series]] = {}
     for series in found.values():
         if (
@@ -147,49 +147,55 @@ def _paired(found: dict[str, Series]) -> dict[str, Series]:
     return pairs
 
 
-def chosen(
-    found: dict[str, Series], asked: Asked, path: Path, notes: list[str]
+def choose(
+    found: dict[str, Series], options: ImportOptions, path: Path, notes: list[str]
 ) -> tuple[Series | None, Series | None]:
-    """Position and velocity of one effector; one of them may be None."""
-    position = _named(asked.position, found, path, "position")
-    velocity = _named(asked.velocity, found, path, "velocity")
+    """Choose position and velocity of one effector; one of them may be None.
+
+    Raises ImportFailedError if there is neither.
+    """
+    position = _named(options.position, found, path, "position")
+    velocity = _named(options.velocity, found, path, "velocity")
     if position and velocity:
         if position.effector != velocity.effector:
-            notes.append(f"position of {position.name} with velocity of {velocity.name}, as asked")
+            notes.append(
+                f"position from {position.name} and velocity from {velocity.name}, of different "
+                "effectors, as chosen with --position and --velocity"
+            )
         return position, velocity
     for effector in _candidates(position or velocity):
-        of_it = [s for s in found.values() if s.effector == effector]
-        pos = position or _first(of_it, "position", asked.position)
-        vel = velocity or _first(of_it, "velocity", asked.velocity)
+        same_effector = [s for s in found.values() if s.effector == effector]
+        pos = position or _first(same_effector, "position", options.position)
+        vel = velocity or _first(same_effector, "velocity", options.velocity)
         if pos or vel:
-            _tell_others(found, effector, (pos, vel), notes)
-            _tell_second(of_it, (pos, vel), notes)
+            _note_other_effectors(found, effector, (pos, vel), notes)
+            _note_alternatives(same_effector, (pos, vel), notes)
             return pos, vel
     raise ImportFailedError(
         f"{path}: no cursor kinematics; expected one of {_usual()} in processing/behavior, found "
-        f"{listed(found)}. Name yours with --position or --velocity"
+        f"{listed(found)}. Choose a series with --position or --velocity"
     )
 
 
-def _named(asked: str | None, found: dict[str, Series], path: Path, what: str) -> Series | None:
-    if asked is None or asked == NONE:
+def _named(name: str | None, found: dict[str, Series], path: Path, what: str) -> Series | None:
+    if name is None or name == NONE:
         return None
-    if asked not in found:
+    if name not in found:
         raise ImportFailedError(
-            f"{path}: no series named {asked!r} for {what}; found {listed(found)}"
+            f"{path}: no series named {name!r} for --{what}; found {listed(found)}"
         )
-    return found[asked]
+    return found[name]
 
 
 def _candidates(given: Series | None) -> list[tuple[str, ...]]:
     return [given.effector] if given else [(name,) for name in EFFECTORS]
 
 
-def _first(of_it: list[Series], kind: Kind, asked: str | None) -> Series | None:
-    """The first of a kind; one that has two axes goes before one that hasn't."""
-    if asked == NONE:
+def _first(same_effector: list[Series], kind: Kind, name: str | None) -> Series | None:
+    """The first series of a kind, preferably one with two axes."""
+    if name == NONE:
         return None
-    fitting = [series for series in of_it if series.kind == kind]
+    fitting = [series for series in same_effector if series.kind == kind]
     return min(fitting, key=lambda s: len(s.parts) == 1 and _n_axes(s) < 2, default=None)
 
 
@@ -198,7 +204,7 @@ def _n_axes(series: Series) -> int:
     return int(shape[1]) if len(shape) > 1 else 1
 
 
-def _tell_others(
+def _note_other_effectors(
     found: dict[str, Series],
     effector: tuple[str, ...],
     taken: tuple[Series | None, Series | None],
@@ -212,18 +218,18 @@ def _tell_others(
     if others:
         names = " and ".join(s.name for s in taken if s)
         notes.append(
-            f"{names} taken; not taken, of others than {' '.join(effector)}: {', '.join(others)}"
+            f"{names} imported; series of other effectors not imported: {', '.join(others)}"
         )
 
 
-def _tell_second(
-    of_it: list[Series], taken: tuple[Series | None, Series | None], notes: list[str]
+def _note_alternatives(
+    same_effector: list[Series], taken: tuple[Series | None, Series | None], notes: list[str]
 ) -> None:
-    """Name series of the same effector and kind as one that was taken."""
+    """Note series of the same effector and kind as a chosen one."""
     kinds = {s.kind: s.name for s in taken if s}
     notes += [
-        f"{kinds[s.kind]} taken; not taken, of the same kind: {s.name}. Choose with --{s.kind}"
-        for s in of_it if s.kind in kinds and s not in taken and _n_axes(s) > 1
+        f"{kinds[s.kind]} imported; also found: {s.name}. Choose with --{s.kind}"
+        for s in same_effector if s.kind in kinds and s not in taken and _n_axes(s) > 1
     ]  # fmt: skip
 
 
@@ -236,45 +242,27 @@ def listed(found: dict[str, Series]) -> list[str]:
     return names if len(names) <= MOST_LISTED else [*names[:MOST_LISTED], "…"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Track:
-    """One series in SI units. times: (n,) seconds. values: (n, 2) metres or m/s.
-
-    conversion, offset, metres: `values = (stored * conversion + offset) * metres`.
-    columns: which of the stored `n_columns` are x and y.
-    """
-
-    name: str
-    times: Floats
-    values: Floats
-    conversion: float
-    offset: float
-    metres: float
-    arbitrary: bool
-    columns: Columns = XY
-    n_columns: int = 2
-
-
-def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str]) -> Track:
-    """The columns x and y of a series in metres or m/s, at its times."""
+def read(series: Series, kind: Kind, options: ImportOptions, path: Path, notes: list[str]) -> Track:
+    """Read the columns x and y of a series in metres or m/s, with their timestamps."""
     parts = [_numbers(part, path) for part in series.parts]
     times, data = parts[0]
     if len(parts) == 2:
         y_times, y = parts[1]
         if data.shape != y.shape or not np.array_equal(times, y_times, equal_nan=True):
             raise ImportFailedError(
-                f"{path}: {series.parts[0].name} and {series.parts[1].name} have other times; "
-                "expected the same. Write them as one series of two columns"
+                f"{path}: {series.parts[0].name} and {series.parts[1].name} have different "
+                "timestamps; expected the same. Write them as one series with two columns"
             )
-        notes.append(f"{series.name} is made of {' and '.join(str(p.name) for p in series.parts)}")
+        names = " and ".join(str(part.name) for part in series.parts)
+        notes.append(f"{series.name} was combined from {names}")
         data = np.stack([data, y], axis=1)
     what = f"{path.name}: {series.name}"
     first = series.parts[0]
     texts = [str(getattr(first, field, None) or "") for field in ("description", "comments")]
-    columns = asked.columns if len(parts) == 1 else None
+    columns = options.columns if len(parts) == 1 else None
     here: list[str] = []
     chosen_columns = xy(data, times, [*texts, series.frame], columns=columns, what=what, notes=here)
-    scales = [_scale(part, kind, asked, what, here) for part in series.parts]
+    scales = [_scale(part, kind, options, what, here) for part in series.parts]
     notes += [note.replace(what, series.name, 1) for note in dict.fromkeys(here)]
     conversion, offset, metres = (np.array(column) for column in zip(*scales, strict=True))
     return Track(
@@ -291,25 +279,26 @@ def read(series: Series, kind: Kind, asked: Asked, path: Path, notes: list[str])
 
 
 def _scale(
-    part: Any, kind: Kind, asked: Asked, what: str, notes: list[str]
+    part: Any, kind: Kind, options: ImportOptions, what: str, notes: list[str]
 ) -> tuple[float, float, float]:
     conversion = float(1.0 if part.conversion is None else part.conversion)
     offset = float(part.offset or 0.0)
     if not (np.isfinite([conversion, offset]).all() and conversion != 0):
         raise ImportFailedError(
-            f"{what} has conversion {conversion} and offset {offset}; expected finite numbers"
+            f"{what} has conversion {conversion} and offset {offset}; expected finite numbers, and "
+            "a conversion other than 0"
         )
-    if asked.unit is None:
+    if options.unit is None:
         _check_description(part, conversion, what)
-    metres = factor_said(
-        str(part.unit or ""), conversion, speed=kind == "velocity", asked=asked.unit, what=what,
-        notes=notes,
+    metres = metres_per_unit(
+        str(part.unit or ""), conversion, speed=kind == "velocity", override=options.unit,
+        what=what, notes=notes,
     )  # fmt: skip
     return conversion, offset, metres
 
 
 def _check_description(part: Any, conversion: float, what: str) -> None:
-    """Raise ImportFailedError if the description is in another unit of length than the unit."""
+    """Raise ImportFailedError if the description and the unit field disagree on the unit."""
     unit = metres_in(str(part.unit or ""))
     words = units_in(str(part.description or ""))
     if unit is None or not words or any(
@@ -318,17 +307,17 @@ def _check_description(part: Any, conversion: float, what: str) -> None:
         return
     raise ImportFailedError(
         f"{what} has the unit {part.unit!r}, but its description says {next(iter(words))!r} "
-        f"({str(part.description)[:80]!r}): which is it? Say with --unit"
+        f"({str(part.description)[:80]!r}): which is right? Choose with --unit"
     )
 
 
 def _numbers(series: Any, path: Path) -> tuple[Floats, Floats]:
-    """Times (n,) in seconds and data as stored."""
+    """Timestamps (n,) in seconds, and the data as stored."""
     try:
         data = np.asarray(series.data[:], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ImportFailedError(
-            f"{path}: {series.name} holds no numbers ({first_line(error)}); expected x and y"
+            f"{path}: {series.name} isn't numeric ({first_line(error)}); expected x and y"
         ) from error
     if series.timestamps is not None:
         times = np.asarray(series.timestamps[:], dtype=np.float64)
@@ -336,13 +325,13 @@ def _numbers(series: Any, path: Path) -> tuple[Floats, Floats]:
         times = float(series.starting_time or 0.0) + np.arange(len(data)) / float(series.rate)
     else:
         raise ImportFailedError(
-            f"{path}: {series.name} has neither timestamps nor a rate above 0 (rate "
+            f"{path}: {series.name} has neither timestamps nor a positive rate (rate "
             f"{series.rate}); expected one of them"
         )
     if data.ndim == 0 or times.ndim != 1 or len(data) != len(times):
         raise ImportFailedError(
             f"{path}: {series.name} has {len(data) if data.ndim else 0} samples but {times.size} "
-            "timestamps; expected as many. Write the series again, or name another with "
-            "--position, --velocity"
+            "timestamps; expected the same number. Fix the series, or choose another with "
+            "--position or --velocity"
         )
     return times, data

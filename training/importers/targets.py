@@ -1,4 +1,4 @@
-"""Targets of an NWB file's trials: found by name, one per trial, converted with the position."""
+"""Targets of the trials in an NWB file: found by name, one per trial, in metres."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 
 from decoder.arrays import Floats
+from training.conversion.axes import XY, named_axes, signed
+from training.conversion.track import Track
 from training.conversion.units import units_in
-from training.importers.axes import XY, named_axes, signed
-from training.importers.series import Track
 
-SMALLER = {"cm": 0.01, "mm": 0.001}  # units of targets that don't fit a position in metres
-FITTING = 3.0  # targets may reach so much further than the position, or less
+SMALLER = {"cm": 0.01, "mm": 0.001}  # tried if targets don't fit a position in metres
+LIKE_POSITION = "converted like the position"
+FITTING = 3.0  # the extents of targets and position may differ by this factor
 
 
 def targets_of(
     table: Any, rows: np.ndarray[Any, Any], position: Track | None, notes: list[str]
 ) -> Floats | None:
-    """Targets (n, 2) of the trials in metres; NaN where a trial has none; None if no trial has.
+    """Targets (n, 2) in metres, NaN for trials without one; None if no trial has one.
 
-    table: pynwb's trials. rows: those of its rows that are trials.
+    table: pynwb's trials table. rows: the rows that are imported.
     """
     points, description = _target_columns(table, rows, notes)
     if points is None:
@@ -34,7 +35,7 @@ def targets_of(
     if not widths:
         return None
     if len(widths) > 1:
-        notes.append(f"targets have {sorted(widths)} values, not as many each, and were left out")
+        notes.append(f"targets were left out: some have {min(widths)} values, others {max(widths)}")
         return None
     width = widths.pop()
     targets = np.array([np.full(width, np.nan) if p is None else p for p in chosen])
@@ -45,7 +46,7 @@ def targets_of(
 def _target_columns(
     table: Any, rows: np.ndarray[Any, Any], notes: list[str]
 ) -> tuple[list[Floats | None] | None, str]:
-    """What each trial's target holds, numbers of any shape, and how the column is described."""
+    """Each trial's target, of any shape, and the description of its column."""
     for name in ("target_pos", "target_position"):
         if name in table.colnames:
             column = table[name]
@@ -59,8 +60,8 @@ def _target_columns(
     unread = [c for c in table.colnames if re.search(r"target.*(pos|loc|coord|xy|[xy]$)", c)]
     if unread:
         notes.append(
-            f"trial columns not read: {', '.join(unread[:10])} (targets are target_pos, or "
-            "target_x and target_y)"
+            f"trial columns not imported: {', '.join(unread[:10])} (targets are expected in "
+            "target_pos, or in target_x and target_y)"
         )
     return None, ""
 
@@ -75,7 +76,7 @@ def _numbers(column: Any, row: int) -> Floats | None:
 def _active(
     table: Any, rows: np.ndarray[Any, Any], points: list[Floats | None], notes: list[str]
 ) -> list[Floats | None]:
-    """The one target (2 or 3 values) of each trial: the only one, or the active one of several."""
+    """Each trial's target (2 or 3 values): its only one, or the active one of several."""
     several = {i: p for i, p in enumerate(points) if p is not None and p.ndim == 2 and len(p) != 1}
     active: dict[int, int] = {}
     if several and "active_target" in table.colnames:
@@ -85,8 +86,8 @@ def _active(
             active[i] = int(number) if number is not None and np.isfinite(number).all() else -1
         if not all(0 <= active[i] < len(p) for i, p in several.items() if len(p)):
             notes.append(
-                "active_target isn't counted from 0 in all trials: which of several targets it "
-                "means is unknown, and they were left out"
+                "active_target isn't always an index from 0; trials with several targets were left "
+                "without one"
             )
             active = {}
     return [_one_target(point, active.get(i)) for i, point in enumerate(points)]
@@ -103,14 +104,14 @@ def _one_target(point: Floats | None, active: int | None) -> Floats | None:
 def _target_axes(
     targets: Floats, description: str, position: Track | None, notes: list[str]
 ) -> Floats:
-    """x and y (n, 2) of targets (n, 2 or 3): as they say, else as the position has them."""
+    """x and y (n, 2) of targets (n, 2 or 3), by the description, else as in the position."""
     width = targets.shape[1]
     named = named_axes([description], width)
     by_name = {axis.name: (i, axis.sign) for i, axis in reversed(list(enumerate(named or ())))}
     if {"x", "y"} <= set(by_name):
         return signed(targets, (by_name["x"], by_name["y"]))
     if position is not None and position.n_columns == width and position.columns != XY:
-        notes.append("targets: x and y were taken from the same columns as the position's")
+        notes.append("targets: x and y are in the same columns as in the position")
         return signed(targets, position.columns)
     if width > 2:
         notes.append("targets have 3 values; the first two were taken as x and y")
@@ -120,37 +121,37 @@ def _target_axes(
 def _in_metres(
     targets: Floats, description: str, position: Track | None, notes: list[str]
 ) -> Floats | None:
-    """Targets as the position: in the column's own unit if it says one, else in the unit that
-    puts them where the position is."""
+    """Targets in metres: by the unit in the column's description, else by the unit that places
+    them in the position's range."""
     if position is None:
-        notes.append("targets have no position beside them, and were left out")
+        notes.append("targets were left out: there is no position to compare them with")
         return None
-    if said := list(units_in(description).values()):
-        if said[0] != 1.0:
-            notes.append(f"targets converted, as their description says ({description!r})")
-        return targets * said[0]
+    if stated := list(units_in(description).values()):
+        if stated[0] != 1.0:
+            notes.append(f"targets converted to metres by their description ({description!r})")
+        return targets * stated[0]
     as_stored = (targets * position.conversion + position.offset) * position.metres
     options = {
-        "as the position": as_stored,
-        "by the position's unit": targets * position.metres,
-        "not at all, being in metres": targets,
+        LIKE_POSITION: as_stored,
+        "converted by the position's unit alone": targets * position.metres,
+        "kept in metres": targets,
     }
     reach = _reach(position.values, position.values)
     off = {how: np.log(_reach(o, position.values) / reach) for how, o in options.items()}
     if all(np.allclose(o, targets, equal_nan=True) for o in options.values()):
-        if off["as the position"] <= np.log(FITTING):
+        if off[LIKE_POSITION] <= np.log(FITTING):
             return targets
-        options = {f"from {word}": targets * metres for word, metres in SMALLER.items()}
+        options = {f"converted from {word}": targets * metres for word, metres in SMALLER.items()}
         off = {how: np.log(_reach(o, position.values) / reach) for how, o in options.items()}
     best = min(off, key=lambda how: abs(off[how]))
     if not abs(off[best]) <= np.log(FITTING):
-        notes.append("targets are nowhere near the position in any unit, and were left out")
+        notes.append("targets were left out: in no unit are they near the position")
         return None
-    notes.append(f"targets converted {best}, which puts them where the position is")
+    notes.append(f"targets {best}, which places them in the position's range")
     return options[best]
 
 
 def _reach(points: Floats, position: Floats) -> float:
-    """How far points go from the middle of the position, in metres; never 0."""
+    """99th percentile of the points' distance per axis from the position's median, m; never 0."""
     middle = np.nanmedian(position, axis=0)
     return float(np.nanquantile(np.abs(points - middle), 0.99)) + 1e-12

@@ -1,9 +1,9 @@
-"""The sound chunks of an XDF file, so that its reader never meets a damaged one.
+"""Removes damaged chunks from an XDF file before pyxdf reads it.
 
-pyxdf believes what a chunk says of itself: a flipped bit in a number of samples makes it ask for
-gigabytes, or read on in the middle of a chunk. Chunks are checked against their own lengths first
-(https://github.com/sccn/xdf/wiki/Specifications); what is damaged is left out, up to the next
-boundary that the recorder has written.
+pyxdf trusts the numbers in a chunk: a flipped bit in a sample count makes it allocate gigabytes, or
+continue in the middle of a chunk. Chunks are first checked against their own lengths
+(https://github.com/sccn/xdf/wiki/Specifications). A damaged chunk is skipped, up to the next
+boundary chunk.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from xml.etree.ElementTree import ParseError, fromstring
 
 FILE_HEADER, STREAM_HEADER, SAMPLES, CLOCK_OFFSET, BOUNDARY, FOOTER = range(1, 7)
 OF_STREAM = (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, FOOTER)
-MARK = bytes.fromhex("43a546dccbf5410fb30ed5467383cbe4")  # of a boundary
+MARK = bytes.fromhex("43a546dccbf5410fb30ed5467383cbe4")  # of a boundary chunk
 BYTES = {"int8": 1, "int16": 2, "int32": 4, "int64": 8, "float32": 4, "double64": 8}
-MAX_DEPTH = 100  # of a description's elements
+MAX_DEPTH = 100  # of nested XML elements
 LEAST_HEADER = ("channel_count", "nominal_srate", "channel_format", "name")
 
 
 @dataclass
 class Sound:
-    """What is sound in a file: (start, stop) of its chunks, and what of it is damaged."""
+    """The undamaged chunks of a file, (start, stop) in bytes, and descriptions of the damage."""
 
     chunks: list[tuple[int, int]] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
-    headers: dict[int, tuple[int, int]] = field(default_factory=dict)  # channels, bytes; 0: text
+    # by stream id: number of channels, and bytes per value (0 for text)
+    headers: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 def open_sound(path: Path) -> tuple[BinaryIO, list[str]]:
-    """The file, or a copy of its sound chunks in memory; and what is damaged, in words."""
+    """Open the file, or a copy in memory without damaged chunks; also describes the damage."""
     with path.open("rb") as file:
         if file.read(4) != b"XDF:":
             return path.open("rb"), []
@@ -68,7 +69,7 @@ def _scan(file: BinaryIO, size: int) -> Sound:
 
 
 def _length(file: BinaryIO) -> tuple[int, int]:
-    """A number of variable length, and how many bytes it took; -1 if it is none."""
+    """Read a variable-length integer; returns it (-1 if invalid) and its size in bytes."""
     kind = file.read(1)
     formats = {b"\x01": "<B", b"\x04": "<I", b"\x08": "<Q"}
     if kind not in formats:
@@ -80,7 +81,7 @@ def _length(file: BinaryIO) -> tuple[int, int]:
 
 
 def _problem(file: BinaryIO, start: int, length: int, sound: Sound) -> str | None:
-    """What is wrong with the content of a chunk; None if it is sound."""
+    """Describe the damage in a chunk's content; None if there is none."""
     if length < 2:
         return "is empty"
     tag = struct.unpack("<H", file.read(2))[0]
@@ -89,17 +90,17 @@ def _problem(file: BinaryIO, start: int, length: int, sound: Sound) -> str | Non
     if tag not in OF_STREAM:
         return _xml_problem(file.read(length - 2), None) if tag == FILE_HEADER else None
     if length < 6:
-        return "names no stream"
+        return "has no stream id"
     stream = struct.unpack("<I", file.read(4))[0]
     left = length - 6
     if tag == STREAM_HEADER:
         return _header_problem(file.read(left), stream, sound)
     if stream not in sound.headers:
-        return "is of a stream that has no sound header"
+        return "belongs to a stream without a valid header"
     if tag == SAMPLES:
         return _samples_problem(file, left, *sound.headers[stream])
     if tag == CLOCK_OFFSET:
-        return None if left == 16 else "is no clock offset"
+        return None if left == 16 else "isn't a clock offset"
     return _xml_problem(file.read(left), "info")
 
 
@@ -107,27 +108,27 @@ def _xml_problem(raw: bytes, root: str | None) -> str | None:
     try:
         element = fromstring(raw.decode("utf-8", "replace"))
     except (ParseError, ValueError, RecursionError) as error:
-        return f"is no XML ({error})"
+        return f"isn't valid XML ({error})"
     if root is not None and element.tag != root:
         return f"describes {element.tag[:40]!r}, not {root!r}"
     level, depth = [element], 0
     while level and depth <= MAX_DEPTH:
         level, depth = [child for parent in level for child in parent], depth + 1
-    return "is nested too deep" if level else None
+    return "is nested too deeply" if level else None
 
 
 def _header_problem(raw: bytes, stream: int, sound: Sound) -> str | None:
     if problem := _xml_problem(raw, "info"):
         return problem
     info = fromstring(raw.decode("utf-8", "replace"))
-    said = {name: (info.findtext(name) or "") for name in LEAST_HEADER}
+    fields = {name: (info.findtext(name) or "") for name in LEAST_HEADER}
     try:
-        n_channels, _ = int(said["channel_count"]), float(said["nominal_srate"])
+        n_channels, _ = int(fields["channel_count"]), float(fields["nominal_srate"])
     except ValueError:
-        return "describes a stream without channels or rate"
-    kind = said["channel_format"]
+        return "describes a stream without a channel count or rate"
+    kind = fields["channel_format"]
     if n_channels < 0 or (kind != "string" and kind not in BYTES):
-        return f"describes a stream of {n_channels} channels of {kind[:40]!r}"
+        return f"describes a stream with {n_channels} channels of type {kind[:40]!r}"
     if stream in sound.headers:
         return "describes a stream a second time"
     sound.headers[stream] = (n_channels, BYTES.get(kind, 0))
@@ -138,17 +139,17 @@ def _samples_problem(file: BinaryIO, left: int, n_channels: int, n_bytes: int) -
     n_samples, n_length = _length(file)
     left -= n_length
     if n_samples < 0:
-        return "doesn't say how many samples it holds"
-    each = n_channels * (n_bytes or 2)  # a text has a length of two bytes at least
+        return "has no sample count"
+    each = n_channels * (n_bytes or 2)  # text takes at least two bytes
     if not n_samples * (1 + each) <= left:
-        return f"says that it holds {n_samples} samples in {left} bytes"
+        return f"claims {n_samples} samples in {left} bytes"
     if n_bytes and left > n_samples * (9 + each):
-        return f"says that it holds {n_samples} samples in {left} bytes"
+        return f"claims {n_samples} samples in {left} bytes"
     return None
 
 
 def _next_boundary(file: BinaryIO, start: int, size: int) -> int:
-    """Where the chunk after the next boundary begins; the end if there is none."""
+    """Start of the chunk after the next boundary, or the end of the file."""
     step = 2**20
     for at in range(start, size, step):
         file.seek(at)

@@ -1,1 +1,1 @@
-"""The two model families in torch: POYO, the streaming model, their attention and presets."""
+"""The two model families in torch, POYO and the streaming model: attention, encoder, presets."""

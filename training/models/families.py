@@ -1,9 +1,9 @@
-"""The two model families, and what training knows of them: names, sizes, how to build and run.
+"""The two model families behind one interface: presets, sizes, `build` and `forward`.
 
-    poyo   a window of spikes is read again at every decode (`training.models.poyo`)
-    possm  a short chunk at a time, with a recurrent state (`training.models.possm`)
+    poyo   reads a whole window of spikes at every decode (`training.models.poyo`)
+    possm  reads one short chunk at a time, with a recurrent state (`training.models.possm`)
 
-Sampling, optimisation, adaptation and evaluation call these functions and know no difference.
+Sampling, optimisation, adaptation and evaluation call these functions for either family.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch_brain.models.poyo import POYO
 
-from decoder.bundles.families import PossmSizes, Sizes
+from decoder.bundles.families import PossmSizes, PoyoSizes
 from decoder.errors import TrainingError
 from training.models import possm, poyo
-from training.models.possm import Possm, PossmConfig
-from training.models.poyo import ModelConfig
+from training.models.config import ModelConfig, PossmConfig
+from training.models.possm import Possm
 
 Config: TypeAlias = ModelConfig | PossmConfig
 Model: TypeAlias = POYO | Possm
@@ -29,9 +29,9 @@ CONFIGS: dict[str, type[ModelConfig] | type[PossmConfig]] = {
 }
 
 PRESETS: dict[str, Config] = {
-    # Made for a CPU rig: half a second, 32 latents, 0.38M parameters besides embeddings.
-    # Faster rotary periods than 10 ms carry no more about reaching and cost capacity. Sizes and
-    # dropout were chosen by what training gives in minutes (docs/ACCURACY.md).
+    # For a CPU rig: windows of half a second, 32 latents, 0.38M parameters without embeddings.
+    # Rotary periods below 10 ms add nothing about reaching and cost capacity. Sizes and dropout
+    # give the best accuracy after minutes of training (docs/ACCURACY.md).
     "rt": ModelConfig(
         sequence_length=0.5,
         num_latents_per_step=8,
@@ -47,7 +47,7 @@ PRESETS: dict[str, Config] = {
     # torch_brain's published sizes (examples/poyo/configs/model).
     "poyo-1.3m": ModelConfig(),
     "poyo-11.8m": ModelConfig(dim=128, depth=24, num_latents_per_step=32),
-    # A rig without a GPU, and recalibration in seconds: 0.37M parameters besides embeddings.
+    # For a rig without a GPU and recalibration in seconds: 0.37M parameters without embeddings.
     "stream": PossmConfig(),
     # The size of the pretrained POSSM (Ryoo et al. 2025).
     "stream-8m": PossmConfig(dim=256, dim_head=64, cross_heads=4, num_latents=8, hidden=768),
@@ -55,19 +55,19 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """Look a preset up; TrainingError lists the names there are."""
+    """Look up a preset by name. Raises TrainingError, listing the known names, if there is none."""
     if name not in PRESETS:
         raise TrainingError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def family(config: Config) -> str:
-    """`poyo` or `possm`."""
+    """The name of a configuration's family: `poyo` or `possm`."""
     return "possm" if isinstance(config, PossmConfig) else "poyo"
 
 
 def build(config: Config, unit_words: Iterable[str], session_words: Iterable[str]) -> Model:
-    """A freshly initialised model with these vocabularies (units as `session/unit`)."""
+    """Build a freshly initialised model with these vocabularies (units as `session/unit`)."""
     if isinstance(config, PossmConfig):
         model: Model = Possm(config)
     else:
@@ -78,7 +78,7 @@ def build(config: Config, unit_words: Iterable[str], session_words: Iterable[str
 
 
 def forward(model: Model, config: Config, **inputs: Tensor) -> Tensor:
-    """Outputs (B, n_outputs, dim_out) of a batch, arguments as `training.models.poyo.forward`."""
+    """Outputs (B, n_outputs, dim_out) of a batch; arguments as `training.models.poyo.forward`."""
     if isinstance(config, PossmConfig):
         assert isinstance(model, Possm)
         return possm.forward(model, config, **inputs)
@@ -86,12 +86,12 @@ def forward(model: Model, config: Config, **inputs: Tensor) -> Tensor:
 
 
 def n_parameters(model: nn.Module) -> int:
-    """Parameters besides unit and session embeddings."""
+    """Number of parameters, without unit and session embeddings."""
     skip = ("unit_emb", "session_emb")
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(skip))
 
 
-def sizes(config: Config) -> Sizes | PossmSizes:
-    """What a bundle's manifest says of a model's sizes."""
-    kind = PossmSizes if isinstance(config, PossmConfig) else Sizes
+def sizes(config: Config) -> PoyoSizes | PossmSizes:
+    """The sizes of a model as a bundle's manifest stores them."""
+    kind = PossmSizes if isinstance(config, PossmConfig) else PoyoSizes
     return kind(**{name: getattr(config, name) for name in kind.model_fields})

@@ -1,1 +1,1 @@
-"""Pretraining on many sessions: trainer, optimizer, runs and checkpoints on disk."""
+"""Pretraining on many sessions: settings, trainer, optimizer, and runs on disk."""

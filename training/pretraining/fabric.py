@@ -1,9 +1,9 @@
-"""Lightning Fabric for this project: one process, or those that torchrun started.
+"""Launch Lightning Fabric, for one process or for the processes of torchrun.
 
     torchrun --nproc-per-node 4 -m clients pretrain DIR -o RUN
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29400 -m clients pretrain …
 
-On CUDA each process takes one GPU and NCCL; without, gloo on the CPU.
+With CUDA, each process takes one GPU and they communicate over NCCL; without, over gloo.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from decoder.errors import TrainingError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def launch(run: Path, precision: str = "32-true") -> Fabric:
-    """A launched Fabric that logs to `run/tensorboard`."""
+    """Launch a Fabric that logs to `run/tensorboard`."""
+    from lightning_fabric import Fabric  # imports torch._dynamo: 1.7 s
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
     if precision not in PRECISIONS:
         raise TrainingError(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,8 +1,8 @@
-"""Keeps freed memory in the process, where the C library is glibc.
+"""Keep freed memory in the process, if the C library is glibc.
 
-A training step makes and frees tens of megabytes over and over. By default glibc hands them back
-to the system each time, and every page faults in anew: 5,900 faults a step of `rt`, 7 % of its
-time; 600 with this.
+A training step allocates and frees tens of megabytes repeatedly. By default, glibc returns them to
+the system each time and their pages fault in again: 5,900 page faults per step of `rt`, 7 % of its
+time. With these settings there are 600.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Raise glibc's thresholds for this process; returns whether it could."""
+    """Raise glibc's thresholds for this process. Returns whether that succeeded."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

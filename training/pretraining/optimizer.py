@@ -1,9 +1,9 @@
-"""What takes a training step: Muon for the matrices inside the model, Adam for everything else.
+"""The optimizers: Muon for the matrices inside the model, Adam for everything else.
 
-Muon (Jordan et al. 2024, as in `torch.optim`) orthogonalises the momentum of a weight matrix.
-On minutes of data it is worth more than anything else that was tried: see docs/ACCURACY.md.
-Embeddings, biases, norms and the readout are Adam's, as Muon's authors advise. Of the unit
-embeddings, which may be tens of thousands, a step moves only those that it saw.
+Muon (Jordan et al. 2024, as in `torch.optim`) orthogonalises the momentum of a weight matrix. On
+minutes of data it gains more than anything else that was tried (docs/ACCURACY.md). As Muon's
+authors advise, Adam trains the embeddings, biases, norms and readout. There may be tens of
+thousands of unit embeddings, and a step updates only those in its batch.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ FIELDS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 class RowAdam(torch.optim.SparseAdam):
-    """Adam of the rows of a matrix that have a gradient; all others stay as they are."""
+    """Adam on the rows of a matrix that have a gradient; all other rows stay unchanged."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and not parameter.grad.is_sparse:
-                    parameter.grad = _rows_alone(parameter.grad)
+                    parameter.grad = _nonzero_rows(parameter.grad)
         loss: float | None = super().step(closure)  # type: ignore[no-untyped-call]
         return loss
 
 
-def _rows_alone(grad: Tensor) -> Tensor:
-    """A sparse tensor of the rows of `grad` that are not zero."""
+def _nonzero_rows(grad: Tensor) -> Tensor:
+    """The nonzero rows of `grad` as a sparse tensor."""
     rows = grad.any(dim=1).nonzero()[:, 0]
     return torch.sparse_coo_tensor(
         rows[None], grad[rows], grad.shape, is_coalesced=True, check_invariants=False
@@ -46,9 +46,10 @@ def _rows_alone(grad: Tensor) -> Tensor:
 def build_optimizers(
     model: nn.Module, *, learning_rate: float, weight_decay: float, muon_turns: int = 5
 ) -> tuple[torch.optim.Optimizer, ...]:
-    """For hidden matrices, for unit embeddings, for the rest; only of parameters that learn.
+    """Optimizers of the hidden matrices, of the unit embeddings and of all other parameters.
 
-    muon_turns: of the iteration that makes Muon's steps orthogonal; most of what a step costs.
+    Frozen parameters are left out.
+    muon_turns: iterations that orthogonalise a step of Muon; they are most of its cost.
     """
     matrices: list[nn.Parameter] = []
     units: list[nn.Parameter] = []
@@ -63,7 +64,7 @@ def build_optimizers(
             matrices,
             lr=learning_rate,
             weight_decay=weight_decay,
-            adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
+            adjust_lr_fn="match_rms_adamw",  # one learning rate for Muon and Adam
             ns_steps=muon_turns,
         ),
         RowAdam(units, lr=learning_rate, betas=BETAS),
@@ -74,7 +75,7 @@ def build_optimizers(
 def set_learning_rate(
     optimizers: Optimizers, peak: float, share: float, warmup_share: float
 ) -> None:
-    """Linear warm-up, then a cosine to nothing, at `share` (0 to 1) of the run."""
+    """Set the learning rate at `share` (0 to 1) of the run: linear warm-up, cosine to zero."""
     warm = min(1.0, (share + 1e-3) / warmup_share)
     rate = peak * warm * 0.5 * (1 + math.cos(math.pi * share))
     for optimizer in optimizers:
@@ -83,7 +84,7 @@ def set_learning_rate(
 
 
 def state_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:
-    """All that the optimizers remember, by `optimizer.<field>.<parameter>`."""
+    """The state of the optimizers, by `optimizer.<field>.<parameter>`."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"optimizer.{field}.{names[parameter]}": torch.as_tensor(value)
@@ -94,7 +95,7 @@ def state_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]
 
 
 def restore_state(optimizers: Optimizers, model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Set the optimizers back to what `state_tensors` gave."""
+    """Restore the optimizers from the tensors of `state_tensors`."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -103,8 +104,8 @@ def restore_state(optimizers: Optimizers, model: nn.Module, state: dict[str, Ten
                 found = {field: state[key] for field, key in keys.items() if key in state}
                 if not found:
                     raise TrainingError(
-                        f"the checkpoint has no optimizer state for {names[parameter]}; it is of "
-                        "another version, start the run again"
+                        f"the checkpoint has no optimizer state for {names[parameter]}: another "
+                        "version wrote it; start the run again"
                     )
                 remembered: dict[str, Any] = {
                     field: value if field == "step" else value.to(parameter.device)

@@ -1,12 +1,12 @@
-"""A training run on disk: readable JSON beside safetensors, nothing pickled.
+"""A training run on disk: readable JSON and safetensors, no pickles.
 
     RUN/
       run.json              model sizes, vocabularies, output scales, progress, metrics
-      best.safetensors      the weights that did best on the validation domain
-      last.safetensors      weights, their running mean, optimizer state and progress, to go on from
+      best.safetensors      the weights with the best validation score
+      last.safetensors      checkpoint: weights, their moving average, optimizer state, progress
       tensorboard/          loss, learning rate, tokens/s and validation R² for TensorBoard
 
-Files are written whole or not at all (`decoder.files`). This module does not know how to train.
+Files are written atomically (`decoder.files`). This module does not depend on the trainer.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ from training.data.windows import OutputScale
 from training.models.families import CONFIGS, Config, Model, build
 
 SCHEMA_VERSION = 1
-LONGEST_RECORD = 2**29  # bytes; a corpus has millions of units
+LONGEST_RECORD = 2**29  # bytes; a large corpus has millions of units
 BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 class RunRecord(BaseModel):
-    """What `run.json` holds.
+    """The content of `run.json`.
 
-    unit_tuning: features of each of `unit_words` (`training.data.tuning`); empty where nobody
-    knows.
+    unit_tuning: features of each of `unit_words` (`training.data.tuning`); empty if unknown.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -61,7 +60,7 @@ class RunRecord(BaseModel):
     def config(self) -> Config:
         if self.family not in CONFIGS:
             raise TrainingError(
-                f"family {self.family!r}; this Volition trains {', '.join(CONFIGS)}"
+                f"family {self.family!r} can't be trained; expected one of {', '.join(CONFIGS)}"
             )
         return CONFIGS[self.family](**self.model)  # type: ignore[arg-type]
 
@@ -78,10 +77,10 @@ def save_record(run: Path, record: RunRecord) -> None:
 
 
 def load_record(run: Path) -> RunRecord:
-    """Read `run.json`; TrainingError where it is missing or not ours."""
+    """Read `run.json`. Raises TrainingError if it is missing or not a run of this version."""
     path = run / "run.json"
     if not path.is_file():
-        raise TrainingError(f"{run}: no run.json; expected a folder that `volition pretrain` made")
+        raise TrainingError(f"{run}: no run.json; expected a folder written by `volition pretrain`")
     try:
         record = RunRecord.model_validate(read_json(path, TrainingError, at_most=LONGEST_RECORD))
     except ValidationError as error:
@@ -96,27 +95,27 @@ def load_record(run: Path) -> RunRecord:
 
 
 def progress_tensors(record: RunRecord) -> dict[str, Tensor]:
-    """Where a run stands, to be written in one file with its weights."""
+    """A run's progress as a tensor, to be saved in one file with its weights."""
     return {
         "progress": torch.tensor([record.step, record.seconds, record.best_r2], dtype=torch.float64)
     }
 
 
-def go_back_to(record: RunRecord, state: dict[str, Tensor]) -> None:
-    """Set a record back to where the weights of `last.safetensors` stand."""
+def rewind(record: RunRecord, state: dict[str, Tensor]) -> None:
+    """Set a record back to the progress at which `last.safetensors` was saved."""
     step, seconds, best = state["progress"].tolist()
     record.step, record.seconds, record.best_r2 = int(step), seconds, best
     record.history = [point for point in record.history if point["step"] <= step]
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors, whole or not at all. Raises TrainingError if they can't be written."""
+    """Write tensors atomically. Raises TrainingError if they can't be written."""
     with replacing(path, TrainingError) as partial:
         save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, partial)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; TrainingError where it is missing or damaged."""
+    """Read a safetensors file. Raises TrainingError if it is missing or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -126,7 +125,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def weights(model: Model) -> dict[str, Tensor]:
-    """A model's parameters and buffers by name (vocabularies live in `run.json`)."""
+    """A model's parameters and buffers by name. Vocabularies are in `run.json`."""
     return {
         name: tensor.detach()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -134,10 +133,15 @@ def weights(model: Model) -> dict[str, Tensor]:
 
 
 def set_weights(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Copy tensors into a model whose vocabulary is set; every name must be there."""
+    """Copy tensors into a model whose vocabularies are set.
+
+    Raises TrainingError if a tensor is missing or has another shape.
+    """
     own = weights(model)
     if missing := sorted(set(own) - set(tensors)):
-        raise TrainingError(f"the weights lack {len(missing)} tensors, {missing[0]} among them")
+        raise TrainingError(
+            f"the weights lack {len(missing)} of the model's tensors, such as {missing[0]}"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != tensors[name].shape:
@@ -148,15 +152,16 @@ def set_weights(model: Model, tensors: dict[str, Tensor]) -> None:
 
 
 def portable(record: RunRecord) -> str:
-    """A record as JSON for a bundle (`decoder.bundles.bundle`), with nothing of the machine."""
+    """A record as JSON for a bundle, without paths of this machine and without its history."""
     kept = record.model_copy(update={"session_paths": {}, "history": []})
     return kept.model_dump_json()
 
 
 def load_model(path: Path | str) -> tuple[Model, RunRecord]:
-    """The model of a run (its best) or of a bundle, in evaluation mode, and its record.
+    """Load the model and the record of a run (its best weights) or of a bundle.
 
-    Raises TrainingError where a bundle has no model: a linear decoder can't be adapted.
+    The model is in evaluation mode. Raises TrainingError if a bundle has no model: a linear decoder
+    can't be adapted.
     """
     path = Path(path)
     is_bundle = (path / bundle.MANIFEST).is_file()
@@ -167,11 +172,11 @@ def load_model(path: Path | str) -> tuple[Model, RunRecord]:
 
 
 def record_of(opened: bundle.Bundle) -> RunRecord:
-    """What a bundle says of its model. Raises TrainingError if it has none."""
+    """The record of a bundle's model. Raises TrainingError if it has none."""
     if opened.manifest.family not in CONFIGS:
         raise TrainingError(
-            f"{opened.path} is a linear decoder ({opened.manifest.family}), which is fitted anew "
-            f"and can't be adapted; begin from a bundle of family {' or '.join(CONFIGS)}"
+            f"{opened.path} is a linear decoder ({opened.manifest.family}), which is refitted and "
+            f"can't be adapted; start from a bundle of family {' or '.join(CONFIGS)}"
         )
     try:
         with safe_open(opened.weights_path, framework="pt") as file:
@@ -180,7 +185,7 @@ def record_of(opened: bundle.Bundle) -> RunRecord:
         raise TrainingError(f"{opened.weights_path}: can't be read ({brief(error)})") from error
     if record is None:
         raise TrainingError(
-            f"{opened.path} does not say which units its weights are of; export the run again"
+            f"{opened.path} has no record of the units its weights belong to; export the run again"
         )
     try:
         return RunRecord.model_validate_json(record)

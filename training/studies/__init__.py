@@ -1,1 +1,1 @@
-"""Experiments and benchmarks that docs/ report, one command each."""
+"""Experiments and benchmarks whose results are in docs/, one command each."""

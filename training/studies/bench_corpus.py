@@ -1,8 +1,7 @@
-"""`volition bench corpus`: opening and training on a whole corpus, beside one of its sessions.
+"""`volition bench corpus`: opening and training on a corpus, compared with one of its sessions.
 
-Says how long the corpus takes to open, how much memory that takes, how much it grows while
-training draws from all of it, and the windows/s of both: whole steps of `volition pretrain`, in
-turn.
+Measures the time and memory to open the corpus, the growth of memory during training, and windows/s
+for the corpus and for the session, in alternating complete steps of `volition pretrain`.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s
 from training.pretraining.fabric import launch
 from training.pretraining.memory import keep_freed_memory
-from training.pretraining.pretrain import PretrainSettings, Trainer
+from training.pretraining.settings import PretrainSettings
+from training.pretraining.trainer import Trainer
 
-WARM_UP = 3  # steps that are not timed
+WARM_UP = 3  # untimed steps
 
 
 def bench_corpus(
     console: Console, folder: Path, *, preset: str, batch_size: int, steps: int
 ) -> dict[str, Any]:
-    """Measure; one dictionary."""
+    """Measure, and return the results as a dictionary."""
     torch.manual_seed(0)
     keep_freed_memory()
     before = anonymous_mb()
@@ -69,7 +69,7 @@ def bench_corpus(
 
 
 def anonymous_mb() -> float:
-    """Memory of this process that no file backs, MB; NaN where the system doesn't say."""
+    """Anonymous memory of this process (without mapped files) in MB; NaN if not on Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,16 +1,17 @@
-"""`make test-gpu`: whether decoders are right on a GPU, and how fast, in one run.
+"""`make test-gpu`: checks and times decoders on a GPU.
 
     python -m training.studies.bench_gpu --json gpu.json
 
-For every preset, with random weights, it compares the graph that embeds spikes itself
-(`training.exports.device`) and today's streaming graph with the CPU's output. Then it times them,
-with and without CUDA graphs, next to the CPU with one thread. A run holds the spikes of the model's
-window (for a streaming model, of the open chunk) at each rate, all of them new: the ways that take
-token rows embed the whole window, where the daemon embeds each spike once. Last come training
-windows per second in bf16, ours and torch_brain's (`training.studies.bench_train`). The exit code
-is 1 if an output differs from the CPU's by more than `TOLERANCE` of the output scale.
+For every preset, with random weights, the outputs of the graph that embeds spikes itself
+(`training.exports.device`) and of the streaming graph are compared with the CPU's output. Then both
+are timed, with and without CUDA graphs, next to the CPU with one thread. Each run decodes the
+spikes of one model window (for a streaming model, of the open chunk) at each rate, all of them new:
+graphs that take token rows embed the whole window, while the daemon embeds each spike once. Finally
+training windows per second in bf16 are measured, ours and torch_brain's
+(`training.studies.bench_train`). The exit code is 1 if an output differs from the CPU's by more
+than `TOLERANCE` of the output scale.
 
-Without a GPU the same runs on the CPU provider (`--device cpu`), with the same buckets.
+`--device cpu` runs the same on the CPU provider, with the same buckets.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from numpy.typing import NDArray
 
 from decoder.arrays import Floats, Ints
 from decoder.memory.tokens import embed
-from decoder.runtimes.base import RuntimeSettings, open_runtime
 from decoder.runtimes.device import BucketedGraph
+from decoder.runtimes.onnx import RuntimeSettings
+from decoder.runtimes.opening import open_runtime
 
 PRESETS = ("rt", "poyo-1.3m", "poyo-11.8m", "stream", "stream-8m")
 RATES_HZ = (2_000, 20_000)
@@ -45,7 +47,7 @@ Decode = Callable[[Ints, Floats], NDArray[Any]]
 
 
 def prepare(preset: str, folder: Path) -> None:
-    """Export one preset with random weights, as a bundle and as a graph for a device."""
+    """Export a preset with random weights, as a bundle and as a device graph."""
     import torch
 
     from training.evaluation.reference import random_bundle
@@ -57,7 +59,7 @@ def prepare(preset: str, folder: Path) -> None:
 
 
 class Candidates:
-    """The ways to decode one preset: name to a function of (unit_index, seconds since start)."""
+    """The ways to decode a preset: functions of (unit_index, seconds since start), by name."""
 
     def __init__(self, folder: Path, preset: str, device: str) -> None:
         from decoder.bundles.bundle import open_bundle
@@ -107,12 +109,12 @@ class Candidates:
 
 
 def made_up(n_spikes: int, reads_s: float, rng: np.random.Generator) -> tuple[Ints, Floats]:
-    """Units and times of spikes in one window, ascending."""
+    """Random units and ascending times of spikes in one window."""
     return rng.integers(0, N_UNITS, n_spikes), np.sort(rng.uniform(0.0, reads_s, n_spikes))
 
 
 def parity(candidates: Candidates) -> dict[str, float]:
-    """The largest difference from the CPU's output of each way, over several numbers of spikes."""
+    """The largest difference from the CPU's output, by way, over several spike counts."""
     rng = np.random.default_rng(0)
     worst = dict.fromkeys(candidates.ways, 0.0)
     for n_spikes in N_PARITY:
@@ -125,7 +127,7 @@ def parity(candidates: Candidates) -> dict[str, float]:
 
 
 def latency(candidates: Candidates, rate_hz: int, runs: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of a tick of each way, fresh spikes in each, the ways in turn."""
+    """Milliseconds per tick, by way; the ways alternate, with new spikes for each run."""
     rng = np.random.default_rng(rate_hz)
     n_spikes = round(rate_hz * candidates.reads_s)
     took: dict[str, list[float]] = {name: [] for name in candidates.ways}
@@ -148,7 +150,7 @@ def _quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def training(device: str) -> list[dict[str, Any]] | str:
-    """Windows a second of training, ours and torch_brain's; or why that could not be measured."""
+    """Training windows per second, ours and torch_brain's; or the error that prevented it."""
     from rich.console import Console
 
     from training.studies.bench_train import bench_train
@@ -164,7 +166,7 @@ def training(device: str) -> list[dict[str, Any]] | str:
 
 
 def machine(device: str) -> dict[str, str]:
-    """What was measured on."""
+    """The device and the software versions."""
     import onnxruntime
     import torch
 
@@ -178,7 +180,7 @@ def machine(device: str) -> dict[str, str]:
 
 
 def measure(folder: Path, preset: str, device: str, runs: int) -> dict[str, Any]:
-    """One preset: parity and latency."""
+    """Measure parity and latency of one preset."""
     candidates = Candidates(folder, preset, device)
     case: dict[str, Any] = {"preset": preset, "parity": parity(candidates), "tick_ms": {}}
     for name, worst in case["parity"].items():
@@ -197,10 +199,10 @@ def measure(folder: Path, preset: str, device: str, runs: int) -> dict[str, Any]
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--preset", action="append", choices=PRESETS, help="all if left out")
-    parser.add_argument("--runs", type=int, default=1000, help="ticks of each case")
+    parser.add_argument("--preset", action="append", choices=PRESETS, help="default: all")
+    parser.add_argument("--runs", type=int, default=1000, help="ticks per case")
     arguments = parser.parse_args()
     presets = arguments.preset or PRESETS
     cases: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""`volition bench train`: training steps a second, ours and torch_brain's eager POYO.
+"""`volition bench train`: training speed, ours and torch_brain's eager POYO.
 
-Both take the same batches of the same model with the same optimizer, in turn in one run, so
-that a noisy machine is noisy for both. A step is forward, backward and AdamW; float32 on the CPU,
-bf16 on CUDA.
+Both train the same model on the same batches with the same optimizer. Their steps alternate, so
+noise on the machine affects both. A step is forward, backward and AdamW; float32 on the CPU, bf16
+on CUDA.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from decoder.errors import TrainingError
 from training.data.simulate import simulate
 from training.data.windows import Batch, OutputScale, WindowSource, unit_words
 from training.models.attention import padded
+from training.models.config import ModelConfig
 from training.models.families import build, preset
-from training.models.poyo import ModelConfig, forward
+from training.models.poyo import forward
 from training.pretraining.memory import keep_freed_memory
 
 MEAN_RATE_HZ = 12.0  # of simulated units
@@ -33,8 +34,8 @@ Step = Callable[[Batch], None]
 def bench_train(
     console: Console, *, presets: list[str], batch_size: int, spikes: int, steps: int
 ) -> list[dict[str, Any]]:
-    """Time both; one dictionary a preset. `spikes`: about how many a window holds."""
-    keep_freed_memory()  # helps both
+    """Time both; returns a dictionary per preset. spikes: approximate number per window."""
+    keep_freed_memory()  # speeds up both
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = []
     for name in presets:
@@ -48,11 +49,9 @@ def _case(
 ) -> dict[str, Any]:
     config = preset(name)
     if not isinstance(config, ModelConfig):
-        raise TrainingError(f"preset {name!r} is no POYO; torch_brain has nothing to compare with")
+        raise TrainingError(f"preset {name!r} isn't a POYO; torch_brain has no counterpart")
     rate_hz = spikes / config.sequence_length
-    session = simulate(
-        n_units=max(1, round(rate_hz / MEAN_RATE_HZ)), minutes=2.0
-    )  # units fire at about 12 Hz
+    session = simulate(n_units=max(1, round(rate_hz / MEAN_RATE_HZ)), minutes=2.0)
     torch.manual_seed(0)
     source = None
     steppers: dict[str, Step] = {}

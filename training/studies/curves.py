@@ -1,9 +1,9 @@
-"""R² against compute: the validation scores of training runs, as a plot.
+"""Plots validation R² over training time.
 
     python -m training.studies.curves RUN [RUN …] -o docs/compute
 
-Runs of the same preset on the same sessions with as many threads are seeds of one curve: each a
-thin line, their mean a thick one. Writes the figures (.json) and the plot (.svg).
+Runs with the same preset, sessions and number of threads are seeds of one curve: thin lines for the
+runs, a thick line for their mean. Writes the data (.json) and the plot (.svg).
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ N_POINTS = 60
 
 
 def curves(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """One dictionary a run: what was trained, seed, and its history."""
+    """A dictionary per run: preset, sessions, seed, and history."""
     found = []
     for folder in folders:
         record = runs.load_record(folder)
         sessions = sorted(record.session_words)
         if not record.history:
-            raise TrainingError(f"{folder}: no validation in its history; it was not pretrained")
+            raise TrainingError(
+                f"{folder}: the history has no validation scores; expected a pretraining run"
+            )
         on = sessions[0] if len(sessions) == 1 else f"{len(sessions)} sessions"
         found.append(
             {
@@ -50,7 +52,7 @@ def curves(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
-    """Validation R² over minutes of training."""
+    """Plot validation R² over minutes of training."""
     from matplotlib.figure import Figure
 
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)

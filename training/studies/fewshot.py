@@ -1,11 +1,11 @@
-"""What a few seconds of a new subject are worth: R² by seconds of labelled data.
+"""Accuracy on a new subject by seconds of labelled data.
 
     python -m training.studies.fewshot RUN [RUN …] --unseen DIR --seconds 10 20 40 -o docs/fewshot
 
-For every session of DIR, and every pretrained RUN, today's units are identified on the first
-seconds of the training domain; beside it the same preset is trained from scratch on the same
-seconds, and ridge regression is fitted on them. All are scored causally on the test domain, models
-through the exported bundle and the runtime. Writes the figures (.json) and a plot (.svg).
+For every session in DIR and every pretrained RUN, units are identified on the first seconds of the
+training domain. For comparison, the same preset is trained from scratch on the same seconds, and
+ridge regression is fitted to them. All are scored causally on the test domain, models through the
+exported bundle and the runtime. Writes the data (.json) and a plot (.svg).
 """
 
 from __future__ import annotations
@@ -28,22 +28,28 @@ from decoder.files import write_text
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from training.baselines.ridge import r2, ridge_score
-from training.calibration.adapt import AdaptSettings, first_seconds, identify_units
+from training.calibration.adapt import (
+    AdaptSettings,
+    first_seconds,
+    hold_out_last_fifth,
+    identify_units,
+)
 from training.evaluation.offline import decode_split
 from training.evaluation.plots import COLOURS, finish
 from training.exports.export import export_model
 from training.models.families import Model
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 
-TICK_S = 0.05  # between scored decodes
+TICK_S = 0.05  # between scored instants
 STEPS_ON_ALL = 400
-SCRATCH_MINUTES = 0.5  # several times what unit identification takes
+SCRATCH_MINUTES = 0.5  # several times the time of unit identification
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """R² on the test domain (mean of x and y), and seconds that training took."""
+    """R² on the test domain (mean of x and y), and training time in seconds."""
 
     r2: float
     took_s: float
@@ -52,8 +58,7 @@ class Outcome:
 def identified(
     model: Model, record: runs.RunRecord, session: Session, seconds: float | None
 ) -> Outcome:
-    """Units identified on the first `seconds`; on all of the training domain, and for longer,
-    where None."""
+    """Identify units on the first `seconds`; None for the whole training domain and more steps."""
     settings = AdaptSettings(seconds=seconds, steps=STEPS_ON_ALL if seconds is None else None)
     began = time.perf_counter()
     adapted, extended = identify_units(model, record, session, settings)
@@ -62,8 +67,8 @@ def identified(
 
 
 def from_scratch(preset: str, session: Session, seconds: float) -> Outcome:
-    """The same model trained on nothing but the first `seconds`."""
-    labelled = first_seconds(session, seconds)
+    """Train the same preset from scratch on the first `seconds` only."""
+    labelled = hold_out_last_fifth(first_seconds(session, seconds))
     settings = PretrainSettings(preset=preset, minutes=SCRATCH_MINUTES)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -73,8 +78,8 @@ def from_scratch(preset: str, session: Session, seconds: float) -> Outcome:
 
 
 def ridge_on(session: Session, seconds: float) -> float:
-    """Ridge on the same seconds: their last fifth chooses the penalty, the rest is fitted."""
-    labelled = first_seconds(session, seconds)
+    """Fit ridge regression to the same seconds; the penalty is chosen on their last fifth."""
+    labelled = hold_out_last_fifth(first_seconds(session, seconds))
     return ridge_score(replace(labelled, test_domain=session.test_domain)).r2_mean
 
 
@@ -93,10 +98,10 @@ def fewshot(
     *,
     console: Console,
 ) -> dict[str, Any]:
-    """Every figure, by preset and seconds: lists over the unseen sessions."""
+    """All results, by preset and seconds, as lists over the unseen sessions."""
     presets = [runs.load_record(run).preset for run in pretrained]
     if len(set(presets)) < len(presets):
-        raise TrainingError(f"several runs of one preset ({presets}); give one of each")
+        raise TrainingError(f"several runs of one preset ({presets}); expected one run per preset")
     result: dict[str, Any] = {
         "unseen": [session.session_id for session in unseen],
         "seconds": list(seconds),
@@ -127,7 +132,7 @@ def _said(row: dict[str, list[float]]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """R² over seconds of labelled data."""
+    """Plot R² over seconds of labelled data."""
     from matplotlib.figure import Figure
 
     seconds = result["seconds"]

@@ -1,9 +1,10 @@
-"""When a streaming model's state is worth trusting: R² against the time since it began.
+"""Accuracy of a streaming model by the age of its state.
 
     python -m training.studies.settling RUN SESSION -o docs/settling
 
-Windows of the test domain begin with a fresh state, and outputs are scored at every age. That is
-where `PossmConfig.warm_up_s` comes from (docs/ACCURACY.md). Writes figures (.json) and plot (.svg).
+Windows of the test domain start with a fresh state, and outputs are scored by its age.
+`PossmConfig.warm_up_s` was chosen from the result (docs/ACCURACY.md). Writes the data (.json) and a
+plot (.svg).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from training.baselines.ridge import r2
 from training.data.windows import WindowPlan
 from training.evaluation.plots import finish
 from training.models import families
-from training.models.possm import PossmConfig
+from training.models.config import PossmConfig
 from training.pretraining import runs
-from training.pretraining.pretrain import window_source
+from training.pretraining.scoring import window_source
 
 STEP_S = 0.05  # between ages
 START_EVERY_S = 0.1  # between fresh states
@@ -36,11 +37,11 @@ BATCH = 64
 
 @torch.no_grad()
 def settling(run: Path, session: Session, longest_s: float = 2.0) -> tuple[Floats, Floats]:
-    """Ages (n,) in seconds and the causal R² at each, over all fresh states of the test domain."""
+    """Ages (n,) in seconds, and causal R² at each age, over fresh states in the test domain."""
     model, record = runs.load_model(run)
     config = record.config()
     if not isinstance(config, PossmConfig):
-        raise TrainingError(f"{run} holds a {record.family}; only a streaming model has a state")
+        raise TrainingError(f"{run} is a {record.family} run; expected a streaming model")
     ages: Floats = STEP_S * np.arange(1.0, round(longest_s / STEP_S) + 1)
     config = replace(config, train_s=longest_s)
     if session.session_id not in record.session_words:
@@ -50,7 +51,9 @@ def settling(run: Path, session: Session, longest_s: float = 2.0) -> tuple[Float
         [np.arange(a + longest_s, b, START_EVERY_S) for a, b in session.intervals("test")]
     )
     if len(ends) < 2:
-        raise TrainingError(f"{session.session_id}: no {longest_s:g} s fit the test domain")
+        raise TrainingError(
+            f"{session.session_id}: the test domain is too short for windows of {longest_s:g} s"
+        )
     units = np.arange(session.n_units)
     true, decoded = [], []
     for chunk in np.array_split(ends, -(-len(ends) // BATCH)):
@@ -63,7 +66,7 @@ def settling(run: Path, session: Session, longest_s: float = 2.0) -> tuple[Float
 
 
 def plot(ages: Floats, scores: Floats, warm_up_s: float, path: Path) -> None:
-    """R² over the age of the state."""
+    """Plot R² over the age of the state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6))

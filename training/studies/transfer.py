@@ -1,11 +1,11 @@
-"""What pretraining is worth: accuracy on an unseen subject, by the number of sessions before.
+"""Accuracy on unseen subjects by the number of pretraining sessions.
 
     python -m training.studies.transfer CORPUS UNSEEN --counts 1 4 12 --steps 6000 -o docs/transfer
 
-For each count a model is pretrained on so many sessions of CORPUS, for the same number of
-steps. Then the units of each session of UNSEEN are identified on its first 40 s, and its test
-domain is decoded, causally. Ridge regression is fitted on the same 40 s. Writes the figures
-(.json) and a plot (.svg); finished pretrainings in the run folder are used again.
+For each count, a model is pretrained on that number of sessions from CORPUS, always for the same
+number of steps. Then the units of each session in UNSEEN are identified on its first 40 s, and its
+test domain is decoded causally. Ridge regression is fitted to the same 40 s. Writes the data
+(.json) and a plot (.svg). Finished runs in the run folder are reused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from training.evaluation.plots import finish
 from training.pretraining import runs
-from training.pretraining.pretrain import PretrainSettings, pretrain
+from training.pretraining.pretrain import pretrain
+from training.pretraining.settings import PretrainSettings
 from training.studies.fewshot import identified, ridge_on
 
 SECONDS = 40.0
@@ -67,25 +68,28 @@ def transfer(
 
 
 def _pretrained(corpus: Sequence[Session], folder: Path, settings: PretrainSettings) -> None:
-    """See that a finished pretraining lies in `folder`: there already, gone on with, or new."""
+    """Pretrain into `folder`, unless it has a finished run; resume an unfinished one.
+
+    Raises TrainingError if the folder has a run of another preset, corpus or number of steps.
+    """
     if not (folder / "run.json").exists():
         pretrain(corpus, folder, settings)
         return
     record = runs.load_record(folder)
     known = sorted(session.session_id for session in corpus)
     if record.preset != settings.preset or sorted(record.session_words) != known:
-        raise TrainingError(f"{folder}: of another preset or corpus; choose another --run")
+        raise TrainingError(f"{folder} has a run of another preset or corpus; choose another --run")
     if record.settings["steps"] != settings.steps:
         raise TrainingError(
-            f"{folder}: made with {record.settings['steps']} steps, now {settings.steps}; choose "
-            "another --run"
+            f"{folder} has a run of {record.settings['steps']} steps; expected {settings.steps}. "
+            "Choose another --run"
         )
     if record.step < (settings.steps or 0):
         pretrain(corpus, folder, settings, resume=True)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """R² against the number of pretraining sessions, each unseen session a thin line."""
+    """Plot R² over the number of pretraining sessions, with a thin line per unseen session."""
     from matplotlib.figure import Figure
 
     counts = [point["sessions"] for point in result["points"]]
@@ -143,7 +147,7 @@ def main() -> None:
 
 
 def _shuffled(corpus: list[Session]) -> list[Session]:
-    """In an order that mixes subjects, the same every time."""
+    """The sessions in a fixed random order, which mixes subjects."""
     order = np.random.default_rng(0).permutation(len(corpus))
     return [corpus[index] for index in order]
 

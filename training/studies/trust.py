@@ -1,16 +1,16 @@
-"""Whether the gate can be trusted: calibrations on data that are wrong, and what becomes of them.
+"""Tests the promotion gate with calibrations on faulty data.
 
     python -m training.studies.trust BUNDLE [SESSION …] --count 100 -o docs/trust.json
 
-Every kind of fault is put into one calibration after the other, of recorded days (SESSION; BUNDLE
-knows their units) or of simulated ones if none is given. What a calibration makes is promoted or
-not by the gate, exactly as in the server (`training.calibration.worker`), and scored on the day's
-test domain, which nobody saw; so is the decoder in use. A promotion is harmful if that one was
-better by more than `HARM`. Half of the time it is what a minute of the same day made of BUNDLE; the
-other half, BUNDLE as it is (of simulated days: what 15 s made of it).
+Each calibration has one fault or none. The days are recorded (SESSION; BUNDLE knows their units),
+or simulated if none is given. The gate decides about each candidate as in the server
+(`training.calibration.worker`). Candidate and active decoder are scored on the day's unseen test
+domain: a promotion is harmful if the active decoder is better by more than `HARM`. In half of the
+calibrations the active decoder is BUNDLE, adapted to a minute of the same day; in the other half it
+is BUNDLE itself (for simulated days, adapted to 15 s).
 
-Rows are written as they come; begun again, it goes on with what is missing. Learning takes a number
-of steps, not of seconds, so that a loaded machine has the same figures.
+Rows are written as they are finished; a second start continues with the missing ones. Training runs
+for a number of steps, not seconds, so results don't depend on the machine's load.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session, sorted_spikes
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
-from training.calibration.learn import Plan, judged, prepare
+from training.calibration.candidate import Plan, prepare, train_candidate
 from training.data.simulate import simulate
 from training.evaluation.offline import decode_split
 
 Fault = Literal["none", "shuffled", "other day", "idle", "silent", "shifted"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-HARM = 0.02  # of R² that a promotion may cost before it counts as harmful
+HARM = 0.02  # loss of R² above which a promotion is harmful
 SECONDS = (40.0, 60.0)
 SHUFFLED_S = 1.0
-REST_SHARE = 0.25  # of the session's instants, the slowest: what somebody does who does nothing
+REST_SHARE = 0.25  # the slowest share of the session's samples counts as rest
 REST_S = 0.1
 SHIFT_S = 0.3
-STEPS = 20  # after 40 of units; the server's 6 s are enough for more
-OWN_S, LITTLE_S = 60.0, 15.0  # of data that the decoder in use has learned from
+STEPS = 20  # after 40 steps of `units`; the server's 6 s allow more
+OWN_S, LITTLE_S = 60.0, 15.0  # data of the active decoder
 TEST_S, TEST_TICK_S = 60.0, 0.05
-SUBJECTS = range(9, 19)  # simulated ones, whom the shipped decoders have never seen
+SUBJECTS = range(9, 19)  # simulated; not in the training data of the shipped decoders
 Row = dict[str, Any]
 
 
 def shuffled(session: Session, other: Session, rng: np.random.Generator) -> Session:
-    """Labels of the same stretch in another order, a second at a time."""
+    """Shuffle the labels in blocks of a second."""
     inside = _indices(session)
     n_blocks = max(2, round(duration_s(session.train_domain) / SHUFFLED_S))
     blocks = np.array_split(inside, n_blocks)
@@ -72,7 +72,7 @@ def shuffled(session: Session, other: Session, rng: np.random.Generator) -> Sess
 
 
 def of_another_day(session: Session, other: Session, rng: np.random.Generator) -> Session:
-    """Labels of as long a stretch of another day."""
+    """Replace the labels with labels of another day."""
     inside = _indices(session)
     times = session.cursor_times[inside] - session.cursor_times[inside[0]]
     domain = other.train_domain
@@ -87,7 +87,7 @@ def of_another_day(session: Session, other: Session, rng: np.random.Generator) -
 
 
 def idle(session: Session, other: Session, rng: np.random.Generator) -> Session:
-    """Spikes of somebody at rest while the cursor moves: pieces of the session's own rests."""
+    """Replace the spikes with spikes of the session's rests, while the cursor moves."""
     speed = np.linalg.norm(session.cursor_vel, axis=1)
     still = speed <= np.quantile(speed, REST_SHARE)
     edges = np.flatnonzero(np.diff(np.concatenate(([0], still.astype(int), [0]))))
@@ -95,7 +95,7 @@ def idle(session: Session, other: Session, rng: np.random.Generator) -> Session:
     long = ends - starts >= REST_S
     starts, ends = starts[long], ends[long]
     if not len(starts):
-        raise TrainingError(f"{session.session_id} has no rest of {REST_S:g} s")
+        raise TrainingError(f"{session.session_id} has no rest of at least {REST_S:g} s")
     first, last = session.train_domain[0, 0], session.train_domain[-1, 1]
     times, units, at = [], [], float(first)
     while at < last:
@@ -115,7 +115,7 @@ def idle(session: Session, other: Session, rng: np.random.Generator) -> Session:
 
 
 def half_silent(session: Session, other: Session, rng: np.random.Generator) -> Session:
-    """Half of the units say nothing during the calibration."""
+    """Silence half of the units during the calibration."""
     lost = rng.permutation(session.n_units)[: session.n_units // 2]
     first, last = session.train_domain[0, 0], session.train_domain[-1, 1]
     during = (session.spike_times >= first) & (session.spike_times < last)
@@ -126,7 +126,7 @@ def half_silent(session: Session, other: Session, rng: np.random.Generator) -> S
 
 
 def shifted(session: Session, other: Session, rng: np.random.Generator) -> Session:
-    """Labels that come early or late, all by the same time."""
+    """Shift all labels by `SHIFT_S`, early or late."""
     by_s = SHIFT_S * float(rng.choice([-1.0, 1.0]))
     at = session.cursor_times + by_s
     pos = [np.interp(at, session.cursor_times, axis) for axis in session.cursor_pos.T]
@@ -144,7 +144,7 @@ MAKE: dict[Fault, Callable[[Session, Session, np.random.Generator], Session]] = 
 
 
 def _indices(session: Session) -> Any:
-    """Positions of the kinematics' samples in the training domain."""
+    """Indices of the kinematics samples in the training domain."""
     first, last = np.searchsorted(
         session.cursor_times, (session.train_domain[0, 0], session.train_domain[-1, 1])
     )
@@ -153,7 +153,7 @@ def _indices(session: Session) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One calibration. day: which of the days. own: the active decoder is of that day."""
+    """One calibration. day: index of the day. own: the active decoder is adapted to that day."""
 
     number: int
     fault: Fault
@@ -163,7 +163,7 @@ class Trial:
 
 
 def trials(count: int, n_days: int) -> list[Trial]:
-    """So many trials, faults in turns; as many of each day, length and active decoder."""
+    """`count` trials, balanced over faults, days, lengths and active decoders."""
     return [
         Trial(
             number=number,
@@ -177,7 +177,7 @@ def trials(count: int, n_days: int) -> list[Trial]:
 
 
 class Study:
-    """Calibrations of some days from one bundle. folder: for what they make."""
+    """Runs calibrations of several days from one bundle. folder: for the bundles."""
 
     def __init__(self, bundle: Path, days: Sequence[Path], *, folder: Path, plan: Plan) -> None:
         self._days, self._folder, self._plan = list(days), folder, plan
@@ -189,7 +189,7 @@ class Study:
         return len(self._days) or len(SUBJECTS)
 
     def _day(self, index: int) -> Session:
-        """A recorded day, or a simulated one, which shares a name with no other."""
+        """A recorded or simulated day, under an id that the bundle doesn't know."""
         if self._days:
             session = sessions.load(self._days[index % self.n_days])
         else:
@@ -198,15 +198,15 @@ class Study:
         return replace(session, session_id=f"{session.session_id}-today")
 
     def run(self, trial: Trial) -> Row:
-        """Calibrate, judge, score."""
+        """Calibrate, apply the gate, and score on the test domain."""
         rng = np.random.default_rng([trial.number, 1])
         session, other = self.day(trial.day), self.day((trial.day + 1) % self.n_days)
         test = replace(session, test_domain=_first(session.test_domain, TEST_S))
         active = self._active(session, trial)
         start_s = float(rng.uniform(0, duration_s(session.train_domain) - trial.seconds))
         made = MAKE[trial.fault](_part(session, start_s, trial.seconds), other, rng)
-        candidate, verdict, said = self.calibrate(made, active)
-        row: Row = vars(trial) | said | {
+        candidate, verdict, evidence = self.calibrate(made, active)
+        row: Row = vars(trial) | evidence | {
             "day": session.session_id, "answer": verdict,
             "r2_active": r2_on_test(active, test), "r2_candidate": r2_on_test(candidate, test),
         }  # fmt: skip
@@ -214,9 +214,9 @@ class Study:
         return row
 
     def calibrate(self, session: Session, active: Bundle) -> tuple[Bundle, Answer, Row]:
-        """As the server does; the candidate, the gate's answer, and what it rests on."""
+        """Calibrate as in the server; returns the candidate, the gate's answer, and its reasons."""
         path = self._folder / "candidate.bundle"
-        done = judged(session, active, path, self._plan, self._ready)
+        done = train_candidate(session, active, path, self._plan, self._ready)
         verdict = decide(done.evidence, Evidence.none(), done.doubts)
         better = done.evidence.better_by()
         return done.made, verdict.answer, {
@@ -228,19 +228,19 @@ class Study:
         }  # fmt: skip
 
     def _active(self, session: Session, trial: Trial) -> Bundle:
-        """The bundle as it is, or what a good calibration of that day made of it."""
+        """The active decoder: the bundle, or the bundle adapted to faultless data of that day."""
         if not trial.own and self._days:
             return self._ready.bundle
         start_s = 0.0 if trial.own else duration_s(session.train_domain) / 2
         path = self._folder / f"{session.session_id}-{trial.own}.bundle"
         if not path.exists():
             seconds = OWN_S if trial.own else LITTLE_S
-            judged(_part(session, start_s, seconds), None, path, self._plan, self._ready)
+            train_candidate(_part(session, start_s, seconds), None, path, self._plan, self._ready)
         return open_bundle(path)
 
 
 def _part(session: Session, start_s: float, seconds: float) -> Session:
-    """Only a stretch of the training domain may be learned from."""
+    """Cut the training domain to `seconds` from `start_s` on."""
     domain = session.train_domain
     first, last = time_after(domain, start_s), time_after(domain, start_s + seconds)
     part = intersect(domain, first, last)
@@ -252,13 +252,13 @@ def _first(domain: Floats, seconds: float) -> Floats:
 
 
 def r2_on_test(bundle: Bundle, session: Session) -> float:
-    """Of both axes together, as the gate's."""
+    """R² of both axes together on the test domain, as in the gate."""
     decoded = decode_split(bundle, session, "test", tick_s=TEST_TICK_S)
     return pooled_r2(session.velocity_at(decoded.times), decoded.velocity)
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """Answers by kind of fault, and what good calibrations would have brought that were refused."""
+    """Answers by fault, and how many candidates would have harmed or helped."""
     lines = []
     for fault in FAULTS:
         some = [row for row in rows if row["fault"] == fault]
@@ -280,9 +280,9 @@ def study(
     bundle: Path, days: Sequence[Path], path: Path, *, count: int, steps: int,
     method: Method | Kind = "auto", say: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:  # fmt: skip
-    """Run what is missing of `count` calibrations; all rows.
+    """Run the missing ones of `count` calibrations; returns all rows.
 
-    Raises TrainingError if `path` holds another study.
+    Raises TrainingError if `path` has the results of another study.
     """
     about: Row = {
         "bundle": bundle.name, "days": [day.stem for day in days] or "simulated",
@@ -292,7 +292,7 @@ def study(
     if path.exists():
         before = json.loads(path.read_text())
         if {name: before.get(name) for name in about} != about:
-            raise TrainingError(f"{path} is of another study; choose another -o")
+            raise TrainingError(f"{path} has results of another study; choose another -o")
         rows = before["rows"]
     done = {row["number"] for row in rows}
     with tempfile.TemporaryDirectory() as folder:
@@ -311,9 +311,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("sessions", type=Path, nargs="*", help="recorded days; simulated if none")
-    parser.add_argument("--count", type=int, default=120, help="calibrations; one of six is good")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of each model's last phase")
+    parser.add_argument("sessions", type=Path, nargs="*", help="recorded days; default: simulated")
+    parser.add_argument("--count", type=int, default=120, help="calibrations; one in six is good")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each model's last phase")
     parser.add_argument("--method", choices=[*get_args(Method), *get_args(Kind)], default="auto")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/trust.json"))
     given = parser.parse_args()

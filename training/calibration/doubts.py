@@ -1,10 +1,10 @@
-"""What may be wrong with a calibration whose scores are good: its data, not its decoder.
+"""Checks the data of a calibration, which can be wrong even if its scores are good.
 
-Spikes and labels that are apart by the same time all along, or units that are silent only today,
-can be learned well, and are wrong as soon as the clock is right or the units are back. The active
-decoder learned from other data, so it tells: its velocity then comes earlier or later than the
-labels', and it relied on units that said nothing. Each doubt is a sentence for the operator, who
-decides. numpy only, but for the records of bundles.
+A constant shift between spikes and labels, or units that are silent only today, can be learned
+well. The decoder fails once the clock is corrected or the units return. The active decoder was
+trained on other data and reveals both: its velocity is earlier or later than the labels, or it
+relies on units that are silent. Each doubt is a sentence for the operator, who decides. Needs numpy
+only, except for the records of bundles.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from training.calibration.crossval import Compared, folds
 from training.data.tuning import LOG_RATE_SCALE
 from training.pretraining import runs
 
-FURTHEST_S, LAG_STEP_S = 0.6, 0.02  # lags that are tried
-APART_S = 0.12  # between the lags of two decoders of one movement, a Kalman filter's 0.1 included
-FOLLOWS = 0.4  # correlation from which the active decoder follows the movement at all
-OWN = 0.975  # correlation; no decoder comes so near to a movement that it doesn't make
-EXPECTED = 10.0  # spikes that a unit should have had where it had none
-MOST_SILENT = 0.2  # share of the units that the active decoder relied on
+FURTHEST_S, LAG_STEP_S = 0.6, 0.02  # range and step of the lag search
+APART_S = 0.12  # two decoders of one movement differ by less (a Kalman filter by 0.1)
+FOLLOWS = 0.4  # correlation; below, the active decoder doesn't follow the movement
+OWN = 0.975  # correlation; above, the labels are the decoder's own output
+EXPECTED = 10.0  # expected spikes above which no spike at all counts as silence
+MOST_SILENT = 0.2  # share of the units that the active decoder relies on
 
 
 def doubts(session: Session, compared: Compared | None, active: Bundle | None) -> list[str]:
-    """All that an operator should look at before the candidate decodes."""
+    """Warnings that the operator should check before the candidate is promoted."""
     found = [_silence(session, active)]
     if compared is not None:
         found += [_clock(session, compared), _own(session, compared)]
@@ -39,7 +39,7 @@ def doubts(session: Session, compared: Compared | None, active: Bundle | None) -
 
 
 def _clock(session: Session, compared: Compared) -> str | None:
-    """Whether the active decoder follows the labels, but at another time than the candidate."""
+    """A warning if the active decoder follows the labels at another lag than the candidate."""
     if compared.active is None:
         return None
     after_s, alike = lag(session, compared.times, compared.active)
@@ -48,26 +48,27 @@ def _clock(session: Session, compared: Compared) -> str | None:
         return None
     apart_ms = 1e3 * (after_s - own_s)
     return (
-        f"the active decoder's velocity fits the labels best if they are moved by {apart_ms:.0f} "
-        "ms: the clocks of spikes and kinematics may be apart; check the senders' time stamps"
+        f"the active decoder's velocity fits the labels best if they are shifted by "
+        f"{apart_ms:.0f} ms: the clocks of spikes and kinematics may differ; check the senders' "
+        "timestamps"
     )
 
 
 def _own(session: Session, compared: Compared) -> str | None:
-    """Whether the labels are the active decoder's own velocity."""
+    """A warning if the labels are the active decoder's own velocity."""
     if compared.active is None:
         return None
     _, alike = lag(session, compared.times, compared.active)
     if alike < OWN:
         return None
     return (
-        f"the labels are the active decoder's own velocity (correlation {alike:.3f}), so that "
-        "nothing can be better; of closed loop, label by intention"
+        f"the labels are the active decoder's own velocity (correlation {alike:.3f}), so no "
+        "candidate can score better; in closed loop, label by intention"
     )
 
 
 def lag(session: Session, times: Floats, velocity: Floats) -> tuple[float, float]:
-    """How much later than a decoded velocity (n, 2) the labels move, s, and their correlation."""
+    """Lag of the labels behind a decoded velocity (n, 2) in s, and the correlation at that lag."""
     decoded = velocity - velocity.mean(axis=0)
     lags = np.arange(-FURTHEST_S, FURTHEST_S + LAG_STEP_S / 2, LAG_STEP_S)
     alike = np.empty(len(lags))
@@ -81,7 +82,7 @@ def lag(session: Session, times: Floats, velocity: Floats) -> tuple[float, float
 
 
 def _silence(session: Session, active: Bundle | None) -> str | None:
-    """Whether units that the active decoder relied on were silent, all along or for a while."""
+    """A warning if units that the active decoder relies on were silent, always or temporarily."""
     if active is None:
         return None
     before = rates_before(active)
@@ -102,13 +103,13 @@ def _silence(session: Session, active: Bundle | None) -> str | None:
     if n_silent <= MOST_SILENT * n_known:
         return None
     return (
-        f"{n_silent} of the {n_known} units that the active decoder relies on were silent, all "
-        "along or for a while; check the spike stream and its thresholds"
+        f"{n_silent} of the {n_known} units that the active decoder relies on were silent, always "
+        "or temporarily; check the spike stream and its thresholds"
     )
 
 
 def counts_in(session: Session, intervals: Floats) -> NDArray[np.int64]:
-    """Spikes (n_units,) of each unit in some intervals."""
+    """Number of spikes (n_units,) of each unit in some intervals."""
     counts = np.zeros(session.n_units, dtype=np.int64)
     for start, end in intervals:
         inside = session.spikes_between(start, end)
@@ -117,9 +118,9 @@ def counts_in(session: Session, intervals: Floats) -> NDArray[np.int64]:
 
 
 def rates_before(bundle: Bundle) -> dict[str, float]:
-    """Of each unit that a decoder relies on: its rate when that was made, Hz; infinite if unknown.
+    """Rates in Hz of the units that a decoder relies on, at its training; infinite if unknown.
 
-    Units that were silent then are left out.
+    Units that were silent at its training are left out.
     """
     unit_ids, session_id = bundle.manifest.unit_ids, bundle.manifest.session_id
     if isinstance(bundle.tables, RidgeTables | KalmanTables):  # a silent unit's weights are zero

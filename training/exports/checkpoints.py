@@ -1,10 +1,10 @@
-"""torch_brain's checkpoints (Lightning dictionaries) in and out of our run format.
+"""Convert between torch_brain's checkpoints (Lightning dictionaries) and runs.
 
     volition checkpoint poyo.ckpt -o runs/poyo        (torch_brain's into a run)
     volition checkpoint runs/poyo -o poyo.ckpt        (a run into torch_brain's)
 
-Such a file is a pickle. It is opened with torch's `weights_only` reader, which makes tensors
-and plain containers and refuses everything else, so that no code of a stranger runs.
+A checkpoint is a pickle. It is opened with torch's `weights_only` reader, which accepts tensors and
+plain containers and refuses everything else, so no foreign code runs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from decoder.errors import TrainingError, brief
 from decoder.files import replacing
+from training.models.config import ModelConfig
 from training.models.families import build
-from training.models.poyo import ModelConfig
 from training.pretraining import runs
 
 PREFIX = "model."
@@ -32,11 +32,11 @@ PREFIX = "model."
 def import_checkpoint(
     path: Path | str, *, output_mean: float = 0.0, output_std: float = 1.0
 ) -> tuple[runs.RunRecord, dict[str, Tensor]]:
-    """Record and weights of a checkpoint that torch_brain's Lightning module saved.
+    """Read the record and weights of a checkpoint of torch_brain's Lightning module.
 
-    output_mean, output_std: what its targets were normalised with, in m/s; a checkpoint doesn't
-        say (torch_brain's POYO recipes use 0 and 20, in cm/s: 0 and 0.2 here).
-    Raises TrainingError where it holds more than tensors and plain containers, or no POYO.
+    output_mean, output_std: the normalisation of its targets, in m/s, which a checkpoint doesn't
+        contain (torch_brain's POYO recipes use 0 and 20 in cm/s, which is 0 and 0.2 here).
+    Raises TrainingError if the file has no POYO, or has objects other than tensors and containers.
     """
     path = Path(path)
     content = _read(path)
@@ -47,7 +47,7 @@ def import_checkpoint(
         dim_out = int(state["readout.weight"].shape[0])
     except (KeyError, TypeError, AttributeError) as error:
         raise TrainingError(
-            f"{path}: no POYO of torch_brain in it ({error!r}); expected `state_dict` with "
+            f"{path}: not a POYO of torch_brain ({error!r}); expected `state_dict` with "
             "vocabularies and `hyper_parameters.model`"
         ) from error
     known = {field.name for field in fields(ModelConfig)}
@@ -70,7 +70,7 @@ def import_checkpoint(
 
 
 def save_run(run: Path, record: runs.RunRecord, weights: dict[str, Tensor]) -> None:
-    """Write a run folder that can be exported, evaluated and adapted."""
+    """Write a run folder, which can then be exported, evaluated and adapted."""
     if (run / "run.json").exists():
         raise TrainingError(f"{run}: there is a run already; choose another folder")
     run.mkdir(parents=True, exist_ok=True)
@@ -79,16 +79,18 @@ def save_run(run: Path, record: runs.RunRecord, weights: dict[str, Tensor]) -> N
 
 
 def export_checkpoint(run: Path | str, path: Path | str) -> None:
-    """Write a run's best weights so that torch_brain's `POYO.load_pretrained` opens them."""
+    """Write a run's best weights as a checkpoint for torch_brain's `POYO.load_pretrained`."""
     model, record = runs.load_model(run)
     if record.family != "poyo":
-        raise TrainingError(f"{run} holds a {record.family}; torch_brain has POYO only")
+        raise TrainingError(
+            f"{run} has a model of family {record.family}; torch_brain only has POYO"
+        )
     sizes = {k: v for k, v in record.model.items() if k != "dim_out"}
     content = {
         "state_dict": OrderedDict((PREFIX + k, v) for k, v in model.state_dict().items()),
         "hyper_parameters": {"model": sizes},
     }
-    buffer = io.BytesIO()  # torch's own writer says RuntimeError when the disk is full
+    buffer = io.BytesIO()  # on a full disk, torch's own writer raises RuntimeError
     torch.save(content, buffer)
     with replacing(Path(path), TrainingError) as partial:
         partial.write_bytes(buffer.getbuffer())
@@ -101,20 +103,20 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise TrainingError(f"{path}: no such file; expected a checkpoint (.ckpt)") from error
     except pickle.UnpicklingError as error:
         raise TrainingError(
-            f"{path}: refused: it holds objects other than tensors and plain containers, and "
-            f"opening those would run code ({brief(error)}). Save it again with plain "
-            "hyper-parameters (OmegaConf.to_container) or only its state_dict"
+            f"{path}: refused: it has objects other than tensors and plain containers, and loading "
+            f"them would run code ({brief(error)}); save it again with plain hyper-parameters "
+            "(OmegaConf.to_container) or only with its state_dict"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise TrainingError(f"{path}: not a torch checkpoint ({brief(error)})") from error
     if not isinstance(content, Mapping):
-        raise TrainingError(f"{path}: holds a {type(content).__name__}; expected a dictionary")
+        raise TrainingError(f"{path}: contains a {type(content).__name__}; expected a dictionary")
     return content
 
 
 def _words(path: Path, vocabulary: Mapping[str, int]) -> list[str]:
-    """Words in the order of their rows, without torch_brain's padding word."""
+    """The words of a vocabulary in the order of their rows, without torch_brain's padding word."""
     words = sorted(vocabulary, key=lambda word: vocabulary[word])
     if [vocabulary[word] for word in words] != list(range(len(words))) or words[:1] != ["NA"]:
-        raise TrainingError(f"{path}: a vocabulary does not number its rows from 0, NA first")
+        raise TrainingError(f"{path}: a vocabulary's rows are not 0, 1, … with NA first")
     return words[1:]

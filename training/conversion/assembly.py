@@ -1,4 +1,4 @@
-"""Parts of a foreign file become a session: repaired where that is possible, and said so."""
+"""Assembles a session from the parts of a foreign file. Every repair is noted."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from streaming.sessions.kinematics import velocity_of
 from streaming.sessions.plausible import AGREES, FOLLOWS, STRANGE, agreement, judged
 from streaming.sessions.session import Session, Trials, sorted_spikes
 from streaming.sessions.stamps import in_order, placed
-from training.conversion.asked import Asked
-from training.importers.series import Track
+from training.conversion.options import ImportOptions
+from training.conversion.track import Track
 
-LONGEST_ID = 100  # characters of a session's id
+LONGEST_ID = 100  # characters of a session id
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a reader found. position, velocity: at times of their own; one of them may be None.
+    """The contents of a file, as its reader found them.
 
-    cuts: (n, 2) seconds in which spikes weren't recorded. arbitrary: kinematics have no unit.
-    can_convert: spike times can be in other units than seconds.
+    position, velocity: each with its own timestamps; one of them may be None.
+    cuts: (n, 2) intervals in seconds without spike recording.
+    arbitrary: the kinematics are in arbitrary units.
+    can_convert: the format may store spike times in units other than seconds.
     """
 
     path: Path
@@ -47,25 +49,25 @@ class Parts:
     can_convert: bool = False
 
 
-def assemble(parts: Parts, asked: Asked) -> Session:
-    """The session of a file's parts. Raises ImportFailedError if they make none."""
+def assemble(parts: Parts, options: ImportOptions) -> Session:
+    """Make a session of a file's parts. Raises ImportFailedError if that is impossible."""
     notes, path = parts.notes, parts.path
     unit_times = _finite(parts.unit_times, notes)
     unit_ids, unit_times = _drop_empty_units(path, parts.unit_ids, unit_times, notes)
     cursor_times, pos, vel = _kinematics(path, parts.position, parts.velocity, notes)
     domain = continuous_domain(cursor_times)
     if len(domain) > 1:
-        notes.append(f"{len(domain) - 1} gaps in the kinematics; windows stay between them")
+        notes.append(f"{len(domain) - 1} gaps in the kinematics; no window spans a gap")
     domain = _without(domain, parts.cuts)
     if len(domain) == 0:
         raise ImportFailedError(
-            f"{path}: spikes were recorded at no time at which kinematics were; expected both at "
-            "once. Notes: " + "; ".join(notes)
+            f"{path}: spikes and kinematics were never recorded at the same time; expected them to "
+            "overlap. Check that both are on one clock. Notes: " + "; ".join(notes)
         )
     times, units = _merge(unit_times, notes)
     session_id = clean_id(parts.session_id)
     if session_id != parts.session_id:
-        notes.append(f"session {parts.session_id[:200]!r} is called {session_id}, a file's name")
+        notes.append(f"session {parts.session_id[:200]!r} was renamed to {session_id}")
     session = Session(
         session_id=session_id,
         subject_id=parts.subject_id,
@@ -84,10 +86,10 @@ def assemble(parts: Parts, asked: Asked) -> Session:
         source=parts.source,
         notes=tuple(notes),
     )
-    sure = asked.unit is not None or parts.arbitrary
+    sure = options.unit is not None or parts.arbitrary
     try:
         session = judged(
-            check(session), sure_of_unit=sure, sure_of_times=asked.spikes_outside,
+            check(session), sure_of_unit=sure, sure_of_times=options.spikes_outside,
             can_convert=parts.can_convert, compared=True,
         )  # fmt: skip
         return with_domains(session)
@@ -96,12 +98,12 @@ def assemble(parts: Parts, asked: Asked) -> Session:
 
 
 def clean_id(name: str) -> str:
-    """A session's id that can be a file's name."""
+    """Turn a name into a session id that is a valid file name."""
     return re.sub(r"[^\w.-]+", "_", name)[:LONGEST_ID].strip("_.") or "session"
 
 
 def _without(domain: Floats, cuts: tuple[tuple[float, float], ...]) -> Floats:
-    """The domain without stretches in which spikes weren't recorded."""
+    """The domain without the intervals in `cuts`."""
     for start, end in cuts:
         left, right = domain.copy(), domain.copy()
         left[:, 1], right[:, 0] = np.minimum(left[:, 1], start), np.maximum(right[:, 0], end)
@@ -134,7 +136,7 @@ def _drop_empty_units(
 def _kinematics(
     path: Path, position: Track | None, velocity: Track | None, notes: list[str]
 ) -> tuple[Floats, Floats, Floats]:
-    """Times that ascend, and finite position and velocity (n, 2) at them."""
+    """Ascending times (n,), and finite position and velocity (n, 2) at those times."""
     reference = velocity or position
     assert reference is not None
     times = reference.times
@@ -156,11 +158,11 @@ def _kinematics(
 
 
 def _at_times(wanted: Floats, position: Track, notes: list[str]) -> Floats:
-    """Position at velocity's times, where the two were sampled apart; NaN over its gaps."""
+    """Position interpolated at the velocity's times; NaN in gaps of the position."""
     times, pos = position.times, position.values
     if np.array_equal(times, wanted, equal_nan=True):
         return pos
-    notes.append("position and velocity have times of their own; position was interpolated")
+    notes.append("position and velocity have different timestamps; position was interpolated")
     good = np.flatnonzero(np.isfinite(times) & np.isfinite(pos).all(axis=1))
     good = good[placed(times[good])]
     if len(good) < 2:
@@ -175,7 +177,7 @@ def _at_times(wanted: Floats, position: Track, notes: list[str]) -> Floats:
 def _clean(
     path: Path, times: Floats, pos: Floats | None, vel: Floats | None, notes: list[str]
 ) -> tuple[Floats, Floats | None, Floats | None]:
-    """Samples that are numbers, at times that ascend."""
+    """Finite samples only, at ascending times."""
     columns = np.concatenate([v for v in (pos, vel) if v is not None], axis=1)
     good = np.flatnonzero(np.isfinite(times) & np.isfinite(columns).all(axis=1))
     if n_bad := len(times) - len(good):
@@ -192,29 +194,32 @@ def _compare(
     path: Path, pos_name: str, vel_name: str, times: Floats, pos: Floats, vel: Floats,
     notes: list[str],
 ) -> None:  # fmt: skip
-    """Whether velocity is the position's: of the same size, and the same movement."""
+    """Check that velocity is the gradient of position, in size and in shape.
+
+    Raises ImportFailedError if they differ by a factor; notes if they don't correlate.
+    """
     found = agreement(pos, vel, times)
     if found is None:
         return
     correlation, ratio = found
     if correlation > FOLLOWS and not 1 / AGREES < ratio < AGREES:
         raise ImportFailedError(
-            f"{path}: {vel_name} is {ratio:.3g} times the gradient of {pos_name}, the same "
-            "movement in another unit; expected them to agree. Take one of them (`--velocity none` "
-            "or `--position none`), or correct the unit in the file"
+            f"{path}: {vel_name} is {ratio:.3g} times the gradient of {pos_name}: the same "
+            "movement in different units. Import one of them (`--velocity none` or "
+            "`--position none`), or correct the unit in the file"
         )
     if correlation < STRANGE:
         notes.append(
-            f"{vel_name} isn't the movement of {pos_name} (correlation {correlation:.2f}): are "
-            "they of one effector, and are their columns in one order?"
+            f"{vel_name} doesn't follow {pos_name} (correlation {correlation:.2f}): do both belong "
+            "to one effector, with columns in the same order?"
         )
 
 
 def _merge(unit_times: list[Floats], notes: list[str]) -> tuple[Floats, Ints]:
-    """All units' spikes in one ascending array; the unsorted sorted."""
+    """The spikes of all units in one ascending array, with each spike's unit."""
     times = np.concatenate(unit_times)
     units = np.repeat(np.arange(len(unit_times)), [len(t) for t in unit_times])
     if any((np.diff(t) < 0).any() for t in unit_times):
-        notes.append("spikes of some units were out of order and have been sorted")
+        notes.append("spikes of some units were out of order and were sorted")
     times, units, _ = sorted_spikes(times, units)
     return times, units

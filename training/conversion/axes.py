@@ -1,4 +1,4 @@
-"""Which columns of a series are x and y: by the names that the file gives them, not by luck."""
+"""Which columns of a series are x and y, by the axis names in the file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _AXIS = re.compile(
 )
 _NEGATIVE = re.compile(r"−|\b(?:minus|negative)\s+")
 _MEANS = {"horizontal": "x", "vertical": "y", "depth": "z"}
-_SAME_TIME = 1e-6  # share of the span by which a column may differ from the times
-Columns = tuple[tuple[int, float], ...]  # of x and y: which column, counted from 0, and its sign
+_SAME_TIME = 1e-6  # share of the span by which a time column may differ from the timestamps
+Columns = tuple[tuple[int, float], ...]  # for x and y: (column counted from 0, sign)
 XY: Columns = ((0, 1.0), (1, 1.0))
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One column: `x`, `y`, `z` or `t`, and its sign."""
+    """The axis of one column: `x`, `y`, `z` or `t`, and its sign."""
 
     name: str
     sign: float
@@ -46,10 +46,10 @@ def xy(
     what: str,
     notes: list[str],
 ) -> Columns:
-    """Which columns of data (n, k) are x and y.
+    """Find the columns x and y of data (n, k).
 
-    texts: where the file may name the columns. columns: what somebody says, counted from 1.
-    Raises ImportFailedError if nobody knows.
+    texts: fields of the file that may name the columns. columns: `--columns`, counted from 1.
+    Raises ImportFailedError if the columns can't be told apart.
     """
     n_columns = data.shape[1] if data.ndim == 2 else 0
     if n_columns < 2:
@@ -58,7 +58,8 @@ def xy(
         return tuple((abs(c) - 1, float(np.sign(c))) for c in columns)
     if columns is not None and n_columns > 2:
         raise ImportFailedError(
-            f"{what} has {n_columns} columns; expected --columns among them, got {columns}"
+            f"{what} has {n_columns} columns; --columns {columns} names another. Choose from 1 to "
+            f"{n_columns}"
         )
     named = named_axes(texts, n_columns)
     if named is not None:
@@ -68,9 +69,9 @@ def xy(
     if len(others) != 2:
         seen = f", {len(time_columns)} of them time" if time_columns else ""
         raise ImportFailedError(
-            f"{what} has {n_columns} columns{seen}, and doesn't say which are x and y; expected "
-            "two, or their names in its description. Say which with --columns, counted from 1 "
-            f"(such as --columns {_example(others)}; -2 turns one round)"
+            f"{what} has {n_columns} columns{seen}; expected two, or a description that names "
+            "which are x and y. Choose with --columns, counted from 1 (such as --columns "
+            f"{_example(others)}; -2 flips the sign of column 2)"
         )
     if time_columns:
         notes.append(f"{what}: column {time_columns[0] + 1} is time; the other two are x and y")
@@ -78,7 +79,10 @@ def xy(
 
 
 def named_axes(texts: Sequence[str], n_columns: int) -> list[Axis] | None:
-    """The columns' axes, if one of the texts lists as many; `z, -x, -y`, `time, x, y`, `xyz`."""
+    """The axes listed in one of the texts (`z, -x, -y`; `time, x, y`; `xyz`), one per column.
+
+    None if no text lists exactly `n_columns` axes.
+    """
     for text in texts:
         plain = _without_units(_NEGATIVE.sub("-", text.lower()))
         listed = [match for run in _RUN.findall(plain) for match in re.findall(_ITEM, run)]
@@ -98,7 +102,7 @@ def _axis(item: str) -> Axis:
 
 
 def _without_units(text: str) -> str:
-    """The text without parentheses that hold a unit, as in `x (cm), y (cm)`."""
+    """Remove units in parentheses, as in `x (cm), y (cm)`."""
 
     def judge(match: re.Match[str]) -> str:
         return "" if metres_in(match[1]) is not None or match[1] in ("px", "s") else match[0]
@@ -111,7 +115,7 @@ def _by_name(named: list[Axis], what: str, notes: list[str]) -> Columns:
     seen = ", ".join(f"{'-' if axis.sign < 0 else ''}{axis.name}" for axis in named)
     if not all(found.values()):
         raise ImportFailedError(
-            f"{what} has columns {seen}; expected x and y among them. Say which to take with "
+            f"{what} has the columns {seen}; expected x and y among them. Choose two with "
             "--columns, counted from 1"
         )
     chosen = tuple((found[name][0], named[found[name][0]].sign) for name in "xy")
@@ -127,7 +131,7 @@ def signed(data: Floats, columns: Columns) -> Floats:
 
 
 def _is_time(column: Floats, times: Floats) -> bool:
-    """Whether a column holds the samples' times, from whatever moment, in whatever unit."""
+    """Whether a column holds the timestamps, from any origin, in any unit."""
     good = np.isfinite(column) & np.isfinite(times)
     if good.sum() < 3 or len(times) != len(column):
         return False

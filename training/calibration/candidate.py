@@ -1,14 +1,13 @@
-"""One calibration: what it learns from all labelled seconds, and what tells how good that is.
+"""Trains the candidate of a calibration, and cross-validates it against the active decoder.
 
-As many models learn as there are folds, each from the other folds, all from the same pretrained
-one. Each is judged on what it never saw (`training.calibration.crossval`), and the mean of their
-weights is the decoder that may be promoted: it has learned from every second, and no time is spent
-on learning that isn't judged, or on judging that isn't learned. Models that begin alike and go a
-short way average well (model soups: Wortsman et al., ICML 2022): docs/RECALIBRATION.md has the
-figures. What doesn't begin from a pretrained model is learned once more, from all seconds.
+One model is adapted per fold, to the other folds, from the same pretrained model. Each is scored on
+its own fold (`training.calibration.crossval`), and the mean of their weights is the candidate. So
+the candidate has learned from every second, and no training time goes to evaluation alone.
+Fine-tuned models of one pretrained model average well (model soups: Wortsman et al., ICML 2022);
+docs/RECALIBRATION.md has measurements. Methods that don't start from a pretrained model are trained
+once more, on all seconds.
 
-How the seconds came, and who is told, is for others (`training.calibration.worker`,
-`training.studies.trust`).
+Callers: `training.calibration.worker`, `training.studies.trust`.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ from training.calibration.adapt import (
     Method,
     OnStep,
     calibrate,
-    first_seconds,
+    hold_out_last_fifth,
 )
 from training.calibration.crossval import N_FOLDS, cross_validate
-from training.calibration.plausible import doubts
+from training.calibration.doubts import doubts
 from training.data.simulate import simulate
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
 from training.pretraining import runs
 
-OWN_SHARE = 0.4  # of the time allowed, for a decoder that is learned once more
-WARM_UP = {"n_units": 32, "minutes": 0.5, "subject": 0, "seed": 0}  # a session to warm up with
+OWN_SHARE = 0.4  # share of the time limit for training once more on all seconds
+WARM_UP = {"n_units": 32, "minutes": 0.5, "subject": 0, "seed": 0}  # of a simulation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A pretrained decoder, loaded ahead."""
+    """A pretrained decoder, loaded in advance."""
 
     bundle: Bundle
     model: Model
@@ -57,10 +56,10 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to learn.
+    """How to train.
 
-    allowed_s: seconds of learning, all folds together; None for as many as it takes.
-    steps: of the method's last phase; None for the method's own.
+    allowed_s: time limit in seconds for all folds together; None for no limit.
+    steps: steps of the method's last phase; None for the default of the method.
     """
 
     method: Method | Kind
@@ -70,10 +69,11 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What a calibration made, and what speaks for and against it.
+class Candidate:
+    """The candidate of a calibration, with the evidence for and against it.
 
-    method: whose result was kept. doubts: for the operator, see `training.calibration.plausible`.
+    method: the method whose result was kept.
+    doubts: warnings for the operator (`training.calibration.doubts`).
     """
 
     made: Bundle
@@ -83,9 +83,9 @@ class Judged:
 
 
 def prepare(path: Path, on_step: Callable[[str], None] = lambda phase: None) -> Ready:
-    """Load a bundle and learn a little, so that all that is slow once is behind.
+    """Load a bundle and train for two steps, so that later training starts without a delay.
 
-    on_step: told what is begun.
+    on_step: called with the name of each step.
     """
     on_step("loading")
     model, record = runs.load_model(path)
@@ -97,21 +97,21 @@ def prepare(path: Path, on_step: Callable[[str], None] = lambda phase: None) -> 
 
 
 def unknown_to(record: runs.RunRecord, session: Session) -> Session:
-    """The session by a name that the model doesn't know, so that it can be learned, or again."""
+    """The session under an id that the model doesn't know, so that it can be learned again."""
     name, number = session.session_id, 2
     while name in record.session_words:
         name, number = f"{session.session_id}-{number}", number + 1
     return replace(session, session_id=name)
 
 
-def judged(
+def train_candidate(
     session: Session, active: Bundle | None, path: Path, plan: Plan, ready: Ready,
     on_step: OnStep = lambda share, r2, phase: None,
-) -> Judged:  # fmt: skip
-    """Learn from a session's training domain and compare with the active decoder.
+) -> Candidate:  # fmt: skip
+    """Train on a session's training domain, and compare with the active decoder.
 
-    path: of the bundle that is made. on_step: as of `training.calibration.adapt.calibrate`; the
-    phases are shares of all folds together.
+    path: where the candidate's bundle is written.
+    on_step: as in `training.calibration.adapt.calibrate`, with the progress of all folds together.
     """
     session = unknown_to(ready.record, session)
     learner = _Linear if plan.method in get_args(Kind) else _Adapting
@@ -122,7 +122,7 @@ def judged(
             session, active,
         )  # fmt: skip
     made, method = learned.all(session, path)
-    return Judged(
+    return Candidate(
         made=made,
         method=method,
         evidence=compared.evidence() if compared else Evidence.none(),
@@ -131,29 +131,29 @@ def judged(
 
 
 class _Linear:
-    """Fits each fold, and then all."""
+    """Fits a linear decoder to each fold, then to all seconds."""
 
     def __init__(self, plan: Plan, ready: Ready, on_step: OnStep) -> None:
         self._kind, self._base = plan.method, ready.bundle.manifest.decoder_id
         self._on_step = on_step
 
     def fold(self, fold: Session, number: int, path: Path) -> Bundle:
-        """What is learned from a fold's training domain."""
+        """Fit to a fold's training domain, and write a bundle."""
         self._on_step(number / N_FOLDS, 0.0, self._kind)
         return self._fit(fold, path)
 
     def all(self, session: Session, path: Path) -> tuple[Bundle, str]:
-        """What is learned from all of a session's training domain, and by which method."""
+        """Fit to the whole training domain; returns the bundle and the method."""
         self._on_step(1.0, 0.0, self._kind)
         return self._fit(session, path), self._kind
 
     def _fit(self, session: Session, path: Path) -> Bundle:
         kind: Kind = self._kind  # type: ignore[assignment]
-        return fit_linear(first_seconds(session, None), kind, path, base=self._base)
+        return fit_linear(hold_out_last_fifth(session), kind, path, base=self._base)
 
 
 class _Adapting:
-    """Adapts the pretrained model to each fold, and averages; see `_Linear` for the methods."""
+    """Adapts the pretrained model to each fold, and averages the results."""
 
     def __init__(self, plan: Plan, ready: Ready, on_step: OnStep) -> None:
         self._plan, self._ready, self._on_step = plan, ready, on_step
@@ -175,7 +175,7 @@ class _Adapting:
         """See `_Linear`."""
         if self._averages and self._members:
             adapted = mean_of(self._members)
-        else:  # too few seconds for folds, or nothing that could be averaged
+        else:  # too few seconds for folds, or a method without averaging
             adapted = self._adapt(session, OWN_SHARE, self._on_step)
         self._on_step(1.0, adapted.record.best_r2, "writing the bundle")
         return self._write(adapted, path), adapted.method
@@ -200,7 +200,7 @@ class _Adapting:
 
 
 def mean_of(members: Sequence[Adapted]) -> Adapted:
-    """The mean of models that learned parts of one session, beginning from the same one."""
+    """The mean of models adapted to parts of one session from the same pretrained model."""
     model, record, _ = members[0]
     weights = [runs.weights(member.model) for member in members]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a reader's library says on its way, kept for the session's notes."""
+"""Warnings of a reader's library, kept for the session's notes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MOST = 5  # that are told in full
-LONGEST = 300  # characters of one
+MOST = 5  # warnings quoted in full
+LONGEST = 300  # characters of a warning
 
 
 @contextmanager
-def complaints(logger: logging.Logger | None = None) -> Iterator[list[str]]:
-    """Warnings, and what `logger` logs as warnings and errors, as lines; nothing is printed."""
+def collect_warnings(logger: logging.Logger | None = None) -> Iterator[list[str]]:
+    """Collect Python warnings, and warnings and errors logged by `logger`; print nothing."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -33,13 +33,13 @@ def complaints(logger: logging.Logger | None = None) -> Iterator[list[str]]:
 
 
 def as_notes(messages: list[str], reader: str) -> list[str]:
-    """One note a message, each only once, and how many more there are."""
+    """One note per distinct message; beyond `MOST`, only their number."""
     lines = list(dict.fromkeys(" ".join(message.split())[:LONGEST] for message in messages))
-    more = [f"{reader} says {len(lines) - MOST} more"] if len(lines) > MOST else []
-    return [f"{reader} says: {line}" for line in lines[:MOST]] + more
+    more = [f"{reader} warns: {len(lines) - MOST} more warnings"] if len(lines) > MOST else []
+    return [f"{reader} warns: {line}" for line in lines[:MOST]] + more
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line[:LONGEST]

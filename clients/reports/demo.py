@@ -22,9 +22,9 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from clients.cli.reports import print_score
 from clients.harness import live
 from clients.harness.daemon import BUNDLES, TICK_MS, daemon, free_port
+from clients.reports.tables import print_score
 from decoder.arrays import Floats
 from decoder.bundles.bundle import open_bundle
 from decoder.errors import BundleError

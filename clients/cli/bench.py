@@ -1,0 +1,110 @@
+"""`volition bench` and its verbs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clients.cli.options import (
+    Json,
+    require_training,
+    terminal,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+verbs = typer.Typer(help="Measure speed, beside torch_brain in the same run.")
+
+
+@verbs.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    preset: Annotated[list[str] | None, typer.Option(help="May be given again.")] = None,
+    runs: Annotated[int, typer.Option(min=10, help="Decodes a case.")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Time a tick of the runtime against torch_brain's eager POYO, on the same windows."""
+    if context.invoked_subcommand is not None:
+        return
+    require_training()
+    from clients.benches.ticks import bench as run
+    from clients.reports.tables import print_bench
+
+    cases = run(terminal(stderr=True), presets=preset or ["stream", "rt", "poyo-1.3m"], runs=runs)
+    if as_json:
+        typer.echo(json.dumps(cases, indent=2))
+    else:
+        print_bench(terminal(), cases)
+
+
+@verbs.command("train", epilog="Example: volition bench train --preset rt --json")
+def bench_train(
+    preset: Annotated[list[str] | None, typer.Option(help="May be given again.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    spikes: Annotated[int, typer.Option(min=1, help="About how many a window holds.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time a training step against torch_brain's eager POYO, on the same batches."""
+    require_training()
+    from clients.reports.tables import print_bench_train
+    from training.studies.bench_train import bench_train as run
+
+    cases = run(
+        terminal(stderr=True), presets=preset or ["rt"], batch_size=batch_size, spikes=spikes,
+        steps=steps,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(cases, indent=2))
+    else:
+        print_bench_train(terminal(), cases)
+
+
+@verbs.command("recalibrate", epilog="Example: volition bench recalibrate --preset rt --json")
+def bench_recalibrate(
+    preset: Annotated[str, typer.Option(help="stream or rt.")] = "stream",
+    runs: Annotated[int, typer.Option(min=1, help="Days of an unseen subject.")] = 5,
+    seconds: Annotated[float, typer.Option(min=5.0, help="Labelled data of each.")] = 40.0,
+    as_json: Json = False,
+) -> None:
+    """Time a whole recalibration, from the last sample to the new decoder's first frame."""
+    require_training()
+    from clients.benches.recalibration import bench
+    from clients.harness.server import SHIPPED
+    from decoder.errors import SettingsError
+
+    if preset not in SHIPPED:
+        raise SettingsError(f"preset {preset!r}; expected {' or '.join(SHIPPED)}")
+    result = bench(terminal(stderr=as_json), preset=preset, runs=runs, seconds=seconds)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    elif result["took_s_p50"] is not None:
+        terminal().print(
+            f"{result['promoted']} of {runs} promoted, p50 [bold]{result['took_s_p50']:.1f} s[/] "
+            "from the last sample to the first frame"
+        )
+
+
+@verbs.command("corpus", epilog="Example: volition bench corpus sessions --json")
+def bench_corpus(
+    folder: Annotated[Path, typer.Argument(help="A folder of sessions.")],
+    preset: Annotated[str, typer.Option()] = "rt",
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    steps: Annotated[int, typer.Option(min=1)] = 40,
+    as_json: Json = False,
+) -> None:
+    """Time opening and training on a whole corpus, beside one of its sessions."""
+    require_training()
+    from clients.reports.tables import print_bench_corpus
+    from training.studies.bench_corpus import bench_corpus as run
+
+    result = run(terminal(stderr=True), folder, preset=preset, batch_size=batch_size, steps=steps)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        print_bench_corpus(terminal(), result)

@@ -1,0 +1,288 @@
+"""Verbs of live streams: record, decode, serve, calibrate, replay, watch, watchdog, relay, demo."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from clients.cli.options import (
+    DEFAULT_ADDRESS,
+    Address,
+    Json,
+    OutDir,
+    require_training,
+    settings_from,
+    split_named,
+    terminal,
+)
+
+if TYPE_CHECKING:
+    from streaming.inlets.spikes import StreamKind
+
+verbs = typer.Typer()
+
+
+@verbs.command(epilog="Example: volition record -o sessions --seconds 60 --name today")
+def record(
+    output: OutDir = Path("sessions"),
+    name: Annotated[str | None, typer.Option(help="Session id [date and time].")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=5.0, help="Labelled seconds; else until Ctrl-C.")
+    ] = None,
+    spikes: Annotated[str | None, typer.Option(help="LSL spike stream by name.")] = None,
+    stream_type: Annotated[
+        str, typer.Option(help="Spikes, SpikeCounts or SpikeEvents.")
+    ] = "Spikes",
+    kinematics: Annotated[str | None, typer.Option(help="LSL kinematics stream by name.")] = None,
+    markers: Annotated[str | None, typer.Option(help="LSL marker stream by name.")] = None,
+    subject: Annotated[str, typer.Option()] = "unknown",
+    repair: Annotated[
+        Path | None, typer.Option(help="Make a session of a .recording that was cut short.")
+    ] = None,
+) -> None:
+    """Record live streams as a session, which `pretrain`, `adapt` and `evaluate` read."""
+    from clients.reports.recordings import run_recording, session_of_recording
+    from streaming.inlets.spikes import StreamQuery
+    from streaming.recording.record import RecordSettings
+
+    if repair is not None:
+        session_of_recording(terminal(), repair, output)
+        return
+    settings = RecordSettings(
+        spikes=StreamQuery(kind=cast("StreamKind", stream_type), name=spikes),
+        kinematics=kinematics,
+        markers=markers,
+    )
+    run_recording(terminal(), output, name, settings, subject=subject, seconds=seconds)
+
+
+@verbs.command(epilog="Example: volition decode monkey.bundle --tick-ms 5 --stream-name rig-spikes")
+def decode(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A decoder bundle.")],
+    tick_ms: Annotated[float | None, typer.Option(help="Time between decodes [10].")] = None,
+    stream_type: Annotated[
+        str | None, typer.Option(help="Spikes, SpikeCounts or SpikeEvents [Spikes].")
+    ] = None,
+    stream_name: Annotated[str | None, typer.Option(help="LSL stream by name.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help=f"ZeroMQ address [{DEFAULT_ADDRESS}].")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="ZeroMQ address to take commands on [none].")
+    ] = None,
+    control_open: Annotated[
+        bool | None, typer.Option("--control-open", help="Let other machines give commands.")
+    ] = None,
+    stale_after_ms: Annotated[
+        float | None, typer.Option(help="Age of the newest spike that stops decoding [250].")
+    ] = None,
+    fault_speed: Annotated[
+        float | None,
+        typer.Option(help="Speed after the filters, m/s, above which it is a fault [5]."),
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
+    require_provider: Annotated[
+        bool | None, typer.Option("--require-provider", help="Refuse to run on another provider.")
+    ] = None,
+    min_known_share: Annotated[
+        float | None, typer.Option(help="Share of the bundle's units a stream must have [0.5].")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="ONNX Runtime's threads [1].")] = None,
+) -> None:
+    """Decode live: LSL spikes in, cursor velocity out, until Ctrl-C or SIGTERM.
+
+    Settings come from options, then VOLITION_… variables, then defaults.
+    """
+    from decoder.bundles.bundle import open_bundle
+    from streaming.daemon.loop import Daemon
+    from streaming.daemon.settings import DaemonSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    given = {
+        "tick_ms": tick_ms, "stream_type": stream_type, "stream_name": stream_name,
+        "address": address, "control": control, "control_open": control_open,
+        "stale_after_ms": stale_after_ms, "fault_speed": fault_speed,
+        "provider": provider, "require_provider": require_provider,
+        "min_known_share": min_known_share, "threads": threads,
+    }  # fmt: skip
+    settings = settings_from(DaemonSettings, given)
+    Daemon(open_bundle(path), settings).serve()
+
+
+@verbs.command(epilog="Example: volition serve --bundle monkey.bundle --home /data/volition")
+def serve(
+    bundle: Annotated[
+        Path | None, typer.Option(help="Decode with it, unless it was given before.")
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of decoders, calibrations and journal [volition].")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address [127.0.0.1]; others need a token.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port [8000].")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings (docs/REST.md).")
+    ] = None,
+    keep_daemon: Annotated[
+        bool | None, typer.Option("--keep-daemon", help="Leave it decoding at the end.")
+    ] = None,
+) -> None:
+    """Serve the REST interface and keep a decode daemon running, until Ctrl-C or SIGTERM.
+
+    Settings come from options, then VOLITION_… variables, then the file, then defaults.
+    """
+    require_training()
+
+    from server.api.app import serve as run
+    from server.settings import CONFIG_FILE, ServerSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if config is not None:
+        os.environ[CONFIG_FILE] = str(config)
+    given = {"home": home, "host": host, "port": port, "keep_daemon": keep_daemon}
+    run(settings_from(ServerSettings, given), bundle=bundle)
+
+
+@verbs.command(epilog="Example: volition calibrate --seconds 40 --labels intention")
+def calibrate(
+    seconds: Annotated[float, typer.Option(min=5.0, help="Labelled data to collect.")] = 40.0,
+    method: Annotated[
+        str, typer.Option(help="auto, units, units+head, full, scratch, kalman or ridge.")
+    ] = "auto",
+    labels: Annotated[
+        str, typer.Option(help="kinematics, intention or retrospective: what velocity means.")
+    ] = "kinematics",
+    promote: Annotated[
+        str, typer.Option(help="auto: decode with it if it is better; manual or never: only score.")
+    ] = "auto",
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="First decode live beside the active decoder.")
+    ] = False,
+    allow: Annotated[
+        float | None, typer.Option(help="Seconds of learning; left out: as the model needs.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Learn from an earlier calibration's data, by its id.")
+    ] = None,
+    kinematics: Annotated[
+        str | None, typer.Option(help="LSL stream by name; left out: the only one of its type.")
+    ] = None,
+    markers: Annotated[str | None, typer.Option(help="The same.")] = None,
+    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    token: Annotated[
+        str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recalibrate the live decoder to today's units, through a server; Ctrl-C cancels."""
+    from clients.calibrate import calibrate as run
+    from clients.control import ControlClient
+
+    given = {
+        "seconds": seconds, "method": method, "labels": labels, "promote": promote,
+        "shadow": shadow, "allowed_s": allow, "data": data, "kinematics": kinematics,
+        "markers": markers,
+    }  # fmt: skip
+    with ControlClient(url, token=token) as client:
+        sys.exit(run(terminal(stderr=as_json), client, given, as_json=as_json))
+
+
+@verbs.command(epilog="Example: volition replay sessions/monkey.h5 --from test --score")
+def replay(
+    session: Annotated[Path, typer.Argument(help="A session file (.h5).")],
+    split: Annotated[str, typer.Option("--from", help="all, train, valid or test.")] = "all",
+    seconds: Annotated[float | None, typer.Option(help="Only the first seconds of it.")] = None,
+    speed: Annotated[float, typer.Option(help="Recorded seconds per second.")] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Start over at the end, for ever.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until somebody listens.")] = False,
+    lead: Annotated[float, typer.Option(min=0.0, help="Seconds before the first event.")] = 1.5,
+    score: Annotated[
+        bool, typer.Option("--score", help="Subscribe to the daemon and print its live R².")
+    ] = False,
+    address: Address = DEFAULT_ADDRESS,
+    as_json: Json = False,
+) -> None:
+    """Stream a recorded session over LSL as if it were live."""
+    from clients.reports.recordings import play, play_and_score
+    from decoder.errors import SettingsError
+    from streaming.recording.replay import ReplaySettings
+
+    if score and (loop or speed != 1.0):
+        raise SettingsError("--score needs the recording's own timing: no --loop, no --speed")
+    settings = ReplaySettings(
+        split=split_named(split), seconds=seconds, speed=speed, loop=loop,
+        wait_for_consumer=wait or score, lead_s=lead,
+    )  # fmt: skip
+    if score:
+        play_and_score(terminal(), session, settings, address, as_json=as_json)
+    else:
+        play(terminal(stderr=True), session, settings)
+
+
+@verbs.command(epilog="Example: volition watch --json | head")
+def watch(
+    address: Address = DEFAULT_ADDRESS,
+    as_json: Annotated[bool, typer.Option("--json", help="One line a frame.")] = False,
+) -> None:
+    """Show the live velocity, state and latency of a daemon."""
+    from clients.watch import watch as show
+
+    show(terminal(), address, as_json=as_json)
+
+
+@verbs.command(epilog="Example: volition watchdog --publish tcp://127.0.0.1:5558")
+def watchdog(
+    publish: Annotated[str, typer.Option(help="ZeroMQ address that the rig subscribes to.")],
+    address: Address = DEFAULT_ADDRESS,
+    after_ms: Annotated[
+        float, typer.Option(min=1.0, help="Without a frame, until it says stop itself.")
+    ] = 50.0,
+) -> None:
+    """Pass a daemon's frames on; when they stop, publish velocity zero and not valid."""
+    from streaming.daemon.watchdog import Watchdog
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    Watchdog(address, publish, after_s=after_ms / 1e3).serve()
+
+
+@verbs.command(epilog="Example: volition relay --name rig-velocity --rate 50")
+def relay(
+    name: Annotated[str, typer.Option(help="Of the LSL stream.")],
+    address: Address = DEFAULT_ADDRESS,
+    rate: Annotated[float, typer.Option(help="Samples a second.")] = 50.0,
+    stale_ms: Annotated[float, typer.Option(help="An older frame moves nothing.")] = 100.0,
+) -> None:
+    """Send a daemon's velocity over LSL (vel_x, vel_y, m/s), at a regular rate."""
+    from clients.relay import Relay, RelaySettings
+
+    settings = RelaySettings(name=name, address=address, rate_hz=rate, stale_s=stale_ms / 1e3)
+    with Relay(settings) as running:
+        running.serve()
+
+
+@verbs.command(epilog="Example: volition demo --seconds 30 --json")
+def demo(
+    seconds: Annotated[float, typer.Option(min=5.0, help="How long to decode.")] = 30.0,
+    family: Annotated[
+        str, typer.Option(help="poyo (reads a window) or possm (carries a state).")
+    ] = "poyo",
+    picture: Annotated[
+        Path | None, typer.Option(help="Keep the last view and the score as SVG.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Decode a simulated session live, in separate processes, and print the score.
+
+    The shipped bundle decodes the test domain of the session that it was trained on, streamed
+    over real LSL; true and decoded velocity are drawn side by side.
+    """
+    from clients.reports.demo import demo as run
+
+    console = terminal(stderr=as_json)
+    sys.exit(run(console, seconds=seconds, as_json=as_json, family=family, picture=picture))

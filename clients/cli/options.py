@@ -1,0 +1,68 @@
+"""What the verbs share: the command's app, options, consoles, and settings from options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
+    from streaming.sessions.session import Split
+
+
+S = TypeVar("S", bound="BaseSettings")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+OutDir = Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")]
+
+Address = Annotated[str, typer.Option(help="ZeroMQ address of the daemon.")]
+
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
+
+
+def terminal(stderr: bool = False) -> Any:
+    """A Rich console, imported when it is needed."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def escaped(text: str) -> str:
+    """Text that Rich prints as it is."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def require_training() -> None:
+    """Say how to get torch where it is missing."""
+    from importlib.util import find_spec
+
+    from decoder.errors import TrainingError
+
+    if find_spec("torch") is None:
+        raise TrainingError("this verb needs torch; install it with: pip install 'volition[train]'")
+
+
+def settings_from(kind: type[S], given: dict[str, Any]) -> S:
+    """Settings from options that were given, then from what `kind` reads. Raises SettingsError."""
+    from pydantic import ValidationError
+
+    from decoder.errors import SettingsError, invalid_fields
+
+    try:
+        return kind(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(invalid_fields(error)) from error
+
+
+def split_named(name: str) -> Split:
+    from decoder.errors import SettingsError
+
+    if name not in ("all", "train", "valid", "test"):
+        raise SettingsError(f"split {name!r}; expected all, train, valid or test")
+    return cast("Split", name)

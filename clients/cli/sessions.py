@@ -1,0 +1,147 @@
+"""Verbs of sessions on disk: import, info, simulate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clients.cli.options import (
+    Json,
+    OutDir,
+    terminal,
+)
+
+if TYPE_CHECKING:
+    pass
+
+verbs = typer.Typer()
+
+
+@verbs.command("import", epilog="Example: volition import monkey.nwb -o sessions")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(help="A .nwb or .xdf recording, a foreign .h5, or a .recording.")
+    ],
+    output: OutDir = Path("sessions"),
+    position: Annotated[str | None, typer.Option(help="Name of the position series.")] = None,
+    velocity: Annotated[str | None, typer.Option(help="Name of the velocity series.")] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(help="m, cm, mm, … or metres in one unit, if the file is wrong or silent."),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Which columns are x and y, such as 2,3; -2 turns one round."),
+    ] = None,
+    spike_unit: Annotated[
+        str | None, typer.Option(help="ms, us or samples per second, if spike times aren't in s.")
+    ] = None,
+    spikes_outside: Annotated[
+        bool, typer.Option("--spikes-outside", help="Most spikes may be outside the kinematics.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Session id [the file's own].")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a session of the same name.")
+    ] = False,
+) -> None:
+    """Turn an NWB or XDF recording, or a recording that was cut short, into a session."""
+    from dataclasses import replace
+
+    from clients.reports.tables import print_session
+    from decoder.errors import SessionError
+    from streaming.sessions import format as sessions
+    from training.importers import import_recording
+
+    session = import_recording(
+        file, position=position, velocity=velocity, unit=unit, columns=_columns(columns),
+        spike_unit=spike_unit, spikes_outside=spikes_outside,
+    )  # fmt: skip
+    if name is not None:
+        session = replace(session, session_id=name)
+    taken = sessions.path_of(session.session_id, output)
+    if taken.exists() and not force:
+        raise SessionError(
+            f"{taken} exists, and was left as it is; give this session a --name of its own, or "
+            "replace the other with --force"
+        )
+    path = sessions.save(session, output, overwrite=force)
+    print_session(terminal(), session, path)
+
+
+def _columns(text: str | None) -> tuple[int, int] | None:
+    """Two column numbers of `2,3`. Raises SettingsError if there aren't two."""
+    from decoder.errors import SettingsError
+
+    if text is None:
+        return None
+    try:
+        x, y = (int(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"columns {text!r}; expected two numbers, such as 2,3") from None
+    return x, y
+
+
+@verbs.command(epilog="Example: volition info sessions/monkey.h5 --json")
+def info(
+    session: Annotated[Path, typer.Argument(help="A session file (.h5).")], as_json: Json = False
+) -> None:
+    """Print a session's units, rates, minutes, domains and kinematics."""
+    from clients.reports.tables import print_session, session_summary
+    from streaming.sessions import format as sessions
+
+    loaded = sessions.load(session)
+    if as_json:
+        typer.echo(json.dumps(session_summary(loaded), indent=2))
+    else:
+        print_session(terminal(), loaded, session)
+
+
+@verbs.command(epilog="Example: volition simulate --units 96 --minutes 10 --subject 3 --seed 7")
+def simulate(
+    units: Annotated[int, typer.Option(min=1, help="Number of units.")] = 96,
+    minutes: Annotated[float, typer.Option(min=0.5, help="Length of the session.")] = 10.0,
+    subject: Annotated[int, typer.Option(min=0, help="Which subject moves.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which day: its units and reaches.")] = 0,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="center_out, random_target or steering; the seed's choice of reaches if left out."
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--sessions", min=1, help="How many days; seeds count up from --seed.")
+    ] = 1,
+    subjects: Annotated[
+        int, typer.Option(min=1, help="Share the days among so many subjects, from --subject on.")
+    ] = 1,
+    total_units: Annotated[
+        int | None, typer.Option(min=1, help="Units of all sessions together, in --units' place.")
+    ] = None,
+    output: OutDir = Path("sessions"),
+) -> None:
+    """Make sessions of a simulated motor cortex: one, or a corpus of many days and subjects."""
+    from clients.reports.runs import simulate_corpus
+    from clients.reports.tables import print_session
+    from decoder.errors import SettingsError
+    from streaming.sessions import format as sessions
+    from training.data.simulate import TASKS
+    from training.data.simulate import simulate as make
+
+    if task not in (None, *TASKS):
+        raise SettingsError(f"task {task!r}; expected {', '.join(TASKS)}")
+    if count > 1:
+        simulate_corpus(
+            terminal(stderr=True), output, count, subjects=range(subject, subject + subjects),
+            n_units=total_units or units * count, minutes=minutes, seed=seed,
+            task=task,
+        )  # fmt: skip
+        return
+    session = make(
+        n_units=total_units or units, minutes=minutes, subject=subject, seed=seed,
+        task=task,
+    )  # fmt: skip
+    path = sessions.save(session, output)
+    print_session(terminal(), session, path)

@@ -1,0 +1,134 @@
+"""Recording and playing with progress: `volition record` and `volition replay`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+)
+
+from clients.reports.tables import print_score, print_session
+from decoder.errors import StreamError, VolitionError
+from streaming.sessions import format as sessions
+
+if TYPE_CHECKING:
+    from streaming.recording.record import RecordSettings
+    from streaming.recording.replay import ReplaySettings
+
+
+def run_recording(
+    console: Console,
+    folder: Path,
+    name: str | None,
+    settings: RecordSettings,
+    *,
+    subject: str,
+    seconds: float | None,
+) -> Path:
+    """Record until it is enough or Ctrl-C, with a progress bar; write the session."""
+    from streaming.recording.record import Recorder
+    from streaming.signals import stop_on_signal
+
+    name = name or time.strftime("%Y-%m-%d_%H%M%S")
+    recorder = Recorder(folder, name, settings, subject=subject)
+    _point_at_unfinished(console, folder)
+    columns = (
+        TextColumn("[bold]recording {task.fields[name]}"), BarColumn(),
+        TextColumn("{task.completed:.0f} s, {task.fields[spikes]:,} spikes"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress, stop_on_signal(recorder):
+        with console.status("looking for streams…"):
+            recorder.start()
+        bar = progress.add_task("", total=seconds, name=name, spikes=0)
+        with _pointing_at(recorder.path, folder), recorder:
+            recorder.run(
+                seconds,
+                on_poll=lambda r: progress.update(bar, completed=r.labelled_s, spikes=r.n_spikes),
+            )
+    with _pointing_at(recorder.path, folder):
+        return session_of_recording(console, recorder.path, folder)
+
+
+@contextmanager
+def _pointing_at(recording: Path, folder: Path) -> Iterator[None]:
+    """Let an error say how to make a session of what is recorded by then."""
+    try:
+        yield
+    except VolitionError as error:
+        raise type(error)(
+            f"{error}. `volition import {recording} -o {folder}` makes a session of it"
+        ) from error
+
+
+def session_of_recording(console: Console, recording: Path, folder: Path) -> Path:
+    """Make a session of a recording, whole or cut short, and print it."""
+    from streaming.recording.raw import read_recording
+
+    session = read_recording(recording)
+    path = sessions.save(session, folder, overwrite=False)
+    print_session(console, session, path)
+    return path
+
+
+def _point_at_unfinished(console: Console, folder: Path) -> None:
+    """Name recordings that were cut short, and the command that makes sessions of them."""
+    for recording in sorted(folder.glob("*.recording")):
+        if not recording.with_suffix(".h5").exists():
+            console.print(
+                f"[yellow]{escape(str(recording))} was cut short: `volition import "
+                f"{escape(str(recording))} -o {escape(str(folder))}` makes a session of it[/]"
+            )
+
+
+def play(console: Console, path: Path, settings: ReplaySettings) -> None:
+    """Replay in this process until it ends or is told to."""
+    from streaming.recording.replay import Replay
+    from streaming.signals import stop_on_signal
+
+    replay = Replay(sessions.load(path), settings)
+    with stop_on_signal(replay):
+        console.print(
+            f"replaying {replay.session.session_id} ({settings.split}), "
+            f"{replay.end - replay.start:.1f} s at speed {settings.speed:g}"
+        )
+        n_spikes = replay.play()
+    console.print(f"sent {n_spikes} spikes")
+
+
+def play_and_score(
+    console: Console, path: Path, settings: ReplaySettings, address: str, *, as_json: bool
+) -> None:
+    """Replay in a process of its own, score the daemon's frames here.
+
+    If either ends early, or on Ctrl-C, what came until then is scored. Raises StreamError then.
+    """
+    from clients.harness import live
+
+    session = sessions.load(path)
+    frames, problem = live.LiveFrames(), None
+    try:
+        live.collect(path, settings, address, into=frames)
+    except (StreamError, KeyboardInterrupt) as error:
+        if frames.mapping is None:
+            raise
+        problem = str(error) or "stopped by Ctrl-C"
+    try:
+        result = live.score(frames, session)
+    except StreamError as error:
+        raise StreamError(f"{problem}; {error}" if problem else str(error)) from error
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        print_score(console, result)
+    if problem:
+        raise StreamError(f"the score is of the part before this: {problem}")

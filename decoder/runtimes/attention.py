@@ -1,0 +1,61 @@
+"""The common base of the window model and the streaming model: latents that attend to spikes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.arrays import Floats, Ints
+from decoder.bundles.bundle import Bundle
+from decoder.bundles.families import AttentionTables
+from decoder.memory.tokens import embed, phases
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.onnx import RuntimeSettings
+
+
+class AttentionRuntime(Runtime):
+    """A model whose latents attend to spikes; token rows are keys and values, rotated by time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        epoch: float,
+        settings: RuntimeSettings | None = None,
+        graph_from: Runtime | None = None,
+    ) -> None:
+        assert isinstance(bundle.tables, AttentionTables), "families and tables agree in a Bundle"
+        self._tables = bundle.tables
+        super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
+        self._constant = {
+            name: getattr(self._tables, name)
+            for name in ("boundary_lse", "boundary_value", "session")
+        }
+        self._silence = _silence(self._tables)
+
+    def _rows(self, times: Floats, unit_index: Ints) -> NDArray[np.float32]:
+        tables = self._tables
+        return embed(tables.tokens, unit_index, times - self._epoch, tables.omega)
+
+    def _run(
+        self, rows: NDArray[np.float32], start: float, **more: NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
+        """The graph's outputs for the token rows of a window or chunk that starts at `start`."""
+        cos, sin = phases(np.array([start - self._epoch]), self._tables.omega)
+        feeds = {"tokens": rows, "window_cos": cos[0], "window_sin": sin[0], **self._constant}
+        if len(rows) == 0:
+            feeds |= self._silence
+        outputs: list[NDArray[np.float32]] = self._session.run(None, feeds | more)
+        return outputs
+
+
+def _silence(tables: AttentionTables) -> dict[str, NDArray[np.float32]]:
+    """Inputs for a window without spikes.
+
+    Without a key, ONNX Runtime 1.31 crashes with a division by zero. So there is one zero row, and
+    the start and end tokens get so much weight that its own underflows to exactly 0.
+    """
+    return {
+        "tokens": np.zeros((1, *tables.tokens.shape[1:]), dtype=np.float32),
+        "boundary_lse": tables.boundary_lse + np.float32(1e4),
+    }

@@ -1,0 +1,59 @@
+"""Decode the windows of a session with a model, for causal scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from decoder.arrays import Floats
+from decoder.errors import TrainingError
+from streaming.sessions.session import Session, Split
+from training.data.windows import WindowSource
+from training.models.families import Config, Model, forward
+from training.pretraining import runs
+
+
+def window_source(
+    sessions: Sequence[Session],
+    model: Model,
+    config: Config,
+    record: runs.RunRecord,
+    *,
+    sampling_power: float = 1.0,
+) -> WindowSource:
+    """The windows of sessions in a model's vocabulary, with the run's output scales."""
+    return WindowSource(
+        sessions,
+        model.unit_emb.vocab,
+        model.session_emb.vocab,
+        layout=config,
+        scales={s.session_id: record.scale(s.session_id) for s in sessions},
+        sampling_power=sampling_power,
+    )
+
+
+@torch.no_grad()
+def decode_windows(
+    model: Model, config: Config, source: WindowSource, index: int, split: Split,
+    *, step_s: float, at_most: int | None = None,
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """True and decoded velocity (n, 2) every `step_s` of a split, in the session's output scale.
+
+    at_most: maximum number of windows, a random sample that is the same every time.
+    Raises TrainingError if no window fits the split.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    true, decoded = [], []
+    config = config.walking(source.sessions[index].intervals(split))
+    for _, batch in source.walk(index, split, step_s=step_s, layout=config, at_most=at_most):
+        output = forward(model, config, **batch.to(device).inputs())
+        decoded.append(output.flatten(0, 1).cpu())
+        true.append(batch.target.flatten(0, 1))
+    if not true:
+        raise TrainingError(
+            f"{source.sessions[index].session_id}: no window of {config.window_s} s fits "
+            f"the {split} domain"
+        )
+    return torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy()
