@@ -143,7 +143,11 @@ def test_the_unit_of_the_channels_is_used(tmp_path: Path, word: str, scale: floa
 
 @pytest.mark.parametrize(
     ("word", "asked"),
-    [("", "no hand does"), ("pixels", "pos_x is in 'pixels'"), ("unknown", "pos_x has no unit")],
+    [
+        ("", "too much for a hand"),
+        ("pixels", "pos_x is in 'pixels'"),
+        ("unknown", "pos_x has no unit"),
+    ],
 )
 def test_channels_without_a_unit_of_length_need_the_option(
     tmp_path: Path, word: str, asked: str
