@@ -78,9 +78,9 @@ def test_the_daemon_warns_if_it_does_not_get_the_gpu(tiny, tmp_path: Path) -> No
         if status.provider != CPU:
             pytest.skip("this machine has CUDA")
         assert "cuda was asked for, but decodes run on CPUExecutionProvider" in status.detail
-        said = " ".join(process.output().split())
-        assert "WARNING" in said
-        assert "cuda was asked for" in said
+        output = " ".join(process.output().split())
+        assert "WARNING" in output
+        assert "cuda was asked for" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

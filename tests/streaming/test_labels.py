@@ -43,7 +43,7 @@ def test_channels_are_found_by_label_and_converted_to_metres() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "units", "says"),
+    ("labels", "units", "reason"),
     [
         (["0", "1"], ["m/s", "m/s"], "expected pos_x and pos_y, or vel_x and vel_y"),
         (["pos_x", "vel_y"], ["m", "m/s"], "expected pos_x and pos_y, or vel_x and vel_y"),
@@ -51,10 +51,10 @@ def test_channels_are_found_by_label_and_converted_to_metres() -> None:
     ],
 )
 def test_unusable_kinematics_are_refused_with_the_reason(
-    labels: list[str], units: list[str], says: str
+    labels: list[str], units: list[str], reason: str
 ) -> None:
     outlet = sent(labels, units)
-    with pytest.raises(StreamError, match=says):
+    with pytest.raises(StreamError, match=reason):
         opened(outlet)
 
 

@@ -264,10 +264,10 @@ def test_a_bundle_without_a_valid_velocity_is_refused_at_the_start(tiny, tmp_pat
     )
     with daemon(tmp_path, broken.path, stream_of(tiny)) as (process, _):
         wait_for("the daemon's end", lambda: process.popen.poll() is not None)
-    said = (tmp_path / "daemon.log").read_text()
+    log = (tmp_path / "daemon.log").read_text()
     assert process.popen.returncode == 1
-    assert "expected two finite numbers" in said
-    assert "Traceback" not in said
+    assert "expected two finite numbers" in log
+    assert "Traceback" not in log
 
 
 def test_a_sender_that_returns_with_other_units_is_refused(tiny, tmp_path: Path) -> None:
@@ -345,11 +345,11 @@ def test_binned_counts_are_valid_while_their_bins_are_admitted(tiny, tmp_path: P
         frames += frames_until(cursor, lambda f: f.seq > since + 100)
         assert not any(frame.valid for frame in frames if frame.seq >= since)
 
-        def said() -> bool:
+        def is_reported() -> bool:
             report = status.receive(timeout_s=0.5)
             return report is not None and "ahead of this host's clock" in report.detail
 
-        assert wait_for("the reason", said)
+        assert wait_for("the reason", is_reported)
         counts.ahead_s = 0.0
         frames += frames_until(cursor, is_decoding)
         status.close()

@@ -166,7 +166,7 @@ def test_invalid_counts_are_zero_and_absurd_ones_are_limited_to_1000_hz(
 
 
 @pytest.mark.parametrize(
-    ("info", "says"),
+    ("info", "reason"),
     [
         (spikes_info({}), "no desc/units"),
         (spikes_info({"9/9": (0, 0)}), "is this the right bundle"),
@@ -186,8 +186,10 @@ def test_invalid_counts_are_zero_and_absurd_ones_are_limited_to_1000_hz(
         (pylsl.StreamInfo("thin", "Spikes", 1, 0.0, pylsl.cf_int32, "thin"), "has 1 channel"),
     ],
 )
-def test_an_unreadable_stream_is_refused_with_the_reason(info: pylsl.StreamInfo, says: str) -> None:
-    with pytest.raises(StreamError, match=says), opened(info):
+def test_an_unreadable_stream_is_refused_with_the_reason(
+    info: pylsl.StreamInfo, reason: str
+) -> None:
+    with pytest.raises(StreamError, match=reason), opened(info):
         pass
 
 

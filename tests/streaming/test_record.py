@@ -178,7 +178,7 @@ def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:
             markers.push_sample([f"trial_start {i}"], begin + a)
             markers.push_sample([f"trial_end {i}"], begin + b)
         wait_for(
-            "all of it",
+            "everything",
             lambda: (
                 recorder.poll()
                 or (recorder.n_markers, recorder.n_samples, recorder.n_spikes) == (4, 1000, 800)
@@ -260,7 +260,7 @@ def test_velocity_alone_is_enough(tmp_path: Path) -> None:
         velocity.push_chunk([[0.1, -0.05]] * 500, times.tolist())
         spikes.push_chunk([[3, 0]] * 500, times.tolist())
         wait_for(
-            "all of it",
+            "everything",
             lambda: recorder.poll() or (recorder.n_samples, recorder.n_spikes) == (500, 500),
         )
     session = check(read_recording(recorder.path))
@@ -350,9 +350,9 @@ def test_a_full_disk_is_one_line_of_error_and_the_recording_is_kept(
     (full_disk / "filler").write_bytes(bytes(2**20 - room))
     process = Process(tmp_path / "record.log", *record_arguments(tiny, full_disk))
     assert process.popen.wait(DEADLINE_S) == 1
-    said = process.output()
-    assert "Traceback" not in said
-    (error,) = [line for line in said.splitlines() if "error:" in line]
+    output = process.output()
+    assert "Traceback" not in output
+    (error,) = [line for line in output.splitlines() if "error:" in line]
     recording = full_disk / "today.recording"
     for text in ("No space left", "make room", "is kept", f"volition import {recording}"):
         assert text in error
@@ -365,12 +365,12 @@ def test_a_full_disk_is_one_line_of_error_and_the_recording_is_kept(
 
 
 @pytest.mark.parametrize(
-    ("taken", "said"),
+    ("taken", "reason"),
     [("today.h5", r"today\.h5 exists"), ("today.recording", r"volition import .*today\.recording")],
 )
 def test_an_existing_name_is_refused_before_recording(
-    tmp_path: Path, taken: str, said: str
+    tmp_path: Path, taken: str, reason: str
 ) -> None:
     (tmp_path / taken).mkdir()
-    with pytest.raises(SessionError, match=said):
+    with pytest.raises(SessionError, match=reason):
         Recorder(tmp_path, "today", RecordSettings())

@@ -34,7 +34,7 @@ def session() -> Session:
     return replace(made, session_id="replayed", unit_ids=tuple(f"u{i}" for i in range(30)))
 
 
-class Heard:
+class Received:
     """Inlets on the three streams of a replay, and the stamps and values they received."""
 
     def __init__(self, prefix: str) -> None:
@@ -65,53 +65,56 @@ class Heard:
         return np.array(self.parts[kind][2])
 
 
-def play(session: Session, until: Callable[[Heard], bool] | None = None, **settings) -> tuple:
+def play(session: Session, until: Callable[[Received], bool] | None = None, **settings) -> tuple:
     """Play in a thread. Returns the received data, and the mapping of every round."""
     prefix = f"{session.session_id}-{np.random.default_rng().integers(2**40)}"
     replay = Replay(session, ReplaySettings(name_prefix=prefix, **settings))
     mappings: list[Mapping] = []
-    heard = Heard(prefix)
+    received = Received(prefix)
     thread = threading.Thread(target=replay.play, args=(mappings.append,))
     thread.start()
     while thread.is_alive():
-        heard.pull()
-        if until and until(heard):
+        received.pull()
+        if until and until(received):
             replay.should_stop = True
         thread.join(0.001)
-    heard.pull()
-    return heard, mappings
+    received.pull()
+    return received, mappings
 
 
 def test_every_event_has_its_recorded_time_mapped_to_lsl_time(session: Session) -> None:
-    heard, (mapping,) = play(session, split="all", seconds=4.0, lead_s=0.5)
+    received, (mapping,) = play(session, split="all", seconds=4.0, lead_s=0.5)
     part = session.spikes_between(mapping.recorded_start, mapping.recorded_start + 4.0)
     np.testing.assert_allclose(
-        heard.stamps("spikes"), mapping.to_lsl(session.spike_times[part]), rtol=0, atol=1e-9
+        received.stamps("spikes"), mapping.to_lsl(session.spike_times[part]), rtol=0, atol=1e-9
     )
-    assert [channel for channel, _ in heard.values("spikes")] == list(session.spike_units[part])
+    assert [channel for channel, _ in received.values("spikes")] == list(session.spike_units[part])
     moved = session.cursor_times < mapping.recorded_start + 4.0
     np.testing.assert_allclose(
-        heard.stamps("kinematics"), mapping.to_lsl(session.cursor_times[moved]), rtol=0, atol=1e-9
+        received.stamps("kinematics"),
+        mapping.to_lsl(session.cursor_times[moved]),
+        rtol=0,
+        atol=1e-9,
     )
     np.testing.assert_array_equal(
-        np.array(heard.values("kinematics"))[:, 2:], session.cursor_vel[moved]
+        np.array(received.values("kinematics"))[:, 2:], session.cursor_vel[moved]
     )
-    assert heard.values("markers")[0] == ["trial_start 0"]
+    assert received.values("markers")[0] == ["trial_start 0"]
 
 
 @pytest.mark.timing
 def test_no_event_is_early_and_few_are_late(session: Session) -> None:
     with Pace() as pace:
-        heard, _ = play(session, seconds=4.0, lead_s=0.5)
-    late = heard.arrivals("spikes") - heard.stamps("spikes")
+        received, _ = play(session, seconds=4.0, lead_s=0.5)
+    late = received.arrivals("spikes") - received.stamps("spikes")
     assert late.min() > 0
     assert np.median(late) < 4 * MAX_CHUNK_S + pace.worst_s
 
 
 @pytest.mark.parametrize("speed", [0.5, 4.0])
 def test_speed_scales_the_stamps(session: Session, speed: float) -> None:
-    heard, (mapping,) = play(session, seconds=2.0 * speed, speed=speed, lead_s=0.5)
-    stamps = heard.stamps("kinematics")
+    received, (mapping,) = play(session, seconds=2.0 * speed, speed=speed, lead_s=0.5)
+    stamps = received.stamps("kinematics")
     recorded = mapping.to_recorded(stamps)
     moved = session.cursor_times < mapping.recorded_start + 2.0 * speed
     np.testing.assert_allclose(recorded, session.cursor_times[moved], atol=1e-9)
@@ -119,14 +122,14 @@ def test_speed_scales_the_stamps(session: Session, speed: float) -> None:
 
 
 def test_a_loop_is_seamless(session: Session) -> None:
-    heard, mappings = play(
+    received, mappings = play(
         session, until=lambda h: len(h.stamps("kinematics")) > 350, seconds=1.0, loop=True,
         lead_s=0.5,
     )  # fmt: skip
     assert len(mappings) >= 3
     starts = np.array([mapping.lsl_start for mapping in mappings])
     np.testing.assert_allclose(np.diff(starts), 1.0, atol=1e-9)  # no drift from round to round
-    np.testing.assert_allclose(np.diff(heard.stamps("kinematics")), 0.01, atol=1e-6)
+    np.testing.assert_allclose(np.diff(received.stamps("kinematics")), 0.01, atol=1e-6)
 
 
 def test_an_hour_of_stamps_drifts_less_than_a_millisecond() -> None:
@@ -137,15 +140,17 @@ def test_an_hour_of_stamps_drifts_less_than_a_millisecond() -> None:
 
 def test_a_recorded_replay_can_be_imported(session: Session, tmp_path: Path) -> None:
     """An XDF file of the live streams, as LabRecorder writes it, equals the replayed session."""
-    heard, (mapping,) = play(session, lead_s=0.5, speed=10.0)
+    received, (mapping,) = play(session, lead_s=0.5, speed=10.0)
     infos = {"spikes": spikes_info, "kinematics": kinematics_info, "markers": markers_info}
     streams = [
         xdf_writer.Stream(
             make(session, "live").as_xml(),
-            heard.stamps(kind),
-            [label for (label,) in heard.values(kind)]
+            received.stamps(kind),
+            [label for (label,) in received.values(kind)]
             if kind == "markers"
-            else np.array(heard.values(kind), dtype=np.int32 if kind == "spikes" else np.float64),
+            else np.array(
+                received.values(kind), dtype=np.int32 if kind == "spikes" else np.float64
+            ),
         )
         for kind, make in infos.items()
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import mmap
 import subprocess
 import sys
@@ -12,24 +11,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from torch_brain.data import (
-    ArrayDict,
-    BrainsetDescription,
-    Data,
-    DeviceDescription,
-    Interval,
-    IrregularTimeSeries,
-    SessionDescription,
-    SubjectDescription,
-)
 from torch_brain.datasets import Dataset, DatasetIndex, SpikingDatasetMixin
 
 from decoder.errors import SessionError
 from streaming.sessions import format as sessions
-from streaming.sessions.intervals import continuous_domain, duration_s, with_domains
 from streaming.sessions.kinematics import velocity_of
-from streaming.sessions.session import Session, Trials
+from streaming.sessions.session import Session
 from tests.rig import wait_for
+from tests.streaming.perich import perich_file
+from tests.streaming.test_domains import lie_inside, with_gaps
 from training.data.simulate import simulate
 from training.data.windows import window_ends
 
@@ -44,93 +34,6 @@ def session() -> Session:
 @pytest.fixture
 def path(session: Session, tmp_path: Path) -> Path:
     return sessions.save(session, tmp_path)
-
-
-def with_gaps(session: Session, *gaps: tuple[float, float]) -> Session:
-    """`session` without samples during `gaps`, with new domains."""
-    times = session.cursor_times
-    kept = ~np.any([(times > start) & (times < end) for start, end in gaps], axis=0)
-    return with_domains(
-        replace(
-            session,
-            cursor_times=times[kept],
-            cursor_pos=session.cursor_pos[kept],
-            cursor_vel=session.cursor_vel[kept],
-            domain=continuous_domain(times[kept]),
-        )
-    )
-
-
-def lie_inside(ends: np.ndarray, window_s: float, intervals: np.ndarray) -> bool:
-    """Whether each window with an end in `ends` is inside one of `intervals`."""
-    starts_in = ends[:, None] - window_s >= intervals[:, 0] - 1e-9
-    ends_in = ends[:, None] <= intervals[:, 1] + 1e-9
-    return bool((starts_in & ends_in).any(axis=1).all())
-
-
-def perich_file(folder: Path) -> Path:
-    """A file in the layout of brainsets' perich_miller_population_2018 pipeline."""
-    rng = np.random.default_rng(3)
-    n_units, end = 7, 120.0
-    spike_times = np.sort(rng.uniform(0.0, end, 4000))
-    cursor_times = np.arange(0.0, end, 0.01)
-    phase = 2 * np.pi * cursor_times[:, None] / np.array([3.0, 4.1])
-    trials = Interval(
-        start=np.arange(0.5, 117.0, 3.0),
-        end=np.arange(0.5, 117.0, 3.0) + 2.7,
-        target_id=np.append(np.nan, np.arange(38.0) % 8),
-        result=np.array(["R", "F", "R"] * 13),
-        go_cue_time_array=rng.uniform(0.0, 1.0, (39, 4)),
-        is_valid=np.arange(39) % 3 != 1,
-    )
-    valid = trials.select_by_mask(np.arange(39) % 10 == 4)
-    test = trials.select_by_mask(np.arange(39) % 5 == 2)
-    cursor = IrregularTimeSeries(
-        timestamps=cursor_times,
-        pos=5.0 * np.sin(phase),
-        vel=10.0 * np.cos(phase),
-        acc=-20.0 * np.sin(phase),
-        domain="auto",
-    )
-    data = Data(
-        brainset=BrainsetDescription(
-            id="perich_miller_population_2018",
-            origin_version="dandi/000688/draft",
-            derived_version="1.0.0",
-            source="https://dandiarchive.org/dandiset/000688",
-            description="monkeys reach",
-        ),
-        subject=SubjectDescription(id="c", species="NCBITaxon_9544", sex="M"),
-        session=SessionDescription(
-            id="c_20131003_center_out_reaching",
-            recording_date=datetime.datetime(2013, 10, 3),
-            task="REACHING",
-        ),
-        device=DeviceDescription(id="c_20131003", recording_tech="UTAH_ARRAY_SPIKES"),
-        spikes=IrregularTimeSeries(
-            timestamps=spike_times, unit_index=rng.integers(0, n_units, 4000), domain="auto"
-        ),
-        units=ArrayDict(
-            id=np.array([f"group_M1/elec{i}/unit_{i}" for i in range(n_units)]),
-            unit_number=np.arange(n_units),
-            count=np.full(n_units, 4000 // n_units),
-        ),
-        trials=trials,
-        movement_phases=Data(
-            hold_period=Interval(start=trials.start, end=trials.start + 0.5),
-            reach_period=Interval(start=trials.start + 0.5, end=trials.end),
-            domain="auto",
-        ),
-        cursor=cursor,
-        cursor_outlier_segments=Interval(start=np.array([7.0]), end=np.array([7.2])),
-        domain=cursor.domain,
-    )
-    data.train_domain = data.domain.difference((valid | test).dilate(0.2))
-    data.valid_domain, data.test_domain = valid, test
-    path = folder / "c_20131003_center_out_reaching.h5"
-    with h5py.File(path, "w") as file:
-        data.to_hdf5(file)
-    return path
 
 
 def test_a_saved_session_loads_unchanged(session: Session, path: Path) -> None:
@@ -212,50 +115,6 @@ def test_overlapping_intervals_of_a_stored_domain_are_merged(session: Session, p
     np.testing.assert_array_equal(sessions.load(path).test_domain, session.test_domain)
 
 
-def test_domains_are_70_10_20_in_time_order(session: Session) -> None:
-    total = duration_s(session.domain)
-    shares = [duration_s(session.intervals(split)) / total for split in ("train", "valid", "test")]
-    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
-    assert session.train_domain[-1, 1] <= session.valid_domain[0, 0]
-    assert session.valid_domain[-1, 1] <= session.test_domain[0, 0]
-
-
-def test_cuts_do_not_split_a_trial(session: Session) -> None:
-    for cut in (session.valid_domain[0, 0], session.test_domain[0, 0]):
-        start, end = session.trials.intervals.T
-        assert not ((start < cut) & (cut < end)).any()
-
-
-def test_cuts_do_not_split_overlapping_trials(session: Session) -> None:
-    starts = np.arange(0.0, 110.0, 1.0)
-    overlapping = np.stack([starts, starts + np.where(starts % 10 < 9, 1.5, 0.5)], axis=1)
-    cut = with_domains(replace(session, trials=Trials(intervals=overlapping)))
-    for time in (cut.valid_domain[0, 0], cut.test_domain[0, 0]):
-        assert not ((overlapping[:, 0] < time) & (time < overlapping[:, 1])).any()
-
-
-def test_a_cut_between_trials_does_not_move(session: Session) -> None:
-    few = Trials(intervals=np.array([[1.0, 4.0], [9.0, 12.0]]))
-    cut = with_domains(replace(session, trials=few))
-    assert duration_s(cut.valid_domain) == pytest.approx(0.1 * duration_s(session.domain))
-
-
-def test_a_trial_as_long_as_the_session_does_not_prevent_domains(session: Session) -> None:
-    cut = with_domains(replace(session, trials=Trials(intervals=session.domain)))
-    assert duration_s(cut.train_domain) == pytest.approx(0.7 * duration_s(session.domain))
-
-
-def test_windows_never_span_a_gap_or_an_edge(session: Session) -> None:
-    gaps = ((20.0, 22.0), (61.0, 61.5), (100.0, 104.0))
-    gappy = with_gaps(session, *gaps)
-    for split in ("train", "valid", "test"):
-        ends = window_ends(gappy, split, 1.0, 0.037)
-        assert len(ends)
-        assert lie_inside(ends, 1.0, gappy.intervals(split))
-        for start, end in gaps:
-            assert not ((ends > start + 0.01) & (ends - 1.0 < end - 0.01)).any()
-
-
 def test_gaps_in_stored_domains_are_cut_out_and_noted(session: Session, tmp_path: Path) -> None:
     gappy = with_gaps(session, (20.0, 22.0))
     path = sessions.save(
@@ -265,23 +124,6 @@ def test_gaps_in_stored_domains_are_cut_out_and_noted(session: Session, tmp_path
     np.testing.assert_allclose(loaded.train_domain[:, 0], [0.0, 21.995])
     np.testing.assert_allclose(loaded.train_domain[:, 1], [20.005, session.train_domain[0, 1]])
     assert "1 gaps in the kinematics cut out of the domains" in loaded.notes
-
-
-@pytest.mark.parametrize("n_blocks", [2, 3])
-def test_trials_that_are_blocks_do_not_move_the_cuts_and_are_noted(
-    session: Session, n_blocks: int
-) -> None:
-    edges = np.linspace(session.domain[0, 0], session.domain[0, 1], n_blocks + 1)
-    blocks = Trials(intervals=np.stack([edges[:-1], edges[1:]], axis=1))
-    cut = with_domains(replace(session, trials=blocks))
-    shares = [duration_s(cut.intervals(part)) for part in ("train", "valid", "test")]
-    assert np.array(shares) / sum(shares) == pytest.approx([0.7, 0.1, 0.2])
-    assert "trials are too long to cut between them; domains are cut by time" in cut.notes
-
-
-def test_a_tiny_domain_is_refused(session: Session) -> None:
-    with pytest.raises(SessionError, match="can't be cut into 70/10/20"):
-        with_domains(replace(session, domain=np.array([[1.0, 1.000001]])))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from streaming.wire import messages as wire
 from streaming.wire.control import ControlClient
 from tests.decoder.test_proof import endless, with_graph
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
+from tests.streaming.scripted_rig import TICK_S, Rig
 from tests.streaming.test_live import (
     assert_only_silence_interrupts,
     assert_safe,
@@ -34,7 +35,6 @@ from tests.streaming.test_live import (
     replay,
     stream_of,
 )
-from tests.streaming.test_promise import TICK_S, Rig
 from training.baselines.linear import fit_linear
 
 

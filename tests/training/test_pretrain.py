@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from decoder.errors import TrainingError
 from streaming.sessions import format as sessions
 from tests.rig import wait_for
-from tests.streaming.test_sessions import perich_file
+from tests.streaming.perich import perich_file
 from training.data.simulate import simulate
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, WindowSource, unit_words
