@@ -85,9 +85,10 @@ def test_the_daemon_warns_if_it_does_not_get_the_gpu(tiny, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_daemon_with_a_hanging_decoder_ends_on_a_signal(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's signal handlers don't run while the graph does."""
+    monkeypatch.setenv("VOLITION_REALTIME", "false")  # it would keep a core from other tests
     name = f"hangs-{uuid.uuid4().hex[:8]}"
     bundle = decoders.write(tmp_path, "hangs")
     units = open_bundle(bundle).manifest.unit_ids
