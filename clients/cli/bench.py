@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     pass
 
 
-verbs = typer.Typer(help="Measure speed, beside torch_brain in the same run.")
+verbs = typer.Typer(help="Measure speed, with torch_brain in the same run.")
 
 
 @verbs.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    preset: Annotated[list[str] | None, typer.Option(help="May be given again.")] = None,
-    runs: Annotated[int, typer.Option(min=10, help="Decodes a case.")] = 200,
+    preset: Annotated[list[str] | None, typer.Option(help="Preset; may be repeated.")] = None,
+    runs: Annotated[int, typer.Option(min=10, help="Decodes per case.")] = 200,
     as_json: Json = False,
 ) -> None:
-    """Time a tick of the runtime against torch_brain's eager POYO, on the same windows."""
+    """Time a tick of the runtime and torch_brain's eager POYO on the same windows."""
     if context.invoked_subcommand is not None:
         return
     require_training()
@@ -44,13 +44,13 @@ def bench(
 
 @verbs.command("train", epilog="Example: volition bench train --preset rt --json")
 def bench_train(
-    preset: Annotated[list[str] | None, typer.Option(help="May be given again.")] = None,
+    preset: Annotated[list[str] | None, typer.Option(help="Preset; may be repeated.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    spikes: Annotated[int, typer.Option(min=1, help="About how many a window holds.")] = 3000,
+    spikes: Annotated[int, typer.Option(min=1, help="Approximate spikes per window.")] = 3000,
     steps: Annotated[int, typer.Option(min=1)] = 5,
     as_json: Json = False,
 ) -> None:
-    """Time a training step against torch_brain's eager POYO, on the same batches."""
+    """Time a training step and torch_brain's eager POYO on the same batches."""
     require_training()
     from clients.reports.tables import print_bench_train
     from training.studies.bench_train import bench_train as run
@@ -68,11 +68,13 @@ def bench_train(
 @verbs.command("recalibrate", epilog="Example: volition bench recalibrate --preset rt --json")
 def bench_recalibrate(
     preset: Annotated[str, typer.Option(help="stream or rt.")] = "stream",
-    runs: Annotated[int, typer.Option(min=1, help="Days of an unseen subject.")] = 5,
-    seconds: Annotated[float, typer.Option(min=5.0, help="Labelled data of each.")] = 40.0,
+    runs: Annotated[int, typer.Option(min=1, help="Number of days of an unseen subject.")] = 5,
+    seconds: Annotated[
+        float, typer.Option(min=5.0, help="Seconds of labelled data in each run.")
+    ] = 40.0,
     as_json: Json = False,
 ) -> None:
-    """Time a whole recalibration, from the last sample to the new decoder's first frame."""
+    """Time a recalibration, from the last sample to the first frame of the new decoder."""
     require_training()
     from clients.benches.recalibration import bench
     from clients.harness.server import SHIPPED
@@ -98,7 +100,7 @@ def bench_corpus(
     steps: Annotated[int, typer.Option(min=1)] = 40,
     as_json: Json = False,
 ) -> None:
-    """Time opening and training on a whole corpus, beside one of its sessions."""
+    """Time opening and training on a corpus, and on one of its sessions."""
     require_training()
     from clients.reports.tables import print_bench_corpus
     from training.studies.bench_corpus import bench_corpus as run

@@ -30,32 +30,32 @@ def pretrain(
     preset: Annotated[
         str, typer.Option(help="rt, poyo-1.3m, poyo-11.8m, stream or stream-8m.")
     ] = "rt",
-    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
-    accumulate: Annotated[
-        int, typer.Option(min=1, help="Micro-batches a process computes one after the other.")
-    ] = 1,
+    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches per step and process.")] = 1,
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
     sampling_power: Annotated[
-        float, typer.Option(help="1 draws every second alike, 0 every session alike.")
+        float, typer.Option(help="1: sessions by their length; 0: all sessions equally.")
     ] = 1.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="torch's threads.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read windows ahead.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of torch threads.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that prepare windows ahead of time.")
+    ] = 0,
     base: Annotated[
         Path | None,
-        typer.Option("--from", help="A run or bundle of the same preset to begin with."),
+        typer.Option("--from", help="A run or bundle of the same preset to start from."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in -o, with its settings.")
+        bool, typer.Option("--resume", help="Continue the run in -o, with its settings.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model on sessions. Ends by time or steps (10 minutes if neither is given).
+    """Train a model on sessions, by default for 10 minutes.
 
-    On many GPUs or nodes: torchrun --nproc-per-node N -m clients pretrain …
+    On several GPUs or nodes: torchrun --nproc-per-node N -m clients pretrain …
     """
     require_training()
     from clients.reports.runs import run_training
@@ -85,25 +85,30 @@ def pretrain(
 @verbs.command(epilog="Example: volition adapt monkey.bundle sessions/today.h5 -o today.bundle")
 def adapt(
     run: Annotated[Path, typer.Argument(help="A bundle, or a run of `volition pretrain`.")],
-    session: Annotated[Path, typer.Argument(help="A session whose units are new to it.")],
+    session: Annotated[Path, typer.Argument(help="A session with new units.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle (or run) to write.")],
     seconds: Annotated[
-        float, typer.Option(min=5.0, help="Labelled data, from the start of its training domain.")
+        float,
+        typer.Option(
+            min=5.0, help="Seconds of labelled data, from the start of its training domain."
+        ),
     ] = 40.0,
     method: Annotated[
-        str, typer.Option(help="units, units+head, full, scratch or auto: what learns.")
+        str, typer.Option(help="units, units+head, full, scratch or auto: what is trained.")
     ] = "units",
     allow: Annotated[
-        float | None, typer.Option(min=1.0, help="Seconds of learning [as many as it takes].")
+        float | None, typer.Option(min=1.0, help="Seconds of learning [as many as needed].")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Left out: as many as it needs.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of learning [as many as needed].")
+    ] = None,
     labels: Annotated[
-        str, typer.Option(help="kinematics, intention or retrospective: what velocity means.")
+        str, typer.Option(help="kinematics, intention or retrospective: the velocity to learn.")
     ] = "kinematics",
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Json = False,
 ) -> None:
-    """Learn a new session from a few seconds of data: its units alone, or more (--method)."""
+    """Adapt to a new session from a few seconds of data: only its units, or more (--method)."""
     require_training()
     from clients.reports.runs import run_adaptation
     from training.calibration.adapt import AdaptSettings
@@ -125,12 +130,12 @@ def adapt(
 
 @verbs.command(epilog="Example: volition checkpoint poyo.ckpt -o runs/poyo --output-std 0.2")
 def checkpoint(
-    source: Annotated[Path, typer.Argument(help="torch_brain's .ckpt, or a run folder.")],
+    source: Annotated[Path, typer.Argument(help="A torch_brain .ckpt file, or a run folder.")],
     output: OutDir,
-    output_mean: Annotated[float, typer.Option(help="Targets' mean in training, m/s.")] = 0.0,
-    output_std: Annotated[float, typer.Option(help="Targets' scale in training, m/s.")] = 1.0,
+    output_mean: Annotated[float, typer.Option(help="Mean of the training targets, m/s.")] = 0.0,
+    output_std: Annotated[float, typer.Option(help="Scale of the training targets, m/s.")] = 1.0,
 ) -> None:
-    """Turn a torch_brain checkpoint into a run, or a run into a torch_brain checkpoint."""
+    """Convert a torch_brain checkpoint to a run, or a run to a checkpoint."""
     require_training()
     from training.exports import checkpoints
 
@@ -146,13 +151,11 @@ def checkpoint(
 
 @verbs.command(epilog="Example: volition export runs/first --session monkey -o monkey.bundle")
 def export(
-    run: Annotated[Path, typer.Argument(help="A folder that `volition pretrain` made.")],
+    run: Annotated[Path, typer.Argument(help="A run folder of `volition pretrain`.")],
     output: OutDir,
-    session: Annotated[
-        str | None, typer.Option(help="Session id; needed if there are many.")
-    ] = None,
+    session: Annotated[str | None, typer.Option(help="Session id, if the run has several.")] = None,
 ) -> None:
-    """Write a trained model as a decoder bundle for one session's units."""
+    """Export a trained model as a decoder bundle for one session's units."""
     require_training()
     from clients.reports.tables import print_bundle
     from training.exports.export import export_run
@@ -167,7 +170,7 @@ def export(
 def bundle(
     path: Annotated[Path, typer.Argument(help="A decoder bundle.")], as_json: Json = False
 ) -> None:
-    """Verify a bundle (versions, ranges, checksums, shapes), try it, and print what it holds."""
+    """Verify a bundle (versions, ranges, checksums, shapes), run it, and print its contents."""
     from clients.reports.tables import print_bundle
     from decoder.bundles.bundle import open_bundle
     from decoder.runtimes.onnx import RuntimeSettings
@@ -188,7 +191,7 @@ def evaluate(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A decoder bundle.")],
     session: Annotated[Path, typer.Argument(help="A session file (.h5).")],
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Fit ridge, Kalman filter and GRU beside it.")
+        bool, typer.Option("--baselines", help="Also fit ridge, a Kalman filter and a GRU.")
     ] = False,
     split: Annotated[str, typer.Option(help="all, train, valid or test.")] = "test",
     report: Annotated[
@@ -196,7 +199,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a bundle on a recorded session, causally, beside what a lab would use otherwise."""
+    """Score a bundle causally on a recorded session, with baselines to compare."""
     require_training()
     from clients.reports.tables import print_evaluation
     from decoder.bundles.bundle import open_bundle

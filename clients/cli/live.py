@@ -32,20 +32,23 @@ def record(
     output: OutDir = Path("sessions"),
     name: Annotated[str | None, typer.Option(help="Session id [date and time].")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=5.0, help="Labelled seconds; else until Ctrl-C.")
+        float | None,
+        typer.Option(min=5.0, help="Stop after this many labelled seconds [at Ctrl-C]."),
     ] = None,
-    spikes: Annotated[str | None, typer.Option(help="LSL spike stream by name.")] = None,
+    spikes: Annotated[str | None, typer.Option(help="Name of the LSL spike stream.")] = None,
     stream_type: Annotated[
         str, typer.Option(help="Spikes, SpikeCounts or SpikeEvents.")
     ] = "Spikes",
-    kinematics: Annotated[str | None, typer.Option(help="LSL kinematics stream by name.")] = None,
-    markers: Annotated[str | None, typer.Option(help="LSL marker stream by name.")] = None,
+    kinematics: Annotated[
+        str | None, typer.Option(help="Name of the LSL kinematics stream.")
+    ] = None,
+    markers: Annotated[str | None, typer.Option(help="Name of the LSL marker stream.")] = None,
     subject: Annotated[str, typer.Option()] = "unknown",
     repair: Annotated[
-        Path | None, typer.Option(help="Make a session of a .recording that was cut short.")
+        Path | None, typer.Option(help="Make a session from an unfinished .recording.")
     ] = None,
 ) -> None:
-    """Record live streams as a session, which `pretrain`, `adapt` and `evaluate` read."""
+    """Record live streams as a session for `pretrain`, `adapt` and `evaluate`."""
     from clients.reports.recordings import run_recording, session_of_recording
     from streaming.inlets.spikes import StreamQuery
     from streaming.recording.record import RecordSettings
@@ -68,31 +71,29 @@ def decode(
     stream_type: Annotated[
         str | None, typer.Option(help="Spikes, SpikeCounts or SpikeEvents [Spikes].")
     ] = None,
-    stream_name: Annotated[str | None, typer.Option(help="LSL stream by name.")] = None,
+    stream_name: Annotated[str | None, typer.Option(help="Name of the LSL stream.")] = None,
     address: Annotated[
         str | None, typer.Option(help=f"ZeroMQ address [{DEFAULT_ADDRESS}].")
     ] = None,
-    control: Annotated[
-        str | None, typer.Option(help="ZeroMQ address to take commands on [none].")
-    ] = None,
+    control: Annotated[str | None, typer.Option(help="ZeroMQ address for commands [none].")] = None,
     control_open: Annotated[
-        bool | None, typer.Option("--control-open", help="Let other machines give commands.")
+        bool | None, typer.Option("--control-open", help="Accept commands from other machines.")
     ] = None,
     stale_after_ms: Annotated[
-        float | None, typer.Option(help="Age of the newest spike that stops decoding [250].")
+        float | None, typer.Option(help="Stop decoding when the newest spike is older [250].")
     ] = None,
     fault_speed: Annotated[
         float | None,
-        typer.Option(help="Speed after the filters, m/s, above which it is a fault [5]."),
+        typer.Option(help="Higher speeds after the filters, m/s, are a fault [5]."),
     ] = None,
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
     require_provider: Annotated[
         bool | None, typer.Option("--require-provider", help="Refuse to run on another provider.")
     ] = None,
     min_known_share: Annotated[
-        float | None, typer.Option(help="Share of the bundle's units a stream must have [0.5].")
+        float | None, typer.Option(help="Least share of the bundle's units in the stream [0.5].")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="ONNX Runtime's threads [1].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of ONNX Runtime threads [1].")] = None,
 ) -> None:
     """Decode live: LSL spikes in, cursor velocity out, until Ctrl-C or SIGTERM.
 
@@ -117,20 +118,20 @@ def decode(
 @verbs.command(epilog="Example: volition serve --bundle monkey.bundle --home /data/volition")
 def serve(
     bundle: Annotated[
-        Path | None, typer.Option(help="Decode with it, unless it was given before.")
+        Path | None, typer.Option(help="First decoder, if the server has none yet.")
     ] = None,
     home: Annotated[
-        Path | None, typer.Option(help="Folder of decoders, calibrations and journal [volition].")
+        Path | None, typer.Option(help="Folder for decoders, calibrations and journal [volition].")
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address [127.0.0.1]; others need a token.")
+        str | None, typer.Option(help="Address [127.0.0.1]; any other needs a token.")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port [8000].")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings (docs/REST.md).")
+        Path | None, typer.Option(help="TOML file with settings (docs/REST.md).")
     ] = None,
     keep_daemon: Annotated[
-        bool | None, typer.Option("--keep-daemon", help="Leave it decoding at the end.")
+        bool | None, typer.Option("--keep-daemon", help="Leave the daemon running on exit.")
     ] = None,
 ) -> None:
     """Serve the REST interface and keep a decode daemon running, until Ctrl-C or SIGTERM.
@@ -151,36 +152,41 @@ def serve(
 
 @verbs.command(epilog="Example: volition calibrate --seconds 40 --labels intention")
 def calibrate(
-    seconds: Annotated[float, typer.Option(min=5.0, help="Labelled data to collect.")] = 40.0,
+    seconds: Annotated[
+        float, typer.Option(min=5.0, help="Seconds of labelled data to collect.")
+    ] = 40.0,
     method: Annotated[
         str, typer.Option(help="auto, units, units+head, full, scratch, kalman or ridge.")
     ] = "auto",
     labels: Annotated[
-        str, typer.Option(help="kinematics, intention or retrospective: what velocity means.")
+        str, typer.Option(help="kinematics, intention or retrospective: the velocity to learn.")
     ] = "kinematics",
     promote: Annotated[
-        str, typer.Option(help="auto: decode with it if it is better; manual or never: only score.")
+        str,
+        typer.Option(help="auto: switch if the candidate is better; manual, never: only score."),
     ] = "auto",
     shadow: Annotated[
-        bool, typer.Option("--shadow", help="First decode live beside the active decoder.")
+        bool, typer.Option("--shadow", help="First compare it live with the active decoder.")
     ] = False,
     allow: Annotated[
-        float | None, typer.Option(help="Seconds of learning; left out: as the model needs.")
+        float | None, typer.Option(help="Seconds of learning [as many as the model needs].")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Learn from an earlier calibration's data, by its id.")
+        str | None, typer.Option(help="Id of an earlier calibration whose data to learn from.")
     ] = None,
     kinematics: Annotated[
-        str | None, typer.Option(help="LSL stream by name; left out: the only one of its type.")
+        str | None, typer.Option(help="Name of the LSL stream [the only one of its type].")
     ] = None,
-    markers: Annotated[str | None, typer.Option(help="The same.")] = None,
-    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    markers: Annotated[
+        str | None, typer.Option(help="Name of the LSL stream [the only one].")
+    ] = None,
+    url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
     token: Annotated[
         str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Recalibrate the live decoder to today's units, through a server; Ctrl-C cancels."""
+    """Recalibrate the live decoder to today's units through a server. Ctrl-C cancels."""
     from clients.calibrate import calibrate as run
     from clients.control import ControlClient
 
@@ -197,10 +203,14 @@ def calibrate(
 def replay(
     session: Annotated[Path, typer.Argument(help="A session file (.h5).")],
     split: Annotated[str, typer.Option("--from", help="all, train, valid or test.")] = "all",
-    seconds: Annotated[float | None, typer.Option(help="Only the first seconds of it.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Play only this many seconds.")] = None,
     speed: Annotated[float, typer.Option(help="Recorded seconds per second.")] = 1.0,
-    loop: Annotated[bool, typer.Option("--loop", help="Start over at the end, for ever.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until somebody listens.")] = False,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Start again at the end, until Ctrl-C.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until a stream has a consumer.")
+    ] = False,
     lead: Annotated[float, typer.Option(min=0.0, help="Seconds before the first event.")] = 1.5,
     score: Annotated[
         bool, typer.Option("--score", help="Subscribe to the daemon and print its live R².")
@@ -214,7 +224,9 @@ def replay(
     from streaming.recording.replay import ReplaySettings
 
     if score and (loop or speed != 1.0):
-        raise SettingsError("--score needs the recording's own timing: no --loop, no --speed")
+        raise SettingsError(
+            "--score needs the recording's own timing; leave out --loop and --speed"
+        )
     settings = ReplaySettings(
         split=split_named(split), seconds=seconds, speed=speed, loop=loop,
         wait_for_consumer=wait or score, lead_s=lead,
@@ -228,7 +240,7 @@ def replay(
 @verbs.command(epilog="Example: volition watch --json | head")
 def watch(
     address: Address = DEFAULT_ADDRESS,
-    as_json: Annotated[bool, typer.Option("--json", help="One line a frame.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per frame.")] = False,
 ) -> None:
     """Show the live velocity, state and latency of a daemon."""
     from clients.watch import watch as show
@@ -241,10 +253,10 @@ def watchdog(
     publish: Annotated[str, typer.Option(help="ZeroMQ address that the rig subscribes to.")],
     address: Address = DEFAULT_ADDRESS,
     after_ms: Annotated[
-        float, typer.Option(min=1.0, help="Without a frame, until it says stop itself.")
+        float, typer.Option(min=1.0, help="Publish a stop after this long without a frame.")
     ] = 50.0,
 ) -> None:
-    """Pass a daemon's frames on; when they stop, publish velocity zero and not valid."""
+    """Forward a daemon's frames; publish zero, not valid, when they stop."""
     from streaming.daemon.watchdog import Watchdog
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -253,10 +265,10 @@ def watchdog(
 
 @verbs.command(epilog="Example: volition relay --name rig-velocity --rate 50")
 def relay(
-    name: Annotated[str, typer.Option(help="Of the LSL stream.")],
+    name: Annotated[str, typer.Option(help="Name of the LSL stream.")],
     address: Address = DEFAULT_ADDRESS,
-    rate: Annotated[float, typer.Option(help="Samples a second.")] = 50.0,
-    stale_ms: Annotated[float, typer.Option(help="An older frame moves nothing.")] = 100.0,
+    rate: Annotated[float, typer.Option(help="Samples per second.")] = 50.0,
+    stale_ms: Annotated[float, typer.Option(help="Ignore frames older than this.")] = 100.0,
 ) -> None:
     """Send a daemon's velocity over LSL (vel_x, vel_y, m/s), at a regular rate."""
     from clients.relay import Relay, RelaySettings
@@ -270,17 +282,17 @@ def relay(
 def demo(
     seconds: Annotated[float, typer.Option(min=5.0, help="How long to decode.")] = 30.0,
     family: Annotated[
-        str, typer.Option(help="poyo (reads a window) or possm (carries a state).")
+        str, typer.Option(help="poyo (window model) or possm (streaming model).")
     ] = "poyo",
     picture: Annotated[
-        Path | None, typer.Option(help="Keep the last view and the score as SVG.")
+        Path | None, typer.Option(help="Save the last view and the score as SVG.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Decode a simulated session live, in separate processes, and print the score.
 
-    The shipped bundle decodes the test domain of the session that it was trained on, streamed
-    over real LSL; true and decoded velocity are drawn side by side.
+    The shipped bundle decodes the test domain of a session that it was trained on, over real LSL.
+    The view shows true and decoded velocity.
     """
     from clients.reports.demo import demo as run
 

@@ -24,38 +24,42 @@ verbs = typer.Typer()
 @verbs.command(epilog="Example: volition task center-out --trials 64 --window --log trials.jsonl")
 def task(
     name: Annotated[str, typer.Argument(metavar="TASK", help="center-out, random or grid.")],
-    trials: Annotated[int, typer.Option(min=1, help="Returns to the centre not counted.")] = 64,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Number of trials, without returns to the centre.")
+    ] = 64,
     seconds: Annotated[
-        float | None, typer.Option(help="In --trials' place: no new trial after so many.")
+        float | None, typer.Option(help="Instead of --trials: no new trial after this many.")
     ] = None,
     mode: Annotated[str, typer.Option("--block", help="closed, assisted or observation.")] = (
         "closed"
     ),
-    block_name: Annotated[str, typer.Option("--name", help="Of the block [its kind].")] = "",
+    block_name: Annotated[str, typer.Option("--name", help="Name of the block [its kind].")] = "",
     hold: Annotated[
-        float | None, typer.Option(help="Seconds on a target that select it [0.3; grid 1].")
+        float | None, typer.Option(help="Seconds on a target to select it [0.3; grid 1].")
     ] = None,
-    limit: Annotated[float, typer.Option(help="Seconds for one trial.")] = 4.0,
-    radius: Annotated[float, typer.Option(help="Of a round target, m.")] = 0.01,
-    grid: Annotated[int, typer.Option(help="Squares a side of the grid.")] = 6,
+    limit: Annotated[float, typer.Option(help="Time limit of a trial, s.")] = 4.0,
+    radius: Annotated[float, typer.Option(help="Radius of a round target, m.")] = 0.01,
+    grid: Annotated[int, typer.Option(help="Squares per side of the grid.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Order of the targets.")] = 0,
     address: Address = DEFAULT_ADDRESS,
-    prefix: Annotated[str, typer.Option(help="Of the LSL streams' names.")] = "volition-task",
-    stale_ms: Annotated[float, typer.Option(help="An older frame moves nothing.")] = 100.0,
-    window: Annotated[bool, typer.Option("--window", help="Show it; space pauses.")] = False,
-    log: Annotated[Path | None, typer.Option(help="Append a JSON line a trial.")] = None,
-    url: Annotated[str | None, typer.Option(help="A server to pause along with.")] = None,
+    prefix: Annotated[str, typer.Option(help="Prefix of the LSL stream names.")] = "volition-task",
+    stale_ms: Annotated[float, typer.Option(help="Ignore frames older than this.")] = 100.0,
+    window: Annotated[bool, typer.Option("--window", help="Show a window; space pauses.")] = False,
+    log: Annotated[Path | None, typer.Option(help="Append a JSON line per trial.")] = None,
+    url: Annotated[str | None, typer.Option(help="URL of a server to pause too.")] = None,
     token: Annotated[
         str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
     ] = None,
     lead: Annotated[float, typer.Option(min=0.0, help="Seconds before the first target.")] = 1.5,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until somebody listens.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until a stream has a consumer.")
+    ] = False,
     lines: Annotated[
-        bool, typer.Option("--lines", help="Play blocks that JSON lines on stdin ask for.")
+        bool, typer.Option("--lines", help="Read the blocks to play as JSON lines from stdin.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Play a task with the decoded cursor, and say over LSL where cursor and target are."""
+    """Run a cursor task; cursor and target are sent over LSL."""
     from clients.rig.command import play_block, play_lines, report_scores, server_paused_too
     from clients.task.task import TaskSettings
     from clients.task.workspace import Block
@@ -95,7 +99,7 @@ def score(
     trials = [trial for path in log for trial in read_trials(path)]
     scores = score_trials(trials)
     if not scores:
-        raise SessionError(f"{', '.join(map(str, log))}: no trial that a score counts")
+        raise SessionError(f"{', '.join(map(str, log))}: no trial to score")
     if report is not None:
         from clients.rig.score_report import write_report
 
@@ -105,17 +109,19 @@ def score(
 
 @verbs.command(epilog="Example: volition participant --prefix rig --units 96 --subject 9 --seed 1")
 def participant(
-    prefix: Annotated[str, typer.Option(help="Of the task's streams, and of the spikes sent.")],
+    prefix: Annotated[
+        str, typer.Option(help="Prefix of the task's streams and of the spike stream.")
+    ],
     units: Annotated[int, typer.Option(min=1, help="Number of units.")] = 96,
-    subject: Annotated[int, typer.Option(min=0, help="Whose habits.")] = 9,
-    seed: Annotated[int, typer.Option(min=0, help="Which day: its units and noise.")] = 1,
+    subject: Annotated[int, typer.Option(min=0, help="Number of the subject.")] = 9,
+    seed: Annotated[int, typer.Option(min=0, help="Number of the day: its units and noise.")] = 1,
     delay_ms: Annotated[
-        float, typer.Option(min=0.0, max=1000.0, help="How late the screen is seen.")
+        float, typer.Option(min=0.0, max=1000.0, help="Delay of the screen.")
     ] = 150.0,
 ) -> None:
-    """Take part in a task as a simulated participant; drifts are told on standard input.
+    """Simulate a participant in a task, until Ctrl-C, SIGTERM or the end of standard input.
 
-    Until Ctrl-C, SIGTERM or the end of standard input.
+    Standard input takes drifts of the units as JSON lines.
     """
     from clients.participant.participant import participate
     from clients.participant.simulated import ParticipantSettings
@@ -130,34 +136,35 @@ def participant(
 @verbs.command(epilog="Example: volition rig --seed 1 --trials 32 --report rig.html")
 def rig(
     seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="Of the participant's day; may be given again.")
+        list[int] | None,
+        typer.Option(min=0, help="Number of the participant's day; may be repeated."),
     ] = None,
     preset: Annotated[str, typer.Option(help="stream or rt: the shipped decoder.")] = "stream",
     method: Annotated[
         str, typer.Option(help="auto, units, units+head, full, scratch, kalman or ridge.")
     ] = "units",
     name: Annotated[str, typer.Option("--task", help="center-out, random or grid.")] = "center-out",
-    trials: Annotated[int, typer.Option(min=1, help="Of each block in closed loop.")] = 64,
-    seconds: Annotated[float, typer.Option(min=5.0, help="Of each calibration.")] = 40.0,
+    trials: Annotated[int, typer.Option(min=1, help="Trials per closed-loop block.")] = 64,
+    seconds: Annotated[float, typer.Option(min=5.0, help="Seconds per calibration.")] = 40.0,
     gain: Annotated[float, typer.Option(min=0.0, help="Factor on the decoded velocity.")] = 0.4,
     labels: Annotated[
         str,
         typer.Option(
-            help="Of the recalibration: kinematics (observation), or intention or "
-            "retrospective, from closed loop."
+            help="Labels of the recalibration: kinematics (observation), or intention or "
+            "retrospective (closed loop)."
         ),
     ] = "kinematics",
     replaced: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Drift: share of units that become others.")
+        float, typer.Option(min=0.0, max=1.0, help="Drift: share of units that are replaced.")
     ] = 0.5,
-    turned: Annotated[float, typer.Option(help="Drift: degrees that the others turn by.")] = 60.0,
+    turned: Annotated[float, typer.Option(help="Drift: degrees by which the others turn.")] = 60.0,
     tick_ms: Annotated[float, typer.Option(help="Time between decodes.")] = 10.0,
-    jobs: Annotated[int, typer.Option(min=1, help="Seeds at once.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds in parallel.")] = 1,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Keep trials and logs here.")
+        Path | None, typer.Option("-o", "--output", help="Folder to keep trials and logs in.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML page of all trials.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write the paths steered as SVG.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page with all trials.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the cursor paths as SVG.")] = None,
     as_json: Json = False,
 ) -> None:
     """Close the loop with a simulated participant: calibrate, steer, drift, recalibrate, steer."""

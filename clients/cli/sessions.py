@@ -30,24 +30,27 @@ def import_(
     velocity: Annotated[str | None, typer.Option(help="Name of the velocity series.")] = None,
     unit: Annotated[
         str | None,
-        typer.Option(help="m, cm, mm, … or metres in one unit, if the file is wrong or silent."),
+        typer.Option(help="m, cm, mm, … or metres per unit, if the file has none or a wrong one."),
     ] = None,
     columns: Annotated[
         str | None,
-        typer.Option(help="Which columns are x and y, such as 2,3; -2 turns one round."),
+        typer.Option(help="Columns of x and y, such as 2,3; -2 reverses one."),
     ] = None,
     spike_unit: Annotated[
         str | None, typer.Option(help="ms, us or samples per second, if spike times aren't in s.")
     ] = None,
     spikes_outside: Annotated[
-        bool, typer.Option("--spikes-outside", help="Most spikes may be outside the kinematics.")
+        bool,
+        typer.Option(
+            "--spikes-outside", help="Accept a file with most spikes outside the kinematics."
+        ),
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Session id [the file's own].")] = None,
+    name: Annotated[str | None, typer.Option(help="Session id [from the file].")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a session of the same name.")
+        bool, typer.Option("--force", help="Replace a session with the same id.")
     ] = False,
 ) -> None:
-    """Turn an NWB or XDF recording, or a recording that was cut short, into a session."""
+    """Convert an NWB or XDF file, or an unfinished recording, to a session."""
     from dataclasses import replace
 
     from clients.reports.tables import print_session
@@ -64,8 +67,8 @@ def import_(
     taken = sessions.path_of(session.session_id, output)
     if taken.exists() and not force:
         raise SessionError(
-            f"{taken} exists, and was left as it is; give this session a --name of its own, or "
-            "replace the other with --force"
+            f"{taken} exists and was left unchanged; choose another --name, or replace it "
+            "with --force"
         )
     path = sessions.save(session, output, overwrite=force)
     print_session(terminal(), session, path)
@@ -103,26 +106,24 @@ def info(
 def simulate(
     units: Annotated[int, typer.Option(min=1, help="Number of units.")] = 96,
     minutes: Annotated[float, typer.Option(min=0.5, help="Length of the session.")] = 10.0,
-    subject: Annotated[int, typer.Option(min=0, help="Which subject moves.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Which day: its units and reaches.")] = 0,
+    subject: Annotated[int, typer.Option(min=0, help="Number of the subject.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Number of the day: its units and reaches.")] = 0,
     task: Annotated[
         str | None,
-        typer.Option(
-            help="center_out, random_target or steering; the seed's choice of reaches if left out."
-        ),
+        typer.Option(help="center_out, random_target or steering [chosen by the seed]."),
     ] = None,
     count: Annotated[
-        int, typer.Option("--sessions", min=1, help="How many days; seeds count up from --seed.")
+        int, typer.Option("--sessions", min=1, help="Number of days; seeds count up from --seed.")
     ] = 1,
     subjects: Annotated[
-        int, typer.Option(min=1, help="Share the days among so many subjects, from --subject on.")
+        int, typer.Option(min=1, help="Number of subjects that share the days, from --subject on.")
     ] = 1,
     total_units: Annotated[
-        int | None, typer.Option(min=1, help="Units of all sessions together, in --units' place.")
+        int | None, typer.Option(min=1, help="Units of all sessions together, instead of --units.")
     ] = None,
     output: OutDir = Path("sessions"),
 ) -> None:
-    """Make sessions of a simulated motor cortex: one, or a corpus of many days and subjects."""
+    """Simulate a motor cortex: one session, or a corpus of many days and subjects."""
     from clients.reports.runs import simulate_corpus
     from clients.reports.tables import print_session
     from decoder.errors import SettingsError
