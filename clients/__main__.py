@@ -1,4 +1,4 @@
-"""Where the `volition` command begins: Ctrl-C ends it quietly from its first import on."""
+"""Entry point of the `volition` command. Ctrl-C ends it quietly from its first import on."""
 
 try:
     import signal
@@ -12,12 +12,12 @@ LOOK_AGAIN_S = 0.02
 
 
 def main() -> None:
-    """Load the verbs and run the one that was asked for.
+    """Load the verbs and run one.
 
-    While they load, Ctrl-C ends the process as it ends any program that handles no signal. A verb
-    imports more; then Ctrl-C waits for the end of the import. Raised inside it, KeyboardInterrupt
-    may be printed, turned into an ImportError, or end the process in a C++ library's abort. Raised
-    inside a destructor it is lost; then it comes again.
+    While the verbs load, Ctrl-C ends the process like any program without a signal handler. Later
+    imports, inside a verb, delay Ctrl-C until they end: a KeyboardInterrupt inside an import may be
+    printed, become an ImportError, or make a C++ library abort. One inside a destructor is lost, so
+    it is raised again.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""`volition calibrate`: one recalibration through the server, with progress, before and after."""
+"""`volition calibrate`: one recalibration through the server, with its progress and scores."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from server.schemas import Calibration, CalibrationRequest, Scores
 
 GOOD = ("promoted", "ready")
 VERDICTS = {
-    "promoted": "[bold green]promoted[/]: {candidate} decodes now",
-    "ready": "[bold]ready[/]: {candidate} is better; activate it when you like",
-    "undecided": "[bold yellow]undecided[/]: {verdict}. {before} decodes on; activate {candidate} "
-    "if you know better, or collect more data",
-    "rejected": "[bold yellow]rejected[/]: {verdict}. {before} decodes on",
+    "promoted": "[bold green]promoted[/]: {candidate} is now decoding",
+    "ready": "[bold]ready[/]: {candidate} is better; activate it when you are ready",
+    "undecided": "[bold yellow]undecided[/]: {verdict}. {before} stays active; activate "
+    "{candidate} if you know better, or collect more data",
+    "rejected": "[bold yellow]rejected[/]: {verdict}. {before} stays active",
     "failed": "[bold red]failed[/]: {problem}",
     "interrupted": "[bold red]interrupted[/]: {problem} Its data is kept; it can be resumed.",
     "cancelled": "[bold]cancelled[/]",
@@ -31,7 +31,7 @@ VERDICTS = {
 def calibrate(
     console: Console, client: ControlClient, given: dict[str, Any], *, as_json: bool
 ) -> int:
-    """Begin, follow, print; returns the exit code: 0 where the candidate is better."""
+    """Start, follow and print a calibration. Returns exit code 0 if the candidate is better."""
     try:
         request = CalibrationRequest(**{k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
@@ -45,7 +45,7 @@ def calibrate(
             for calibration in client.follow(begun.id):
                 view.show(calibration)
     except KeyboardInterrupt:
-        with suppress(ProblemError):  # it had just ended
+        with suppress(ProblemError):  # it has just ended
             client.cancel_calibration(begun.id)
         calibration = client.calibration(begun.id)
     if as_json:
@@ -56,7 +56,7 @@ def calibrate(
 
 
 class View:
-    """Bars for what is collected, learned and compared."""
+    """Progress bars for collecting, learning and comparing."""
 
     def __init__(self, console: Console, calibration: Calibration) -> None:
         self._progress = Progress(
@@ -80,7 +80,7 @@ class View:
         self._progress.stop()
 
     def show(self, calibration: Calibration) -> None:
-        """Draw a calibration as it stands."""
+        """Draw the current state of a calibration."""
         bars = self._progress
         bars.update(
             self._collecting,
@@ -98,12 +98,12 @@ class View:
         if self._shadowing is not None:
             bars.start_task(self._shadowing)
             live = calibration.live
-            note = "" if live is None else f"R² {_r2(live.candidate)} beside {_r2(live.active)}"
+            note = "" if live is None else f"R² {_r2(live.candidate)} against {_r2(live.active)}"
             bars.update(self._shadowing, completed=live.seconds if live else 0.0, note=note)
 
 
 def print_calibration(console: Console, calibration: Calibration) -> None:
-    """Both decoders' scores side by side, and the verdict."""
+    """The scores of both decoders, and the verdict."""
     if calibration.held_out is not None:
         table = Table(title="causal velocity R²", title_justify="left")
         for name in ("scored on", "before", "after"):

@@ -1,10 +1,10 @@
-"""Cursor frames as an LSL stream of velocities, for a rig that reads LSL.
+"""Republishes cursor frames as an LSL stream of velocity, for a rig that reads LSL.
 
     volition relay --name rig-velocity --rate 50
 
-Samples leave at a regular rate. Each is the mean velocity of the frames that came since the one
-before, the newest frame's where none did, and zero where the newest isn't `valid` or is older than
-`stale_s`. It does not know who reads it.
+Samples are sent at a regular rate. Each is the mean velocity of the frames since the last sample.
+If none arrived, it is the newest frame's velocity. It is zero if the newest frame isn't `valid`
+or is older than `stale_s`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from streaming.clock import Metronome
 from streaming.signals import stop_on_signal
 from streaming.wire.messages import DEFAULT_ADDRESS
 
-TYPE = "CursorVelocity"  # not `Kinematics`: nobody should calibrate a decoder on itself
+TYPE = "CursorVelocity"  # not `Kinematics`, or a decoder could be calibrated on its own output
 LABELS = ("vel_x", "vel_y")
 STILL = (0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelaySettings:
-    """address: of the daemon's frames. name: of the LSL stream, of float32 in m/s.
+    """Settings of a relay.
 
-    rate_hz: of its samples. stale_s: a frame older than that moves nothing.
+    address: ZeroMQ address of the daemon. name: name of the LSL stream (float32, m/s).
+    rate_hz: samples per second. stale_s: older frames count as zero velocity.
     """
 
     name: str
@@ -45,7 +46,7 @@ class RelaySettings:
 
 
 class Relay:
-    """Relays from `with` on, while `serve` runs."""
+    """A context manager with an open subscriber and outlet; `serve` relays."""
 
     def __init__(self, settings: RelaySettings) -> None:
         self.settings = settings
@@ -65,7 +66,7 @@ class Relay:
         del self._outlet
 
     def serve(self) -> None:
-        """Until SIGINT or SIGTERM."""
+        """Relay until SIGINT or SIGTERM."""
         metronome = Metronome(1.0 / self.settings.rate_hz)
         with stop_on_signal(self):
             while not self.should_stop:
@@ -73,13 +74,15 @@ class Relay:
                 self._outlet.push_sample(self.velocity(), now)
 
     def velocity(self) -> tuple[float, float]:
-        """Of the sample that is due, m/s."""
-        came = []
+        """The velocity of the next sample, m/s."""
+        arrived = []
         while (frame := self._cursor.receive(timeout_s=0.0)) is not None:
-            came.append(frame)
-        if came:
-            x, y = (sum(frame.velocity[axis] for frame in came) / len(came) for axis in (0, 1))
-            self._velocity = (x, y) if came[-1].valid else STILL
+            arrived.append(frame)
+        if arrived:
+            x, y = (
+                sum(frame.velocity[axis] for frame in arrived) / len(arrived) for axis in (0, 1)
+            )
+            self._velocity = (x, y) if arrived[-1].valid else STILL
         return STILL if self._cursor.is_stale(self.settings.stale_s) else self._velocity
 
 

@@ -1,18 +1,18 @@
-"""Cursor frames as a rig receives them.
+"""Subscribers for cursor frames and status, for use in a rig.
 
     with CursorSubscriber(latest_only=True) as cursor:
         while True:
             frame = cursor.receive(timeout_s=0.05)
             move(frame.velocity if frame is not None and frame.valid else (0.0, 0.0))
 
-`latest_only` keeps one frame (ZeroMQ's CONFLATE): right for a screen that draws when it can,
-and for a loop that may fall behind, since what was missed is not played late. Without it every
-frame arrives in order. A frame that isn't `valid` carries zero velocity; silence is for the
-receiver to notice (a timeout, or `is_stale`).
+`latest_only` keeps only the newest frame (ZeroMQ's CONFLATE). Use it for a screen, and for a loop
+that may fall behind, so that missed frames are not played late. Without it, every frame arrives in
+order. A frame that isn't `valid` has zero velocity. The receiver itself must notice silence, by a
+timeout or `is_stale`.
 
-A valid frame that is older than `max_age_s` when it is read comes as `stale`, with velocity zero.
-So a reader that stalled does not move by what was decoded meanwhile. A recorder, which wants
-frames as they were sent, passes `max_age_s=None`.
+A valid frame that is older than `max_age_s` when it is read is returned as `stale`, with velocity
+zero, so that a reader that stalled does not act on old frames. A recorder passes `max_age_s=None`
+to get frames as they were sent.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ _CURSOR = wire.TOPICS["cursor"].prefix
 
 
 MAX_AGE_S = 0.1
-DRIFT = 2e-4  # between two hosts' clocks, at most
+DRIFT = 2e-4  # largest drift between the clocks of two hosts
 
 
 class _ShortestWay:
-    """The quickest frame's way: a later frame took that much longer. Hosts' clocks drift apart."""
+    """The shortest transit time so far, with an allowance for the drift of the two clocks."""
 
     def __init__(self) -> None:
         self._shortest = float("inf")
         self._at = 0.0
 
     def shortest(self, way_s: float, now: float) -> float:
-        """The shortest way so far, this one included: receiver's clock less the sender's, s."""
+        """The shortest transit so far, with this one: receiver's clock minus sender's, s."""
         self._shortest = min(way_s, self._shortest + DRIFT * (now - self._at))
         self._at = now
         return self._shortest
 
 
 class _FrameCounter:
-    """What both subscribers know about the frames that came: order, gaps, age."""
+    """Counts the frames of both subscribers, their gaps and their ages."""
 
     def __init__(self, max_age_s: float | None) -> None:
         self.n_frames = 0
-        self.n_gaps = 0  # places where sequence numbers jump
-        self.n_missed = 0  # frames that never came
-        self.n_restarts = 0  # times another daemon took over
-        self.n_too_old = 0  # valid frames that came as stale because of their age
-        self.backlog_s = 0.0  # how much later than the quickest frame the newest came
-        self.arrived: float | None = None  # LSL clock, s, of the newest frame
+        self.n_gaps = 0  # jumps of the sequence number
+        self.n_missed = 0  # frames that never arrived
+        self.n_restarts = 0  # how often another daemon took over
+        self.n_too_old = 0  # valid frames returned as stale because of their age
+        self.backlog_s = 0.0  # transit time of the newest frame above the shortest
+        self.arrived: float | None = None  # arrival of the newest frame, LSL clock, s
         self._max_age_s = max_age_s
-        self._age_s = 0.0  # of the newest frame when it came
+        self._age_s = 0.0  # age of the newest frame on arrival
         self._next_seq: int | None = None
         self._run: float | None = None
         self._ways = _ShortestWay()
@@ -70,9 +70,9 @@ class _FrameCounter:
     def is_stale(self, after_s: float = MAX_AGE_S) -> bool:
         """Whether the newest frame is older than `after_s` seconds (True before the first).
 
-        It is when none came for so long, and when frames wait unread: a reader that falls
-        behind gets old frames without a pause between them. Ages count from the quickest
-        frame's way, so they hold on another host too, as far as its clock runs alike.
+        This is the case after silence, and if frames wait unread: a reader that falls behind gets
+        old frames without a pause between them. Ages are relative to the shortest transit time,
+        so they are right on another host too.
         """
         if self.arrived is None:
             return True
@@ -98,8 +98,11 @@ class _FrameCounter:
         return wire.silenced(frame)
 
     def _note_age(self, frame: wire.CursorFrame, now: float, *, more_wait: bool) -> None:
-        """The quickest frame's way is known once none waits. Before, a frame's way is its age if
-        both sides are on one host, and nobody knows what it is if they aren't."""
+        """Set the age of a frame.
+
+        The shortest transit is known once no frame waits. Until then, the transit time is the age
+        if both sides are on one host; on two hosts the age is unknown.
+        """
         way_s = now - frame.published
         self.backlog_s = way_s - self._ways.shortest(way_s, now)
         if self._caught_up:
@@ -110,10 +113,10 @@ class _FrameCounter:
 
 
 class CursorSubscriber(_FrameCounter):
-    """Frames from a daemon, blocking.
+    """A blocking subscriber for cursor frames.
 
-    latest_only: keep the newest frame only; sequence gaps are then expected.
-    max_age_s: an older valid frame comes as `stale`; None takes every frame as it is.
+    latest_only: keep only the newest frame; sequence gaps are then expected.
+    max_age_s: return an older valid frame as `stale`; None returns every frame as it is.
     """
 
     def __init__(
@@ -128,7 +131,7 @@ class CursorSubscriber(_FrameCounter):
         self._socket = _subscribe(self._context.socket(zmq.SUB), address, latest_only)
 
     def receive(self, timeout_s: float | None = None) -> wire.CursorFrame | None:
-        """The next frame, or None where none comes within `timeout_s` (None: wait for ever)."""
+        """The next frame, or None after `timeout_s` (None: wait indefinitely)."""
         if not self._socket.poll(None if timeout_s is None else max(0, round(timeout_s * 1e3))):
             return None
         return self._take(self._socket.recv(), more_wait=_waits(self._socket))
@@ -140,7 +143,7 @@ class CursorSubscriber(_FrameCounter):
             yield frame
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close the socket."""
         self._context.destroy(linger=0)
 
     def __enter__(self) -> Self:
@@ -156,7 +159,7 @@ class CursorSubscriber(_FrameCounter):
 
 
 class AsyncCursorSubscriber(_FrameCounter):
-    """Frames from a daemon, for asyncio: `async with`, `async for`, `await receive()`."""
+    """A subscriber for asyncio: `async with`, `async for`, `await receive()`."""
 
     def __init__(
         self,
@@ -170,7 +173,7 @@ class AsyncCursorSubscriber(_FrameCounter):
         self._socket = _subscribe(self._context.socket(zmq.SUB), address, latest_only)
 
     async def receive(self, timeout_s: float | None = None) -> wire.CursorFrame | None:
-        """The next frame, or None where none comes within `timeout_s` (None: wait for ever)."""
+        """The next frame, or None after `timeout_s` (None: wait indefinitely)."""
         if not await self._socket.poll(
             None if timeout_s is None else max(0, round(timeout_s * 1e3))
         ):
@@ -184,7 +187,7 @@ class AsyncCursorSubscriber(_FrameCounter):
             yield frame
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close the socket."""
         self._context.destroy(linger=0)
 
     async def __aenter__(self) -> Self:
@@ -200,7 +203,7 @@ class AsyncCursorSubscriber(_FrameCounter):
 
 
 class StatusSubscriber:
-    """The daemon's `status` messages; the newest is enough."""
+    """A subscriber for the daemon's `status` messages."""
 
     def __init__(self, address: str = wire.DEFAULT_ADDRESS) -> None:
         self._context = zmq.Context()
@@ -209,7 +212,7 @@ class StatusSubscriber:
         self._socket.connect(address)
 
     def receive(self, timeout_s: float = 0.0) -> wire.Status | None:
-        """The newest status that waits, or None after `timeout_s`."""
+        """The newest waiting status, or None after `timeout_s`."""
         status = None
         wait_ms = max(0, round(timeout_s * 1e3))
         while self._socket.poll(wait_ms):
@@ -219,7 +222,7 @@ class StatusSubscriber:
         return status
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close the socket."""
         self._context.destroy(linger=0)
 
 

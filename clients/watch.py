@@ -1,4 +1,4 @@
-"""A daemon's life in the terminal: velocity, state, latency; or one JSON line a frame."""
+"""Shows a daemon in the terminal: velocity, state, latency; or prints one JSON line per frame."""
 
 from __future__ import annotations
 

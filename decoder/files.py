@@ -41,8 +41,8 @@ def replacing(path: Path, error: type[VolitionError] = VolitionError) -> Iterato
         sync_names(path.parent)
     except (OSError, SafetensorError) as reason:
         raise error(
-            f"{path}: can't be written ({brief(reason)}); make room or choose another folder. "
-            "The old content is unchanged"
+            f"{path}: can't be written ({brief(reason)}); free some space or choose "
+            "another folder. The old content is unchanged"
         ) from reason
     finally:
         _remove(partial)

@@ -32,29 +32,29 @@ for group in (sessions, learning, live, rig):  # in the order of `volition --hel
 app.add_typer(bench.verbs, name="bench")
 
 ADVICE = {
-    errno.ENOSPC: "make room, or choose another folder",
-    errno.EDQUOT: "make room, or choose another folder",
-    errno.EROFS: "choose a folder that can be written",
-    errno.EACCES: "choose another folder, or change who may use it",
-    errno.EPERM: "choose another folder, or change who may use it",
+    errno.ENOSPC: "free some space, or choose another folder",
+    errno.EDQUOT: "free some space, or choose another folder",
+    errno.EROFS: "choose a writable folder",
+    errno.EACCES: "choose another folder, or change its permissions",
+    errno.EPERM: "choose another folder, or change its permissions",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
     errno.EISDIR: "name a file, not a folder",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
-    errno.EADDRINUSE: "choose another address, or end the program that has it",
+    errno.EADDRINUSE: "choose another address, or end the program that uses it",
 }
 
 
 def main() -> None:
-    """Entry point: errors that a user can act on are printed in one line, exit code 1.
+    """Run the command. Errors that a user can act on are printed in one line, with exit code 1.
 
-    So are those of the disk and the network, wherever they come from. All others are bugs and
-    keep their traceback.
+    This includes all errors of the disk and the network. Other errors are bugs and keep their
+    traceback.
     """
-    # Of torch's threads, here and in child processes, before torch is loaded. On a busy machine
-    # those that spin keep the processor from those they wait for: a training step of two threads
-    # took 1.2-1.7 s, with this 0.2-0.6 s; on an idle machine 13 ms either way.
+    # Set before torch is loaded, for its threads here and in child processes. On a busy machine,
+    # spinning threads take the processor from the threads that they wait for: a training step
+    # with two threads took 1.2-1.7 s, and 0.2-0.6 s with this. On an idle machine both take 13 ms.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     threading.excepthook = _print_error_of_thread
     try:
@@ -66,11 +66,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C while Python ends
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # for a second Ctrl-C during exit
 
 
 def _print_error_of_thread(error: threading.ExceptHookArgs) -> None:
-    """As in `main`; a thread of TensorBoard's, say, may be the first to meet a full disk."""
+    """Print an OSError of a thread in one line: TensorBoard's thread may see a full disk first."""
     if isinstance(error.exc_value, OSError):
         text = escaped(_os_error(error.exc_value))
         terminal(stderr=True).print(f"[bold yellow]warning:[/] {text}", soft_wrap=True)
@@ -86,7 +86,7 @@ def _fail(text: str) -> NoReturn:
 def _os_error(error: OSError) -> str:
     from decoder.errors import brief
 
-    if error.errno is None:  # a library's own, which says more than its number would
+    if error.errno is None:  # raised by a library, with a text of its own
         return brief(error)
     files = [repr(str(name)) for name in (error.filename, error.filename2) if name is not None]
     text = ": ".join([*files, error.strerror or type(error).__name__])

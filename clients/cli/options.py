@@ -1,4 +1,4 @@
-"""What the verbs share: the command's app, options, consoles, and settings from options."""
+"""Shared by all verbs: common options, consoles, and settings from options."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def terminal(stderr: bool = False) -> Any:
 
 
 def escaped(text: str) -> str:
-    """Text that Rich prints as it is."""
+    """Text without Rich markup: it is printed literally."""
     from rich.markup import escape
 
     return escape(text)
 
 
 def require_training() -> None:
-    """Say how to get torch where it is missing."""
+    """Raise TrainingError if torch is not installed."""
     from importlib.util import find_spec
 
     from decoder.errors import TrainingError
@@ -49,7 +49,7 @@ def require_training() -> None:
 
 
 def settings_from(kind: type[S], given: dict[str, Any]) -> S:
-    """Settings from options that were given, then from what `kind` reads. Raises SettingsError."""
+    """Settings from the given options, then from the sources of `kind`. Raises SettingsError."""
     from pydantic import ValidationError
 
     from decoder.errors import SettingsError, invalid_fields
@@ -61,6 +61,7 @@ def settings_from(kind: type[S], given: dict[str, Any]) -> S:
 
 
 def split_named(name: str) -> Split:
+    """A split by its name. Raises SettingsError."""
     from decoder.errors import SettingsError
 
     if name not in ("all", "train", "valid", "test"):

@@ -1,1 +1,1 @@
-"""What the verbs run and print: progress bars, tables, the view of the demo."""
+"""Output of the verbs: progress bars, tables, the live view of the demo."""

@@ -1,4 +1,4 @@
-"""`volition demo`: the main job, end to end, by itself.
+"""`volition demo`: decodes a simulated session live, end to end.
 
 Three processes: this one (view and score), a decode daemon with the shipped bundle, and a
 replay of the simulated session's test domain over LSL. Nothing is mocked; with `--json` only
@@ -50,14 +50,14 @@ def demo(
     family: str = "poyo",
     picture: Path | None = None,
 ) -> int:
-    """Run the demo; returns the exit code. picture: keep the last view and the score as SVG."""
+    """Run the demo and return the exit code. picture: save the last view and the score as SVG."""
     from training.data.simulate import simulate
 
     if family not in FAMILIES:
-        raise BundleError(f"no demo bundle of family {family!r}; there are {', '.join(FAMILIES)}")
+        raise BundleError(f"no demo bundle of family {family!r}; expected {', '.join(FAMILIES)}")
     bundle = BUNDLES / f"{family}.bundle"
 
-    console.print("simulating one of the sessions that the shipped bundle was trained on…")
+    console.print("simulating a session that the shipped bundle was trained on…")
     session = simulate(**SESSION)  # type: ignore[arg-type]
     window_s = open_bundle(bundle).manifest.sizes.window_s
     settings = ReplaySettings(
@@ -89,7 +89,7 @@ def demo(
 def save_picture(
     path: Path, frames: live.LiveFrames, session: Session, score: live.LiveScore
 ) -> None:
-    """What the terminal shows at the end of the demo, as SVG."""
+    """Save the last view of the demo and its score as SVG."""
     n_frames = max(i for i, frame in enumerate(frames.frames) if frame.valid) + 1
     until_last = live.LiveFrames(frames=frames.frames[:n_frames], mapping=frames.mapping)
     page = Console(record=True, width=WIDTH + 4, file=io.StringIO())
@@ -100,7 +100,7 @@ def save_picture(
 
 
 class View:
-    """True and decoded velocity side by side, drawn a few times a second."""
+    """The live view of true and decoded velocity, redrawn a few times per second."""
 
     def __init__(self, console: Console, session: Session) -> None:
         self._session = session
@@ -110,19 +110,19 @@ class View:
         self._enabled = console.is_terminal
 
     def see(self, frame: wire.CursorFrame, frames: live.LiveFrames) -> None:
-        """Take note of a frame; draw when it is time."""
+        """Add a frame, and redraw if it is time."""
         if not self._enabled or time.monotonic() - self._drawn_at < REFRESH_S:
             return
         self._drawn_at = time.monotonic()
         self._live.update(draw(frame, frames, self._session), refresh=True)
 
     def close(self) -> None:
-        """Leave the last picture on the screen."""
+        """Stop redrawing; the last view stays on the screen."""
         self._live.stop()
 
 
 def draw(frame: wire.CursorFrame, frames: live.LiveFrames, session: Session) -> Panel:
-    """The last seconds of both velocities, and the frame's numbers."""
+    """Draw the last seconds of both velocities, and the numbers of a frame."""
     head = Text.assemble(
         (f" {frame.state} ", "bold reverse green" if frame.valid else "bold reverse yellow"),
         f"  tick {frame.latency_ms:5.2f} ms  decode {frame.decode_ms:5.2f} ms  "
@@ -145,7 +145,7 @@ def draw(frame: wire.CursorFrame, frames: live.LiveFrames, session: Session) -> 
 
 
 def plot(ages: Floats, true: Floats, decoded: Floats) -> list[Text]:
-    """Two traces in Braille dots, 2 by 4 a character. ages: (n,) 0 to 1; values in m/s."""
+    """Two traces in Braille dots, 2 by 4 per character. ages: (n,) 0 to 1; values in m/s."""
     full = max(0.2, float(np.abs(true).max()), float(np.abs(decoded).max()))
     cells = [[(" ", "")] * WIDTH for _ in range(HEIGHT)]
     cells[HEIGHT // 2] = [("┄", "bright_black")] * WIDTH

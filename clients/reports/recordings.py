@@ -35,7 +35,7 @@ def run_recording(
     subject: str,
     seconds: float | None,
 ) -> Path:
-    """Record until it is enough or Ctrl-C, with a progress bar; write the session."""
+    """Record for `seconds` or until Ctrl-C, with a progress bar, and write the session."""
     from streaming.recording.record import Recorder
     from streaming.signals import stop_on_signal
 
@@ -61,17 +61,17 @@ def run_recording(
 
 @contextmanager
 def _pointing_at(recording: Path, folder: Path) -> Iterator[None]:
-    """Let an error say how to make a session of what is recorded by then."""
+    """Add to an error the command that converts the recording so far to a session."""
     try:
         yield
     except VolitionError as error:
         raise type(error)(
-            f"{error}. `volition import {recording} -o {folder}` makes a session of it"
+            f"{error}. `volition import {recording} -o {folder}` converts it to a session"
         ) from error
 
 
 def session_of_recording(console: Console, recording: Path, folder: Path) -> Path:
-    """Make a session of a recording, whole or cut short, and print it."""
+    """Convert a recording, complete or unfinished, to a session and print it."""
     from streaming.recording.raw import read_recording
 
     session = read_recording(recording)
@@ -81,17 +81,17 @@ def session_of_recording(console: Console, recording: Path, folder: Path) -> Pat
 
 
 def _point_at_unfinished(console: Console, folder: Path) -> None:
-    """Name recordings that were cut short, and the command that makes sessions of them."""
+    """Print the unfinished recordings, with the command that converts them."""
     for recording in sorted(folder.glob("*.recording")):
         if not recording.with_suffix(".h5").exists():
             console.print(
-                f"[yellow]{escape(str(recording))} was cut short: `volition import "
-                f"{escape(str(recording))} -o {escape(str(folder))}` makes a session of it[/]"
+                f"[yellow]{escape(str(recording))} is unfinished: `volition import "
+                f"{escape(str(recording))} -o {escape(str(folder))}` converts it to a session[/]"
             )
 
 
 def play(console: Console, path: Path, settings: ReplaySettings) -> None:
-    """Replay in this process until it ends or is told to."""
+    """Replay in this process until the end of the session or a signal."""
     from streaming.recording.replay import Replay
     from streaming.signals import stop_on_signal
 
@@ -108,7 +108,7 @@ def play(console: Console, path: Path, settings: ReplaySettings) -> None:
 def play_and_score(
     console: Console, path: Path, settings: ReplaySettings, address: str, *, as_json: bool
 ) -> None:
-    """Replay in a process of its own, score the daemon's frames here.
+    """Replay in a child process and score the daemon's frames here.
 
     If either ends early, or on Ctrl-C, what came until then is scored. Raises StreamError then.
     """
@@ -131,4 +131,4 @@ def play_and_score(
     else:
         print_score(console, result)
     if problem:
-        raise StreamError(f"the score is of the part before this: {problem}")
+        raise StreamError(f"the score covers only the part before this: {problem}")

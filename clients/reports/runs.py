@@ -32,7 +32,7 @@ def run_training(
 ) -> dict[str, Any] | None:
     """Pretrain with a progress bar: loss, validation R², tokens/s, time left.
 
-    None in all processes but the first.
+    Returns None in all processes of torchrun but the first.
     """
     from training.pretraining.fabric import launch
     from training.pretraining.pretrain import pretrain
@@ -40,7 +40,7 @@ def run_training(
     paths = sessions.find(folder)
     loaded = sessions.open_all(folder)
     if len({session.session_id for session in loaded}) < len(loaded):
-        raise TrainingError(f"{folder}: two files hold the same session id; keep one of them")
+        raise TrainingError(f"{folder}: two files have the same session id; keep one of them")
     columns = (
         TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
         TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}  "
@@ -90,7 +90,7 @@ def simulate_corpus(
     seed: int,
     task: Task | None = None,
 ) -> None:
-    """Write `count` simulated sessions, `n_units` in all, in a folder a subject."""
+    """Write `count` simulated sessions with `n_units` in total, one folder per subject."""
     from training.data.simulate import simulate
 
     with Progress(console=console) as progress:
@@ -112,7 +112,7 @@ def simulate_corpus(
 def run_adaptation(
     console: Console, run: Path, session_path: Path, output: Path, settings: AdaptSettings
 ) -> dict[str, Any]:
-    """Learn a session with a progress bar; a run becomes a run, a bundle a bundle."""
+    """Adapt to a session, with a progress bar. A run gives a run, a bundle a bundle."""
     from training.calibration import adapt
     from training.exports.checkpoints import save_run
     from training.exports.reweigh import write_adapted

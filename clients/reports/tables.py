@@ -1,4 +1,4 @@
-"""What the command prints: a table for people, a dictionary for scripts."""
+"""Results of the verbs as tables, and as dictionaries for scripts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def session_summary(session: Session) -> dict[str, Any]:
 
 
 def print_session(console: Console, session: Session, path: Path) -> None:
-    """A session's summary as a table."""
+    """Print a session's summary as a table."""
     s = session_summary(session)
     rate, kinematics, domains = s["rate_hz"], s["kinematics"], s["domains_s"]
     table = _facts(f"[bold]{escape(s['session_id'])}[/]  {escape(str(path))}")
@@ -90,7 +90,7 @@ def print_session(console: Console, session: Session, path: Path) -> None:
 
 
 def print_bundle(console: Console, bundle: Bundle) -> None:
-    """A verified bundle as a table."""
+    """Print a verified bundle as a table."""
     manifest = bundle.manifest
     table = _facts(f"[bold]{manifest.decoder_id}[/]  {bundle.path}")
     table.add_row("model", f"{manifest.family}, preset {manifest.preset}")
@@ -115,7 +115,7 @@ def print_bundle(console: Console, bundle: Bundle) -> None:
 
 
 def print_score(console: Console, score: LiveScore) -> None:
-    """A live score beside ridge's, and the timing it was reached with."""
+    """Print a live score, ridge's score and the timing as tables."""
     table = Table(title=f"live decoding of {score.session}", title_justify="left")
     table.add_column("causal velocity R²")
     for axis in ("x", "y", "mean"):
@@ -145,7 +145,7 @@ def print_score(console: Console, score: LiveScore) -> None:
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
-    """An evaluation as a table, the best decoder in bold."""
+    """Print an evaluation as a table, with the best decoder in bold."""
     result = evaluation.as_dict()
     table = Table(
         title=f"{result['session']}, {result['split']} domain, {result['seconds']:.0f} s, causal",
@@ -169,14 +169,14 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     tail = result["tick_ms"]
     facts.add_row("R² at every tick", f"{result['r2_mean_every_tick']:.3f}")
     facts.add_row(
-        "a tick's cost", ", ".join(f"{name} {value:.2f} ms" for name, value in tail.items())
+        "cost of a tick", ", ".join(f"{name} {value:.2f} ms" for name, value in tail.items())
     )
     facts.add_row("normalized latency", f"{result['normalized_latency']:.3f}")
     console.print(facts)
 
 
 def print_bench(console: Console, cases: list[dict[str, Any]]) -> None:
-    """Tick costs as a table."""
+    """Print the costs of a tick as a table."""
     table = Table(title="cost of a tick, ms, one thread", title_justify="left")
     for name in ("preset", "spikes/s"):
         table.add_column(name, justify="right")
@@ -196,7 +196,7 @@ def print_bench(console: Console, cases: list[dict[str, Any]]) -> None:
 
 
 def print_bench_train(console: Console, cases: list[dict[str, Any]]) -> None:
-    """Training speeds as a table."""
+    """Print training speeds as a table."""
     table = Table(title="training, windows/s", title_justify="left")
     for name in ("preset", "device", "batch", "spikes a window", "ours", "torch_brain", "faster"):
         table.add_column(name, justify="right")
@@ -211,7 +211,7 @@ def print_bench_train(console: Console, cases: list[dict[str, Any]]) -> None:
 
 
 def print_bench_corpus(console: Console, result: dict[str, Any]) -> None:
-    """A corpus' cost as a table."""
+    """Print the cost of a corpus as a table."""
     table = _facts("[bold]a corpus, beside one of its sessions[/]")
     table.add_row(
         "corpus",

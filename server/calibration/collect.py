@@ -108,7 +108,7 @@ def check_space(folder: Path) -> None:
     if free < MIN_FREE_BYTES:
         raise SessionError(
             f"the disk of {folder} has {free / 1e6:.0f} MB free, expected at least "
-            f"{MIN_FREE_BYTES / 1e6:.0f} MB; make room"
+            f"{MIN_FREE_BYTES / 1e6:.0f} MB; free some space"
         )
 
 
@@ -148,7 +148,9 @@ def main() -> None:
     except VolitionError as error:
         send_problem(error)
     except OSError as error:
-        send_problem(SessionError(f"{first.get('folder')}: can't be written ({error}); make room"))
+        send_problem(
+            SessionError(f"{first.get('folder')}: can't be written ({error}); free some space")
+        )
     else:
         if path is not None:
             send(done=str(path))

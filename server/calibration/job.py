@@ -130,7 +130,9 @@ class Job:
         except VolitionError as error:
             self._failed(error)
         except OSError as error:
-            self._failed(SessionError(f"{self.folder}: can't be written ({error}); make room"))
+            self._failed(
+                SessionError(f"{self.folder}: can't be written ({error}); free some space")
+            )
         except Exception as error:
             log.exception("calibration %s", self.calibration.id)
             self._failed(VolitionError(f"internal error: {error!r}; see the server's log"))

@@ -95,7 +95,7 @@ class Journal:
                 yield self._db
         except sqlite3.Error as error:
             raise JournalError(
-                f"{self._path} can't be written ({error}); make room. The change is not in it"
+                f"{self._path} can't be written ({error}); free some space. The change is not in it"
             ) from error
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -182,7 +182,8 @@ class Recorder:
 
     def _write_error(self, error: OSError) -> SessionError:
         return SessionError(
-            f"{self.path}: can't be written ({error}); make room. The recording so far is kept"
+            f"{self.path}: can't be written ({error}); free some space. "
+            "The recording so far is kept"
         )
 
     def _count_samples(self, times: Floats) -> None:

@@ -45,7 +45,7 @@ def test_pretraining_on_a_full_disk_is_one_error(
 ) -> None:
     (full_disk / "filler").write_bytes(bytes(2**20 - 2**10 * free_kb))
     done = volition("pretrain", str(session), "--steps", "2", "-o", str(full_disk / "run"))
-    assert_one_clear_line(done, "No space left", "make room")
+    assert_one_clear_line(done, "No space left", "free some space")
 
 
 @pytest.mark.parametrize("verb", ["simulate", "pretrain"])
@@ -72,7 +72,7 @@ def test_an_evaluation_whose_report_cannot_be_written_is_one_error(
     done = volition(
         "evaluate", str(tiny.bundle.path), str(tiny.session_path), "--report", str(page)
     )
-    assert_one_clear_line(done, "page.html", "make room or choose another folder")
+    assert_one_clear_line(done, "page.html", "free some space or choose another folder")
     assert not page.exists()
 
 
@@ -106,7 +106,7 @@ def test_a_path_that_no_command_can_use_is_one_error(
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
-        "from clients.cli import verbs as cli\n"
+        "from clients.cli import main as cli\n"
         "@cli.app.command('broken')\n"
         "def broken() -> None:\n"
         "    {}['missing']\n"
@@ -154,7 +154,7 @@ def test_ctrl_c_in_an_import_or_a_destructor_is_not_lost(tmp_path: Path) -> None
     program = """
 import os, signal, sys
 from clients import __main__
-from clients.cli import verbs as cli
+from clients.cli import main as cli
 
 class Handle:
     def __del__(self):

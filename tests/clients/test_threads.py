@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import os, sys
-from clients.cli import verbs as cli
+from clients.cli import main as cli
 sys.argv = ["volition", "--help"]
 try:
     cli.main()

@@ -225,5 +225,5 @@ def test_a_calibration_on_a_full_disk_fails_with_advice(
         collector.stdin.flush()
         said = [json.loads(line) for line in collector.stdout]
     assert said[-1]["problem"]["error"] == "SessionError"
-    assert "make room" in said[-1]["problem"]["detail"]
+    assert "free some space" in said[-1]["problem"]["detail"]
     assert (tmp_path / "data" / "full.recording" / "spikes.bin").stat().st_size > 30_000

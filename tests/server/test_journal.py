@@ -157,7 +157,7 @@ def test_a_journal_that_can_not_grow_raises_an_error_with_advice(tmp_path: Path)
     journal = Journal(tmp_path / "journal.sqlite")
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count={pages}")
-    with pytest.raises(JournalError, match="make room"):
+    with pytest.raises(JournalError, match="free some space"):
         journal.remember(large="x" * 100_000)
     assert journal.recall("large") is None
     journal.close()

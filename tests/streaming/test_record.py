@@ -354,7 +354,7 @@ def test_a_full_disk_is_one_line_of_error_and_the_recording_is_kept(
     assert "Traceback" not in output
     (error,) = [line for line in output.splitlines() if "error:" in line]
     recording = full_disk / "today.recording"
-    for text in ("No space left", "make room", "is kept", f"volition import {recording}"):
+    for text in ("No space left", "free some space", "is kept", f"volition import {recording}"):
         assert text in error
     done = Process(tmp_path / "import.log", "import", str(recording), "-o", str(tmp_path / "out"))
     assert done.popen.wait(DEADLINE_S) == 0, done.output()
