@@ -1,1 +1,1 @@
-"""`volition bench`: what a tick and a recalibration cost."""
+"""`volition bench`: the cost of a tick and of a recalibration."""

@@ -37,11 +37,11 @@ def main(
     bundle: Path,
     session: Path,
     seconds: Annotated[list[float], typer.Option()] = [40.0, 60.0, 120.0],  # noqa: B006
-    method: Annotated[list[str] | None, typer.Option(help="All of them if left out.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method; may be repeated [all].")] = None,
     allow: Annotated[float, typer.Option(help="Seconds of learning.")] = 35.0,
     output: Annotated[Path | None, typer.Option("-o")] = None,
 ) -> None:
-    """Run all, print a table, write JSON."""
+    """Run all methods, print a table and write JSON."""
     console = Console()
     recorded = sessions.load(session)
     rows: list[Row] = []
@@ -64,7 +64,7 @@ def main(
 
 
 def calibrated(bundle: Path, session: Session, seconds: float, method: str, allow: float) -> Row:
-    """One calibration through the interface, and the score of what it made."""
+    """Run one calibration through the REST API and score its decoder."""
     request = CalibrationRequest(
         seconds=seconds, method=method, promote="never", allowed_s=allow,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -99,7 +99,7 @@ def domain_r2(bundle: Path, session: Session) -> float:
 
 
 def ridge(session: Session, seconds: float) -> float:
-    """Ridge regression fitted on the same seconds, its penalty chosen on their last fifth."""
+    """R² of ridge fitted on the same seconds, with the penalty chosen on their last fifth."""
     from training.baselines.ridge import ridge_score
     from training.calibration.adapt import first_seconds, hold_out_last_fifth
 

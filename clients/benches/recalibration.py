@@ -1,4 +1,4 @@
-"""A whole recalibration on this machine, measured from outside: what a rig would see.
+"""Measures a recalibration on this machine from outside, as a rig sees it.
 
     volition bench recalibrate --preset stream --runs 5
 
@@ -33,7 +33,7 @@ from streaming.wire import messages as wire
 
 UNSEEN = 9  # a simulated subject; the shipped decoders know 0 to 3
 BEFORE_S, AFTER_S = 15.0, 20.0
-LEAD_S = 3.0  # of the replay, so that who listens is there in time
+LEAD_S = 3.0  # of the replay, for the subscribers to connect in time
 LONGEST_LEARNING_S = 600.0
 
 
@@ -52,11 +52,11 @@ class Flow:
     problem: VolitionError | None = None
 
     def of(self, decoder: str | None) -> list[wire.CursorFrame]:
-        """Frames of one decoder."""
+        """The frames of one decoder."""
         return [frame for frame in self.frames.frames if frame.decoder == decoder]
 
     def r2(self, decoder: str | None, *, last_s: float | None = None) -> float:
-        """Live causal R² of a decoder's valid frames, of the last seconds where given."""
+        """Live causal R² of a decoder's valid frames, or of those in the last `last_s` seconds."""
         from training.baselines.ridge import r2
 
         assert self.frames.mapping is not None
@@ -69,12 +69,12 @@ class Flow:
 
     @property
     def took_s(self) -> float:
-        """From the last labelled sample to the new decoder's first frame."""
+        """Seconds from the last labelled sample to the new decoder's first frame."""
         assert self.calibration is not None
         return self.of(self.calibration.candidate)[0].published - self.data_ended
 
     def ticks(self, start: float, end: float) -> dict[str, float]:
-        """Ticks between two times, those missed, and those that came a tick late or later."""
+        """Ticks between two times: all, missed, and at least one tick late."""
         frames = [frame for frame in self.frames.frames if start <= frame.window_end < end]
         missed, n_ticks = live.late_ticks(frames)
         tick_s = float(np.median(np.diff([frame.window_end for frame in frames])))
@@ -111,7 +111,7 @@ class Flow:
 
 
 class _EnoughError(Exception):
-    """What was to be seen was seen."""
+    """Ends a replay early, when enough frames have been seen."""
 
 
 def recalibrate(
@@ -125,10 +125,10 @@ def recalibrate(
     split: Split = "all",
     **variables: str,
 ) -> Flow:
-    """Decode a session live with a bundle, recalibrate by request, decode on.
+    """Decode a session live with a bundle, recalibrate once, and continue decoding.
 
-    before_s, after_s: valid seconds before the request, and after its end. split: what is played.
-    Raises what the calibration's client raises, StreamError where nothing streams.
+    before_s, after_s: valid seconds before the request and after its end. split: the part played.
+    Raises the errors of the REST client, and StreamError if nothing streams.
     """
     prefix = _prefix()
     flow = Flow(session=session)
@@ -160,7 +160,7 @@ def recalibrate(
 
 
 def undisturbed(bundle: Path, session: Session, folder: Path, *, seconds: float) -> Flow:
-    """The same processes for so many valid seconds, with nothing asked of them: a control."""
+    """A control: the same processes for `seconds` valid seconds, without a calibration."""
     flow = Flow(session=session)
     path = sessions.save(session, folder)
     with Server(bundle, folder / "home", f"{_prefix()}-spikes") as server:
@@ -176,7 +176,7 @@ def undisturbed(bundle: Path, session: Session, folder: Path, *, seconds: float)
 
 
 def _prefix() -> str:
-    """Of the names of this process's streams."""
+    """Prefix of the stream names of this process."""
     return f"volition-flow-{os.getpid()}"
 
 
@@ -204,9 +204,9 @@ def _valid_s(frames: live.LiveFrames) -> float:
 
 
 def bench(console: Console, *, preset: str, runs: int, seconds: float) -> dict[str, Any]:
-    """Recalibrate the shipped decoder for another day of an unseen subject, `runs` times.
+    """Recalibrate the shipped decoder to a new day of an unseen subject, `runs` times.
 
-    A control follows each: the same replay for as long, without a calibration.
+    Each run is followed by a control of the same length, without a calibration.
     """
     from training.data.simulate import simulate
 
@@ -232,7 +232,7 @@ def bench(console: Console, *, preset: str, runs: int, seconds: float) -> dict[s
 
 
 def summary(result: dict[str, Any]) -> str:
-    """One run in a line."""
+    """One line for a run."""
     control, during = result["ticks_of_control"], result["ticks_during_and_after"]
     took = "" if result["took_s"] is None else f" after {result['took_s']:.1f} s"
     return (

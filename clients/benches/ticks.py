@@ -1,4 +1,4 @@
-"""`volition bench`: what a tick costs, ours and torch_brain's eager POYO, on the same windows.
+"""`volition bench`: the cost of a tick, here and in torch_brain's eager POYO, on the same windows.
 
 Both get the same spikes of the same random model, one thread each, interleaved in one run, so
 that a noisy machine is noisy for both. A tick of ours is what the daemon does: embed the spikes
@@ -25,7 +25,7 @@ RATES_HZ = (500, 2_000, 20_000)  # spikes/s
 
 
 def bench(console: Console, *, presets: list[str], runs: int) -> list[dict[str, Any]]:
-    """Time every preset at every rate; one dictionary a case."""
+    """Time every preset at every rate; one dictionary per case."""
     import torch
 
     torch.set_num_threads(1)
@@ -43,7 +43,7 @@ def bench(console: Console, *, presets: list[str], runs: int) -> list[dict[str, 
 
 
 class _Runner:
-    """One preset with random weights, as a runtime and as torch_brain's module if it has one."""
+    """A preset with random weights, as a runtime and, if it exists, as torch_brain's module."""
 
     def __init__(self, preset: str, folder: Path) -> None:
         from decoder.runtimes.opening import open_runtime
@@ -55,7 +55,7 @@ class _Runner:
         self.runtime.warm_up()
 
     def time(self, rate_hz: int, runs: int) -> dict[str, Any]:
-        """Costs of `runs` consecutive ticks at a steady rate."""
+        """Time `runs` consecutive ticks at a steady rate."""
         rng = np.random.default_rng(rate_hz)
         window_s = self.runtime.window_s
         n_ticks = runs + 10
@@ -89,7 +89,7 @@ class _Runner:
         }
 
     def _reference(self, times: Floats, units: Ints, end: float) -> tuple[Floats, float] | None:
-        """torch_brain's output and what it cost, seconds; None where it has no such model."""
+        """torch_brain's output and its time in seconds; None if it has no such model."""
         from training.evaluation.reference import reference_inputs, reference_output
         from training.models.config import ModelConfig
 

@@ -1,1 +1,1 @@
-"""Replay, daemon and server as child processes, for whoever measures them."""
+"""Replay, daemon and server as child processes, for benchmarks, the rig and tests."""

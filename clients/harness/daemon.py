@@ -1,4 +1,4 @@
-"""A decode daemon of this machine's own, with a shipped bundle if none is named."""
+"""A decode daemon as a child process; the shipped bundles; free ports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TICK_MS = 10.0
 
 
 def free_port() -> int:
-    """A TCP port that is free on loopback, and that nobody else is given before this process ends.
+    """A TCP port that is free on loopback and stays reserved until this process ends.
 
-    The socket stays bound without listening: Linux then gives the port to no other socket that
-    asks for any free one, while servers, which set SO_REUSEADDR, can listen on it.
+    The socket stays bound without listening. Linux then does not assign the port to another
+    socket, but a server can listen on it, because servers set SO_REUSEADDR.
     """
     probe = socket.socket()
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 @contextmanager
 def daemon(bundle: Path, address: str, stream_name: str) -> Iterator[subprocess.Popen[str]]:
-    """A decode daemon in a process of its own; stopped with SIGINT at the end."""
+    """Run a decode daemon as a child process; SIGINT ends it on exit."""
     command = [
         sys.executable, "-m", "clients", "decode", str(bundle),
         "--tick-ms", str(TICK_MS), "--address", address, "--stream-name", stream_name,

@@ -1,8 +1,8 @@
-"""Play a session in a process of its own and score what a daemon makes of it, live.
+"""Plays a session in a child process and scores the frames of a daemon that decodes it.
 
-Frames are taken off ZeroMQ as they come; at the end they are compared with the recording's
-kinematics at the decoded instants. Only `valid` frames count, and only where the whole window
-lies inside the played domain. Nothing here knows how frames were decoded.
+Frames are received over ZeroMQ. At the end they are compared with the recorded kinematics at the
+decoded times. Only `valid` frames count, and only where the whole window
+lies inside the played domain. This module does not depend on the decoder.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from streaming.sessions.intervals import within
 from streaming.sessions.session import Session
 from streaming.wire import messages as wire
 
-AFTERWARDS_S = 0.3  # frames of the last windows are still on their way when the replay ends
-SILENCE_S = 10.0  # no frame for so long: there is no daemon
+AFTERWARDS_S = 0.3  # for the last frames to arrive after the replay ends
+SILENCE_S = 10.0  # without a frame for this long, there is no daemon
 
 
 @dataclass
 class LiveFrames:
-    """Frames as they arrived: the frame, and seconds on the LSL clock."""
+    """Frames, and their arrival times on the LSL clock, s."""
 
     frames: list[wire.CursorFrame] = field(default_factory=list)
     arrived: list[float] = field(default_factory=list)
@@ -47,9 +47,9 @@ class LiveFrames:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveScore:
-    """What a replay with a score prints. R² is causal: nothing after the window's end was used.
+    """The score of a replay. R² is causal: nothing after the window's end was used.
 
-    ridge_…: of ridge in the part of the test domain that was played; None if none of it was.
+    ridge_…: ridge on the part of the test domain that was played; None if none was.
     """
 
     r2_x: float
@@ -79,7 +79,7 @@ class LiveScore:
 def playing(
     path: Path, settings: ReplaySettings
 ) -> Iterator[tuple[Connection, multiprocessing.process.BaseProcess]]:
-    """A replay process; its connection brings a `Mapping`, then None, or an error's text."""
+    """Run a replay process. Its connection sends a `Mapping`, then None or an error text."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_play, args=(path, settings, theirs), daemon=True)
@@ -95,7 +95,7 @@ def playing(
 
 @contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """What starts here ignores a Ctrl-C while it imports; this process ends it anyway."""
+    """Make a child ignore Ctrl-C while it imports; this process ends it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,9 +130,9 @@ def collect(
     *,
     into: LiveFrames | None = None,
 ) -> LiveFrames:
-    """Play a session and gather the daemon's frames until it ends.
+    """Play a session to its end and collect the daemon's frames.
 
-    into: gather them there; what came until an error stays in it.
+    into: the object to collect into, which keeps its frames after an error.
     Raises StreamError if no daemon publishes on `address`, or if the replay fails.
     """
     live = LiveFrames() if into is None else into
@@ -151,7 +151,7 @@ def collect(
                         "says why"
                         if live.frames
                         else f"no frame on {address} for {SILENCE_S:.0f} s; start `volition decode "
-                        "BUNDLE`, or name its --address"
+                        "BUNDLE`, or give its --address"
                     )
                 assert cursor.arrived is not None
                 live.frames.append(frame)
@@ -177,7 +177,7 @@ def _next_event(
 
 
 def _note(event: Mapping | str | None, live: LiveFrames, now: float) -> float:
-    """Keep the replay's mapping; returns when it ended (infinity while it plays)."""
+    """Handle an event of the replay. Returns the time of its end; infinity while it plays."""
     if isinstance(event, str):
         raise StreamError(event)
     if event is None:
@@ -187,13 +187,13 @@ def _note(event: Mapping | str | None, live: LiveFrames, now: float) -> float:
 
 
 def score(live: LiveFrames, session: Session) -> LiveScore:
-    """Compare live frames with the recording. Raises StreamError where too few were valid."""
+    """Compare live frames with the recording. Raises StreamError if too few were valid."""
     from training.baselines.ridge import r2
 
     if live.mapping is None:
         raise StreamError("the replay ended before it began to play")
     if live.status is None:
-        raise StreamError("the daemon sent frames but no status; is it of another version?")
+        raise StreamError("the daemon sent frames but no status; is it another version?")
     window_s = live.status.window_s
     times, decoded = decoded_velocity(live, session, window_s)
     during = [f for f in live.frames if f.window_end >= live.mapping.lsl_start]
@@ -234,7 +234,7 @@ def score(live: LiveFrames, session: Session) -> LiveScore:
 def _ridge_r2(
     session: Session, start: float, end: float
 ) -> tuple[float, float, float] | tuple[None, None, None]:
-    """R² of x, y and both; None if too little of the test domain was played."""
+    """R² of x, y and their mean; None if too little of the test domain was played."""
     from training.baselines.ridge import ridge_score
 
     try:
@@ -245,7 +245,7 @@ def _ridge_r2(
 
 
 def decoded_velocity(live: LiveFrames, session: Session, window_s: float) -> tuple[Floats, Floats]:
-    """Recorded times (n,) and decoded velocities (n, 2) of the frames that count."""
+    """Recorded times (n,) and decoded velocities (n, 2) of the scored frames."""
     assert live.mapping is not None
     valid = [frame for frame in live.frames if frame.valid]
     times = live.mapping.to_recorded(np.array([frame.window_end for frame in valid]))
@@ -258,7 +258,7 @@ def decoded_velocity(live: LiveFrames, session: Session, window_s: float) -> tup
 
 
 def late_ticks(during: list[wire.CursorFrame]) -> tuple[int, int]:
-    """Deadlines that passed without a frame, and all deadlines, from the grid of window ends."""
+    """Number of deadlines without a frame, and of all deadlines, from the window ends."""
     ends = np.array([frame.window_end for frame in during])
     steps = np.diff(ends)
     tick_s = float(np.median(steps))

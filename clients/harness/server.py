@@ -1,4 +1,4 @@
-"""A server of this machine's own: `volition serve` on free ports, ended with its daemon."""
+"""A server with its daemon as child processes, on free ports."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TIMEOUT_S = 120.0
 
 
 class Server:
-    """`volition serve` in a process of its own, on free ports; stopped with its daemon at the end.
+    """`volition serve` as a child process on free ports; stopped with its daemon on exit.
 
-    home: where its state lies. address: where its daemon publishes. url: of its REST interface.
+    home: folder of its state. address: ZeroMQ address of its daemon. url: URL of its REST API.
     """
 
     def __init__(self, bundle: Path, home: Path, stream: str, **more: str) -> None:
@@ -51,7 +51,7 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        """Begin, and wait until the daemon answers. Raises StreamError where it doesn't."""
+        """Start, and wait until the daemon answers. Raises StreamError if it doesn't."""
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -76,11 +76,11 @@ class Server:
             return False
 
     def client(self) -> ControlClient:
-        """Of its REST interface."""
+        """A client of its REST API."""
         return ControlClient(self.url, token=self.variables.get("VOLITION_TOKEN"))
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
-        """Send a signal, wait until the process has ended."""
+        """Send a signal and wait until the process ends."""
         self.process.send_signal(number)
         try:
             self.process.wait(timeout=TIMEOUT_S)

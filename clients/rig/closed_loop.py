@@ -1,10 +1,10 @@
-"""`volition rig`: the whole closed loop on this machine, in processes of their own.
+"""`volition rig`: a complete closed loop on this machine, each part a process of its own.
 
     participant --LSL--> daemon --ZeroMQ--> task --LSL--> participant
                            ^ REST: calibrate, from the task's kinematics
 
 From the shipped decoder: calibrate (observation), closed loop, drift, closed loop, recalibrate,
-closed loop; the score of each. The participant is simulated, everything between is real.
+closed loop; the score of each. Only the participant is simulated.
 """
 
 from __future__ import annotations
@@ -33,32 +33,35 @@ from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels
 from server.supervision.children import Child
 
 READY_S = 30.0
-MORE_S = 120.0  # of an observation block, beyond what is collected: learning goes on meanwhile
-LONGEST_TRIAL = 3.0  # of its limits: a trial, and the way back to the centre
+MORE_S = 120.0  # length of an observation block beyond the collected seconds, for the learning
+LONGEST_TRIAL = 3.0  # limits per trial, with the way back to the centre
 CLOSED_LOOP_GAIN = 0.8  # for a decoder that learned from closed loop after a drift (docs/RIG.md)
 DRIFT = Drift(replaced=0.5, turned_deg=60.0)
 Made = TypeVar("Made")
 PHASES = ("calibrated", "drifted", "recalibrated")
-_children: WeakSet[Child] = WeakSet()  # of the loops that run: without them a loop ends
+_children: WeakSet[Child] = WeakSet()  # of the running loops; a loop ends without them
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """One run. seed: of the participant's day and the targets' order.
+    """Settings of one run.
 
-    method: of both calibrations. trials: of each closed-loop block. seconds: of each calibration.
-    allowed_s: of learning in each; None: as the decoder's family needs.
-    labels: of the recalibration; `kinematics` collects an observation block, the others learn from
-    closed loop with the decoder that drift has spoilt. tick_ms: between decodes. delay_ms: how
-    late the participant sees the screen.
-    gain: of the daemon's output filters. Half of what was meant is easier to steer than all of it
-    (docs/RIG.md): noise counts half, and whoever steers makes up for it by wanting more.
+    seed: seed of the participant's day and the order of targets.
+    method: method of both calibrations. seconds: length of each.
+    allowed_s: seconds of learning in each; None: as the decoder's family needs.
+    trials: trials per closed-loop block.
+    labels: labels of the recalibration. `kinematics` collects an observation block; the others
+        learn from closed loop with the decoder after the drift.
+    tick_ms: time between decodes. delay_ms: delay of the participant's screen.
+    gain: gain of the output filters. A gain of 0.5 is easier to steer than a gain of 1
+        (docs/RIG.md): it halves the noise, and the participant compensates by intending faster
+        movements.
     """
 
     folder: Path
     seed: int = 1
     preset: str = "stream"
-    method: Method = "units"  # `full` learns from reaches alone: offline it scores more
+    method: Method = "units"  # `full` scores higher offline, but learns from reaches only
     task: str = "center-out"
     trials: int = 64
     seconds: float = 40.0
@@ -78,7 +81,7 @@ class LoopSettings:
 
 @dataclass
 class LoopResult:
-    """What a run came to. scores: by phase, of `PHASES`."""
+    """The results of a run. scores: one score per phase in `PHASES`."""
 
     settings: LoopSettings
     scores: dict[str, BlockScore] = field(default_factory=dict)
@@ -86,7 +89,7 @@ class LoopResult:
     trials: list[Trial] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For scripts."""
+        """The results as a dictionary, for scripts."""
         return {
             "seed": self.settings.seed,
             "preset": self.settings.preset,
@@ -99,7 +102,7 @@ class LoopResult:
 
 
 class Loop:
-    """Participant, server with its daemon, and task, running."""
+    """A running loop: participant, server with its daemon, and task."""
 
     def __init__(
         self, settings: LoopSettings, participant: Child, server: Server, task: Child, prefix: str
@@ -114,7 +117,7 @@ class Loop:
         mode: Mode = "observation",
         promote: Promote = "auto",
     ) -> Calibration:
-        """Collect while a block is played, learn, and swap. Raises TrainingError if it fails."""
+        """Calibrate while a block is played, and swap. Raises TrainingError if it fails."""
         self.begin(mode, f"calibrate-{mode}", trials=None, seconds=self.settings.seconds + MORE_S)
         calibration = self.learn(labels=labels, method=self.settings.method, promote=promote)
         self.end()
@@ -124,9 +127,9 @@ class Loop:
         self, *, labels: Labels = "kinematics", method: Method, promote: Promote,
         data: str | None = None,
     ) -> Calibration:  # fmt: skip
-        """One calibration by REST, of what is played, or again of an earlier one's data.
+        """Run one calibration by REST, on the current block or on the data of an earlier one.
 
-        Raises TrainingError where it makes no decoder, or one that isn't promoted and should be.
+        Raises TrainingError if it makes no decoder, or one that should be promoted and isn't.
         """
         request = CalibrationRequest(
             seconds=self.settings.seconds, method=method, labels=labels, promote=promote, data=data,
@@ -141,47 +144,47 @@ class Loop:
         return calibration
 
     def use(self, calibration: Calibration) -> None:
-        """Decode with what a calibration made."""
+        """Activate the decoder of a calibration."""
         assert calibration.candidate is not None
         with self.server.client() as client:
             client.activate(calibration.candidate)
 
     def set_gain(self, gain: float) -> None:
-        """Of the daemon's output filters."""
+        """Set the gain of the daemon's output filters."""
         with self.server.client() as client:
             client.set_filters(FiltersPatch(gain=gain))
 
     def quicken(self) -> None:
-        """For a decoder that learned from closed loop after a drift: the cursor was slow there."""
+        """Raise the gain of a decoder that learned from slow movements, in closed loop after a drift."""
         self.set_gain(CLOSED_LOOP_GAIN)
 
     def steer(self, name: str, **block: Any) -> None:
-        """A block in closed loop; `block` has fields of `Block` that differ from the settings'."""
+        """Play a closed-loop block. block: fields of `Block` that differ from the settings."""
         given = {"trials": self.settings.trials, "limit_s": Block.limit_s, **block}
         self.begin("closed", name, **given)
         trials = given["trials"] or self.settings.trials
         self.task.wait_for("ended", trials * LONGEST_TRIAL * given["limit_s"])
 
     def drift(self) -> None:
-        """Another day's units."""
+        """Change the units to those of another day."""
         self.participant.send(drift=msgspec.to_builtins(self.settings.drift))
         self.participant.wait_for("drifted", READY_S + self.settings.drift.ramp_s)
 
     def begin(self, mode: Mode, name: str, **block: object) -> None:
-        """Begin a block; see `steer`."""
+        """Start a block; arguments as in `steer`."""
         given = {"task": self.settings.task, "seed": self.settings.seed, **block}
         self.task.send(block={"mode": mode, "name": name, **given})
         self.task.wait_for("begun", READY_S)
 
     def end(self) -> None:
-        """End the block that runs."""
+        """End the current block."""
         self.task.send(end=True)
         self.task.wait_for("ended", READY_S)
 
 
 @contextmanager
 def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
-    """Everything, started in an order that lets each find the others; gone at the end."""
+    """Start all processes in the order in which they need each other; end them on exit."""
     prefix = f"volition-rig-{os.getpid()}-{threading.get_ident()}-{settings.seed}"
     logs, folder = settings.folder / "logs", settings.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +212,7 @@ def running_loop(settings: LoopSettings, **variables: str) -> Iterator[Loop]:
 
 
 def start_participant(settings: LoopSettings, prefix: str) -> Child:
-    """A participant whose spikes are there."""
+    """Start a participant and wait for its spike stream."""
     participant = _child(
         "participant", "--prefix", prefix, "--seed", str(settings.seed),
         "--units", str(settings.units), "--delay-ms", str(settings.delay_ms),
@@ -228,9 +231,9 @@ def _child(*arguments: str, log: Path) -> Child:
 def side_by_side(
     run: Callable[[LoopSettings], Made], loops: Sequence[LoopSettings], jobs: int
 ) -> Iterator[Made]:
-    """What `run` makes of each, in order, `jobs` at once; after an error no other one begins.
+    """The results of `run`, in order, `jobs` in parallel. After an error no further loop starts.
 
-    Ctrl-C, and SIGTERM like it, ends all that run. For the main thread.
+    Ctrl-C or SIGTERM ends all running loops. Call it from the main thread.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     pool = ThreadPoolExecutor(max_workers=jobs)
@@ -249,7 +252,7 @@ def side_by_side(
 def run_loop(
     settings: LoopSettings, say: Callable[[str], None] = lambda what: None, **variables: str
 ) -> LoopResult:
-    """Calibrate, steer, drift, steer, recalibrate, steer. say: told what is being done."""
+    """Calibrate, steer, drift, steer, recalibrate, steer. say: called with each step."""
     result = LoopResult(settings=settings)
     with running_loop(settings, **variables) as loop:
         say(f"seed {settings.seed}: calibrating on {settings.seconds:g} s of observation")

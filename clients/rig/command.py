@@ -1,4 +1,4 @@
-"""`volition task`: one block, or blocks as another process asks for them (`--lines`).
+"""`volition task`: one block, or blocks on request of another process (`--lines`).
 
 With `--lines` the task rests until it is told, by JSON lines on standard input:
 
@@ -49,7 +49,7 @@ def play_block(
     wait: bool = False,
     on_pause: Callable[[bool], None] = lambda paused: None,
 ) -> list[BlockScore]:
-    """Play one block and say how each trial went; returns its score.
+    """Play one block, print the outcome of each trial, and return the scores.
 
     lead_s: seconds without a target before the first trial. wait: until somebody listens first.
     """
@@ -78,7 +78,7 @@ def play_lines(
     window: bool = False,
     on_pause: Callable[[bool], None] = lambda paused: None,
 ) -> None:
-    """Play blocks as standard input asks for them. block: what a request leaves out."""
+    """Play the blocks requested on standard input. block: defaults of a request."""
 
     def tell_pause(paused: bool) -> None:
         send(paused=paused)
@@ -105,7 +105,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Orders:
-    """Lines of standard input, read between two ticks without waiting.
+    """Lines of standard input, read between ticks without waiting.
 
     blocks: those that are still to be played, in order.
     """
@@ -115,11 +115,11 @@ class Orders:
         self._rest = b""
 
     def obey(self, run: TaskRun) -> None:
-        """Do as the lines say that came since."""
+        """Carry out the orders that have arrived."""
         stdin = sys.stdin.fileno()
         while select.select([stdin], [], [], 0.0)[0]:
             if not (read := os.read(stdin, 65536)):
-                run.should_stop = True  # who started it is gone
+                run.should_stop = True  # the parent process has ended
                 return
             *lines, self._rest = (self._rest + read).split(b"\n")
             for line in lines:
@@ -150,7 +150,7 @@ def _play_wanted(run: TaskRun, block: Block, given: Message) -> None:
 
 
 def _block_of(block: Block, given: Message) -> Block:
-    """The block with some fields as given. Raises SettingsError where one doesn't fit."""
+    """The block with the given fields replaced. Raises SettingsError for an invalid one."""
     fields = {name: getattr(block, name) for name in Block.__dataclass_fields__}
     if unknown := set(given) - set(fields):
         raise SettingsError(f"block: no field {', '.join(sorted(unknown))}")
@@ -179,7 +179,7 @@ def _window(wanted: bool) -> Iterator[Window | None]:
 def server_paused_too(
     console: Console, url: str | None, token: str | None
 ) -> Iterator[Callable[[bool], None]]:
-    """What to call when the task pauses or goes on, so that the server does too.
+    """A callback that pauses and resumes the server together with the task.
 
     The loop doesn't wait for the answer; a server that refuses is told of, no more.
     """
@@ -205,13 +205,13 @@ def server_paused_too(
 
 
 def report_scores(console: Console, scores: list[BlockScore], *, as_json: bool) -> None:
-    """A table, or JSON on standard output."""
+    """Print scores as a table, or as JSON on standard output."""
     if as_json:
         print(msgspec.json.format(msgspec.json.encode([s.as_dict() for s in scores])).decode())
     elif scores:
         print_scores(console, scores)
     else:
-        console.print("no trial that counts")
+        console.print("no trial to score")
 
 
 def run_loops(
@@ -225,7 +225,7 @@ def run_loops(
     picture: Path | None,
     as_json: bool,
 ) -> None:
-    """`volition rig`: a run a seed, `jobs` at once, each phase's score, and mean and spread."""
+    """`volition rig`: one run per seed, `jobs` in parallel; scores per phase, mean and spread."""
     from clients.rig.closed_loop import (
         PHASES,
         LoopResult,

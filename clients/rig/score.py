@@ -1,4 +1,4 @@
-"""How well a cursor was steered: metrics of trials, each with its definition and source.
+"""Metrics of cursor control over trials, each with its definition and source.
 
 Void trials (paused, stopped) and returns to the centre are left out. A metric of one trial is
 None where it has no value there. numpy only.
@@ -17,12 +17,12 @@ from clients.task.trial import Trial
 from clients.task.workspace import Point
 from decoder.arrays import Floats
 
-REVERSAL_M = 0.0005  # a turn back by less is jitter and no change of direction
+REVERSAL_M = 0.0005  # a smaller reversal is jitter, not a change of direction
 Z_95 = 1.959964
 
 
 def acquisition_s(trial: Trial) -> float | None:
-    """Seconds from the target's appearance to the begin of the hold that selected it.
+    """Seconds from the target's appearance to the start of the hold that selected it.
 
     Of successes; the hold itself is not counted (time to target: Gilja et al. 2012, Nature
     Neuroscience 15:1752).
@@ -31,7 +31,7 @@ def acquisition_s(trial: Trial) -> float | None:
 
 
 def dial_in_s(trial: Trial) -> float | None:
-    """Seconds from the first touch of the target to the begin of the hold that selected it.
+    """Seconds from the first touch of the target to the start of the hold that selected it.
 
     0 where the first touch stayed (Gilja et al. 2012; Gilja et al. 2015, Nature Medicine 21:1142).
     """
@@ -41,7 +41,7 @@ def dial_in_s(trial: Trial) -> float | None:
 
 
 def path_efficiency(trial: Trial) -> float | None:
-    """Straight distance over length of the path, from the target's appearance to the hold's begin.
+    """Straight distance over path length, from the target's appearance to the start of the hold.
 
     1 is straight (Simeral et al. 2011, J. Neural Eng. 8:025027). Of successes that moved.
     """
@@ -55,7 +55,7 @@ def path_efficiency(trial: Trial) -> float | None:
 
 
 def direction_changes(trial: Trial) -> int | None:
-    """How often movement across the task axis (start to target) turned back, until the hold.
+    """Number of reversals across the task axis (start to target) before the hold.
 
     Orthogonal direction changes of MacKenzie, Kauppinen & Silfverberg 2001 (CHI '01, p. 9), of
     successes. A turn counts once the cursor came back by half a millimetre.
@@ -72,7 +72,7 @@ def direction_changes(trial: Trial) -> int | None:
 
 
 def angular_error_deg(trial: Trial) -> float | None:
-    """Mean angle between the cursor's movement and the way to the target, degrees, 0 to 180.
+    """Mean angle between the movement and the direction to the target, degrees, 0 to 180.
 
     Over the steps that began outside the target and moved, until the hold; failures too, or what
     can't reach the target would look straight (Brandman et al. 2018, J. Neural Eng. 15:026007).
@@ -134,7 +134,7 @@ METRICS: dict[str, Callable[[Trial], float | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Mean, standard deviation (of a sample; None of one) and median of n values."""
+    """Mean, standard deviation (sample; None for one value) and median of n values."""
 
     mean: float
     sd: float | None
@@ -143,7 +143,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Of those values that are there; None of none."""
+        """The summary of the values that are not None; None if there are none."""
         there = np.array([value for value in values if value is not None], dtype=np.float64)
         if len(there) == 0:
             return None
@@ -169,14 +169,14 @@ class BlockScore:
     success_rate: float
     success_interval: tuple[float, float]
     why: dict[str, int]  # failures by reason
-    seconds: float  # of all trials together
+    seconds: float  # total of all trials
     still_s: float
     metrics: dict[str, Spread | None]
     bit_rate_bits_s: float | None
 
     @classmethod
     def of(cls, trials: Sequence[Trial]) -> BlockScore:
-        """Of a block's trials that count, at least one."""
+        """Score the counted trials of a block, at least one."""
         first, n = trials[0], len(trials)
         successes = sum(trial.success for trial in trials)
         failed = [trial.why for trial in trials if not trial.success]
@@ -198,7 +198,7 @@ class BlockScore:
 
 
 def by_block(trials: Iterable[Trial]) -> dict[tuple[str, str], list[Trial]]:
-    """The trials that count, by their block's name and task, in order of appearance."""
+    """The counted trials by name and task of their block, in order of appearance."""
     blocks: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         if trial.counts:
@@ -212,8 +212,10 @@ def score_trials(trials: Iterable[Trial]) -> list[BlockScore]:
 
 
 def across(scores: Sequence[BlockScore]) -> dict[str, Spread | None]:
-    """Mean and spread of every metric over runs of the same block, such as seeds: of the runs'
-    success rates and bit rates, and of their means."""
+    """Mean and spread of each metric over runs of the same block, such as seeds.
+
+    They are computed from the success rates, bit rates and means of the runs.
+    """
     spreads = {
         "success_rate": Spread.of(score.success_rate for score in scores),
         "bit_rate_bits_s": Spread.of(score.bit_rate_bits_s for score in scores),
@@ -225,7 +227,7 @@ def across(scores: Sequence[BlockScore]) -> dict[str, Spread | None]:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
+    """The 95 % confidence interval of a proportion (Wilson 1927)."""
     share, z2 = successes / n, Z_95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -233,14 +235,14 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def _until_held(trial: Trial) -> Floats | None:
-    """Positions (n, 2), m, until the selecting hold began, or the end; None of fewer than two."""
+    """Positions (n, 2), m, until the selecting hold or the end; None for fewer than two."""
     end = trial.end if trial.held is None else trial.held
     path: list[Point] = [p for t, p in zip(trial.times, trial.path, strict=True) if t <= end]
     return np.asarray(path, dtype=np.float64) if len(path) > 1 else None
 
 
 def _turns(across: list[float]) -> int:
-    """How often a walk turned back, by more than jitter."""
+    """Number of reversals larger than jitter."""
     turns, direction, extreme = 0, 0, across[0]
     for value in across:
         step = value - extreme

@@ -1,4 +1,4 @@
-"""Scores for people: a table in the terminal, and one HTML page with paths and learning curves."""
+"""Scores as a table, and as an HTML page with paths and learning curves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clients.task.trial import Trial
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = {  # of a metric: its heading, its digits
+COLUMNS = {  # metric: its heading and digits
     "acquisition_s": ("acquisition, s", 2),
     "dial_in_s": ("dial-in, s", 2),
     "path_efficiency": ("path efficiency", 2),
