@@ -155,7 +155,7 @@ class Loop:
             client.set_filters(FiltersPatch(gain=gain))
 
     def quicken(self) -> None:
-        """Raise the gain of a decoder that learned from slow movements, in closed loop after a drift."""
+        """Raise the gain of a decoder that learned from slow movements in closed loop."""
         self.set_gain(CLOSED_LOOP_GAIN)
 
     def steer(self, name: str, **block: Any) -> None:
