@@ -1,1 +1,1 @@
-"""A simulated participant: sees the screen, wants a movement, fires."""
+"""A simulated participant: sees the screen, intends a movement, fires spikes."""

@@ -1,6 +1,6 @@
-"""Another day's units, on command: lost and new ones, turned ones, weaker ones, noise.
+"""Drift of the units on command: replaced, turned and weaker units, and noise.
 
-Ids stay: a replaced unit is another neuron on the same electrode, under the same name.
+Ids stay the same: a replaced unit is another neuron on the same electrode.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ NOISE_RATE_HZ = (10.0, 40.0)
 
 
 class Drift(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What happens to the units.
+    """A change of the units.
 
-    replaced: share of all units that become others. turned_deg: angle that the preferred
-    directions of those that stay turn by, all alike, counterclockwise. rate_factor: of their
-    baseline rates. noise_units: units that fire without relation to anything, from now on.
-    ramp_s: 0 for a step; else turns and rates change over so long, and units are replaced one
-    after the other.
+    replaced: share of units that are replaced. turned_deg: counterclockwise turn of the preferred
+    directions of the other units. rate_factor: factor on their baseline rates.
+    noise_units: number of units that become unrelated noise. ramp_s: 0 for a step; otherwise turns
+    and rates change gradually over this time, and units are replaced one after another.
     """
 
     replaced: float = 0.0
@@ -35,7 +34,7 @@ class Drift(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     ramp_s: float = 0.0
 
     def check(self, n_units: int) -> None:
-        """Raise SettingsError where it can't happen to so many units."""
+        """Raise SettingsError if it is impossible for this number of units."""
         if not 0 <= self.replaced <= 1:
             raise SettingsError(f"replaced {self.replaced}; expected a share of units, 0 to 1")
         if not self.rate_factor > 0:
@@ -47,10 +46,10 @@ class Drift(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
 
 
 class Drifting:
-    """A drift of one population; `at` is the population on the way.
+    """A drift of one population; `at` gives the population during the ramp.
 
-    The same rng state gives the same drift. n_replaced and `order` (its first units are replaced,
-    its last become noise) say which units it hits.
+    The same rng state gives the same drift. The first `n_replaced` units in `order` are replaced;
+    the last ones become noise.
     """
 
     def __init__(self, before: Population, drift: Drift, rng: np.random.Generator) -> None:
@@ -59,7 +58,7 @@ class Drifting:
         self._before, self._drift = before, drift
         self._others = draw_population(n, rng)
         self._order = rng.permutation(n)
-        self._when = rng.random(n)  # share of the ramp after which a unit is another
+        self._when = rng.random(n)  # share of the ramp at which a unit is replaced
         self._noise_hz = rng.uniform(*NOISE_RATE_HZ, n)
         self.replaced = np.isin(np.arange(n), self._order[: round(drift.replaced * n)])
         self.noise = np.isin(np.arange(n), self._order[n - drift.noise_units :])

@@ -1,10 +1,10 @@
-"""The movement that somebody imagines who watches a cursor move by itself.
+"""The movement that a participant imagines while watching a scripted cursor.
 
-Who has seen a few reaches knows the next one: when it begins, how long it takes, and that it is
-smooth. Here a reach is expected to be one of minimum jerk (Flash & Hogan 1985) from where the
-cursor stood to the target; its beginning and duration are what reaches before had, until the
-cursor has been seen to move, and then what it was seen to do. So imagery keeps up with the cursor
-in spite of the eyes' delay, and errs where the script does something new.
+After a few reaches, a person can predict the next one: its onset, duration and smooth shape. Here
+the prediction is a minimum-jerk reach (Flash & Hogan 1985) from the cursor to the target. Onset and
+duration are those of earlier reaches until the cursor is seen to move, and are then corrected by
+what is seen. So imagery keeps up with the cursor despite the visual delay, and is wrong when the
+script changes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from clients.participant.screen import Glimpse
 
-ONSET_S = 0.25  # after the target came on; what is expected of the first reach
-LEARNING = 0.3  # weight of the newest reach in what is expected of the next
-VISIBLE = 0.03  # a cursor that has come so far of its way has been seen to move
-STILL_PHASE = 0.16  # of the duration: up to here it has not come so far
+ONSET_S = 0.25  # after the target appears; expected for the first reach
+LEARNING = 0.3  # weight of the newest reach in the expectation
+VISIBLE = 0.03  # share of the way after which movement is visible
+STILL_PHASE = 0.16  # share of the duration that it takes to become visible
 TINY_M = 0.003
 
 _PHASES = np.linspace(0.0, 1.0, 201)
@@ -26,12 +26,12 @@ _PROGRESS = _PHASES**3 * (10 - 15 * _PHASES + 6 * _PHASES**2)
 
 
 def usual_duration_s(distance: float) -> float:
-    """How long reaches of `distance` metres take, as those of training/data/simulate.py."""
+    """Duration of a reach of `distance` metres, as in training.data.simulate."""
     return 0.35 + 3.0 * distance
 
 
 class Imagery:
-    """Expects scripted reaches, one after the other."""
+    """Predicts scripted reaches, one after another."""
 
     def __init__(self) -> None:
         self._pace, self._onset_after_s = 1.0, ONSET_S
@@ -41,7 +41,7 @@ class Imagery:
         self._learned = True
 
     def expect(self, at: float, seen: Glimpse) -> tuple[complex, complex]:
-        """Position and velocity that the cursor is expected to have at `at`."""
+        """The expected position and velocity of the cursor at `at`."""
         if seen.target is None:
             return seen.pos, 0j
         if seen.target_since != self._since:
@@ -61,7 +61,7 @@ class Imagery:
         self._learned = False
 
     def _watch(self, seen: Glimpse) -> None:
-        """Correct the reach by what is seen of it."""
+        """Correct the expected reach by the visible movement."""
         way = self._end - self._start
         along = way.conjugate() / abs(way) ** 2
         progress, rise_per_s = (along * (seen.pos - self._start)).real, (along * seen.vel).real
@@ -84,5 +84,5 @@ class Imagery:
 
 
 def _rise(phase: float) -> float:
-    """How fast a reach of length 1 and duration 1 is, at a phase of 0 to 1."""
+    """Speed of a reach of length 1 and duration 1, at a phase of 0 to 1."""
     return 30 * phase**2 * (1 - phase) ** 2

@@ -1,21 +1,21 @@
-"""The units of a simulated participant: what they are tuned to, and when they fire.
+"""The units of a simulated participant: their tuning and their spikes.
 
-Tuning comes from the one family of training/data/simulate.py, so that a decoder pretrained on it
-can transfer. Around it stands what no decoder here assumes, and what makes a loop unlike a
-recording:
+Tuning is drawn from the family of training.data.simulate, so that a decoder pretrained on it can
+transfer. The following effects are added. No decoder here assumes them, and they make a closed loop
+differ from a recording:
 
     hazard = baseline * exp(gain * tuning + slow * arousal) * history,     at most 200 Hz
     gain   = (1 + posture·p) * (1 + effort) * control
 
 - history: a refractory period, then a burst or a relative refractory period (6 ms), and an
   adaptation (80 ms) that grows with every spike; each unit has its own (Truccolo et al. 2005).
-- posture: where the cursor stands scales how deeply a unit is tuned (Scott & Kalaska 1997).
-- control: in closed loop every unit has another gain, and its preferred direction lies some
-  degrees aside (Carmena et al. 2003; Ganguly & Carmena 2009).
-- effort: who tries harder modulates more (up to `EFFORT_GAIN`).
-- arousal: a slow gain that units share. A quarter of the units hardly cares about movement.
+- posture: the cursor's position scales the depth of tuning (Scott & Kalaska 1997).
+- control: in closed loop every unit has another gain, and its preferred direction turns by some
+  degrees (Carmena et al. 2003; Ganguly & Carmena 2009).
+- effort: more effort means more modulation (up to `EFFORT_GAIN`).
+- arousal: a slow gain shared by all units. A quarter of the units hardly responds to movement.
 
-All of it is simulated: sizes are plausible, and fitted to nobody.
+The sizes of the effects are plausible, but not fitted to any data.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ Table = TypeVar("Table")
 STEPS = round(TICK_S / STEP_S)
 REFRACTORY_STEPS = 2  # whole steps without a spike: more than 2 ms between spikes
 MAX_RATE_HZ = 200.0
-MAX_HAZARD = 0.3  # chance of a spike in a step, whatever history adds
+MAX_HAZARD = 0.3  # upper limit of the spike probability per step
 BURST_S, ADAPTATION_S, AROUSAL_S = 0.006, 0.08, 4.0
-HISTORY_COST = 1.12  # history takes so much off the rates; the median stays where it was
+HISTORY_COST = 1.12  # compensates the rates for the effect of history, by the median
 EFFORT_GAIN = 0.2
 POSTURE_RANGE = (0.6, 1.4)
-MEMORY = round(LEAD_S / TICK_S) + 1  # intentions that units with a short lead still follow
+MEMORY = round(LEAD_S / TICK_S) + 1  # past intentions that units with a short lead still need
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Units: their tuning, and what else their rate depends on; arrays (n_units,), posture (.., 2).
+    """Units: their tuning and other parameters of their rates; arrays (n_units,), posture (.., 2).
 
     burst: log of the hazard's factor right after the refractory period. adaptation: log of its
     fall for every recent spike. control_gain, control_turn: factor and angle (rad) in closed loop.
@@ -104,21 +104,21 @@ def turned(vectors: Floats, angle: Floats | float) -> Floats:
 
 
 class Neurons:
-    """A population that fires: one `fire` a tick."""
+    """A population that fires; call `fire` once per tick."""
 
     def __init__(self, population: Population, rng: np.random.Generator) -> None:
         self._rng = rng
         n = population.n_units
-        self._movements = np.zeros((MEMORY, 7))  # newest first from `_newest` on
+        self._movements = np.zeros((MEMORY, 7))  # newest first, starting at `_newest`
         self._newest = 0
         self._arousal, self._control = 0.0, -1.0
         self._step = 0
         self._last = [-10_000] * n  # step of each unit's last spike
-        self._recent = [0.0] * n  # its spikes within about `ADAPTATION_S`, as it fired that
+        self._recent = [0.0] * n  # count of recent spikes, decaying with `ADAPTATION_S`
         self.become(population)
 
     def become(self, population: Population) -> None:
-        """Other units, from now on, at the same places."""
+        """Replace the units from now on, keeping their indices."""
         self.population = population
         tuning = population.tuning
         self._bursts, self._adapts = population.burst.tolist(), population.adaptation.tolist()
@@ -155,8 +155,8 @@ class Neurons:
     def fire(self, intention: Intention) -> tuple[Floats, Ints]:
         """A tick's spikes in the order of time: seconds (n,) since its start, units (n,).
 
-        Spikes are drawn from the highest hazard that history allows, and thinned by the hazard
-        that it leaves (Ogata 1981): only what might be a spike costs anything.
+        Candidates are drawn from the highest hazard that history allows and thinned by the actual
+        hazard (Ogata 1981), so that the cost depends on the candidates only.
         """
         expected = self.rates_hz(intention) * STEP_S
         draws = self._rng.random((STEPS, len(expected)))
@@ -174,7 +174,7 @@ class Neurons:
         return np.array(times)[order], np.array(fired, dtype=np.int64)[order]
 
     def _history(self, unit: int, step: int) -> float:
-        """Factor of a unit's hazard in a step of this tick, for its own spikes before."""
+        """The factor of a unit's hazard from its own earlier spikes, in a step of this tick."""
         since = self._step + step - self._last[unit]
         if since <= REFRACTORY_STEPS:
             return 0.0

@@ -1,20 +1,17 @@
-"""A simulated participant at its screen: sees the task, wants to move its cursor, fires.
+"""The process of a simulated participant: reads the task's streams and sends spikes.
 
     volition participant --prefix rig --units 96 --subject 9 --seed 1 --delay-ms 150
 
-Streams over LSL (docs/RIG.md): reads `PREFIX-kinematics` and `PREFIX-markers`, which may come and
-go; sends `PREFIX-spikes`. The cursor is read from the task's own stream rather than from the
-decoder's frames: only the task knows where it stands. Told by lines of JSON on standard input:
+LSL streams (docs/RIG.md): it reads `PREFIX-kinematics` and `PREFIX-markers`, which may come and
+go, and sends `PREFIX-spikes`. The cursor is read from the task's stream, because only the task
+knows its position. Standard input takes lines of JSON:
 
     {"drift": {"replaced": 0.5, "turned_deg": 60, "rate_factor": 0.8, "noise_units": 5,
-               "ramp_s": 0}}                                           see
-               clients/participant/drift.py
+               "ramp_s": 0}}                     see clients.participant.drift
 
-and says what it did on standard output: `ready`, `sees` (a stream was found), `drifted`,
-`problem`. It ends when its standard input does, on SIGTERM and on Ctrl-C.
-
-Simulated: clients/participant/simulated.py has the participant, this file its streams and its
-clock.
+Standard output reports `ready`, `sees` (a stream was found), `drifted` and `problem`. The process
+ends with its standard input, on SIGTERM and on Ctrl-C. The participant itself is in
+clients.participant.simulated.
 """
 
 from __future__ import annotations
@@ -41,12 +38,12 @@ from streaming.recording.outlets import chunks, sleep_until, spikes_info
 from streaming.signals import stop_on_signal
 from streaming.wire.lines import Message, parent_messages, send, send_problem
 
-LOOK_EVERY_S = 0.02  # eyes are late anyway
-MAX_BEHIND_S = 0.25  # of a process that was held up longer, what it missed is not fired late
+LOOK_EVERY_S = 0.02  # short against the visual delay
+MAX_BEHIND_S = 0.25  # after a longer stall, the missed time is skipped
 
 
 class _Eye(Generic[AnInlet]):
-    """One stream that may come late and go, read without blocking; says when it does."""
+    """A stream that may appear and vanish, read without blocking; both are reported."""
 
     def __init__(self, name: str, source: Source[AnInlet]) -> None:
         self._name, self._source = name, source
@@ -54,7 +51,7 @@ class _Eye(Generic[AnInlet]):
         self._problem: str | None = None
 
     def open(self) -> AnInlet | None:
-        """The stream, once it is there."""
+        """The inlet, once the stream is found."""
         inlet = self._source.tend()
         if inlet is not None and not self._sees:
             self._sees = True
@@ -66,14 +63,14 @@ class _Eye(Generic[AnInlet]):
         return inlet
 
     def lost(self) -> None:
-        """The sender went away: look for it again."""
+        """The sender has gone: search for it again."""
         send(lost=self._name)
         self._sees = False
         self._source.lose("")
 
 
 class Process:
-    """A participant at its screen, in real time."""
+    """A participant in real time."""
 
     def __init__(self, settings: ParticipantSettings) -> None:
         self.should_stop = False
@@ -91,7 +88,7 @@ class Process:
         send(ready={"stream": name, "source_id": source_id, "units": settings.n_units})
 
     def listen(self, messages: Iterator[Message]) -> None:
-        """Take orders, until who gives them is gone."""
+        """Carry out orders until standard input ends."""
         try:
             for message in messages:
                 self._order(message)
@@ -100,7 +97,7 @@ class Process:
         self.should_stop = True
 
     def run(self) -> None:
-        """Fire, until told to stop."""
+        """Send spikes until `should_stop`."""
         while not self.should_stop:
             sleep_until(self.participant.now + TICK_S)
             now = pylsl.local_clock()

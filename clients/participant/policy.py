@@ -1,17 +1,17 @@
-"""What a simulated participant wants: a movement, from what stands on a screen a while ago.
+"""The intended movement of a simulated participant, from a delayed screen.
 
-In closed loop the intended velocity points from where the cursor is believed to be to the target,
-its size a piecewise-linear function of the distance (Willett et al. 2017, "Feedback control
+In closed loop the intended velocity points from the believed position of the cursor to the target.
+Its size is a piecewise-linear function of the distance (Willett et al. 2017, "Feedback control
 policies employed by people using intracortical brain-computer interfaces", J. Neural Eng. 14:
-016001, and 2019, Sci. Rep. 9: 8881). The belief is a forward model's: eyes are late, so it begins
-at the cursor as it was seen and adds what was commanded since. While someone else moves the cursor
-the movement that is expected is imagined (clients/participant/imagery.py).
+016001, and 2019, Sci. Rep. 9: 8881). A forward model makes up for the visual delay: it starts at
+the seen cursor and adds the commands since. While the cursor is scripted, the expected movement is
+imagined (clients/participant/imagery.py).
 
-The intention at time t is of the movement at t + `LEAD_S`, as motor cortex leads the hand: the
-units of training/data/simulate.py fire 50-150 ms before what they are tuned to. Points and
-velocities are complex numbers here, x + iy, in m and m/s: a turn is a product.
+The intention at time t is the movement at t + `LEAD_S`, because motor cortex leads the hand: the
+units of training.data.simulate fire 50-150 ms before the movement. Points and velocities are
+complex numbers, x + iy, in m and m/s, so that a turn is a product.
 
-Simulated: no person was fitted. It does not know about spikes or decoders.
+The parameters are not fitted to any person.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from clients.participant.imagery import Imagery
 from clients.participant.screen import Glimpse
 
 TICK_S = 0.005  # between two intentions
-LEAD_S = 0.15  # the movement that an intention is of lies so far ahead
-PLAN_S = 0.03  # time constant of each of two low-pass filters between want and plan
-SPARE_S = 0.2  # commands older than what is seen that are remembered
-GAIN_S, DRIFT_S = 5.0, 1.5  # how long the forward model looks back to learn them
-GAIN_PRIOR = 0.05**2  # (m/s)²: how much movement it takes to doubt a gain of 1
-GAINS = (0.2, 1.5)  # that the forward model may learn: a practised user's is the cursor's own
+LEAD_S = 0.15  # an intention is for the movement this far ahead
+PLAN_S = 0.03  # time constant of each of the two low-pass filters of the plan
+SPARE_S = 0.2  # commands kept beyond the visual delay
+GAIN_S, DRIFT_S = 5.0, 1.5  # time over which the forward model learns gain and drift
+GAIN_PRIOR = 0.05**2  # (m/s)²; movement needed to change the gain from 1
+GAINS = (0.2, 1.5)  # range of the learned gain
 MAX_DRIFT, MAX_COMMAND = 0.05, 0.4  # m/s
-CONTEXT_S = 1.0  # how slowly somebody slips into being in control, or out of it
+CONTEXT_S = 1.0  # time constant of the transition between watching and control
 OBSERVATION = "observation"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
-    """How somebody controls a cursor.
+    """How a participant controls a cursor.
 
-    delay_s: age of what is seen. reaction_s: from a new target on the screen to the first
-    intention of it, the delay included. distances, speeds: the policy's knots, m and m/s.
+    delay_s: visual delay. reaction_s: from a new target to the first intention toward it,
+    including the delay. distances, speeds: the policy's knots, m and m/s.
     cursor_lag_s: time constant of the cursor in the forward model. turn_noise: standard deviation
     of the direction, rad; size_noise: of the speed, as a share of it; noise_s: how long both last.
     """
@@ -60,7 +60,7 @@ class Habits:
 def draw_habits(subject: int, delay_s: float) -> Habits:
     """A subject's habits: how fast, how careful, how quick to react."""
     rng = np.random.default_rng([104_729, subject])
-    haste = 1.0 / rng.uniform(0.85, 1.1)  # the draw of training/data/simulate.py: the same subject
+    haste = 1.0 / rng.uniform(0.85, 1.1)  # as in training.data.simulate, for the same subject
     return Habits(
         delay_s=delay_s,
         reaction_s=max(delay_s, rng.uniform(0.19, 0.23)),
@@ -71,9 +71,9 @@ def draw_habits(subject: int, delay_s: float) -> Habits:
 
 @dataclass(frozen=True, kw_only=True)
 class Intention:
-    """The movement that is intended for `time` (LSL clock, s): m, m/s, m/s², complex.
+    """The intended movement at `time` (LSL clock, s): m, m/s, m/s², complex.
 
-    effort: 0 to 1, how hard somebody tries. control: 0 (watching) to 1 (in control).
+    effort: 0 to 1. control: 0 (watching) to 1 (in control).
     """
 
     time: float
@@ -85,7 +85,7 @@ class Intention:
 
 
 class Policy:
-    """One participant's intentions, one every `TICK_S`."""
+    """The intentions of a participant, one every `TICK_S`."""
 
     def __init__(self, habits: Habits, rng: np.random.Generator) -> None:
         self._habits, self._rng = habits, rng
@@ -96,7 +96,7 @@ class Policy:
         self._effort = self._control = 0.0
 
     def intend(self, now: float, seen: Glimpse) -> Intention:
-        """The intention at `now`; call once a tick, in order."""
+        """The intention at `now`; call it once per tick, in order."""
         at = now + LEAD_S
         in_control = OBSERVATION not in seen.block
         self._control += (in_control - self._control) * TICK_S / CONTEXT_S
@@ -105,7 +105,7 @@ class Policy:
             self._forward.learn(seen)
             pos = self._forward.position(at, seen)
             want = self._toward(seen.target, pos)
-        else:  # what comes is known, so the plan's own lag is made up for
+        else:  # the movement is known ahead, so the plan's lag is compensated
             pos, _ = self._imagery.expect(at, seen)
             _, want = self._imagery.expect(at + 2 * PLAN_S, seen)
         plan, acceleration = self._plan.step(want * self._tremble())
@@ -137,14 +137,14 @@ class Policy:
 
 
 def _strain(now: float, seen: Glimpse, in_control: bool) -> float:
-    """A target that resists for 1.5 s is tried harder, up to 3.5 s."""
+    """Effort: it rises from 1.5 s without success to 3.5 s."""
     if seen.target is None or not in_control:
         return 0.0
     return min(1.0, max(0.0, (now - seen.target_since - 1.5) / 2.0))
 
 
 class ForwardModel:
-    """Where the cursor must be, from where it was seen and what was commanded since.
+    """The current position of the cursor, from its seen position and the commands since.
 
     It believes in a cursor that follows commands with one time constant, some gain, and a drift
     of its own: v' = (gain * command + drift - v) / lag. Gain and drift are learned from what the
@@ -163,14 +163,14 @@ class ForwardModel:
         self._moved, self._obeyed = GAIN_PRIOR, GAIN_PRIOR
 
     def remember(self, at: float, command: complex) -> None:
-        """A velocity was commanded for the time `at`."""
+        """Note the command for the time `at`."""
         i, before = self._next, self._followed[self._next - 1]
         self._times[i], self._commands[i] = at, command
         self._followed[i] = before + TICK_S / self._lag_s * (command - before)
         self._next = (self._next + 1) % len(self._times)
 
     def learn(self, seen: Glimpse) -> None:
-        """Compare what was commanded then with what the cursor is seen to do; once a tick."""
+        """Compare past commands with the seen movement; call it once per tick."""
         newest = self._next - 1
         age_s = self._times[newest] - seen.time if math.isfinite(seen.time) else math.inf
         if not 0 <= age_s < TICK_S * (len(self._times) - 1):
@@ -186,12 +186,12 @@ class ForwardModel:
         self.drift *= min(1.0, MAX_DRIFT / max(abs(self.drift), 1e-9))
 
     def command(self, velocity: complex) -> complex:
-        """What to command for the cursor to have this velocity."""
+        """The command that gives the cursor this velocity."""
         command = (velocity - self.drift) / self.gain
         return command * min(1.0, MAX_COMMAND / max(abs(command), 1e-9))
 
     def position(self, at: float, seen: Glimpse) -> complex:
-        """Where the cursor will be at `at`."""
+        """The expected position of the cursor at `at`."""
         if math.isinf(seen.time):
             return seen.pos
         lag_s = self._lag_s
@@ -204,7 +204,7 @@ class ForwardModel:
 
 
 class _LowPass:
-    """Two low-pass filters in a row: plans don't jump, and have an acceleration."""
+    """Two low-pass filters in series: plans are smooth and have an acceleration."""
 
     def __init__(self) -> None:
         self._first = self._second = 0j

@@ -1,7 +1,7 @@
-"""What a simulated participant sees: the task's screen, some time ago.
+"""The delayed screen of a simulated participant.
 
-Samples of kinematics and markers go in as they come over LSL; a glimpse comes out, of the cursor
-as it was before the visual delay, the target that there has been time to react to, and the block.
+Its input is samples of kinematics and markers from LSL. Its output is a glimpse: the cursor before
+the visual delay, the target that the participant has had time to react to, and the block.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 
 from decoder.arrays import Floats
 
-UNTOLD_BLOCK = "closed"  # until a marker says another
-DARK_S = 0.5  # a cursor without news for so long isn't on the screen any more
+UNTOLD_BLOCK = "closed"  # until a marker names one
+DARK_S = 0.5  # a cursor without samples for longer is off the screen
 MAX_WAITING = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What came new onto the screen.
+    """New samples and markers.
 
     times: (n,) seconds, LSL clock. values: (n, 6) pos, vel, target (x, y each), m and m/s, NaN
     for a target that isn't shown. markers: (time, text) each.
@@ -38,10 +38,10 @@ NOTHING_NEW = Seen()
 
 @dataclass(frozen=True, kw_only=True)
 class Glimpse:
-    """The screen as it is present to somebody: complex numbers, x + iy, in m and m/s.
+    """The perceived screen: complex numbers, x + iy, in m and m/s.
 
-    time: of the cursor (LSL clock, s). target_since: when the target came onto the screen.
-    block: its label; the cursor moves by itself where "observation" is in it.
+    time: of the cursor (LSL clock, s). target_since: when the target appeared.
+    block: its label; "observation" in it means a scripted cursor.
     """
 
     time: float
@@ -53,7 +53,7 @@ class Glimpse:
 
 
 class Screen:
-    """A queue of what there was to see; `glimpse` takes what there has been time for."""
+    """A queue of samples and markers; `glimpse` returns the delayed view."""
 
     def __init__(self) -> None:
         self._cursor: deque[tuple[float, complex, complex]] = deque(maxlen=MAX_WAITING)
@@ -65,7 +65,7 @@ class Screen:
         )
 
     def show(self, seen: Seen) -> None:
-        """Put onto the screen what came."""
+        """Add new samples and markers."""
         for time, row in zip(seen.times.tolist(), seen.values.tolist(), strict=True):
             pos, vel = complex(row[0], row[1]), complex(row[2], row[3])
             self._cursor.append((time, pos, 0j if math.isnan(abs(vel)) else vel))
@@ -79,7 +79,7 @@ class Screen:
                 self._blocks.append((time, which))
 
     def glimpse(self, *, until: float, target_until: float) -> Glimpse:
-        """The cursor and block of `until`, the target of `target_until`; both must not fall."""
+        """The cursor and block at `until`, the target at `target_until`; neither may decrease."""
         last = self._now
         time, pos, vel = last.time, last.pos, last.vel
         target, since, block = last.target, last.target_since, last.block

@@ -1,7 +1,7 @@
 """A simulated participant without sockets: eyes, intention and units, stepped through time.
 
-What came onto the screen goes in, spikes come out. The same seed gives the same units, noise and
-spikes, as far as what it sees comes at the same ticks. It is simulated, and no model of anybody.
+Its input is the screen, its output spikes. The same seed gives the same units, noise and spikes if
+the same samples arrive at the same ticks. It is not fitted to any person.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from clients.participant.screen import NOTHING_NEW, Screen, Seen
 from decoder.arrays import Floats, Ints
 from decoder.errors import SettingsError
 
-RAMP_STEP_S = 0.1  # how often the units are drawn anew while they drift
+RAMP_STEP_S = 0.1  # interval of updates of the units during a drift
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParticipantSettings:
-    """Who takes part. seed: the day, so its units. delay_s: how late it sees the screen."""
+    """Settings of a participant. seed: the day and its units. delay_s: visual delay."""
 
     prefix: str
     n_units: int = 96
@@ -40,7 +40,7 @@ class ParticipantSettings:
 class Participant:
     """Eyes, intention and units, without sockets: `step` it through time.
 
-    start: LSL time of its first tick. intention: the newest, of `LEAD_S` ahead; None before.
+    start: LSL time of its first tick. intention: the newest one, for `LEAD_S` ahead, or None.
     """
 
     def __init__(self, settings: ParticipantSettings, start: float) -> None:
@@ -62,11 +62,11 @@ class Participant:
 
     @property
     def now(self) -> float:
-        """Until when it has lived, LSL clock, s."""
+        """The time of the last tick, LSL clock, s."""
         return self._start + self._n_ticks * TICK_S
 
     def step(self, now: float, seen: Seen = NOTHING_NEW) -> tuple[Floats, Ints]:
-        """Live until `now`, with what came new onto the screen before.
+        """Run the ticks until `now`, after adding what is new on the screen.
 
         Returns the spikes: times (n,), LSL clock, ascending, and unit indices (n,).
         """
@@ -79,11 +79,11 @@ class Participant:
         return np.concatenate([t for t, _ in parts]), np.concatenate([u for _, u in parts])
 
     def skip(self, now: float) -> None:
-        """Leave out the ticks before `now`."""
+        """Skip the ticks before `now`."""
         self._n_ticks = max(self._n_ticks, int((now - self._start) / TICK_S))
 
     def drift(self, drift: Drift) -> None:
-        """Begin a drift of the units as they are. Raises SettingsError."""
+        """Start a drift of the current units. Raises SettingsError."""
         self.drifting = Drifting(self.neurons.population, drift, self._drift_rng)
         self._drift_start, self._ramp_s = self.now, drift.ramp_s
         self._drift_further(every_tick=True)

@@ -1,7 +1,7 @@
-"""The cursor: frames move it, or it moves by itself; it never leaves the workspace.
+"""The cursor, moved by frames or by a scripted reach, inside the workspace.
 
-A frame's velocity counts for the time since the frame before. So nothing is extrapolated: when
-frames stop, the cursor stands still at once. Pure: no clock, no socket.
+A frame's velocity applies to the time since the previous frame. Nothing is extrapolated: when
+frames stop, the cursor stops at once. Pure code without a clock or sockets.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from clients.task.workspace import Block, Point
 from streaming.wire.messages import CursorFrame
 
-ASSIST_SPEED = 0.15  # m/s; of the velocity toward the target
-ASSIST_GAIN = 4.0  # 1/s; slower than that near it
-MIN_REST_S = 0.04  # frames that come a few ticks apart are one movement
+ASSIST_SPEED = 0.15  # m/s; speed of the assistance toward the target
+ASSIST_GAIN = 4.0  # 1/s; slows the assistance near the target
+MIN_REST_S = 0.04  # frames a few ticks apart belong to one movement
 STILL: Point = (0.0, 0.0)
 
 
 class Cursor:
-    """position, m; velocity, m/s: that of the newest frame that moved it, zero where it rests."""
+    """position: m. velocity: m/s, of the last frame that moved the cursor; zero at rest."""
 
     def __init__(self, position: Point = (0.0, 0.0)) -> None:
         self.position, self.velocity = position, STILL
         self._rests_at = -math.inf
 
     def move(self, block: Block, velocity: Point, seconds: float, now: float) -> None:
-        """Move for `seconds`, to the workspace's edge at most.
+        """Move for `seconds`, at most to the edge of the workspace.
 
-        The velocity stands until the next frame, or twice as long as this one was in coming.
+        The velocity holds until the next frame, or for twice the interval before this one.
         """
         (x, y), (vx, vy) = self.position, velocity
         goal = x + vx * seconds, y + vy * seconds
@@ -41,32 +41,35 @@ class Cursor:
         self._rests_at = now + max(2 * seconds, MIN_REST_S)
 
     def place(self, position: Point, velocity: Point = STILL) -> None:
-        """Stand there, moving so."""
+        """Set position and velocity."""
         self.position, self.velocity, self._rests_at = position, velocity, math.inf
 
     def stop(self) -> None:
-        """Stand still."""
+        """Set the velocity to zero."""
         self.velocity = STILL
 
     def rest_when_due(self, now: float) -> None:
-        """Stand still where no frame came in time."""
+        """Set the velocity to zero if no frame arrived in time."""
         if now > self._rests_at:
             self.velocity = STILL
 
 
 class FrameClock:
-    """For how long each frame's velocity counts.
+    """The time for which each frame's velocity applies.
 
-    stale_s: an older frame, and one after a longer silence, moves nothing.
+    stale_s: an older frame, or one after a longer silence, does not move the cursor.
     """
 
     def __init__(self, stale_s: float) -> None:
         self._stale_s = stale_s
-        self._before: tuple[float, float] | None = None  # daemon's start, time of publication
+        self._before: tuple[float, float] | None = None  # start of the daemon, time of publication
 
     def seconds(self, frame: CursorFrame, age_s: float) -> float:
-        """Seconds since the frame before; 0 where this frame moves nothing: not valid, too old,
-        the first of its daemon, or the first after a silence."""
+        """Seconds since the previous frame.
+
+        0 for a frame that does not move the cursor: not valid, too old, the first of its daemon, or
+        the first after a silence.
+        """
         before, self._before = self._before, (frame.started, frame.published)
         if not frame.valid or age_s > self._stale_s or not all(map(math.isfinite, frame.velocity)):
             return 0.0
@@ -77,7 +80,7 @@ class FrameClock:
 
 
 def toward(position: Point, target: Point) -> Point:
-    """The velocity, m/s, of help toward a target: straight, slower within a few centimetres."""
+    """The assistive velocity, m/s: straight to the target, slower within a few centimetres."""
     away = target[0] - position[0], target[1] - position[1]
     distance = math.hypot(*away)
     if distance == 0.0:
@@ -87,15 +90,17 @@ def toward(position: Point, target: Point) -> Point:
 
 
 def mixed(decoded: Point, help_: Point, share: float) -> Point:
-    """A velocity of which `share` is help."""
+    """A velocity with a `share` of assistance."""
     x, y = ((1 - share) * d + share * h for d, h in zip(decoded, help_, strict=True))
     return x, y
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """A minimum-jerk reach (Flash & Hogan 1985): at `start` at rest, at `goal` after
-    `duration_s` from `begins` on, at rest again. Times share a clock, s."""
+    """A minimum-jerk reach (Flash & Hogan 1985) from rest at `start` to rest at `goal`.
+
+    It begins at `begins` and takes `duration_s`. All times are on one clock, s.
+    """
 
     start: Point
     goal: Point
@@ -103,7 +108,7 @@ class Reach:
     duration_s: float
 
     def at(self, now: float) -> tuple[Point, Point]:
-        """Position, m, and velocity, m/s."""
+        """Position (m) and velocity (m/s) at a time."""
         phase = min(1.0, max(0.0, (now - self.begins) / self.duration_s))
         blend = phase**3 * (10 - 15 * phase + 6 * phase**2)
         rate = 30 * phase**2 * (1 - phase) ** 2 / self.duration_s

@@ -1,4 +1,4 @@
-"""What a task sends over LSL: kinematics and markers, described as docs/STREAMS.md says."""
+"""The LSL streams of a task: kinematics and markers (docs/STREAMS.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clients.task.workspace import Target
 from streaming.columns import COLUMNS
 from streaming.recording import outlets
 
-NOWHERE = (math.nan, math.nan)  # the target's place while there is none
+NOWHERE = (math.nan, math.nan)  # position of a missing target
 
 
 class TaskOutlets:
@@ -26,14 +26,14 @@ class TaskOutlets:
         self._markers = pylsl.StreamOutlet(outlets.markers_info(name, f"volition-task-{name}"))
 
     def heard(self) -> bool:
-        """Whether somebody listens to the kinematics."""
+        """Whether the kinematics have a consumer."""
         return bool(self._kinematics.have_consumers())
 
     def send(self, now: float, cursor: Cursor, target: Target | None) -> None:
-        """One sample, stamped `now` (LSL clock, s); no target is NaN."""
+        """Send one sample, stamped `now` (LSL clock, s); no target is NaN."""
         where = NOWHERE if target is None else target.position
         self._kinematics.push_sample([*cursor.position, *cursor.velocity, *where], now)
 
     def mark(self, at: float, text: str) -> None:
-        """One marker."""
+        """Send one marker."""
         self._markers.push_sample([text], at)

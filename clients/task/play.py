@@ -1,14 +1,14 @@
-"""A block as it is played: trial after trial, stepped by time. Pure: no clock, no socket.
+"""A block: trial after trial, stepped by time. Pure code without a clock or sockets.
 
     play = BlockPlay(block, cursor)
     play.begin(now)
     while not play.done:        # each tick
-        play.move(now)          # an observation's cursor; frames move the others'
+        play.move(now)          # in observation; otherwise frames move the cursor
         play.judge(now)
     play.markers, play.trials
 
-Centre-out goes back to the centre after every target, as a trial of its own (`return`). Where
-that fails the cursor is put there, so that every reach begins at the centre.
+In centre-out, the return to the centre is a trial of its own (`return`). If it fails, the cursor is
+set to the centre, so that every reach begins there.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from clients.task.cursor import Cursor, Reach, mixed, toward
 from clients.task.trial import DIGITS, Judge, Trial
 from clients.task.workspace import CENTRE, Block, Point, Target, Targets
 
-REACTION_S = 0.25  # an observed cursor rests so long after a target appeared
-REACH_S, REACH_S_PER_M = 0.35, 3.0  # as training/data/simulate.py moves; 0.59 s for 8 cm
-PACES = (0.8, 1.25)  # an observed reach takes a share of that, drawn between these
+REACTION_S = 0.25  # rest of an observed cursor after a target appears
+REACH_S, REACH_S_PER_M = 0.35, 3.0  # as in training.data.simulate: 0.59 s for 8 cm
+PACES = (0.8, 1.25)  # range of the random factor on the duration of an observed reach
 
 
 class BlockPlay:
-    """The trials of one block. number: of the first.
+    """The trials of one block.
 
-    target: what is shown; None before `begin`, while interrupted and at the end.
-    markers: time and text of what happened; whoever publishes them empties the list.
+    number: number of the first trial.
+    target: the target shown; None before `begin`, during an interruption and at the end.
+    markers: times and texts of new markers; the publisher empties the list.
     """
 
     def __init__(self, block: Block, cursor: Cursor, *, number: int = 0) -> None:
@@ -39,8 +40,8 @@ class BlockPlay:
         self.markers: list[tuple[float, str]] = []
         self.target: Target | None = None
         self.done = self.paused = False
-        self.decoder: str | None = None  # of the newest frame; goes into the log
-        self.still_s = 0.0  # so far in this trial
+        self.decoder: str | None = None  # of the newest frame, for the log
+        self.still_s = 0.0  # in this trial so far
         self._targets = Targets(block)
         self._rng = np.random.default_rng([block.seed, 1])
         self._begun = self._on = 0.0
@@ -54,7 +55,7 @@ class BlockPlay:
 
     @property
     def share(self) -> float:
-        """The share of help in the velocity: decays over an assisted block, linearly."""
+        """The share of assistance in the velocity; it decays linearly over an assisted block."""
         if self.block.mode != "assisted":
             return 0.0
         spent = [0.0]
@@ -74,19 +75,19 @@ class BlockPlay:
         self._show(self._targets.draw(self.cursor.position), now)
 
     def steer(self, decoded: Point, seconds: float, now: float) -> None:
-        """Move the cursor by a frame's velocity, with help in an assisted block."""
+        """Move the cursor by a frame's velocity, with assistance in an assisted block."""
         if self.block.mode == "observation" or self.target is None:
             return
         help_ = toward(self.cursor.position, self.target.position)
         self.cursor.move(self.block, mixed(decoded, help_, self.share), seconds, now)
 
     def move(self, now: float) -> None:
-        """Move an observation's cursor."""
+        """Move the cursor in an observation block."""
         if self.block.mode == "observation" and self.target is not None:
             self.cursor.place(*self._reach.at(now))
 
     def judge(self, now: float) -> None:
-        """Take note of the cursor; end the trial and show the next target where it is time."""
+        """Judge the trial by the cursor; when it ends, show the next target."""
         if self.target is None:
             return
         self._note(now)
@@ -107,7 +108,7 @@ class BlockPlay:
             self._show(self._targets.draw(self.cursor.position), now)
 
     def interrupt(self, now: float) -> None:
-        """Hide the target and stop the cursor; its trial is void."""
+        """Hide the target and stop the cursor; the trial is void."""
         self.paused, self._interrupted = True, self.target
         if self.target is not None:
             self._end(now, "paused")
@@ -122,14 +123,14 @@ class BlockPlay:
             self._show(target, now)
 
     def stop(self, now: float) -> None:
-        """End the block here; a trial that runs is void."""
+        """End the block; the current trial is void."""
         if self.target is not None:
             self._end(now, "stopped")
         self.done = True
         self.cursor.stop()
 
     def _is_over(self, now: float, ended: Target) -> bool:
-        """Whether no trial follows the one that has just ended."""
+        """Whether the trial that has just ended was the last."""
         if self.block.seconds is not None and now - self._begun >= self.block.seconds:
             return True
         return ended.role == "target" and self._n_counted == self.block.trials

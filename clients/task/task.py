@@ -1,4 +1,4 @@
-"""A task in real time: frames of the daemon move a cursor, LSL says where it is.
+"""A task in real time: the daemon's frames move a cursor, whose position is sent over LSL.
 
     volition task center-out --trials 64
 
@@ -6,8 +6,7 @@
         run.rest(1.0)
         trials = run.play(Block(mode="observation", seconds=45.0, trials=None))
 
-A loop at 100 Hz: read the frames that wait, move the cursor, judge the trial, send a sample.
-It does not know where the frames' velocity comes from, nor who reads what it sends.
+A loop at 100 Hz reads the waiting frames, moves the cursor, judges the trial and sends a sample.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ from decoder.errors import SessionError, SettingsError
 from streaming.clock import Metronome
 from streaming.wire.messages import DEFAULT_ADDRESS, CursorFrame
 
-LINGER_S = 0.3  # outlets stay so long after the last marker, which is still on its way
+LINGER_S = 0.3  # the outlets stay open for the last marker to arrive
 DRAW_EVERY = 2  # ticks
 LOCAL = ("tcp://127.", "tcp://localhost", "tcp://[::1]", "ipc://")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """Whom a task listens to and what it leaves behind.
+    """Input and output of a task.
 
-    address: of the daemon's frames. prefix: of the LSL streams' names. rate_hz: of the loop and
-    the kinematics. stale_s: a frame older than that moves nothing. log: a JSON line a trial is
-    appended there.
+    address: ZeroMQ address of the daemon. prefix: prefix of the LSL stream names.
+    rate_hz: rate of the loop and the kinematics. stale_s: older frames do not move the cursor.
+    log: file to which a JSON line per trial is appended.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -60,12 +59,12 @@ class TaskSettings:
 
 
 class TaskRun:
-    """The cursor and its streams from `with` on; blocks follow each other by `play`.
+    """A context manager with a cursor and its streams; `play` plays one block after another.
 
-    window: draws, and brings keys. on_trial: told of every trial that ended. on_pause: told
-    whenever the task pauses or goes on. on_tick: called every tick.
-    should_stop: ends the block and `rest` after the running tick. May be set by any thread, as
-    `pause`, `resume` and `end_block` may be called.
+    window: draws the task and reads keys. on_trial: called with every ended trial.
+    on_pause: called when the task pauses or resumes. on_tick: called every tick.
+    should_stop: ends the block or `rest` after the current tick.
+    Any thread may set `should_stop` or call `pause`, `resume` and `end_block`.
     """
 
     def __init__(
@@ -81,12 +80,14 @@ class TaskRun:
         self.should_stop = False
         self.cursor = Cursor()
         self.frame: CursorFrame | None = None  # the newest
-        self.n_trials = 0  # of all blocks; the number of the next one
+        self.n_trials = 0  # over all blocks; also the number of the next trial
         self._window, self._on_trial = window, on_trial
         self._on_pause, self._on_tick = on_pause, on_tick
         self._asked_to_pause = self._asked_to_end = False
         self._frames = FrameClock(settings.stale_s)
-        self._held: deque[tuple[float, CursorFrame, float]] = deque()  # arrival, frame, age then
+        self._held: deque[tuple[float, CursorFrame, float]] = (
+            deque()
+        )  # arrival, frame, age on arrival
         self._latency_s = 0.0
         self._n_shown = 0
 
@@ -94,7 +95,7 @@ class TaskRun:
         self._log = _open(self.settings.log)
         self._subscriber = CursorSubscriber(
             self.settings.address, max_age_s=None
-        )  # ages are judged here
+        )  # this class judges ages itself
         self._outlets = TaskOutlets(self.settings.prefix, self.settings.rate_hz)
         self._metronome = Metronome(1.0 / self.settings.rate_hz)
         return self
@@ -111,27 +112,27 @@ class TaskRun:
 
     @property
     def paused(self) -> bool:
-        """Whether the task stands still until it is resumed."""
+        """Whether the task is paused."""
         return self._asked_to_pause
 
     def pause(self) -> None:
-        """Freeze the cursor and hide the target; the trial that runs is void and comes again."""
+        """Freeze the cursor and hide the target; the current trial is void and will be repeated."""
         if not self._asked_to_pause:
             self._asked_to_pause = True
             self._on_pause(True)
 
     def resume(self) -> None:
-        """Go on."""
+        """End a pause."""
         if self._asked_to_pause:
             self._asked_to_pause = False
             self._on_pause(False)
 
     def end_block(self) -> None:
-        """End the block that runs; its last trial is void."""
+        """End the current block; its last trial is void."""
         self._asked_to_end = True
 
     def wait_until_heard(self, timeout_s: float) -> None:
-        """Send until somebody listens to the kinematics. Raises SettingsError where nobody does."""
+        """Send until the kinematics have a consumer. Raises SettingsError if none comes."""
         self.rest(timeout_s, until=self._outlets.heard)
         if not self._outlets.heard() and not self.should_stop:
             raise SettingsError(
@@ -142,8 +143,7 @@ class TaskRun:
     def rest(
         self, seconds: float | None = None, until: Callable[[], object] = lambda: False
     ) -> None:
-        """Send a cursor that stands still, without a target, for so long (None: for ever) or
-        until the condition holds."""
+        """Send a resting cursor and no target, for a time (None: no limit) or until a condition."""
         self.cursor.place(self.cursor.position)
         end = None if seconds is None else pylsl.local_clock() + seconds
         while not self.should_stop and (end is None or pylsl.local_clock() < end) and not until():
@@ -154,7 +154,7 @@ class TaskRun:
             self._show(None)
 
     def play(self, block: Block) -> list[Trial]:
-        """Play a block to its end; returns its trials, void ones and returns among them."""
+        """Play a block to its end and return its trials, including void ones and returns."""
         play = BlockPlay(block, self.cursor, number=self.n_trials)
         self._latency_s = block.latency_s
         self._asked_to_end = False
@@ -195,7 +195,7 @@ class TaskRun:
         self.cursor.rest_when_due(now)
 
     def _arrived(self) -> Iterator[tuple[CursorFrame, float]]:
-        """The frames that are due, and for how many seconds each of them counts."""
+        """The frames that are due, and the seconds for which each applies."""
         while (frame := self._subscriber.receive(timeout_s=0.0)) is not None:
             self._held.append((pylsl.local_clock(), frame, self._age_s(frame)))
         while self._held and self._held[0][0] + self._latency_s <= pylsl.local_clock():
@@ -203,8 +203,10 @@ class TaskRun:
             yield self.frame, self._frames.seconds(self.frame, age_s)
 
     def _age_s(self, frame: CursorFrame) -> float:
-        """Age of the newest frame, latency that was asked for aside: by the quickest frame's way,
-        and on one host by the clock."""
+        """Age of the newest frame without the latency asked for, s.
+
+        It is relative to the shortest transit time; on one host, the clock gives it.
+        """
         now = pylsl.local_clock()
         assert self._subscriber.arrived is not None
         age_s = now - self._subscriber.arrived + self._subscriber.backlog_s
@@ -213,7 +215,7 @@ class TaskRun:
         return float(age_s)
 
     def _is_trusted(self) -> bool:
-        """Whether the newest frame is valid and young enough to move the cursor."""
+        """Whether the newest frame is valid and recent enough to move the cursor."""
         frame = self.frame
         return frame is not None and frame.valid and self._age_s(frame) <= self.settings.stale_s
 

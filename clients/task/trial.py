@@ -1,4 +1,4 @@
-"""One trial: its rules while it runs, and what the log keeps of it (a JSON line each)."""
+"""Trials: their rules, and their records in the log (one JSON line each)."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from clients.task.workspace import Block, Mode, Point, Role, Target, TaskName
 from decoder.errors import SessionError
 
 Outcome = Literal["success", "timeout", "wrong"]
-VOID = ("paused", "stopped")  # reasons of trials that say nothing of the decoder
-SLACK_S = 1e-6  # a time limit is met to within rounding
+VOID = ("paused", "stopped")  # reasons that have nothing to do with the decoder
+SLACK_S = 1e-6  # tolerance of a time limit for rounding
 DIGITS = 6
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened in one trial. Times are seconds on the LSL clock of the task's host."""
+    """The record of one trial. Times are seconds on the LSL clock of the task's host."""
 
-    number: int  # counts the run's trials, from 0; the `i` of its markers
+    number: int  # of the trial in the run, from 0; the `i` of its markers
     block: str
     task: TaskName
     mode: Mode
-    role: Role  # `return` is the way back to the centre, which no score counts
+    role: Role  # `return`: back to the centre; not scored
     target: Point  # m
-    radius: float  # m; of a square, half its side
-    n_targets: int  # how many could have been selected
+    radius: float  # m; half the side of a square
+    n_targets: int  # number of targets that could be selected
     hold_s: float
     limit_s: float
     start: float
     on: float  # the target appeared
-    entered: float | None  # the cursor was on it for the first time
-    held: float | None  # it came to stay: the begin of the hold that selected the target
+    entered: float | None  # the cursor first touched the target
+    held: float | None  # start of the hold that selected the target
     end: float
     success: bool
     why: str  # empty, or why it failed: timeout, wrong, paused, stopped
     decoder: str | None  # of the newest frame
-    assist: float  # share of the velocity that wasn't decoded
-    still_s: float  # time in which no valid, fresh frame came
-    times: list[float]  # one a tick
+    assist: float  # share of assistance in the velocity
+    still_s: float  # time without a valid, recent frame
+    times: list[float]  # one per tick
     path: list[Point]  # m; the cursor's position at each of `times`
 
     @property
     def counts(self) -> bool:
-        """Whether a score counts it."""
+        """Whether the trial is scored."""
         return self.role == "target" and self.why not in VOID
 
 
 class Judge:
-    """The rules of one trial, told the cursor's position every tick.
+    """The rules of one trial; `see` is called with the cursor's position every tick.
 
-    Staying on the target for `needed_s` selects it. On the grid, staying on any other square
-    selects that one and is wrong; the square that the cursor stood on when the trial began
-    counts only once it was left.
+    Staying on the target for `needed_s` selects it. On the grid, staying on another square selects
+    that square, which is wrong. The square under the cursor at the start of the trial counts only
+    after the cursor has left it.
     """
 
     def __init__(self, block: Block, target: Target, now: float, position: Point) -> None:
         self.entered: float | None = None
-        self.since = now  # when the cursor came to where it is
+        self.since = now  # when the cursor reached its current target or square
         self._block, self._target, self._began = block, target, now
         self._goal = 0 if target.cell is None else target.cell
         self._here = self._at(position)
@@ -72,7 +72,7 @@ class Judge:
         return self._here == self._goal
 
     def see(self, now: float, position: Point) -> Outcome | None:
-        """How the trial ended, or None while it goes on."""
+        """The outcome of the trial, or None while it continues."""
         here = self._at(position)
         if here != self._here:
             self._here, self.since, self._unleft = here, now, None
@@ -87,7 +87,7 @@ class Judge:
             self.entered = now
 
     def _at(self, position: Point) -> int | None:
-        """What would be selected here."""
+        """The target or square at a position."""
         if self._target.cell is not None:
             return self._block.cell_of(position)
         (x, y), (goal_x, goal_y) = position, self._target.position
@@ -100,7 +100,7 @@ _decode = msgspec.json.Decoder(Trial).decode
 
 
 def read_trials(path: Path | str) -> list[Trial]:
-    """The trials of a log; SessionError where it can't be read. A line cut short is left out."""
+    """The trials of a log, less an incomplete last line. Raises SessionError if unreadable."""
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
@@ -116,7 +116,7 @@ def _trials(path: Path | str, lines: list[bytes]) -> Iterator[Trial]:
             yield _decode(line)
         except msgspec.MsgspecError as error:
             if number == len(lines):
-                return  # no newline behind it: cut short
+                return  # without a newline: incomplete
             raise SessionError(
                 f"{path}, line {number}: not a trial ({error}); expected a log of `volition task`"
             ) from error

@@ -1,6 +1,6 @@
-"""What a person sees of a task: cursor, target and state, drawn by pygame.
+"""The window of a task, drawn by pygame: cursor, target and state.
 
-space   pauses and goes on        Esc, or closing the window   ends the run
+space   pauses and resumes        Esc, or closing the window   ends the run
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CURSOR_M = 0.004
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What is drawn. moves: whether the cursor may move at all. block: None between blocks."""
+    """What to draw. moves: whether the cursor can move. block: None between blocks."""
 
     cursor: Point
     moves: bool
@@ -34,11 +34,11 @@ class View:
 
 
 class Window:
-    """A square window. Raises SettingsError where there is no pygame or no display."""
+    """A square window. Raises SettingsError without pygame or a display."""
 
     def __init__(self, *, side: int = SIDE) -> None:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # they are streaming.signals'
+        os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # streaming.signals handles them
         try:
             import pygame
         except ImportError as error:
@@ -59,7 +59,7 @@ class Window:
         self._block = Block()
 
     def asked(self) -> list[str]:
-        """What keys asked for since the last call: `pause` (or to go on), `quit`."""
+        """The requests by key since the last call: `pause` (also to resume) and `quit`."""
         pygame = self._pygame
         wanted = {pygame.K_SPACE: "pause", pygame.K_ESCAPE: "quit"}
         asked = []
@@ -71,7 +71,7 @@ class Window:
         return asked
 
     def draw(self, view: View) -> None:
-        """Draw one picture."""
+        """Draw the view."""
         pygame = self._pygame
         self._block = view.block or self._block
         self.surface.fill(BACKGROUND)
@@ -87,7 +87,7 @@ class Window:
         pygame.display.flip()
 
     def pixel(self, position: Point) -> tuple[int, int]:
-        """Where a position, m, is in the window; y points up."""
+        """The pixel of a position in m; y points up."""
         half = self._block.half_side_m
         x, y = position
         scale = self._side / (2 * half)

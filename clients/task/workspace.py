@@ -1,6 +1,6 @@
-"""Where the cursor moves and what it is to reach: a block's settings, its targets, their order.
+"""The workspace of the cursor: settings of a block, its targets and their order.
 
-The workspace is a square around (0, 0), metres. Pure: no clock, no socket.
+The workspace is a square around (0, 0), metres. Pure code without a clock or sockets.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ CENTRE: Point = (0.0, 0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A stretch of trials of one task, steered in one way.
+    """A block: consecutive trials of one task and mode.
 
-    mode: `closed` moves the cursor by decoded velocity alone; `assisted` mixes it with velocity
-        toward the target, whose share decays over the block from `assist` to 0; in `observation`
-        the cursor moves by itself, along minimum-jerk reaches.
-    name: of the block in markers, log and score; the mode where left out.
-    trials: how many (returns to the centre not counted); None: as `seconds` allow.
-    seconds: after so many no new trial begins.
-    distance_m: of centre-out targets from the centre; half the side of the square that random
-        targets are drawn from.
-    radius_m: of a round target. hold_s: time on it that selects it.
-    dwell_s: time on any square of the grid that selects it: longer than it takes to cross one.
-    limit_s: time for one trial. half_side_m: of the workspace. grid: squares a side.
-    latency_s: every frame moves the cursor so much later, to see what delay costs.
-    Raises SettingsError where one is out of range.
+    mode: `closed`: decoded velocity moves the cursor. `assisted`: it is mixed with velocity toward
+        the target, whose share decays from `assist` to 0 over the block. `observation`: the cursor
+        makes scripted minimum-jerk reaches.
+    name: name of the block in markers, log and score; by default the mode.
+    trials: number of trials without returns to the centre; None: as many as `seconds` allow.
+    seconds: time after which no new trial begins.
+    distance_m: distance of centre-out targets from the centre, and half the side of the square from
+        which random targets are drawn.
+    radius_m: radius of a round target. hold_s: time on it to select it.
+    dwell_s: time on a square of the grid to select it, longer than crossing one takes.
+    limit_s: time limit of a trial. half_side_m: half the side of the workspace.
+    grid: squares per side.
+    latency_s: extra delay of every frame, to measure the cost of delay.
+    Raises SettingsError if a value is out of range.
     """
 
     task: TaskName = "center-out"
@@ -105,11 +106,11 @@ class Block:
 
     @property
     def n_targets(self) -> int:
-        """How many can be selected: squares of the grid, else directions or 1."""
+        """Number of targets that can be selected: squares of the grid, directions, or 1."""
         return {"grid": self.grid**2, "center-out": N_DIRECTIONS, "random": 1}[self.task]
 
     def cell_of(self, position: Point) -> int:
-        """The grid's square (row by row from the lower left) that a position lies in."""
+        """The grid square at a position, counted row by row from the lower left."""
         column, row = (
             min(self.grid - 1, max(0, int((x + self.half_side_m) / self.square_m)))
             for x in position
@@ -117,7 +118,7 @@ class Block:
         return row * self.grid + column
 
     def centre_of(self, cell: int) -> Point:
-        """The middle of one of the grid's squares."""
+        """The centre of a grid square."""
         row, column = divmod(cell, self.grid)
         x, y = ((i + 0.5) * self.square_m - self.half_side_m for i in (column, row))
         return x, y
@@ -130,9 +131,9 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is to be selected. half_m: its radius, or half the side of a square.
+    """A target. half_m: its radius, or half the side of a square.
 
-    cell: the grid's square that it is; None where it is round.
+    cell: number of its grid square; None if it is round.
     """
 
     position: Point
@@ -145,7 +146,7 @@ class Targets:
     """The block's targets in order; the same seed gives the same order.
 
     Centre-out: directions in shuffled rounds of eight. Random: uniform, at least three radii
-    from the cursor. Grid: any square but the one the cursor is in.
+    from the cursor. Grid: any square but the one under the cursor.
     """
 
     def __init__(self, block: Block) -> None:
@@ -154,7 +155,7 @@ class Targets:
         self._round: list[int] = []
 
     def draw(self, cursor: Point) -> Target:
-        """The next one, for a cursor that stands there."""
+        """The next target, for a cursor at a position."""
         block = self._block
         if block.task == "grid":
             cell = int(self._rng.integers(block.grid**2 - 1))
@@ -171,7 +172,7 @@ class Targets:
         return Target(position=position, half_m=block.radius_m)
 
     def centre(self) -> Target:
-        """The centre, to return to."""
+        """The centre, as a target."""
         return Target(position=CENTRE, half_m=self._block.radius_m, role="return")
 
     def _far_from(self, cursor: Point) -> Point:

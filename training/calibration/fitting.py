@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch._dynamo  # else the first optimizer imports it, in a second of the time limit
 from torch import Tensor, nn
 
 from decoder.score import pooled_r2
