@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 
 .PHONY: demo test lint test-slow test-gpu soak fuzz faults bench clean
 
-demo: $(READY)
+demo: $(BASE)  # needs no torch
 	$(BIN)/volition demo
 
 # Most tests run in parallel. Tests that compare durations run alone afterwards, even if others failed.
@@ -48,8 +49,12 @@ faults: $(READY)
 bench: $(READY)
 	$(BIN)/volition bench
 
-$(READY): pyproject.toml
+$(BASE): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $(BASE)
+
+$(READY): $(BASE)
 	$(BIN)/python -m pip install --quiet --editable '.[train,rig,dev]'
 	touch $(READY)
 

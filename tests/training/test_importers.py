@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -483,3 +484,13 @@ def test_an_unknown_unit_of_length_is_refused(recorded: Session, tmp_path: Path)
     for unit in ("furlong", "cm/s", "-1", "nan", "inf", ""):
         with pytest.raises(ImportFailedError, match=f"unit '{unit}'; expected m, cm, mm"):
             import_recording(path, unit=unit)
+
+
+def test_a_missing_reader_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyxdf", None)
+    path = tmp_path / "s.xdf"
+    path.touch()
+    with pytest.raises(ImportFailedError, match=r"needs pyxdf; install .*'volition\[train\]'"):
+        import_recording(path)

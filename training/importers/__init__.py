@@ -83,7 +83,12 @@ def import_recording(
         )
     if not path.is_file():
         raise ImportFailedError(f"{path}: no such file")
-    return readers[path.suffix.lower()](path, options)
+    try:
+        return readers[path.suffix.lower()](path, options)
+    except ModuleNotFoundError as error:
+        raise ImportFailedError(
+            f"{path}: reading it needs {error.name}; install it with: pip install 'volition[train]'"
+        ) from error
 
 
 def in_metres(session: Session, unit: str) -> Session:
