@@ -48,6 +48,7 @@ def test_bench_train_compares_with_torch_brain() -> None:
     )
 
 
+@pytest.mark.slow
 def test_bench_corpus_says_what_opening_and_training_cost(corpus: Path) -> None:
     result = volition("bench", "corpus", str(corpus), "--batch-size", "4", "--steps", "2")
     assert (result["sessions"], result["units"]) == (3, 31)

@@ -39,7 +39,7 @@ def session(tmp_path: Path) -> Path:
     return sessions.save(simulate(n_units=8, minutes=1.0, subject=0, seed=0), tmp_path / "in")
 
 
-@pytest.mark.parametrize("free_kb", [1000, 16])
+@pytest.mark.parametrize("free_kb", [pytest.param(1000, marks=pytest.mark.slow), 16])
 def test_pretraining_on_a_full_disk_is_one_error(
     session: Path, full_disk: Path, free_kb: int
 ) -> None:
@@ -118,7 +118,9 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     assert "KeyError: 'missing'" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["simulate", "pretrain", "watch", "replay"])
+@pytest.mark.parametrize(
+    "verb", ["simulate", pytest.param("pretrain", marks=pytest.mark.slow), "watch", "replay"]
+)
 def test_ctrl_c_at_any_moment_prints_no_traceback(session: Path, tmp_path: Path, verb: str) -> None:
     """Four moments, from the first import on to well into the work."""
     arguments = {

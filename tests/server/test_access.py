@@ -284,6 +284,7 @@ def test_half_open_connections_block_neither_supervisor_nor_operator(
     assert (server.home / "server.log").stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_an_incomplete_request_is_dropped(server: Server) -> None:
     from server.api.connections import REQUEST_S
 

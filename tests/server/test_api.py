@@ -182,6 +182,7 @@ def test_a_calibration_without_labels_fails_with_the_reason(
         assert "nothing would label the spikes" in failed(server, request)
 
 
+@pytest.mark.slow
 def test_a_calibration_with_too_few_units_fails(
     server: Server, unseen: Session, play: Play
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_calibration_with_too_few_units_fails(
     assert "thresholds" in detail
 
 
+@pytest.mark.slow
 def test_a_calibration_with_too_little_movement_fails(
     server: Server, unseen: Session, play: Play
 ) -> None:

@@ -102,7 +102,7 @@ def test_an_interrupted_calibration_can_be_discarded(
             client.calibration(begun.id)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_running_calibration_can_be_finished_early_or_cancelled(
     server: Server, unseen: Session, play: Play
 ) -> None:

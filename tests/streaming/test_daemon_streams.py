@@ -83,7 +83,9 @@ def test_the_daemon_warns_if_it_does_not_get_the_gpu(tiny, tmp_path: Path) -> No
         assert "cuda was asked for" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_daemon_with_a_hanging_decoder_ends_on_a_signal(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,11 @@ def configured(folder: Path, scope: str) -> str:
 
 
 @one_family
-@pytest.mark.parametrize("scope", [MACHINE, PEERS], ids=["machine", "peers"])
+@pytest.mark.parametrize(
+    "scope",
+    [pytest.param(MACHINE, marks=pytest.mark.slow), PEERS],
+    ids=["machine", "peers"],
+)
 def test_streams_are_found_without_multicast(tiny, tmp_path: Path, monkeypatch, scope: str) -> None:
     monkeypatch.setenv("LSLAPICFG", configured(tmp_path, scope))  # for the processes below
     played = ("replay", str(tiny.session_path), "--lead", "6")

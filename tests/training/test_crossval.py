@@ -73,6 +73,7 @@ def test_an_overfitted_model_scores_badly_on_held_out_seconds(
     assert decide(right.evidence, Evidence.none()).answer == "promote"
 
 
+@pytest.mark.slow
 def test_the_candidate_is_the_mean_of_the_cross_validated_models(
     ready: Ready, today: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

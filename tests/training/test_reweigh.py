@@ -31,7 +31,10 @@ def learned(tiny: TinyDecoder, session, method) -> Adapted:
     return calibrate(*runs.load_model(tiny.bundle.path), session, replace(FEW, method=method))
 
 
-@pytest.mark.parametrize("method", ["units+head", "full", "scratch"])
+@pytest.mark.parametrize(
+    "method",
+    ["full", *(pytest.param(m, marks=pytest.mark.slow) for m in ("units+head", "scratch"))],
+)
 def test_a_reweighed_graph_equals_a_full_export(tiny, today, method, tmp_path, monkeypatch) -> None:
     model, record, _ = learned(tiny, today, method)
     exported = export_model(model, record, "today", tmp_path / "exported.bundle")

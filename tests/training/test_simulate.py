@@ -117,7 +117,14 @@ def test_activity_leads_movement(session: Session) -> None:
     assert 0.04 <= 0.01 * lags[np.argmax(together)] <= 0.16
 
 
-@pytest.mark.parametrize(("subject", "seed"), [(0, 0), (3, 7), (2, 2)])
+@pytest.mark.parametrize(
+    ("subject", "seed"),
+    [
+        (0, 0),
+        pytest.param(3, 7, marks=pytest.mark.slow),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_ridge_scores_as_on_a_real_recording(subject: int, seed: int) -> None:
     recorded = simulate(n_units=96, minutes=11.5, subject=subject, seed=seed)
     assert 0.65 < ridge_score(recorded, fit_seconds=480).r2_mean < 0.80
