@@ -319,6 +319,7 @@ def run(world: World, steps: int, *, seed: int | None) -> None:
     ("n_machines", "steps"), [(2, 200), pytest.param(5, 1000, marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(1800)
+@pytest.mark.long
 def test_the_next_daemon_does_what_was_confirmed(
     tmp_path: Path, n_machines: int, steps: int
 ) -> None:

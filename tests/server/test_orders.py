@@ -104,6 +104,7 @@ def test_an_unreadable_active_decoder_is_replaced_by_the_last_good_one(
     wait_for("the last good decoder", does(rig, decoder="a"))
 
 
+@pytest.mark.long
 def test_a_hanging_decoder_is_replaced_by_the_last_good_one(rig: Rig) -> None:
     prove(rig, "a")
     rig.ask("activate", decoder="b")
