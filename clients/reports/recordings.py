@@ -46,11 +46,11 @@ def run_recording(
         TextColumn("[bold]recording {task.fields[name]}"), BarColumn(),
         TextColumn("{task.completed:.0f} s, {task.fields[spikes]:,} spikes"),
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress, stop_on_signal(recorder):
+    with Progress(*columns, console=console) as progress:
         with console.status("looking for streams…"):
-            recorder.start()
+            recorder.start()  # Ctrl-C ends the command: nothing is recorded yet
         bar = progress.add_task("", total=seconds, name=name, spikes=0)
-        with _pointing_at(recorder.path, folder), recorder:
+        with _pointing_at(recorder.path, folder), stop_on_signal(recorder), recorder:
             recorder.run(
                 seconds,
                 on_poll=lambda r: progress.update(bar, completed=r.labelled_s, spikes=r.n_spikes),

@@ -49,7 +49,8 @@ class RigStreams:
     def wait(self, timeout_s: float) -> None:
         """Wait until spikes and kinematics are open.
 
-        Raises StreamError if they don't open within `timeout_s`. All streams are closed then.
+        Raises StreamError if they don't open within `timeout_s`. All streams are closed after an
+        error or Ctrl-C.
         """
         deadline = time.monotonic() + max(timeout_s, LEAST_S)
         try:
@@ -65,7 +66,7 @@ class RigStreams:
                     "spikes",
                 )
             self._markers.wait(MARKERS_WAIT_S)
-        except StreamError:
+        except BaseException:  # also Ctrl-C
             self.close()
             raise
         self._update()

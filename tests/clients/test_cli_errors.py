@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from clients.subscriber import CursorSubscriber
 from streaming.sessions import format as sessions
 from tests.clients.test_cli import volition
-from tests.rig import daemon, frames_until
+from tests.rig import daemon, frames_until, wait_for
 from tests.streaming.test_live import is_decoding, stream_of
 from training.data.simulate import simulate
 
@@ -141,6 +142,23 @@ def test_ctrl_c_at_any_moment_prints_no_traceback(session: Path, tmp_path: Path,
         said, _ = process.communicate(timeout=300)
         ours = said.replace(f"{ROOT}/.venv/", "")  # before our first line Python prints its own
         assert str(ROOT) not in ours, (moment, said)
+
+
+def test_ctrl_c_ends_a_recording_that_waits_for_its_streams(tmp_path: Path) -> None:
+    absent = f"nobody-{uuid.uuid4().hex}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clients", "record", "-o", str(tmp_path), "--spikes", absent],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for("the search", lambda: "liblsl" in maps.read_text() and process.poll() is None)
+    time.sleep(1.0)  # into the search, which takes 10 s
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "error:" not in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_in_an_import_or_a_destructor_is_not_lost(tmp_path: Path) -> None:
