@@ -138,14 +138,18 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For workers of pytest-xdist (`--dist loadgroup`): tests that share a module's fixture stay
-    together, and those that take longest begin first."""
+    """Group and order the tests of a worker of pytest-xdist (`--dist loadgroup`).
+
+    Tests that share a module's fixture stay together. The longest tests and the groups start first.
+    """
     if not hasattr(config, "workerinput"):
         return
     for item in items:
         if group := shared_fixtures(item):
             item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("long", "slow"))))
+    items.sort(
+        key=lambda item: not any(map(item.get_closest_marker, ("long", "slow", "xdist_group")))
+    )
 
 
 def shared_fixtures(item: pytest.Item) -> str:
