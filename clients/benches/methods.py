@@ -1,11 +1,11 @@
-"""Every method of recalibration on a recorded session, through the REST interface.
+"""Compares the methods of recalibration on a recorded session, through the REST API.
 
     python -m clients.benches.methods BUNDLE SESSION --seconds 40 --seconds 120 -o docs/methods.json
 
-For each length and method a server, its daemon and a replay of the session's training domain run in
-processes of their own; the calibration collects from the start of it. What it makes is scored on
-the session's test domain, offline, at every tick of 10 ms. Ridge on the same seconds, read from the
-file, stands beside them.
+For each length and method, a server, its daemon and a replay of the training domain run as child
+processes, and the calibration collects from its start. The new decoder is scored offline on the
+test domain, at every tick of 10 ms. The table also has ridge on the same seconds, read from the
+file.
 """
 
 from __future__ import annotations

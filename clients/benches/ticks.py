@@ -1,10 +1,10 @@
 """`volition bench`: the cost of a tick, here and in torch_brain's eager POYO, on the same windows.
 
 Both get the same spikes of the same random model, one thread each, interleaved in one run, so
-that a noisy machine is noisy for both. A tick of ours is what the daemon does: embed the spikes
-that came since the last tick, then decode. torch_brain's is `POYO.forward` on the tokenized
-window; its tokenizer is not counted. Of the streaming family torch_brain has nothing: its rows
-show ours alone, beside the POYOs' at the same rates.
+that noise of the machine affects both. Our tick does what the daemon does: embed the spikes since
+the last tick, then decode. torch_brain's is `POYO.forward` on the tokenized
+window; its tokenizer is not counted. torch_brain has no streaming model, so
+the rows of that family have no comparison.
 """
 
 from __future__ import annotations

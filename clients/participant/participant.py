@@ -93,7 +93,7 @@ class Process:
             for message in messages:
                 self._order(message)
         except ValueError as error:
-            send_problem(SettingsError(f"a line on standard input is no JSON ({error})"))
+            send_problem(SettingsError(f"a line on standard input is not JSON ({error})"))
         self.should_stop = True
 
     def run(self) -> None:

@@ -48,13 +48,17 @@ def run_recording(
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         with console.status("looking for streams…"):
-            recorder.start()  # Ctrl-C ends the command: nothing is recorded yet
-        bar = progress.add_task("", total=seconds, name=name, spikes=0)
-        with _pointing_at(recorder.path, folder), stop_on_signal(recorder), recorder:
-            recorder.run(
-                seconds,
-                on_poll=lambda r: progress.update(bar, completed=r.labelled_s, spikes=r.n_spikes),
-            )
+            recorder.find_streams()  # Ctrl-C ends the command: nothing is recorded yet
+        with stop_on_signal(recorder):
+            recorder.start()
+            bar = progress.add_task("", total=seconds, name=name, spikes=0)
+            with _pointing_at(recorder.path, folder), recorder:
+                recorder.run(
+                    seconds,
+                    on_poll=lambda r: progress.update(
+                        bar, completed=r.labelled_s, spikes=r.n_spikes
+                    ),
+                )
     with _pointing_at(recorder.path, folder):
         return session_of_recording(console, recorder.path, folder)
 

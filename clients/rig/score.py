@@ -95,9 +95,9 @@ def throughput_bits_s(trial: Trial) -> float | None:
 
     Shannon's formulation, log2(D / W + 1), of ISO 9241-9 (MacKenzie 1992, Human-Computer
     Interaction 7:91; Soukoreff & MacKenzie 2004, Int. J. Hum.-Comput. Stud. 61:751). D: from the
-    cursor to the target's centre as it appears; W: its width, nominal (a hold leaves no endpoints
-    outside, so an effective width would say little). Of successes, and so only to be read
-    beside their rate.
+    cursor to the target's centre as it appears; W: its nominal width (after a hold no
+    endpoint is outside, so an effective width would mean little). It covers successes only: read it
+    together with the success rate.
     """
     time_s = acquisition_s(trial)
     if not time_s:

@@ -34,13 +34,13 @@ COLUMNS = {  # metric: its heading and digits
     "throughput_bits_s": ("throughput, bits/s", 2),
 }
 BIT_RATE = "bit rate, bits/s"
-RUNNING = 8  # trials that a point of the success curve is the mean of
-PATHS_SHOWN = 128  # of a block, the last ones
+RUNNING = 8  # trials averaged in a point of the success curve
+PATHS_SHOWN = 128  # the last ones of a block
 FAILED = "#c2702c"
 
 
 def print_scores(console: Console, scores: Sequence[BlockScore]) -> None:
-    """Blocks beside each other: a column each, mean ± standard deviation over trials."""
+    """Print one column per block: mean ± standard deviation over trials."""
     table = Table(title="score, mean ± SD over trials", title_justify="left")
     table.add_column("", no_wrap=True)
     for score in scores:
@@ -51,7 +51,7 @@ def print_scores(console: Console, scores: Sequence[BlockScore]) -> None:
 
 
 def print_across(console: Console, phases: Mapping[str, Mapping[str, Spread | None]]) -> None:
-    """Phases beside each other: mean ± standard deviation over runs (`score.across`)."""
+    """Print one column per phase: mean ± standard deviation over runs (`score.across`)."""
     table = Table(title="mean ± SD over seeds", title_justify="left")
     table.add_column("", no_wrap=True)
     for phase in phases:
@@ -63,7 +63,7 @@ def print_across(console: Console, phases: Mapping[str, Mapping[str, Spread | No
 
 
 def _rows(scores: Sequence[BlockScore]) -> list[list[str]]:
-    """Name and one cell a block, of every metric."""
+    """The name of every metric and one cell per block."""
     rows = [
         ["task", *(f"{score.task}, {score.mode}" for score in scores)],
         ["success", *map(_success, scores)],
@@ -97,14 +97,14 @@ def _cell(spread: Spread | None, digits: int) -> str:
 
 
 def write_report(trials: Sequence[Trial], path: Path) -> None:
-    """Write the page, whole or not at all. Needs matplotlib."""
+    """Write the page atomically. Needs matplotlib."""
     from training.evaluation.page import write_page
 
     write_page(render(trials), path)
 
 
 def save_paths(trials: Sequence[Trial], path: Path) -> None:
-    """The cursor's paths as SVG, a panel a block in closed loop. Needs matplotlib."""
+    """Save the cursor paths as SVG, one panel per closed-loop block. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     from training.evaluation.page import svg, write_page
@@ -205,7 +205,7 @@ def _paths(trials: Sequence[Trial], widest_cm: float) -> str:
 
 
 def _widest_cm(blocks: Iterable[Sequence[Trial]]) -> float:
-    """How far from the middle the cursor came, on either axis."""
+    """Largest distance of the cursor from the centre on either axis."""
     return 100 * max(abs(c) for block in blocks for trial in block for p in trial.path for c in p)
 
 

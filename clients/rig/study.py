@@ -1,13 +1,12 @@
-"""What the loop's parts cost and bring: decoders, delays and labels, compared in closed loop.
+"""Compares decoders, delays and labels in closed loop.
 
     python -m clients.rig.study decoders --seed 1 --seed 2 -o decoders.json
     python -m clients.rig.study delays --seed 1 -o delays.json
     python -m clients.rig.study labels --seed 1 -o labels.json
 
-Each seed is a loop of its own in real time, as `volition rig` runs it. What is compared is learned
-from the same data, by `data` of the REST interface, and steered in turns; the order of turns moves
-on with the seed, so that nobody gains by practice. Rows are written as they come; `--jobs` loops
-run at once.
+Each seed is a loop in real time, as in `volition rig`. The decoders are learned from the same data
+(`data` in the REST API) and steered in turns. The order of turns rotates with the seed, to balance
+practice. Rows are written as they are done; `--jobs` loops run in parallel.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ COMPARATORS: tuple[Method, ...] = ("ridge", "kalman")
 TICKS_MS = (2.0, 5.0, 10.0, 20.0, 50.0)
 LATENCIES_MS = (0.0, 25.0, 50.0, 100.0, 200.0)
 SHOWN = ("success_rate", "acquisition_s", "path_efficiency", "bit_rate_bits_s")
-MILD = Drift(replaced=0.3, turned_deg=30.0)  # the decoder of before still steers, badly
+MILD = Drift(replaced=0.3, turned_deg=30.0)  # the decoder from before the drift still steers, badly
 LABELS: tuple[Labels, ...] = ("kinematics", "intention")
 Row = dict[str, Any]
 Run = Callable[[LoopSettings], Iterator[Row]]
@@ -56,7 +55,7 @@ def decoders(
     gain: Annotated[list[float], typer.Option()] = [LoopSettings.gain],  # noqa: B006
     jobs: Jobs = 1,
 ) -> None:
-    """POYO, ridge and the Kalman filter of the same 40 s: reaches, and the grid."""
+    """POYO, ridge and a Kalman filter from the same 40 s, on reaches and on the grid."""
 
     def run(settings: LoopSettings) -> Iterator[Row]:
         with running_loop(settings) as loop:
@@ -75,7 +74,7 @@ def decoders(
 
 @app.command()
 def delays(output: Output, seed: Seeds = [1, 2, 3], jobs: Jobs = 1) -> None:  # noqa: B006
-    """The grid at every tick length, and with every latency added between frame and cursor."""
+    """The grid at each tick length, and with each added latency between frame and cursor."""
 
     def run(settings: LoopSettings) -> Iterator[Row]:
         latencies_ms = LATENCIES_MS if settings.tick_ms == LoopSettings.tick_ms else (0.0,)
@@ -95,7 +94,7 @@ def delays(output: Output, seed: Seeds = [1, 2, 3], jobs: Jobs = 1) -> None:  # 
 
 @app.command()
 def labels(output: Output, seed: Seeds = [1, 2, 3, 4, 5], jobs: Jobs = 1) -> None:  # noqa: B006
-    """Recalibration after a mild drift, from one block of closed loop: what velocity is to mean."""
+    """Recalibration after a mild drift from one closed-loop block, with each kind of labels."""
 
     def run(settings: LoopSettings) -> Iterator[Row]:
         with running_loop(settings) as loop:
@@ -116,13 +115,13 @@ def labels(output: Output, seed: Seeds = [1, 2, 3, 4, 5], jobs: Jobs = 1) -> Non
 
 
 def turns(conditions: Any, seed: int) -> list[Any]:
-    """The conditions, begun at another one by each seed."""
+    """The conditions, rotated by the seed."""
     first = seed % len(conditions)
     return [*conditions[first:], *conditions[:first]]
 
 
 def steered(loop: Loop, about: Row, **block: object) -> Row:
-    """Steer a block; a row of what it was and how it went."""
+    """Steer a block and return its row."""
     name = ", ".join(str(value) for value in about.values())
     loop.steer(name, **block)
     trials = read_trials(loop.settings.folder / "trials.jsonl")
@@ -131,7 +130,7 @@ def steered(loop: Loop, about: Row, **block: object) -> Row:
 
 
 def study(run: Run, loops: list[LoopSettings], output: Path, jobs: int) -> list[Row]:
-    """Run every loop, write rows as they come, print mean and spread over seeds."""
+    """Run all loops, write rows as they are done, and print mean and spread over seeds."""
     console, lock = Console(), threading.Lock()
     rows: list[Row] = []
 
@@ -150,13 +149,13 @@ def study(run: Run, loops: list[LoopSettings], output: Path, jobs: int) -> list[
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """All rows, whole or not at all."""
+    """Write all rows atomically."""
     done = [row | {"score": row["score"].as_dict()} for row in rows]
     write_text(path, json.dumps(done, indent=1) + "\n")
 
 
 def line(row: Row) -> str:
-    """One row in a line."""
+    """One line for a row."""
     about = ", ".join(f"{k} {v}" for k, v in row.items() if k != "score")
     score: BlockScore = row["score"]
     rate = score.bit_rate_bits_s
@@ -165,7 +164,7 @@ def line(row: Row) -> str:
 
 
 def summary(rows: list[Row]) -> Table:
-    """Mean and standard deviation over seeds, a line a condition."""
+    """A table of mean and standard deviation over seeds, one line per condition."""
     table = Table(title="mean (s.d.) over seeds", title_justify="left")
     for name in ("condition", "seeds", "success", "acquisition, s", "path efficiency", "bit/s"):
         table.add_column(name)
@@ -177,7 +176,7 @@ def summary(rows: list[Row]) -> Table:
 
 
 def by_condition(rows: list[Row]) -> dict[str, list[BlockScore]]:
-    """Scores of all seeds by what was steered."""
+    """The scores of all seeds by condition."""
     found: dict[str, list[BlockScore]] = {}
     for row in rows:
         name = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("seed", "score"))
@@ -186,14 +185,14 @@ def by_condition(rows: list[Row]) -> dict[str, list[BlockScore]]:
 
 
 def text(spread: Spread | None) -> str:
-    """Mean and standard deviation."""
+    """Mean and standard deviation as text."""
     if spread is None:
         return ""
     return f"{spread.mean:.2f}" + ("" if spread.sd is None else f" ({spread.sd:.2f})")
 
 
 def plot_delays(rows: list[Row], path: Path) -> None:
-    """Bit rate over tick length and over added latency: a point a seed, a line of means."""
+    """Plot bit rate over tick length and added latency: a point per seed, a line of means."""
     from matplotlib.figure import Figure
 
     from training.evaluation.page import svg, write_page
@@ -217,7 +216,7 @@ def plot_delays(rows: list[Row], path: Path) -> None:
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
     highest = max(row["score"].bit_rate_bits_s for row in rows)
-    panels[0].set_ylim(0.0, 1.1 * max(highest, 1e-9))  # of both: they share it
+    panels[0].set_ylim(0.0, 1.1 * max(highest, 1e-9))  # shared by both plots
     panels[0].set_ylabel("achieved bit rate, bit/s")
     panels[0].legend(frameon=False, fontsize="small")
     write_page(svg(figure), path)

@@ -98,6 +98,7 @@ class Recorder:
         self._clock_jumps: list[float] = []  # of the recording that is resumed
         self._last_sample: float | None = None
         self._flushed_at = 0.0
+        self._has_streams = False
 
     def __enter__(self) -> Self:
         return self
@@ -112,11 +113,17 @@ class Recorder:
             if error is None:  # if not, the first error tells more
                 raise
 
-    def start(self) -> None:
-        """Open the streams, and create the folder and its files."""
+    def find_streams(self) -> None:
+        """Open the streams. Nothing is on disk before `start`."""
         wanted = self._settings
         self._streams = RigStreams(wanted.spikes, wanted.kinematics, wanted.markers)
         self._streams.wait(wanted.wait_s)
+        self._has_streams = True
+
+    def start(self) -> None:
+        """Open the streams if `find_streams` hasn't, and create the folder and its files."""
+        if not self._has_streams:
+            self.find_streams()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._resume()
