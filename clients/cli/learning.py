@@ -97,10 +97,11 @@ def adapt(
         str, typer.Option(help="units, units+head, full, scratch or auto: what is trained.")
     ] = "units",
     allow: Annotated[
-        float | None, typer.Option(min=1.0, help="Seconds of learning [as many as needed].")
+        float | None,
+        typer.Option(min=1.0, help="Seconds of learning (default: as many as needed)."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of learning [as many as needed].")
+        int | None, typer.Option(min=1, help="Steps of learning (default: as many as needed).")
     ] = None,
     labels: Annotated[
         str, typer.Option(help="kinematics, intention or retrospective: the velocity to learn.")

@@ -30,10 +30,10 @@ verbs = typer.Typer()
 @verbs.command(epilog="Example: volition record -o sessions --seconds 60 --name today")
 def record(
     output: OutDir = Path("sessions"),
-    name: Annotated[str | None, typer.Option(help="Session id [date and time].")] = None,
+    name: Annotated[str | None, typer.Option(help="Session id (default: date and time).")] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=5.0, help="Stop after this many labelled seconds [at Ctrl-C]."),
+        typer.Option(min=5.0, help="Stop after this many labelled seconds (default: at Ctrl-C)."),
     ] = None,
     spikes: Annotated[str | None, typer.Option(help="Name of the LSL spike stream.")] = None,
     stream_type: Annotated[
@@ -67,33 +67,41 @@ def record(
 @verbs.command(epilog="Example: volition decode monkey.bundle --tick-ms 5 --stream-name rig-spikes")
 def decode(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A decoder bundle.")],
-    tick_ms: Annotated[float | None, typer.Option(help="Time between decodes [10].")] = None,
+    tick_ms: Annotated[
+        float | None, typer.Option(help="Time between decodes (default: 10).")
+    ] = None,
     stream_type: Annotated[
-        str | None, typer.Option(help="Spikes, SpikeCounts or SpikeEvents [Spikes].")
+        str | None, typer.Option(help="Spikes, SpikeCounts or SpikeEvents (default: Spikes).")
     ] = None,
     stream_name: Annotated[str | None, typer.Option(help="Name of the LSL stream.")] = None,
     address: Annotated[
-        str | None, typer.Option(help=f"ZeroMQ address [{DEFAULT_ADDRESS}].")
+        str | None, typer.Option(help=f"ZeroMQ address (default: {DEFAULT_ADDRESS}).")
     ] = None,
-    control: Annotated[str | None, typer.Option(help="ZeroMQ address for commands [none].")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="ZeroMQ address for commands (default: none).")
+    ] = None,
     control_open: Annotated[
         bool | None, typer.Option("--control-open", help="Accept commands from other machines.")
     ] = None,
     stale_after_ms: Annotated[
-        float | None, typer.Option(help="Stop decoding when the newest spike is older [250].")
+        float | None,
+        typer.Option(help="Stop decoding when the newest spike is older (default: 250)."),
     ] = None,
     fault_speed: Annotated[
         float | None,
-        typer.Option(help="Higher speeds after the filters, m/s, are a fault [5]."),
+        typer.Option(help="Higher speeds after the filters, m/s, are a fault (default: 5)."),
     ] = None,
-    provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
+    provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: auto).")] = None,
     require_provider: Annotated[
         bool | None, typer.Option("--require-provider", help="Refuse to run on another provider.")
     ] = None,
     min_known_share: Annotated[
-        float | None, typer.Option(help="Least share of the bundle's units in the stream [0.5].")
+        float | None,
+        typer.Option(help="Least share of the bundle's units in the stream (default: 0.5)."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Number of ONNX Runtime threads [1].")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Number of ONNX Runtime threads (default: 1).")
+    ] = None,
 ) -> None:
     """Decode live: LSL spikes in, cursor velocity out, until Ctrl-C or SIGTERM.
 
@@ -121,12 +129,13 @@ def serve(
         Path | None, typer.Option(help="First decoder, if the server has none yet.")
     ] = None,
     home: Annotated[
-        Path | None, typer.Option(help="Folder for decoders, calibrations and journal [volition].")
+        Path | None,
+        typer.Option(help="Folder for decoders, calibrations and journal (default: volition)."),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address [127.0.0.1]; any other needs a token.")
+        str | None, typer.Option(help="Address (default: 127.0.0.1); any other needs a token.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port [8000].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port (default: 8000).")] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with settings (docs/REST.md).")
     ] = None,
@@ -169,16 +178,17 @@ def calibrate(
         bool, typer.Option("--shadow", help="First compare it live with the active decoder.")
     ] = False,
     allow: Annotated[
-        float | None, typer.Option(help="Seconds of learning [as many as the model needs].")
+        float | None,
+        typer.Option(help="Seconds of learning (default: as many as the model needs)."),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Id of an earlier calibration whose data to learn from.")
     ] = None,
     kinematics: Annotated[
-        str | None, typer.Option(help="Name of the LSL stream [the only one of its type].")
+        str | None, typer.Option(help="Name of the LSL stream (default: the only one of its type).")
     ] = None,
     markers: Annotated[
-        str | None, typer.Option(help="Name of the LSL stream [the only one].")
+        str | None, typer.Option(help="Name of the LSL stream (default: the only one).")
     ] = None,
     url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
     token: Annotated[

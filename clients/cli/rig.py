@@ -33,9 +33,11 @@ def task(
     mode: Annotated[str, typer.Option("--block", help="closed, assisted or observation.")] = (
         "closed"
     ),
-    block_name: Annotated[str, typer.Option("--name", help="Name of the block [its kind].")] = "",
+    block_name: Annotated[
+        str, typer.Option("--name", help="Name of the block (default: its kind).")
+    ] = "",
     hold: Annotated[
-        float | None, typer.Option(help="Seconds on a target to select it [0.3; grid 1].")
+        float | None, typer.Option(help="Seconds on a target to select it (default: 0.3; grid 1).")
     ] = None,
     limit: Annotated[float, typer.Option(help="Time limit of a trial, s.")] = 4.0,
     radius: Annotated[float, typer.Option(help="Radius of a round target, m.")] = 0.01,

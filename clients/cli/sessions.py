@@ -45,7 +45,7 @@ def import_(
             "--spikes-outside", help="Accept a file with most spikes outside the kinematics."
         ),
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Session id [from the file].")] = None,
+    name: Annotated[str | None, typer.Option(help="Session id (default: from the file).")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a session with the same id.")
     ] = False,
@@ -110,7 +110,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Number of the day: its units and reaches.")] = 0,
     task: Annotated[
         str | None,
-        typer.Option(help="center_out, random_target or steering [chosen by the seed]."),
+        typer.Option(help="center_out, random_target or steering (default: chosen by the seed)."),
     ] = None,
     count: Annotated[
         int, typer.Option("--sessions", min=1, help="Number of days; seeds count up from --seed.")

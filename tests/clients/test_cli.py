@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from clients.cli.main import app
 
 HEAVY = ("torch", "onnxruntime", "pygame", "pylsl", "zmq", "h5py", "numpy", "rich.progress")
 
@@ -75,3 +78,15 @@ def test_the_demo_ends_by_itself_with_a_score() -> None:
     assert score["gaps"] == 0
     assert score["scored_frames"] > 400
     assert score["r2_mean"] > 0.5
+
+
+def test_help_texts_have_no_brackets() -> None:
+    """Rich takes them for markup and prints nothing in their place."""
+    command = typer.main.get_command(app)
+    groups = [command, command.commands["bench"]]
+    verbs = [verb for group in groups for verb in group.commands.values()]
+    texts = {
+        f"{verb.name} {option.name}": option.help or "" for verb in verbs for option in verb.params
+    }
+    assert len(texts) > 100
+    assert [name for name, text in texts.items() if "[" in text] == []
