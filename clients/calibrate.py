@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from clients.control import ControlClient
 from clients.rest import ProblemError
@@ -17,14 +18,17 @@ from server.schemas import Calibration, CalibrationRequest, Scores
 
 GOOD = ("promoted", "ready")
 VERDICTS = {
-    "promoted": "[bold green]promoted[/]: {candidate} is now decoding",
-    "ready": "[bold]ready[/]: {candidate} is better; activate it when you are ready",
-    "undecided": "[bold yellow]undecided[/]: {verdict}. {before} stays active; activate "
-    "{candidate} if you know better, or collect more data",
-    "rejected": "[bold yellow]rejected[/]: {verdict}. {before} stays active",
-    "failed": "[bold red]failed[/]: {problem}",
-    "interrupted": "[bold red]interrupted[/]: {problem} Its data is kept; it can be resumed.",
-    "cancelled": "[bold]cancelled[/]",
+    "promoted": ("bold green", "{candidate} is now decoding"),
+    "ready": ("bold", "{candidate} is better; activate it when you are ready"),
+    "undecided": (
+        "bold yellow",
+        "{verdict}. {before} stays active; activate {candidate} if you know better, or collect "
+        "more data",
+    ),
+    "rejected": ("bold yellow", "{verdict}. {before} stays active"),
+    "failed": ("bold red", "{problem}"),
+    "interrupted": ("bold red", "{problem} Its data is kept; it can be resumed."),
+    "cancelled": ("bold", ""),
 }
 
 
@@ -60,8 +64,8 @@ class View:
 
     def __init__(self, console: Console, calibration: Calibration) -> None:
         self._progress = Progress(
-            TextColumn("[bold]{task.description:<11}"), BarColumn(),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
+            TextColumn("{task.description:<11}", style="bold", markup=False), BarColumn(),
+            TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(), console=console,
         )  # fmt: skip
         request = calibration.request
         self._collecting = self._progress.add_task("collecting", total=request.seconds, note="")
@@ -112,15 +116,14 @@ def print_calibration(console: Console, calibration: Calibration) -> None:
             if scores is not None:
                 table.add_row(*_row(name, scores))
         console.print(table)
-    problem = calibration.problem.detail if calibration.problem else ""
-    console.print(
-        VERDICTS.get(calibration.state, calibration.state).format(
-            candidate=calibration.candidate,
-            before=calibration.before,
-            problem=problem,
-            verdict=calibration.verdict,
-        )
+    style, meaning = VERDICTS.get(calibration.state, ("bold", ""))
+    meaning = meaning.format(
+        candidate=calibration.candidate,
+        before=calibration.before,
+        problem=calibration.problem.detail if calibration.problem else "",
+        verdict=calibration.verdict,
     )
+    console.print(Text.assemble((calibration.state, style), f": {meaning}" if meaning else ""))
     if calibration.took_s is not None:
         console.print(
             f"{calibration.method} on {calibration.collected_s:.0f} s, "
@@ -128,11 +131,11 @@ def print_calibration(console: Console, calibration: Calibration) -> None:
         )
 
 
-def _row(name: str, scores: Scores) -> tuple[str, str, str]:
+def _row(name: str, scores: Scores) -> tuple[str, str, Text]:
     return (
         f"{name}, {scores.seconds:.0f} s",
         _r2(scores.active),
-        f"[bold]{_r2(scores.candidate)}[/]",
+        Text(_r2(scores.candidate), "bold"),
     )
 
 

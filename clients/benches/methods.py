@@ -42,7 +42,7 @@ def main(
     output: Annotated[Path | None, typer.Option("-o")] = None,
 ) -> None:
     """Run all methods, print a table and write JSON."""
-    console = Console()
+    console = Console(markup=False)
     recorded = sessions.load(session)
     rows: list[Row] = []
     for length in seconds:

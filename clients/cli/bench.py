@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from clients.cli.options import (
     Json,
     require_training,
+    styled,
     terminal,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 verbs = typer.Typer(help="Measure speed, with torch_brain in the same run.")
 
@@ -87,8 +84,11 @@ def bench_recalibrate(
         typer.echo(json.dumps(result, indent=2))
     elif result["took_s_p50"] is not None:
         terminal().print(
-            f"{result['promoted']} of {runs} promoted, p50 [bold]{result['took_s_p50']:.1f} s[/] "
-            "from the last sample to the first frame"
+            styled(
+                f"{result['promoted']} of {runs} promoted, p50 ",
+                (f"{result['took_s_p50']:.1f} s", "bold"),
+                " from the last sample to the first frame",
+            )
         )
 
 

@@ -13,6 +13,7 @@ from clients.cli.options import (
     OutDir,
     require_training,
     split_named,
+    styled,
     terminal,
 )
 
@@ -77,8 +78,12 @@ def pretrain(
         typer.echo(json.dumps(summary, indent=2))
     else:
         terminal().print(
-            f"[bold]{output}[/]: {summary['steps']} steps in {summary['seconds'] / 60:.1f} min, "
-            f"causal validation R² [bold]{summary['validation_r2']:.3f}[/]"
+            styled(
+                (f"{output}", "bold"),
+                f": {summary['steps']} steps in {summary['seconds'] / 60:.1f} min, "
+                "causal validation R² ",
+                (f"{summary['validation_r2']:.3f}", "bold"),
+            )
         )
 
 
@@ -123,9 +128,12 @@ def adapt(
         typer.echo(json.dumps(summary, indent=2))
     else:
         terminal().print(
-            f"[bold]{output}[/]: {summary['units']} units by "
-            f"{summary['method']} in {summary['seconds']:.1f} s, "
-            f"causal R² on the held-out fifth [bold]{summary['validation_r2']:.3f}[/]"
+            styled(
+                (f"{output}", "bold"),
+                f": {summary['units']} units by {summary['method']} in "
+                f"{summary['seconds']:.1f} s, causal R² on the held-out fifth ",
+                (f"{summary['validation_r2']:.3f}", "bold"),
+            )
         )
 
 
@@ -147,7 +155,7 @@ def checkpoint(
             source, output_mean=output_mean, output_std=output_std
         )
         checkpoints.save_run(output, record, weights)
-    terminal().print(f"[bold]{output}[/] written")
+    terminal().print(styled((f"{output}", "bold"), " written"))
 
 
 @verbs.command(epilog="Example: volition export runs/first --session monkey -o monkey.bundle")

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from clients.cli import bench, learning, live, rig, sessions
-from clients.cli.options import escaped, terminal
+from clients.cli.options import styled, terminal
 from decoder.errors import VolitionError
 
 app = typer.Typer(
@@ -72,14 +72,14 @@ def main() -> None:
 def _print_error_of_thread(error: threading.ExceptHookArgs) -> None:
     """Print an OSError of a thread in one line: TensorBoard's thread may see a full disk first."""
     if isinstance(error.exc_value, OSError):
-        text = escaped(_os_error(error.exc_value))
-        terminal(stderr=True).print(f"[bold yellow]warning:[/] {text}", soft_wrap=True)
+        text = styled(("warning:", "bold yellow"), f" {_os_error(error.exc_value)}")
+        terminal(stderr=True).print(text, soft_wrap=True)
     else:
         threading.__excepthook__(error)
 
 
 def _fail(text: str) -> NoReturn:
-    terminal(stderr=True).print(f"[bold red]error:[/] {escaped(text)}", soft_wrap=True)
+    terminal(stderr=True).print(styled(("error:", "bold red"), f" {text}"), soft_wrap=True)
     sys.exit(1)
 
 

@@ -25,17 +25,17 @@ DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
 
 
 def terminal(stderr: bool = False) -> Any:
-    """A Rich console, imported when it is needed."""
+    """A Rich console, imported when it is needed. It prints [brackets] in names literally."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, markup=False)
 
 
-def escaped(text: str) -> str:
-    """Text without Rich markup: it is printed literally."""
-    from rich.markup import escape
+def styled(*parts: str | tuple[str, str]) -> Any:
+    """A Rich text of plain parts and (text, style) pairs."""
+    from rich.text import Text
 
-    return escape(text)
+    return Text.assemble(*parts)
 
 
 def require_training() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from clients.cli.options import (
     OutDir,
     terminal,
 )
-
-if TYPE_CHECKING:
-    pass
 
 verbs = typer.Typer()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -43,7 +42,7 @@ def run_recording(
     recorder = Recorder(folder, name, settings, subject=subject)
     _point_at_unfinished(console, folder)
     columns = (
-        TextColumn("[bold]recording {task.fields[name]}"), BarColumn(),
+        TextColumn("recording {task.fields[name]}", style="bold", markup=False), BarColumn(),
         TextColumn("{task.completed:.0f} s, {task.fields[spikes]:,} spikes"),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
@@ -89,8 +88,9 @@ def _point_at_unfinished(console: Console, folder: Path) -> None:
     for recording in sorted(folder.glob("*.recording")):
         if not recording.with_suffix(".h5").exists():
             console.print(
-                f"[yellow]{escape(str(recording))} is unfinished: `volition import "
-                f"{escape(str(recording))} -o {escape(str(folder))}` converts it to a session[/]"
+                f"{recording} is unfinished: `volition import {recording} -o {folder}` "
+                "converts it to a session",
+                style="yellow",
             )
 
 

@@ -15,6 +15,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from decoder.bundles.bundle import open_bundle
 from decoder.bundles.manifest import MANIFEST
@@ -42,7 +43,8 @@ def run_training(
     if len({session.session_id for session in loaded}) < len(loaded):
         raise TrainingError(f"{folder}: two files have the same session id; keep one of them")
     columns = (
-        TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(), TaskProgressColumn(),
         TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}  "
                    "R² {task.fields[r2]}  {task.fields[rate]:,.0f} tokens/s"),
         TimeRemainingColumn(),
@@ -104,8 +106,11 @@ def simulate_corpus(
             )
             sessions.save(session, folder / session.subject_id)
     console.print(
-        f"[bold]{folder}[/]: {count} sessions of {len(subjects)} subjects, {n_units} units, "
-        f"{count * minutes:g} minutes"
+        Text.assemble(
+            (f"{folder}", "bold"),
+            f": {count} sessions of {len(subjects)} subjects, {n_units} units, "
+            f"{count * minutes:g} minutes",
+        )
     )
 
 
@@ -122,7 +127,8 @@ def run_adaptation(
     session = sessions.load(session_path)
     began = time.monotonic()
     columns = (
-        TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(), TaskProgressColumn(),
         TextColumn("R² {task.fields[r2]:.3f}"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:

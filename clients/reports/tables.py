@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from training.evaluation.evaluate import Evaluation
 
 
-def _facts(title: str) -> Table:
+VERIFIED = ("verified", "green")
+
+
+def _facts(title: str | Text) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
@@ -67,8 +70,8 @@ def print_session(console: Console, session: Session, path: Path) -> None:
     """Print a session's summary as a table."""
     s = session_summary(session)
     rate, kinematics, domains = s["rate_hz"], s["kinematics"], s["domains_s"]
-    table = _facts(f"[bold]{escape(s['session_id'])}[/]  {escape(str(path))}")
-    table.add_row("subject", escape(f"{s['subject_id']}, {s['source']}"))
+    table = _facts(Text.assemble((s["session_id"], "bold"), f"  {path}"))
+    table.add_row("subject", f"{s['subject_id']}, {s['source']}")
     if session.recorded_at is not None:
         table.add_row("recorded", f"{session.recorded_at:%Y-%m-%d %H:%M}")
     table.add_row("units", f"{s['units']}")
@@ -85,27 +88,31 @@ def print_session(console: Console, session: Session, path: Path) -> None:
         f"p99 {kinematics['speed_p99_m_s']:.3f} m/s",
     )
     for note in s["notes"]:
-        table.add_row("note", f"[yellow]{escape(note)}[/]")
+        table.add_row("note", Text(note, "yellow"))
     console.print(table)
 
 
 def print_bundle(console: Console, bundle: Bundle) -> None:
     """Print a verified bundle as a table."""
     manifest = bundle.manifest
-    table = _facts(f"[bold]{manifest.decoder_id}[/]  {bundle.path}")
+    table = _facts(Text.assemble((manifest.decoder_id, "bold"), f"  {bundle.path}"))
     table.add_row("model", f"{manifest.family}, preset {manifest.preset}")
     table.add_row("units", f"{len(manifest.unit_ids)} of session {manifest.session_id}")
     table.add_row("reads", manifest.sizes.reads)
     table.add_row("outputs", ", ".join(f"{o.name} ({o.unit})" for o in manifest.outputs))
     seal = (
-        "has a checksum of itself [green]verified[/]" if bundle.is_sealed else
-        "[yellow]no checksum of itself[/]: of an earlier version, export the run again"
+        Text.assemble("its own checksum ", VERIFIED) if bundle.is_sealed else Text.assemble(
+            ("no checksum of its own", "yellow"), ": from an earlier version, export the run again"
+        )
     )  # fmt: skip
     table.add_row(MANIFEST, seal)
     for name in (GRAPH, TABLES, WEIGHTS):
         size = (bundle.path / name).stat().st_size
         table.add_row(
-            name, f"{size / 1e6:.2f} MB, sha256 {manifest.checksums[name][:12]}… [green]verified[/]"
+            name,
+            Text.assemble(
+                f"{size / 1e6:.2f} MB, sha256 {manifest.checksums[name][:12]}… ", VERIFIED
+            ),
         )
     for name, value in {**manifest.metrics, **manifest.provenance}.items():
         table.add_row(
@@ -121,8 +128,8 @@ def print_score(console: Console, score: LiveScore) -> None:
     for axis in ("x", "y", "mean"):
         table.add_column(axis, justify="right")
     table.add_row(
-        f"[bold]{score.decoder}[/], live",
-        *(f"[bold]{v:.3f}[/]" for v in (score.r2_x, score.r2_y, score.r2_mean)),
+        Text.assemble((score.decoder, "bold"), ", live"),
+        *(Text(f"{v:.3f}", "bold") for v in (score.r2_x, score.r2_y, score.r2_mean)),
     )
     table.add_row(
         "ridge, 10 lags of 50 ms, offline",
@@ -184,13 +191,13 @@ def print_bench(console: Console, cases: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="right")
     for case in cases:
         ours, theirs = case["runtime_ms"], case["torch_brain_ms"]
-        beside = ("—", "—", "—")
+        reference: tuple[str, ...] = ("—", "—", "—")
         if theirs:
             faster = theirs["p50"] / ours["p50"]
-            beside = (f"{theirs['p50']:.2f}", f"{theirs['p99']:.2f}", f"{faster:.1f}x")
+            reference = (f"{theirs['p50']:.2f}", f"{theirs['p99']:.2f}", f"{faster:.1f}x")
         table.add_row(
             case["preset"], f"{case['spikes_per_s']:,}",
-            f"[bold]{ours['p50']:.2f}[/]", f"{ours['p99']:.2f}", *beside,
+            Text(f"{ours['p50']:.2f}", "bold"), f"{ours['p99']:.2f}", *reference,
         )  # fmt: skip
     console.print(table)
 
@@ -204,7 +211,7 @@ def print_bench_train(console: Console, cases: list[dict[str, Any]]) -> None:
         speed = case["windows_per_s"]
         table.add_row(
             case["preset"], f"{case['device']}, {case['precision']}", f"{case['batch_size']}",
-            f"{case['spikes_a_window']:,.0f}", f"[bold]{speed['ours']:.0f}[/]",
+            f"{case['spikes_a_window']:,.0f}", Text(f"{speed['ours']:.0f}", "bold"),
             f"{speed['torch_brain']:.0f}", f"{case['speedup']:.1f}x",
         )  # fmt: skip
     console.print(table)
@@ -212,7 +219,7 @@ def print_bench_train(console: Console, cases: list[dict[str, Any]]) -> None:
 
 def print_bench_corpus(console: Console, result: dict[str, Any]) -> None:
     """Print the cost of a corpus as a table."""
-    table = _facts("[bold]a corpus, beside one of its sessions[/]")
+    table = _facts(Text("a corpus, compared with one of its sessions", "bold"))
     table.add_row(
         "corpus",
         f"{result['sessions']} sessions, {result['units']:,} units, {result['hours']:.1f} h, "

@@ -196,7 +196,7 @@ def server_paused_too(
             try:
                 client.pause("task paused") if paused else client.resume()
             except VolitionError as error:
-                console.print(f"error: {error}", markup=False)
+                console.print(f"error: {error}")
 
         def submit(paused: bool) -> None:
             calls.submit(ask, paused)
@@ -246,7 +246,7 @@ def run_loops(
         results: list[LoopResult] = []
         for result in side_by_side(run, loops, jobs):
             results.append(result)
-            console.print(f"[bold]seed {result.settings.seed}[/]")
+            console.print(f"seed {result.settings.seed}", style="bold")
             print_scores(console, list(result.scores.values()))
     trials = [trial for result in results for trial in result.trials]
     if report is not None:

@@ -131,7 +131,7 @@ def steered(loop: Loop, about: Row, **block: object) -> Row:
 
 def study(run: Run, loops: list[LoopSettings], output: Path, jobs: int) -> list[Row]:
     """Run all loops, write rows as they are done, and print mean and spread over seeds."""
-    console, lock = Console(), threading.Lock()
+    console, lock = Console(markup=False), threading.Lock()
     rows: list[Row] = []
 
     def one(settings: LoopSettings) -> None:
@@ -140,7 +140,7 @@ def study(run: Run, loops: list[LoopSettings], output: Path, jobs: int) -> list[
                 with lock:
                     rows.append(row)
                     write(rows, output)
-                    console.print(line(row), markup=False)
+                    console.print(line(row))
 
     for _ in side_by_side(one, loops, jobs):
         pass

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
+from clients.calibrate import print_calibration
 from clients.cli.main import app
+from clients.harness.daemon import BUNDLES
+from server.schemas import Calibration, Problem
+from streaming.sessions import format as sessions
+from training.data.simulate import simulate
+
+ROOT = Path(__file__).parents[2]
 
 HEAVY = ("torch", "onnxruntime", "pygame", "pylsl", "zmq", "h5py", "numpy", "rich.progress")
 
@@ -90,3 +101,35 @@ def test_help_texts_have_no_brackets() -> None:
     }
     assert len(texts) > 100
     assert [name for name, text in texts.items() if "[" in text] == []
+
+
+def test_brackets_in_names_are_printed(tmp_path: Path) -> None:
+    """Rich would take them for markup: for a style, or for a closing tag that ends in an error."""
+    name = "rig [2] [bold]left [/]"
+    session = sessions.save(simulate(n_units=8, minutes=1.0), tmp_path / name)
+    bundle = shutil.copytree(BUNDLES / "poyo.bundle", tmp_path / name / "a.bundle")
+    for verb, path in (("info", session), ("bundle", bundle)):
+        shown = volition(verb, f"{name}/{path.name}", cwd=tmp_path).stdout
+        assert f"{name}/{path.name}" in " ".join(shown.split())  # a long title is wrapped
+    assert name in volition("info", f"{name}.h5").stderr
+    said = StringIO()
+    problem = Problem(type="/problems/stream", title="", status=409, detail=f"no {name!r}")
+    failed = Calibration.model_construct(
+        state="failed", problem=problem, held_out=None, took_s=None,
+        candidate=None, before="a", verdict="",
+    )  # fmt: skip
+    print_calibration(Console(file=said, width=400), failed)
+    assert said.getvalue() == f"failed: no {name!r}\n"
+
+
+def test_no_printed_text_is_markup() -> None:
+    """Consoles print each string literally; styles are set by `Text` and `style=`."""
+    files = [
+        path for room in ("clients", "server", "training") for path in (ROOT / room).rglob("*.py")
+    ]
+    assert len(files) > 100
+    for path in files:
+        text = path.read_text()
+        assert "[/]" not in text, path
+        for console in re.findall(r"\bConsole\((.*)", text):
+            assert re.search(r"markup=False|quiet=True|record=True", console), (path, console)

@@ -172,7 +172,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     unseen = [sessions.load(path) for path in sessions.find(given.unseen)]
-    result = fewshot(given.runs, unseen, given.seconds, console=Console())
+    result = fewshot(given.runs, unseen, given.seconds, console=Console(markup=False))
     write_text(given.output.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     plot(result, given.output.with_suffix(".svg"))
 

@@ -140,7 +140,7 @@ def main() -> None:
         settings=PretrainSettings(
             preset=given.preset, minutes=None, steps=given.steps, threads=given.threads
         ),
-        console=Console(),
+        console=Console(markup=False),
     )
     write_text(given.output.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
     plot(result, given.output.with_suffix(".svg"))

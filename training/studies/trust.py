@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/trust.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    console = Console()
+    console = Console(markup=False)
 
     def say(row: Row) -> None:
         console.print(
