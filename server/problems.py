@@ -65,12 +65,6 @@ def problem_of(error: errors.VolitionError, instance: str | None = None) -> Prob
     raise AssertionError(error)
 
 
-def error_of(name: str, detail: str) -> errors.VolitionError:
-    """The error that another process reported by the name of its class."""
-    kinds = {kind.__name__: kind for kind, *_ in KINDS}
-    return kinds.get(name, errors.VolitionError)(detail)
-
-
 def response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """A problem document as an HTTP response."""
     return JSONResponse(

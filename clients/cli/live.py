@@ -107,11 +107,9 @@ def decode(
 
     Settings come from options, then VOLITION_… variables, then defaults.
     """
-    from decoder.bundles.bundle import open_bundle
-    from streaming.daemon.loop import Daemon
+    from streaming.daemon.loop import run
     from streaming.daemon.settings import DaemonSettings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     given = {
         "tick_ms": tick_ms, "stream_type": stream_type, "stream_name": stream_name,
         "address": address, "control": control, "control_open": control_open,
@@ -119,8 +117,7 @@ def decode(
         "provider": provider, "require_provider": require_provider,
         "min_known_share": min_known_share, "threads": threads,
     }  # fmt: skip
-    settings = settings_from(DaemonSettings, given)
-    Daemon(open_bundle(path), settings).serve()
+    run(path, settings_from(DaemonSettings, given))
 
 
 @verbs.command(epilog="Example: volition serve --bundle monkey.bundle --home /data/volition")

@@ -30,7 +30,7 @@ from clients.task.trial import Trial, read_trials
 from clients.task.workspace import Block, Mode
 from decoder.errors import SettingsError, TrainingError
 from server.schemas import Calibration, CalibrationRequest, FiltersPatch, Labels, Method, Promote
-from server.supervision.children import Child
+from streaming.wire.children import Child
 
 READY_S = 30.0
 MORE_S = 120.0  # length of an observation block beyond the collected seconds, for the learning

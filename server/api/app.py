@@ -50,16 +50,8 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
     Raises SettingsError if another server uses the same home, BundleError if the bundle is bad.
     """
     with only_server(settings), bound(settings) as listener:
-        journal, registry = Journal(settings.home / "journal.sqlite"), Registry(settings.decoders)
-        given = known_bundle(registry, journal, bundle) if bundle is not None else None
-        supervisor = SupervisedDaemon(settings, journal, registry)
-        parts = Parts(
-            settings=settings,
-            journal=journal,
-            registry=registry,
-            supervisor=supervisor,
-            calibrations=Calibrations(settings, journal, supervisor, registry),
-        )
+        parts = assemble(settings)
+        given = None if bundle is None else known_bundle(parts.registry, parts.journal, bundle)
         config = uvicorn.Config(
             build_app(parts, given),
             log_config=None,
@@ -71,6 +63,19 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
             backlog=most_waiting(),
         )
         _Server(config, parts).run(sockets=[listener])
+
+
+def assemble(settings: ServerSettings) -> Parts:
+    """The parts of a server. Nothing runs before the app starts."""
+    journal, registry = Journal(settings.home / "journal.sqlite"), Registry(settings.decoders)
+    supervisor = SupervisedDaemon(settings, journal, registry)
+    return Parts(
+        settings=settings,
+        journal=journal,
+        registry=registry,
+        supervisor=supervisor,
+        calibrations=Calibrations(settings, journal, supervisor, registry),
+    )
 
 
 class _Server(uvicorn.Server):

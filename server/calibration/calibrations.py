@@ -23,8 +23,8 @@ from server.schemas import RUNNING, Calibration, CalibrationRequest, State
 from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Registry
-from server.supervision.children import Child
 from server.supervision.daemon import SupervisedDaemon
+from streaming.wire.children import Child
 
 log = logging.getLogger("volition.server")
 

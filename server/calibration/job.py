@@ -7,7 +7,7 @@
 `POST /v1/decoders/{id}/activate`. A request for the data of an earlier calibration starts with the
 training.
 
-Collecting, training and shadowing are child processes (`server.supervision.children`), so the
+Collecting, training and shadowing are child processes (`streaming.wire.children`), so the
 daemon decodes undisturbed. The data are in the calibration's folder.
 """
 
@@ -26,11 +26,11 @@ from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.gate import Evidence, decide
 from server.problems import ConflictError, NotFoundError, problem_of
 from server.schemas import RUNNING, Calibration, Scores, State
-from server.settings import ServerSettings
+from server.settings import ServerSettings, environment
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Entry, Registry
-from server.supervision.children import Child
 from server.supervision.daemon import SupervisedDaemon
+from streaming.wire.children import Child
 
 log = logging.getLogger("volition.server")
 
@@ -162,7 +162,9 @@ class Job:
         with self._starting:
             if self._cancelled.is_set():
                 raise ConflictError("cancelled")
-            child = self._start_child(module, log=self._settings.logs / f"{module}.log")
+            child = self._start_child(
+                module, log=self._settings.logs / f"{module}.log", env=environment()
+            )
             self._children.append(child)
         return child
 

@@ -1,1 +1,1 @@
-"""The processes of the server: the daemon, and the child processes of a calibration."""
+"""The daemon of a server: starts or adopts it, gives it orders, and restarts it."""

@@ -27,10 +27,10 @@ from server.settings import ServerSettings, daemon_environment
 from server.store.journal import Journal, JournalError
 from server.store.registry import Registry
 from server.supervision.connection import NEVER, DaemonConnection
-from server.supervision.logs import open_log, shorten
 from server.supervision.process import Own, Process
 from server.supervision.timing import Timing
 from streaming.daemon.settings import DaemonSettings
+from streaming.logs import open_log, shorten
 from streaming.wire import control
 from streaming.wire import messages as wire
 from streaming.wire.control import NoAnswerError
@@ -41,10 +41,10 @@ Start = Callable[[Path, DaemonSettings, BinaryIO], Process]
 
 
 def start_daemon(bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Process:
-    """Start `volition decode` as a process that outlives this server."""
+    """Start the daemon as a process that outlives this server."""
     return Own(
         subprocess.Popen(
-            [sys.executable, "-m", "clients", "decode", str(bundle.absolute())],
+            [sys.executable, "-m", "streaming.daemon", "decode", str(bundle.absolute())],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             env=daemon_environment(settings),
         )

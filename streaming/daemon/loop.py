@@ -14,17 +14,18 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pylsl import local_clock
 
-from decoder.bundles.bundle import Bundle
+from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.errors import SettingsError
 from decoder.runtimes.proof import prove
 from streaming.clock import Clock, Metronome
 from streaming.daemon.commands import handle
 from streaming.daemon.settings import DaemonSettings
 from streaming.daemon.status import provider_warning, status_of
-from streaming.daemon.tick import ZERO, Ticker, named
+from streaming.daemon.tick import Ticker, named
 from streaming.priority import real_time
 from streaming.signals import stop_on_signal
 from streaming.wire import messages as wire
@@ -128,7 +129,7 @@ class Daemon:
         """Publish a last, invalid frame and the status, close the sockets, log the totals."""
         now = self._clock()
         self.ticker.state = State.IDLE
-        self.ticker.publisher.send(self.ticker.frame(now, ZERO, now, now))
+        self.ticker.publisher.send(self.ticker.frame(now, wire.ZERO, now, now))
         last = self.status(now)
         self.ticker.publisher.send_status(last)
         self.ticker.publisher.close()
@@ -143,6 +144,12 @@ class Daemon:
             self.ticker.n_drained,
             self.ticker.admission.counters.taken,
         )  # fmt: skip
+
+
+def run(bundle: Path, settings: DaemonSettings) -> None:
+    """Decode with the bundle in this folder until SIGINT or SIGTERM; log to standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    Daemon(open_bundle(bundle), settings).serve()
 
 
 @contextmanager

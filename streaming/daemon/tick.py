@@ -27,10 +27,10 @@ from streaming.inlets.spikes import SpikeConnector, SpikeInlet, StreamQuery
 from streaming.priority import before_others
 from streaming.units import UnitMatch
 from streaming.wire import messages as wire
+from streaming.wire.messages import ZERO
 from streaming.wire.publish import Publisher
 from streaming.wire.states import NEVER, State, StreamWatch
 
-ZERO = (0.0, 0.0)
 BROKEN_M_S = 1000.0  # a faster output is a fault, whatever limits the filters have
 
 
@@ -128,7 +128,6 @@ class Ticker:
         if self.state is State.DECODING and self._is_late(window_end, published):
             self.state = State.STALE
         if self.state is not State.DECODING:
-            velocity = ZERO
             self.filters.interrupt()
         self.publisher.send(self.frame(window_end, velocity, decode_from, published))
         self.publisher.see_subscribers()
@@ -261,23 +260,20 @@ class Ticker:
     ) -> wire.CursorFrame:
         """The frame of a tick, in the current state. decode_from: start of the decode."""
         inlet, manifest = self.inlet, self.bundle.manifest
-        return wire.CursorFrame(
-            schema=wire.SCHEMA_VERSION,
+        return wire.cursor_frame(
+            self.state,
             started=self.started,
             seq=self.n_frames,
             session=manifest.session_id,
             decoder=manifest.decoder_id,
-            state=self.state.value,
-            valid=self.state is State.DECODING,
             window_end=window_end,
-            newest_spike=self.admission.newest,
-            decode_ms=(published - decode_from) * 1e3,
             published=published,
+            decode_ms=(published - decode_from) * 1e3,
             velocity=velocity,
-            n_spikes=self.runtime.n_spikes if self.state is State.DECODING else 0,
+            n_spikes=self.runtime.n_spikes,
+            newest_spike=self.admission.newest,
             n_drained=self.n_drained,
             clock_offset=inlet.clock_offset_s if inlet else 0.0,
-            latency_ms=(published - window_end) * 1e3,
         )
 
 

@@ -31,7 +31,6 @@ from streaming.wire.states import NEVER, State
 
 log = logging.getLogger("volition.watchdog")
 
-ZERO = (0.0, 0.0)
 CURSOR = wire.TOPICS["cursor"].prefix
 STATUS = wire.TOPICS["status"].prefix
 WATCHDOG = "watchdog"  # session and decoder in its frames before the daemon's first frame
@@ -113,23 +112,17 @@ class Watchdog:
     def _send_stop(self) -> None:
         now, last = local_clock(), self._last
         self.publisher.send(
-            wire.CursorFrame(
-                schema=wire.SCHEMA_VERSION,
+            wire.cursor_frame(
+                State.FAULT,
                 started=self._started,
                 seq=self.n_own,
                 session=last.session if last else WATCHDOG,
                 decoder=last.decoder if last else WATCHDOG,
-                state=State.FAULT.value,
-                valid=False,
                 window_end=now,
-                newest_spike=last.newest_spike if last else None,
-                decode_ms=0.0,
                 published=now,
-                velocity=ZERO,
-                n_spikes=0,
+                newest_spike=last.newest_spike if last else None,
                 n_drained=last.n_drained if last else 0,
                 clock_offset=last.clock_offset if last else 0.0,
-                latency_ms=0.0,
             )
         )
         self.n_own += 1

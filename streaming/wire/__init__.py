@@ -1,1 +1,1 @@
-"""Messages between processes: frames and status, commands, states, JSON lines."""
+"""Messages between processes: frames and status, commands, states; child processes."""

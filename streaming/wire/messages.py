@@ -19,6 +19,7 @@ from streaming.wire.states import State
 
 SCHEMA_VERSION = 1
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
+ZERO = (0.0, 0.0)  # m/s; the velocity of every frame that is not valid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +124,48 @@ encode_frame_json = msgspec.json.Encoder().encode
 Message = TypeVar("Message", CursorFrame, Status)
 
 
+def cursor_frame(
+    state: State,
+    *,
+    started: float,
+    seq: int,
+    session: str,
+    decoder: str,
+    window_end: float,
+    published: float,
+    decode_ms: float = 0.0,
+    velocity: tuple[float, float] = ZERO,
+    n_spikes: int = 0,
+    newest_spike: float | None = None,
+    n_drained: int = 0,
+    clock_offset: float = 0.0,
+) -> CursorFrame:
+    """A frame. Only in state `decoding` is it valid, with the given velocity and spikes."""
+    valid = state is State.DECODING
+    return CursorFrame(
+        schema=SCHEMA_VERSION,
+        started=started,
+        seq=seq,
+        session=session,
+        decoder=decoder,
+        state=state.value,
+        valid=valid,
+        window_end=window_end,
+        newest_spike=newest_spike,
+        decode_ms=decode_ms,
+        published=published,
+        velocity=velocity if valid else ZERO,
+        n_spikes=n_spikes if valid else 0,
+        n_drained=n_drained,
+        clock_offset=clock_offset,
+        latency_ms=(published - window_end) * 1e3,
+    )
+
+
 def silenced(frame: CursorFrame) -> CursorFrame:
     """The frame as `stale`, with zero velocity: it is too old to act on."""
     return msgspec.structs.replace(
-        frame, valid=False, velocity=(0.0, 0.0), state=State.STALE.value, n_spikes=0
+        frame, valid=False, velocity=ZERO, state=State.STALE.value, n_spikes=0
     )
 
 

@@ -32,13 +32,13 @@ from server.schemas import CalibrationRequest
 from server.settings import ServerSettings
 from server.store.journal import Journal
 from server.store.registry import Registry
-from server.supervision.children import Child
 from server.supervision.daemon import SupervisedDaemon, known_bundle
 from server.supervision.process import Adopted, Process
 from server.supervision.timing import Timing
 from streaming.daemon.settings import DaemonSettings
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import control
+from streaming.wire.children import Child
 from tests.server.scripted_daemon import ScriptedDaemon
 
 PR_SET_PDEATHSIG = 1

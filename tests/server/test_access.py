@@ -22,8 +22,8 @@ from clients.harness.server import Server
 from decoder.errors import BundleError
 from server.settings import ServerSettings
 from server.store.registry import FILES, Registry
-from server.supervision.logs import open_log, shorten
 from streaming.daemon.settings import DaemonSettings
+from streaming.logs import open_log, shorten
 from tests.rig import running, wait_for
 from tests.server.conftest import POSSM
 

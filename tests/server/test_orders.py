@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from server.supervision.children import Child, ChildEndedError
+from streaming.wire.children import Child, ChildEndedError
 from streaming.wire.control import GetStatus
 from tests.rig import wait_for
 from tests.server.orders_rig import RefusedError, Rig, World, a_world

@@ -16,9 +16,9 @@ import pytest
 
 from decoder.gate import Evidence
 from server.calibration.shadow import LOOKS
-from server.supervision.children import Child
 from streaming.recording.outlets import kinematics_info, spikes_info
 from streaming.sessions.session import Session
+from streaming.wire.children import Child
 from streaming.wire.lines import Message
 from tests.server.conftest import POSSM, Play
 from training.baselines.linear import fit_linear

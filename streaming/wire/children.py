@@ -1,10 +1,6 @@
-"""Child processes of the server, which talk to it in JSON lines and end when it does.
+"""Child processes that talk to their parent in JSON lines and end when it does.
 
-    server.calibration.collect      writes the streams of a calibration to disk
-    server.calibration.shadow       decodes the live stream alongside the daemon
-    training.calibration.worker     trains; loads torch while data are still being collected
-
-A child ends when its standard input closes, so none outlives a server that was killed. The child's
+A child ends when its standard input closes, so none outlives a parent that was killed. The child's
 side of the protocol is `streaming.wire.lines`.
 """
 
@@ -22,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.errors import VolitionError
-from server.problems import error_of
-from server.settings import environment
-from server.supervision.logs import open_log
+from streaming.logs import open_log
 from streaming.wire.lines import Message
 
 STOP_TIMEOUT_S = 5.0
@@ -37,16 +31,18 @@ class ChildEndedError(VolitionError):
 class Child:
     """`python -m MODULE ARGUMENTS` as a child process.
 
-    log: file for its standard error.
+    log: file for its standard error. env: its environment (default: the parent's).
     """
 
-    def __init__(self, module: str, *arguments: str, log: Path) -> None:
+    def __init__(
+        self, module: str, *arguments: str, log: Path, env: dict[str, str] | None = None
+    ) -> None:
         self.module, self._log = module, log
         with open_log(log) as output:
             self._process = subprocess.Popen(
                 self._command(module, *arguments),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
-                start_new_session=True, env=environment(),
+                start_new_session=True, env=env,
             )  # fmt: skip
         self._received: queue.Queue[Message | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"{module}-reader", daemon=True).start()
@@ -137,7 +133,7 @@ class Child:
                 f"{self.module} ended with exit code {self._process.wait()}; see {self._log}"
             )
         if "problem" in message:
-            raise error_of(message["problem"]["error"], message["problem"]["detail"])
+            raise _error(message["problem"]["error"], message["problem"]["detail"])
         return message
 
     def stop(self) -> None:
@@ -163,3 +159,11 @@ class Child:
                 with contextlib.suppress(json.JSONDecodeError):
                     self._received.put(json.loads(line))
         self._received.put(None)
+
+
+def _error(name: str, detail: str) -> VolitionError:
+    """The error that a child reported by the name of its class."""
+    kinds: list[type[VolitionError]] = [VolitionError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind.__name__: kind for kind in kinds}.get(name, VolitionError)(detail)
