@@ -137,14 +137,21 @@ def drawing() -> str:
     return "\n".join(lines)
 
 
-def _with_length(row: re.Match[str]) -> str:
-    """A table row that begins with a file, with that file's length in its second column."""
-    return f"{row[1]} {len((ROOT / row[2]).read_text().splitlines())} |"
+def _with_lines(row: re.Match[str]) -> str:
+    """A table row about a file, with its length and the lines of the names in it."""
+    text = (ROOT / row[2]).read_text()
+    ranges = {
+        node.name: f"{node.lineno}–{node.end_lineno}"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    what = re.sub(r"`(\w+)` [\d–]+", lambda named: f"`{named[1]}` {ranges[named[1]]}", row[3])
+    return f"{row[1]} {len(text.splitlines())} |{what}"
 
 
 def page_with_map(text: str) -> str:
-    """A page's text with the map between its two markers, and the lengths of the files it lists."""
-    text = re.sub(r"^(\| `([\w/]+\.py)` \|)[ \d]*\|", _with_length, text, flags=re.MULTILINE)
+    """A page's text with the map between its two markers, and the lines of the files it lists."""
+    text = re.sub(r"^(\| `([\w/]+\.py)` \|)[ \d]*\|(.*)", _with_lines, text, flags=re.MULTILINE)
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{drawing()}\n{END}{after}"

@@ -60,7 +60,7 @@ class Chunks:
         """Time before which spikes are never needed again, even if others arrive late, s."""
         return self._end_of(self._closed[0]) - EDGE_S
 
-    def arrive(self, window_end: float) -> None:
+    def begin_decode(self, window_end: float) -> None:
         """Prepare for a decode at `window_end`; start again if it does not follow the last one."""
         if not self._closed or not 0 <= window_end - self._last_decode <= self.window_s:
             self._closed.clear()

@@ -44,7 +44,7 @@ WARMUP_SPIKES = (0, 1, 500, 4000)
 class Runtime(abc.ABC):
     """A bundle that is ready to decode.
 
-    epoch: clock time, s, at which rotary angles are zero; choose one near the first spike.
+    epoch: clock time, s, at which token rows are not rotated; choose one near the first spike.
     graph_from: a runtime to share the ONNX Runtime session with, if its graph is the same file.
     window_s: seconds of uninterrupted spikes that a decode needs before it can be trusted.
     n_spikes: number of spikes in the `window_s` before the last decode.

@@ -104,7 +104,7 @@ class KalmanRuntime(LinearRuntime):
     def decode(self, window_end: float) -> Floats:
         """See `Runtime.decode`."""
         chunks = self._chunks
-        chunks.arrive(window_end)
+        chunks.begin_decode(window_end)
         while (end := chunks.next_end) <= window_end - self._lead_s + EDGE_S:
             rows, _ = self._ring.window(chunks.end, end)
             chunks.close(self._step(rows, chunks.state))

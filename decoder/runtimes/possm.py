@@ -34,7 +34,7 @@ class PossmRuntime(AttentionRuntime):
         sizes = bundle.manifest.sizes
         if not isinstance(sizes, PossmSizes):
             raise BundleError(f"{bundle.path}: family {bundle.manifest.family!r} has no state")
-        self._chunks = Chunks(
+        self._chunks = Chunks(  # before super(), which asks for `_kept_s`
             chunk_s=sizes.chunk_s,
             window_s=sizes.window_s,
             fresh=np.zeros(sizes.hidden, dtype=np.float32),
@@ -56,15 +56,15 @@ class PossmRuntime(AttentionRuntime):
     def decode(self, window_end: float) -> Floats:
         """See `Runtime.decode`."""
         chunks = self._chunks
-        chunks.arrive(window_end)
+        chunks.begin_decode(window_end)
         while (end := chunks.next_end) < window_end - EDGE_S:
             _, state = self._step(end - EDGE_S, self._whole)
             chunks.close(state)
         since = window_end - self.window_s
         self._ring.forget_before(min(since, chunks.oldest_edge))
         self.n_spikes = self._ring.window(since, window_end)[1]
-        passed = (window_end - chunks.end) / chunks.chunk_s
-        output, _ = self._step(window_end, np.array(passed, dtype=np.float32))
+        share = (window_end - chunks.end) / chunks.chunk_s
+        output, _ = self._step(window_end, np.array(share, dtype=np.float32))
         return self._velocity(output)
 
     def continue_from(self, other: Runtime) -> None:
@@ -78,7 +78,10 @@ class PossmRuntime(AttentionRuntime):
         self._chunks.forget()
 
     def _step(self, until: float, share: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Output and next state for the open chunk up to `until`."""
+        """Output and next state for the open chunk up to `until`.
+
+        share: how much of the chunk has passed by then, 0 to 1.
+        """
         start = self._chunks.end  # spikes within EDGE_S before a chunk's end belong to the next
         rows, _ = self._ring.window(start - EDGE_S, until)
         return self._run(rows, start, state=self._chunks.state, share=share)

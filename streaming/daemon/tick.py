@@ -112,16 +112,17 @@ class Ticker:
     def tick(self, window_end: float) -> None:
         """Drain the stream, decode at `window_end` (LSL clock, s), publish one frame."""
         if window_end - self._last_tick > self.watch.stale_after_s + self.settings.tick_ms / 1e3:
-            self.filters.interrupt()  # the rig has stopped the cursor after such a pause
+            self.filters.interrupt()  # clients have stopped the cursor: start from rest
         self._last_tick = window_end
         self._drain(window_end)
         self.state = self.watch.judge(window_end)
         decode_from = self._clock()
         velocity = ZERO
+        # After a fault, decodes are tried even during a pause, until one is plausible.
         if self.state is State.DECODING and (self.paused is None or self.fault is not None):
             velocity = self._decode(window_end)
         if self.fault is not None and self.state in (State.WARMING, State.DECODING):
-            self.state = State.FAULT  # until a decode is plausible again, also during a pause
+            self.state = State.FAULT
         if self.paused is not None:
             self.state = State.PAUSED
         published = self._clock()

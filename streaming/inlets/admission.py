@@ -5,7 +5,7 @@
 | in the window, older than the last tick       | taken                 | `late`           |
 | in the window, older than the newest so far   | taken and sorted      | `out_of_order`   |
 | same unit and time as another of its tick     | taken                 | `duplicate`      |
-| ahead of now, by at most `FUTURE_S`           | kept for its window   | -                |
+| ahead of now, by at most `FUTURE_S` (0.1 s)   | kept for its window   | -                |
 | ahead of now by more                          | left out              | `future`         |
 | older than the window                         | left out              | `too_old`        |
 | more than `STEP_BACK_S` before the previous   | judged by its own age | `backward_steps` |
@@ -55,8 +55,8 @@ class Admission:
     """Judges events tick by tick.
 
     max_age_s: age at which an event is too old, which is the decoder's window.
-    newest: time of the newest admitted spike, s. left_out: number of events left out since one
-        was admitted, by reason.
+    newest: time of the newest admitted spike, s. left_out: number of events left out since the
+        last admitted one, by reason.
     """
 
     def __init__(self, max_age_s: float) -> None:
@@ -100,7 +100,10 @@ class Admission:
         return times, unit_index
 
     def admit_bins(self, ends: Floats, *, window_end: float, now: float) -> Floats:
-        """Returns the ends of bins (n_bins,) at which a spike would be admitted: signs of life."""
+        """Returns the ends of bins (n_bins,) at which a spike would be admitted: signs of life.
+
+        They are not in `counters`, which count spikes.
+        """
         timed, future, too_old = _by_time(ends, window_end - self.max_age_s, now)
         taken = timed & ~future & ~too_old
         if taken.any():

@@ -39,7 +39,7 @@ MAX_UNIT_RATE_HZ = 1000.0  # a higher count can't be the spikes of one unit
 MAX_NUMBERED = (4096, 256)  # channels and units of a stream without a description
 MAX_UNITS = 4096  # units of such a stream; events of further units are unknown
 MAX_NEW_UNITS = 256  # new units per drain in the daemon; the rest wait for the next drain
-MAX_CHANNEL = 2**20  # channel numbers times unit numbers in a description
+MAX_CELLS = 2**20  # channel numbers times unit numbers in a description
 RESOLVE_S = 2.0  # duration of a search: peers are not asked at once
 
 
@@ -88,7 +88,7 @@ class SpikeInlet(Inlet):
         self.bin_ends: Floats | None = _NO_TIMES if regular else None
 
     def check(self, info: pylsl.StreamInfo) -> None:
-        """Read the units."""
+        """Read the units, while the stream is being opened."""
         self._parse = _parser(info, self._bundle_units)
         if problem := repeated_units(self.unit_ids):
             raise StreamError(f"stream {self.name!r}: {problem}")
@@ -158,7 +158,7 @@ class _EventParser:
         inside = (channel >= 0) & (channel < n_channels) & (unit >= 0) & (unit < n_units)
         cell = np.where(inside, channel * n_units + unit, 0)
         index = self._look_up(cell, inside)
-        if room := min(self._most_new, MAX_UNITS - len(self.unit_ids)):
+        if room := max(0, min(self._most_new, MAX_UNITS - len(self.unit_ids))):
             new = np.unique(cell[inside & (index == UNKNOWN)])
             for number in new[:room].tolist():
                 key = divmod(number, n_units)
@@ -177,7 +177,7 @@ class _EventParser:
 
 def _table_shape(name: str, described: Mapping[tuple[int, int], str]) -> tuple[int, int]:
     n_channels, n_units = (max(key[axis] for key in described) + 1 for axis in (0, 1))
-    if n_channels * n_units > MAX_CHANNEL:
+    if n_channels * n_units > MAX_CELLS:
         raise StreamError(
             f"stream {name!r} describes channel and unit numbers up to {max(described)}; "
             "expected small ones, counted from 0"

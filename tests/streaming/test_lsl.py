@@ -245,6 +245,18 @@ def test_the_number_of_undescribed_units_is_bounded(bundle_units: tuple[str, ...
         assert UnitMatch(inlet.unit_ids, UNITS).n_known == (3 if bundle_units else 2)
 
 
+def test_a_bundle_of_more_units_than_the_limit_leaves_no_room_for_others() -> None:
+    name = unique("many")
+    numbered = [f"{n // 2}/{n % 2}" for n in range(MAX_UNITS + 100)]
+    info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int16, name)
+    with opened(info, numbered) as (outlet, inlet):
+        n_units = len(inlet.unit_ids)
+        outlet.push_chunk(np.array([[5, unit] for unit in range(2, 60)], dtype=np.int16))
+        wait_for("the events", lambda: inlet.has_samples)
+        inlet.drain(pylsl.local_clock())
+        assert len(inlet.unit_ids) == n_units
+
+
 def test_a_full_buffer_is_counted() -> None:
     with opened(counts_info(["1/0"], rate_hz=100.0)) as (outlet, inlet):
         outlet.push_chunk(np.zeros((3000, 1), dtype=np.int32))
