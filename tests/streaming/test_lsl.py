@@ -247,7 +247,7 @@ def test_the_number_of_undescribed_units_is_bounded(bundle_units: tuple[str, ...
 
 def test_a_bundle_of_more_units_than_the_limit_leaves_no_room_for_others() -> None:
     name = unique("many")
-    numbered = [f"{n // 2}/{n % 2}" for n in range(MAX_UNITS + 100)]
+    numbered = [f"{n // 2}/{n % 2}" for n in range(MAX_UNITS + 10)]
     info = pylsl.StreamInfo(name, "SpikeEvents", 2, 0.0, pylsl.cf_int16, name)
     with opened(info, numbered) as (outlet, inlet):
         n_units = len(inlet.unit_ids)
