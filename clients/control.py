@@ -205,7 +205,7 @@ class ControlClient:
                     for event in source.iter_sse():
                         if not event.data:  # a sign of life without news
                             continue
-                        calibration = Calibration.model_validate_json(event.data)
+                        calibration = Calibration.model_validate_json(event.data, extra="ignore")
                         yield calibration
             except (UnreachableError, httpx.TransportError):
                 lost_at = min(lost_at, time.monotonic())

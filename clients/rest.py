@@ -56,7 +56,7 @@ def idempotency(key: str | None) -> dict[str, str]:
 def read_answer(response: httpx.Response, answer: type[T]) -> T:
     if response.is_error:
         raise ProblemError(problem_of(response))
-    return TypeAdapter(answer).validate_json(response.content or b"null")
+    return TypeAdapter(answer).validate_json(response.content or b"null", extra="ignore")
 
 
 def problem_of(response: httpx.Response) -> Problem:

@@ -6,15 +6,11 @@ listed as `interrupted`; its data are kept.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import threading
 import uuid
-from typing import Any
-
-from pydantic import ValidationError
 
 from decoder.errors import SessionError
 from server.calibration.job import Job, StartChild, session_file
@@ -60,11 +56,8 @@ class Calibrations:
     def _read(self, document: str) -> Calibration | None:
         """Parse a document without its unknown fields; set it aside if it is not valid."""
         try:
-            try:
-                return Calibration.model_validate_json(document)
-            except ValidationError as error:
-                return Calibration.model_validate(_known_parts(json.loads(document), error))
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            return Calibration.model_validate_json(document, extra="ignore")
+        except (ValueError, RecursionError) as error:
             log.error(
                 "a calibration in the journal can't be read and is set aside (%s): %.200s",
                 error,
@@ -232,14 +225,3 @@ class Calibrations:
                 f"{running.id} is {running.state}; wait for it, or cancel it with "
                 f"DELETE /v1/calibrations/{running.id}"
             )
-
-
-def _known_parts(document: Any, error: ValidationError) -> Any:
-    """A document without the fields that validation refused as unknown."""
-    for wrong in error.errors():
-        if wrong["type"] == "extra_forbidden":
-            part = document
-            for name in wrong["loc"][:-1]:
-                part = part[name]
-            part.pop(wrong["loc"][-1])
-    return document

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+import msgspec
 import numpy as np
 import pytest
 
+from clients.rest import read_answer
 from decoder.bundles.bundle import open_bundle
 from decoder.runtimes.opening import open_runtime
+from server.schemas import Calibration, CalibrationRequest, ServerStatus
 from streaming.recording.raw import read_recording
 from streaming.sessions.format import load
 from streaming.wire import messages as wire
@@ -73,3 +78,17 @@ def test_old_frames_and_statuses_are_read() -> None:
     status = wire.decode_status(payload("status"))
     assert status.ticks > 0
     assert status.skipped_ticks == 0, "an older daemon has late_ticks only"
+
+
+def test_answers_of_older_and_newer_servers_are_read() -> None:
+    """An older server lacks the fields added since; a newer one adds fields."""
+    daemon = msgspec.to_builtins(wire.decode_status(payload("status")))
+    del daemon["schema"], daemon["skipped_ticks"]
+    older = {"answered": True, "restarting": False, "restarts": 0, "calibration": None}
+    status = read_answer(httpx.Response(200, json=older | {"daemon": daemon}), ServerStatus)
+    assert (status.daemon.late_ticks, status.daemon.skipped_ticks) == (daemon["late_ticks"], 0)
+    calibration = Calibration(
+        id="cal-1", state="training", request=CalibrationRequest(), created=datetime.now(UTC)
+    ).model_dump(mode="json")
+    newer = calibration | {"sites": 3, "request": calibration["request"] | {"sites": [1]}}
+    assert read_answer(httpx.Response(200, json=newer), Calibration).id == "cal-1"
