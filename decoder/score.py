@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+
+from decoder.arrays import Floats
 
 
-def pooled_r2(true: NDArray[np.float64], decoded: NDArray[np.float64]) -> float:
+def pooled_r2(true: Floats, decoded: Floats) -> float:
     """R² of (n, 2) velocities with the sums of squares of both axes pooled.
 
     In a few seconds there may be reaches along one axis only, which leave no variance to explain

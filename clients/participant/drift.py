@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from clients.participant.neurons import Population, chosen, draw_population, turned
+from decoder.arrays import Bools
 from decoder.errors import SettingsError
 
 NOISE_RATE_HZ = (10.0, 40.0)
@@ -78,7 +78,7 @@ class Drifting:
         population = chosen(self.replaced & done, self._others, replace(before, tuning=tuning))
         return self._silenced(population, self.noise & done)
 
-    def _silenced(self, population: Population, noise: NDArray[np.bool_]) -> Population:
+    def _silenced(self, population: Population, noise: Bools) -> Population:
         tuning = population.tuning
         return replace(
             population,

@@ -25,10 +25,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clients.participant.policy import LEAD_S, TICK_S, Intention
-from decoder.arrays import Floats, Ints
+from decoder.arrays import Bools, Floats, Ints
 from training.data.simulate import (
     ACCELERATION_SCALE,
     POSITION_SCALE,
@@ -85,7 +84,7 @@ def draw_population(n_units: int, rng: np.random.Generator) -> Population:
     )
 
 
-def chosen(mask: NDArray[np.bool_], new: Table, old: Table) -> Table:
+def chosen(mask: Bools, new: Table, old: Table) -> Table:
     """A table (Tuning, Population) with the units of `mask` (n_units,) from `new`."""
     columns: dict[str, Any] = {}
     for field in fields(new):  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-Array = NDArray[np.float32]
+from decoder.arrays import Float32s, Floats
 
 # Ranges of any decoder for a rig. Values outside mean damage, or would take all memory.
 Seconds = Annotated[float, Field(ge=1e-3, le=10.0)]
@@ -217,7 +217,7 @@ class Tables:
     tokens: (n_units, …) float32, the token row of each unit.
     """
 
-    tokens: Array
+    tokens: Float32s
 
     def as_dict(self) -> dict[str, NDArray[np.generic]]:
         return {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
@@ -237,10 +237,10 @@ class AttentionTables(Tables):
     omega: (n_rotary,) float64, rotary frequencies in rad/s.
     """
 
-    boundary_lse: Array
-    boundary_value: Array
-    session: Array
-    omega: NDArray[np.float64]
+    boundary_lse: Float32s
+    boundary_value: Float32s
+    session: Float32s
+    omega: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +261,8 @@ class KalmanTables(Tables):
     drift: (dim_out,) float32, what a bin without spikes adds.
     """
 
-    transition: Array
-    drift: Array
+    transition: Float32s
+    drift: Float32s
 
 
 class Family(NamedTuple):

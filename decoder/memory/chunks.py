@@ -14,9 +14,8 @@ from collections import deque
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from decoder.arrays import Float32s
 
 EDGE_S = 1e-6  # times this close to a chunk's edge count as on the edge
 
@@ -25,7 +24,7 @@ class _Closed(NamedTuple):
     """The state after `number` chunks since its start."""
 
     number: int
-    state: Array
+    state: Float32s
 
 
 class Chunks:
@@ -34,14 +33,14 @@ class Chunks:
     fresh: the initial state.
     """
 
-    def __init__(self, *, chunk_s: float, window_s: float, fresh: Array) -> None:
+    def __init__(self, *, chunk_s: float, window_s: float, fresh: Float32s) -> None:
         self.chunk_s, self.window_s, self.fresh = chunk_s, window_s, fresh
         self._closed: deque[_Closed] = deque(maxlen=int(np.ceil(window_s / chunk_s)) + 2)
         self._began = 0.0
         self._last_decode = -np.inf
 
     @property
-    def state(self) -> Array:
+    def state(self) -> Float32s:
         """The state after the last closed chunk."""
         return self._closed[-1].state if self._closed else self.fresh
 
@@ -68,7 +67,7 @@ class Chunks:
             self._began = window_end - self.window_s
         self._last_decode = window_end
 
-    def close(self, state: Array) -> None:
+    def close(self, state: Float32s) -> None:
         """Close the open chunk, with `state` as the state after it."""
         self._closed.append(_Closed(self._closed[-1].number + 1, state))
 

@@ -10,11 +10,8 @@ Timestamps are checked by `streaming.inlets.admission`, not here.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats, Ints
-
-Array = NDArray[np.float32]
+from decoder.arrays import Float32s, Floats, Ints
 
 COMPACT_FLOOR = 4096  # spikes; with less dead space at the front nothing is moved
 
@@ -56,11 +53,11 @@ class TokenRing:
         return self._units[self._first : self._last]
 
     @property
-    def rows(self) -> Array:
+    def rows(self) -> Float32s:
         """(n_spikes, *row_shape) token rows of all kept spikes; a view."""
         return self._rows[self._first : self._last]
 
-    def append(self, times: Floats, units: Ints, rows: Array) -> None:
+    def append(self, times: Floats, units: Ints, rows: Float32s) -> None:
         """Append spikes in any order. Above `capacity`, the oldest are dropped and counted."""
         n_new = len(times)
         if n_new == 0:
@@ -83,7 +80,7 @@ class TokenRing:
         """Forget the spikes before `time_s`."""
         self._first += int(np.searchsorted(self.times, time_s, side="left"))
 
-    def window(self, start_s: float, end_s: float) -> tuple[Array, int]:
+    def window(self, start_s: float, end_s: float) -> tuple[Float32s, int]:
         """The token rows of spikes with `start_s <= time < end_s`, and their number."""
         times = self.times
         first = int(times.searchsorted(start_s, side="left"))

@@ -12,20 +12,17 @@ period of 0.1 ms, float32 clock times would be all noise.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats
-
-Array = NDArray[np.float32]
+from decoder.arrays import Float32s, Floats, Ints
 
 
-def phases(seconds: Floats, omega: Floats) -> tuple[Array, Array]:
+def phases(seconds: Floats, omega: Floats) -> tuple[Float32s, Float32s]:
     """Cosine and sine (n, n_rotary) float32 at `seconds` (n,) float64 since the epoch."""
     angles = np.multiply.outer(seconds, omega)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def embed(unit_rows: Array, unit_index: NDArray[np.int64], seconds: Floats, omega: Floats) -> Array:
+def embed(unit_rows: Float32s, unit_index: Ints, seconds: Floats, omega: Floats) -> Float32s:
     """The rotated keys and values of spikes, (n_spikes, 2 * cross_heads, dim_head) float32.
 
     unit_rows: (n_units, 2 * cross_heads, dim_head), unrotated; see `AttentionTables.tokens`.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats, Ints
+from decoder.arrays import Float32s, Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import AttentionTables
 from decoder.memory.tokens import embed, phases
@@ -33,23 +32,21 @@ class AttentionRuntime(Runtime):
         }
         self._silence = _silence(self._tables)
 
-    def _rows(self, times: Floats, unit_index: Ints) -> NDArray[np.float32]:
+    def _rows(self, times: Floats, unit_index: Ints) -> Float32s:
         tables = self._tables
         return embed(tables.tokens, unit_index, times - self._epoch, tables.omega)
 
-    def _run(
-        self, rows: NDArray[np.float32], start: float, **more: NDArray[np.float32]
-    ) -> list[NDArray[np.float32]]:
+    def _run(self, rows: Float32s, start: float, **more: Float32s) -> list[Float32s]:
         """The graph's outputs for the token rows of a window or chunk that starts at `start`."""
         cos, sin = phases(np.array([start - self._epoch]), self._tables.omega)
         feeds = {"tokens": rows, "window_cos": cos[0], "window_sin": sin[0], **self._constant}
         if len(rows) == 0:
             feeds |= self._silence
-        outputs: list[NDArray[np.float32]] = self._session.run(None, feeds | more)
+        outputs: list[Float32s] = self._session.run(None, feeds | more)
         return outputs
 
 
-def _silence(tables: AttentionTables) -> dict[str, NDArray[np.float32]]:
+def _silence(tables: AttentionTables) -> dict[str, Float32s]:
     """Inputs for a window without spikes.
 
     Without a key, ONNX Runtime 1.31 crashes with a division by zero. So there is one zero row, and

@@ -22,9 +22,8 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats, Ints
+from decoder.arrays import Float32s, Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.manifest import GRAPH
 from decoder.errors import BundleError
@@ -131,18 +130,18 @@ class Runtime(abc.ABC):
         """Take over the state, apart from spikes, of another decoder with the same graph."""
 
     @abc.abstractmethod
-    def _rows(self, times: Floats, unit_index: Ints) -> NDArray[np.float32]:
+    def _rows(self, times: Floats, unit_index: Ints) -> Float32s:
         """The token rows of spikes; arguments as in `append`."""
 
     @abc.abstractmethod
-    def _warm_up_once(self, rows: NDArray[np.float32]) -> None:
+    def _warm_up_once(self, rows: Float32s) -> None:
         """Run the graph once on made-up token rows."""
 
     @abc.abstractmethod
     def _kept_s(self) -> float:
         """Seconds of spikes that the ring must hold."""
 
-    def _velocity(self, output: NDArray[np.float32]) -> Floats:
+    def _velocity(self, output: Float32s) -> Floats:
         if output.shape != self._scale.shape:
             raise BundleError(
                 f"{self.bundle.path}: the graph's output has shape {output.shape}, expected "

@@ -8,16 +8,13 @@ Between the ends of bins the Kalman filter returns its last state, so most ticks
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats, Ints
+from decoder.arrays import Float32s, Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import KalmanSizes, KalmanTables, RidgeSizes
 from decoder.memory.chunks import EDGE_S, Chunks
 from decoder.runtimes.base import Runtime
 from decoder.runtimes.onnx import RuntimeSettings
-
-Array = NDArray[np.float32]
 
 
 class LinearRuntime(Runtime):
@@ -26,7 +23,7 @@ class LinearRuntime(Runtime):
     def continue_from(self, other: Runtime) -> None:
         """See `Runtime.continue_from`; only the spikes of the last `window_s` count."""
 
-    def _rows(self, times: Floats, unit_index: Ints) -> Array:
+    def _rows(self, times: Floats, unit_index: Ints) -> Float32s:
         return self.bundle.tables.tokens[unit_index]
 
 
@@ -56,13 +53,13 @@ class RidgeRuntime(LinearRuntime):
         rows = self._ring.rows[first[0] : first[-1]]
         return self._velocity(self._sum(rows, np.repeat(self._lags, np.diff(first))))
 
-    def _sum(self, rows: Array, lags: Ints) -> Array:
+    def _sum(self, rows: Float32s, lags: Ints) -> Float32s:
         if len(rows) == 0:  # ONNX Runtime 1.31 crashes on some inputs without rows
             rows, lags = np.zeros((1, *rows.shape[1:]), dtype=np.float32), self._lags[:1]
-        output: Array = self._session.run(None, {"tokens": rows, "lags": lags[:, None]})[0]
+        output: Float32s = self._session.run(None, {"tokens": rows, "lags": lags[:, None]})[0]
         return output
 
-    def _warm_up_once(self, rows: Array) -> None:
+    def _warm_up_once(self, rows: Float32s) -> None:
         self._sum(rows, np.zeros(len(rows), dtype=np.int64))
 
     def _kept_s(self) -> float:
@@ -118,14 +115,14 @@ class KalmanRuntime(LinearRuntime):
         super().reset()
         self._chunks.forget()
 
-    def _step(self, rows: Array, state: Array) -> Array:
+    def _step(self, rows: Float32s, state: Float32s) -> Float32s:
         if len(rows) == 0:  # ONNX Runtime 1.31 crashes on some inputs without rows
             rows = np.zeros((1, *rows.shape[1:]), dtype=np.float32)
         feeds = {"tokens": rows, "state": state, **self._constant}
-        after: Array = self._session.run(None, feeds)[0]
+        after: Float32s = self._session.run(None, feeds)[0]
         return after
 
-    def _warm_up_once(self, rows: Array) -> None:
+    def _warm_up_once(self, rows: Float32s) -> None:
         self._step(rows, self._chunks.fresh)
 
     def _kept_s(self) -> float:

@@ -8,9 +8,8 @@ which gives the velocity. So the cost of a tick is about one chunk, however long
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats, Ints
+from decoder.arrays import Float32s, Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import PossmSizes
 from decoder.errors import BundleError
@@ -43,7 +42,7 @@ class PossmRuntime(AttentionRuntime):
         self._whole = np.ones((), dtype=np.float32)
 
     @property
-    def state(self) -> NDArray[np.float32]:
+    def state(self) -> Float32s:
         """The state (hidden,) after the last closed chunk."""
         return self._chunks.state
 
@@ -77,7 +76,7 @@ class PossmRuntime(AttentionRuntime):
         super().reset()
         self._chunks.forget()
 
-    def _step(self, until: float, share: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def _step(self, until: float, share: Float32s) -> list[Float32s]:
         """Output and next state for the open chunk up to `until`.
 
         share: how much of the chunk has passed by then, 0 to 1.
@@ -86,7 +85,7 @@ class PossmRuntime(AttentionRuntime):
         rows, _ = self._ring.window(start - EDGE_S, until)
         return self._run(rows, start, state=self._chunks.state, share=share)
 
-    def _warm_up_once(self, rows: NDArray[np.float32]) -> None:
+    def _warm_up_once(self, rows: Float32s) -> None:
         self._run(rows, self._epoch, state=self._chunks.fresh, share=self._whole)
 
     def _kept_s(self) -> float:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from decoder.arrays import Floats
+from decoder.arrays import Float32s, Floats
 from decoder.runtimes.attention import AttentionRuntime
 from decoder.runtimes.base import Runtime
 
@@ -23,7 +20,7 @@ class PoyoRuntime(AttentionRuntime):
     def continue_from(self, other: Runtime) -> None:
         """See `Runtime.continue_from`; a window model has no state but its spikes."""
 
-    def _warm_up_once(self, rows: NDArray[np.float32]) -> None:
+    def _warm_up_once(self, rows: Float32s) -> None:
         self._run(rows, self._epoch)
 
     def _kept_s(self) -> float:

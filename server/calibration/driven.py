@@ -22,7 +22,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from decoder.arrays import Floats
+from decoder.arrays import Bools, Floats
 from decoder.errors import SessionError
 from decoder.filters import Filters
 from streaming.sessions.session import Session
@@ -58,7 +58,7 @@ class Driving:
         index = np.searchsorted(self.gain_times, times, side="right") - 1
         return np.asarray(self.gains[np.maximum(index, 0)])
 
-    def drove(self, times: Floats, velocity: Floats) -> NDArray[np.bool_]:
+    def drove(self, times: Floats, velocity: Floats) -> Bools:
         """A mask (n,) of the cursor samples that followed the frames; velocity is (n, 2)."""
         driven = np.zeros(len(times), dtype=bool)
         if len(times) == 0 or len(self.times) == 0:
@@ -73,7 +73,7 @@ class Driving:
         n_following = np.bincount(block, weights=best)
         return np.asarray(((n_moving > 0) & (n_following >= MOST * n_moving))[block])
 
-    def _alike(self, at: Floats, velocity: Floats, speed: Floats) -> NDArray[np.bool_]:
+    def _alike(self, at: Floats, velocity: Floats, speed: Floats) -> Bools:
         """A mask (n,): the newest frame at times `at` (n,) is close to `velocity` (n, 2)."""
         index = np.searchsorted(self.times, at, side="right") - 1
         error = np.linalg.norm(velocity - self.velocity[np.maximum(index, 0)], axis=1)

@@ -49,7 +49,7 @@ class TickHealth:
         return summary, rate
 
 
-def quantiles(values_ms: np.typing.NDArray[np.float64]) -> wire.Quantiles:
+def quantiles(values_ms: Floats) -> wire.Quantiles:
     """Quantiles p50 to p99.9 and the maximum of values (n,), ms."""
     p50, p95, p99, p999 = np.percentile(values_ms, (50, 95, 99, 99.9))
     return wire.Quantiles(

@@ -24,9 +24,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats, Ints
+from decoder.arrays import Bools, Floats, Ints
 from decoder.runtimes.base import FUTURE_S
 from streaming.units import UNKNOWN
 
@@ -112,7 +111,7 @@ class Admission:
             self._note_left_out(name, int(out.sum()))
         return ends[taken]
 
-    def _leave_out(self, name: str, out: NDArray[np.bool_]) -> None:
+    def _leave_out(self, name: str, out: Bools) -> None:
         if n_out := int(out.sum()):
             setattr(self.counters, name, getattr(self.counters, name) + n_out)
             self._note_left_out(name, n_out)
@@ -151,9 +150,7 @@ class Admission:
             self.newest = newest if self.newest is None else max(self.newest, newest)
 
 
-def _by_time(
-    times: Floats, oldest: float, now: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+def _by_time(times: Floats, oldest: float, now: float) -> tuple[Bools, Bools, Bools]:
     """Masks (n,): has a time; has one in the future; has one older than `oldest`."""
     timed = np.isfinite(times) & (times != 0.0)
     return timed, timed & (times > now + FUTURE_S), timed & (times < oldest)

@@ -23,7 +23,7 @@ import numpy as np
 import pylsl
 from numpy.typing import NDArray
 
-from decoder.arrays import Floats, Ints
+from decoder.arrays import Bools, Floats, Ints
 from decoder.errors import StreamError
 from streaming.inlets.connector import Connector, open_stream
 from streaming.inlets.inlet import Inlet
@@ -167,7 +167,7 @@ class _EventParser:
                 index = self._look_up(cell, inside)
         return stamps, index
 
-    def _look_up(self, cell: Ints, inside: NDArray[np.bool_]) -> Ints:
+    def _look_up(self, cell: Ints, inside: Bools) -> Ints:
         return np.where(inside, self._table.ravel()[cell], UNKNOWN).astype(np.int64)
 
     def _add(self, key: tuple[int, int], unit_id: str) -> None:

@@ -6,9 +6,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats
+from decoder.arrays import Bools, Floats
 from decoder.errors import SessionError
 from streaming.sessions.session import Session, Trials
 
@@ -23,7 +22,7 @@ def duration_s(intervals: Floats) -> float:
     return float((intervals[:, 1] - intervals[:, 0]).sum())
 
 
-def within(times: Floats, intervals: Floats, margin_s: float = 0.0) -> NDArray[np.bool_]:
+def within(times: Floats, intervals: Floats, margin_s: float = 0.0) -> Bools:
     """Mask of the `times` in one of the sorted intervals, at least `margin_s` after its start."""
     index = np.searchsorted(intervals[:, 0], times, side="right") - 1
     inside = index >= 0

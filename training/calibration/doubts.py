@@ -10,9 +10,8 @@ only, except for the records of bundles.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import KalmanTables, RidgeTables
 from decoder.errors import TrainingError
@@ -108,7 +107,7 @@ def _silence(session: Session, active: Bundle | None) -> str | None:
     )
 
 
-def counts_in(session: Session, intervals: Floats) -> NDArray[np.int64]:
+def counts_in(session: Session, intervals: Floats) -> Ints:
     """Number of spikes (n_units,) of each unit in some intervals."""
     counts = np.zeros(session.n_units, dtype=np.int64)
     for start, end in intervals:

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decoder.arrays import Floats
+from decoder.arrays import Floats, Ints
 from streaming.sessions.intervals import chronological_domains
 from streaming.sessions.session import Session, Trials, sorted_spikes
 
@@ -185,7 +184,7 @@ def _next_target(task: Task, outward: bool, rng: np.random.Generator) -> Floats:
 
 def draw_spikes(
     movement: Movement, tuning: Tuning, rng: np.random.Generator
-) -> tuple[Floats, NDArray[np.int64]]:
+) -> tuple[Floats, Ints]:
     """Draw spike times (n_spikes,) in seconds, ascending, and the unit index of each spike."""
     n_steps = len(movement.pos)
     vel = movement.vel / SPEED_SCALE

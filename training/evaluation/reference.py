@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch_brain.models.poyo import (
     POYO,
@@ -15,7 +14,7 @@ from torch_brain.models.poyo import (
     create_start_end_unit_tokens,
 )
 
-from decoder.arrays import Floats
+from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from training.exports.export import export_model
 from training.models import possm
@@ -30,7 +29,7 @@ def reference_inputs(
     model: POYO,
     config: ModelConfig,
     times: Floats,
-    unit_index: NDArray[np.int64],
+    unit_index: Ints,
     window_end: float,
     n_units: int,
 ) -> dict[str, Tensor]:
@@ -71,7 +70,7 @@ def parallel_output(
     model: Possm,
     config: PossmConfig,
     times: Floats,
-    unit_index: NDArray[np.int64],
+    unit_index: Ints,
     asked: Floats,
     n_units: int,
 ) -> Floats:
@@ -99,7 +98,7 @@ def expected_output(
     model: Model,
     config: Config,
     times: Floats,
-    unit_index: NDArray[np.int64],
+    unit_index: Ints,
     *,
     began: float,
     at: float,

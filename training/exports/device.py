@@ -12,12 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from decoder.arrays import Float32s
 from decoder.bundles.families import AttentionTables
 from decoder.runtimes.device import SLOTS
 from training.exports.graph import OPSET, quiet_export, without_traces
@@ -73,9 +72,9 @@ def with_swapped(tokens: Tensor) -> Tensor:
     return torch.stack([tokens, swapped(tokens, tokens.shape[-1] // 4, -1)], dim=1)
 
 
-def device_tables(tables: AttentionTables) -> dict[str, NDArray[np.float32]]:
+def device_tables(tables: AttentionTables) -> dict[str, Float32s]:
     """The inputs of the graph that stay the same until a calibration."""
-    tokens: NDArray[np.float32] = with_swapped(torch.from_numpy(tables.tokens)).numpy()
+    tokens: Float32s = with_swapped(torch.from_numpy(tables.tokens)).numpy()
     return {"tokens": tokens, **{name: getattr(tables, name) for name in TABLES[1:]}}
 
 
