@@ -66,7 +66,7 @@ def test_a_gap_is_counted_with_its_length(publisher: Publisher) -> None:
 
 
 @pytest.mark.parametrize("first_seq", [0, 40])
-def test_another_daemon_is_a_restart_and_no_gap(publisher: Publisher, first_seq: int) -> None:
+def test_another_daemon_is_a_restart_not_a_gap(publisher: Publisher, first_seq: int) -> None:
     with CursorSubscriber(publisher.bound_to) as cursor:
         subscribed(publisher)
         for one in (frame(7), frame(8), frame(first_seq, started=2.0)):
