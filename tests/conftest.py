@@ -28,7 +28,7 @@ isolation.own_lsl_session()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background: children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of child processes, as `volition` sets it
-torch.set_num_threads(1)  # small models: more threads only wait for each other
+torch.set_num_threads(1)  # small models: more threads wait for each other, longer under load
 
 ROOT = Path(__file__).parent.parent
 MOST_WORKERS = 8

@@ -1,7 +1,7 @@
 """A link that can be cut: two network namespaces of Linux, with a cable between them.
 
 python -m tests.link send NAME KIND UNIT…   spikes, kinematics and markers, until killed
-python -m tests.link receive NAME KIND      prints the samples received per stream, as JSON lines
+python -m tests.link receive NAME KIND      counts of new samples per stream, as JSON lines
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def send(name: str, kind: str, unit_ids: list[str]) -> None:
 
 
 def receive(name: str, kind: StreamKind) -> None:
-    """Read all three streams like a recorder; print the new samples every 0.1 s."""
+    """Read all three streams like a recorder; print how many new samples came, every 0.1 s."""
     from streaming.inlets.spikes import StreamQuery
     from streaming.recording.rigstreams import RigStreams
 

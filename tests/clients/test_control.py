@@ -1,4 +1,4 @@
-"""The REST clients, blocking and asyncio: calls, errors and the `volition control` command."""
+"""The REST clients, blocking and asyncio: calls and errors; and `volition calibrate`."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_without_a_server_the_client_says_how_to_start_one() -> None:
         volition.status()
 
 
-def test_the_command_prints_what_went_wrong(server: Server, tmp_path: Path) -> None:
+def test_the_command_prints_the_error(server: Server, tmp_path: Path) -> None:
     command = Process(
         tmp_path / "calibrate.log", "calibrate", "--seconds", "5", "--url", server.url
     )

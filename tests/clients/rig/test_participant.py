@@ -225,7 +225,7 @@ def test_a_drift_replaces_turns_weakens_and_adds_noise_as_told() -> None:
     np.testing.assert_array_equal(after.burst[stayed], before.burst[stayed])
 
 
-def test_a_ramp_gets_there_little_by_little() -> None:
+def test_a_ramp_reaches_its_drift_gradually() -> None:
     participant = Participant(ParticipantSettings(prefix="x"), start=0.0)
     direction = participant.neurons.population.tuning.direction @ [1, 1j]
     participant.drift(Drift(turned_deg=60.0, ramp_s=10.0))

@@ -69,7 +69,7 @@ def test_a_trial_ends_at_its_limit_unless_the_hold_ends_then_too() -> None:
     assert just.see(4.0, (0.08, 0.0)) == "success"
 
 
-def test_staying_on_another_square_of_the_grid_selects_that_one() -> None:
+def test_staying_on_another_square_of_the_grid_selects_it() -> None:
     block = Block(task="grid", grid=4, dwell_s=0.3)  # squares of 6 cm
     target = Target(position=block.centre_of(15), half_m=block.square_m / 2, cell=15)
     judge = Judge(block, target, 0.0, block.centre_of(0))
