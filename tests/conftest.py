@@ -1,4 +1,4 @@
-"""What tests share: real recordings, a disk that fills up, a tiny real decoder exported once."""
+"""Shared fixtures: real recordings, a small disk, and tiny decoders exported once per run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from training.models.families import Config, Model, build
 from training.pretraining import runs
 
 isolation.own_lsl_session()
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in the background: children would, too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background: children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of child processes, as `volition` sets it
-torch.set_num_threads(1)  # small models: more threads wait for each other, under load for long
+torch.set_num_threads(1)  # small models: more threads wait for each other, longer under load
 
 ROOT = Path(__file__).parent.parent
 MOST_WORKERS = 8
@@ -46,7 +46,7 @@ TINY = ModelConfig(
 
 TINY_STREAM = PossmConfig(
     warm_up_s=1.0, num_latents=4, dim=32, dim_head=8, hidden=32, t_min=1e-3
-)  # as long until ready as TINY's window
+)  # the warm-up is as long as TINY's window
 TINIES = {"poyo": TINY, "possm": TINY_STREAM}
 
 

@@ -1,4 +1,4 @@
-"""Keeps tests apart that run at the same time: an LSL session for each process, shared files."""
+"""Isolates tests that run at the same time: an LSL session per process, and shared files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def own_lsl_session() -> None:
 
 
 def made_once(common: Path, name: str, make: Make) -> Path:
-    """A folder that the first worker who asks for it makes, and that the others wait for."""
+    """A folder made by the first worker that asks for it; the others wait."""
     folder = common / name
     with FileLock(f"{folder}.lock"):
         if not folder.exists():

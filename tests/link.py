@@ -1,7 +1,7 @@
 """A link that can be cut: two network namespaces of Linux, with a cable between them.
 
-python -m tests.link send NAME KIND UNIT…   spikes, kinematics and markers, until it is killed
-python -m tests.link receive NAME KIND      says in lines of JSON what it got of each
+python -m tests.link send NAME KIND UNIT…   spikes, kinematics and markers, until killed
+python -m tests.link receive NAME KIND      counts of new samples per stream, as JSON lines
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Link:
             pytest.skip(f"connections can't be closed here (ss --kill): {done.stderr.strip()}")
 
     def power_cut(self) -> None:
-        """The far side is gone with all it knew; nothing is said to the near side, ever."""
+        """Delete the far side and its state, without closing its connections."""
         _ip("netns", "delete", self.far)
         with contextlib.suppress(subprocess.CalledProcessError):  # it may have gone with its peer
             _ip("-n", self.near, "link", "delete", self._ends[self.near])
 
     def power_up(self) -> None:
-        """The far side starts, at the address that it had before."""
+        """Start the far side at its previous address."""
         _ip("netns", "add", self.far)
         _ip("-n", self.far, "link", "set", "lo", "up")
         _ip("link", "add", self._ends[self.near], "netns", self.near, "type", "veth",
@@ -80,7 +80,7 @@ class Link:
 
 @contextlib.contextmanager
 def cuttable() -> Iterator[Link]:
-    """A link, where namespaces are allowed; else the test is skipped."""
+    """A link. Skips the test if namespaces are not allowed."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("cutting a link needs Linux, iproute2 and root (network namespaces)")
     try:
@@ -144,7 +144,7 @@ def send(name: str, kind: str, unit_ids: list[str]) -> None:
 
 
 def receive(name: str, kind: StreamKind) -> None:
-    """Read all three as a recorder does, and say every tenth of a second what came since."""
+    """Read all three streams like a recorder; print how many new samples came, every 0.1 s."""
     from streaming.inlets.spikes import StreamQuery
     from streaming.recording.rigstreams import RigStreams
 

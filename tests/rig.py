@@ -17,7 +17,7 @@ from clients.subscriber import CursorSubscriber
 from streaming.wire import messages as wire
 
 T = TypeVar("T")
-DEADLINE_S = 90.0  # waiting costs nothing when all is well; a busy machine needs it
+DEADLINE_S = 90.0  # long enough for a busy machine; a passing test does not wait for it
 FAILED = AssertionError
 
 
@@ -52,7 +52,7 @@ class Process:
 
 @contextmanager
 def running(log: Path, *arguments: str) -> Iterator[Process]:
-    """A process that is gone afterwards, whatever happens."""
+    """A process that is killed when the `with` block ends."""
     process = Process(log, *arguments)
     try:
         yield process
@@ -71,7 +71,7 @@ def daemon(folder: Path, bundle: Path, stream: str, *more: str) -> Iterator[tupl
 
 
 def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = DEADLINE_S) -> T:
-    """The first result of `condition` that is true, or an AssertionError after the deadline."""
+    """Return the first true result of `condition`. Raises AssertionError after the deadline."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if result := condition():
@@ -96,7 +96,7 @@ class Pace:
     """What this machine gives a thread that asks to run every 5 ms, while its `with` block runs.
 
     A control for tests that look at time: on a busy machine everything is late.
-    worst_s: the latest that it came. lost_s: how late it came in all.
+    worst_s: the largest delay. lost_s: the sum of all delays.
     """
 
     PERIOD_S = 0.005
@@ -127,7 +127,7 @@ def frames_until(
     enough: Callable[[wire.CursorFrame], bool],
     timeout_s: float = DEADLINE_S,
 ) -> list[wire.CursorFrame]:
-    """Every frame up to the first that is enough."""
+    """Return every frame up to the first one for which `enough` is true."""
     frames: list[wire.CursorFrame] = []
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -87,7 +87,7 @@ def circle(graph: Graph) -> list[str]:
 
 
 def reduced(graph: Graph) -> Graph:
-    """A graph without circles, less the arrows that follow from others."""
+    """The transitive reduction of a graph without circles."""
     reach: Graph = {}
     for room in TopologicalSorter(graph).static_order():
         reach[room] = set().union(graph[room], *(reach[other] for other in graph[room]))

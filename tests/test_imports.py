@@ -149,7 +149,7 @@ def test_decoder_and_streaming_never_name_torch() -> None:
         "clients.participant.participant",
     ],
 )
-def test_what_serves_a_rig_loads_without_torch(module: str) -> None:
+def test_the_modules_that_serve_a_rig_load_without_torch(module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules, 'torch was loaded'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -171,7 +171,10 @@ def found(name: str) -> KinematicsInlet:
 
 
 def first_valid(address: str) -> float:
-    """Seconds until a frame is valid; the daemon opens NDS's stream once a decoder knows it."""
+    """Wait for a valid frame; return the seconds.
+
+    The daemon opens NDS's stream when it has a decoder that knows the stream.
+    """
     begun = time.monotonic()
     with CursorSubscriber(address) as cursor:
         while (frame := cursor.receive(timeout_s=FIND_S)) is not None:

@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they measured; how fast is for `make bench`, not for a test."""
+"""The benchmarks run and report their measurements. `make bench` measures the speed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_bench_train_compares_with_torch_brain() -> None:
 
 
 @pytest.mark.slow
-def test_bench_corpus_says_what_opening_and_training_cost(corpus: Path) -> None:
+def test_bench_corpus_reports_the_cost_of_opening_and_training(corpus: Path) -> None:
     result = volition("bench", "corpus", str(corpus), "--batch-size", "4", "--steps", "2")
     assert (result["sessions"], result["units"]) == (3, 31)
     assert set(result["windows_per_s"]) == {"corpus", "one session"}

@@ -1,4 +1,4 @@
-"""What a user meets when a disk is full, a file is damaged or Ctrl-C is pressed: one line."""
+"""A full disk, a damaged file or Ctrl-C gives the user one line, not a traceback."""
 
 from __future__ import annotations
 
@@ -203,9 +203,7 @@ __main__.main()
 
 
 @one_family
-def test_what_a_replay_scored_is_printed_when_the_daemon_ends_before_it(
-    tiny, tmp_path: Path
-) -> None:
+def test_a_replay_prints_its_score_if_the_daemon_ends_first(tiny, tmp_path: Path) -> None:
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (process, address),
         CursorSubscriber(address) as cursor,

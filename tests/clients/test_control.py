@@ -1,4 +1,4 @@
-"""The typed client: blocking and asyncio, errors with their documents, the command on top."""
+"""The REST clients, blocking and asyncio: calls and errors; and `volition calibrate`."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_server_that_has_nothing_new_for_long_is_followed_on(slow: str) -> Non
     assert seen == asyncio.run(states()) == ["training", "training", "promoted"]
 
 
-def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
+def test_a_client_waits_for_a_server_to_start() -> None:
     with (
         serving(slow_app(), free_port(), after_s=0.5) as url,
         ControlClient(url) as volition,
@@ -130,7 +130,7 @@ def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
         assert [calibration.state for calibration in volition.follow("slow")][-1] == "promoted"
 
 
-def test_an_asyncio_client_waits_for_a_server_that_is_not_there_yet() -> None:
+def test_an_asyncio_client_waits_for_a_server_to_start() -> None:
     async def states(url: str) -> list[str]:
         async with AsyncControlClient(url) as volition:
             return [calibration.state async for calibration in volition.follow("slow")]
@@ -139,14 +139,14 @@ def test_an_asyncio_client_waits_for_a_server_that_is_not_there_yet() -> None:
         assert asyncio.run(states(url))[-1] == "promoted"
 
 
-def test_what_the_server_refuses_is_raised_with_its_document(server: Server) -> None:
+def test_a_refusal_of_the_server_is_raised_with_its_document(server: Server) -> None:
     with ControlClient(server.url) as volition, pytest.raises(ProblemError) as refused:
         volition.activate("no-such-decoder")
     assert refused.value.problem.status == 404
     assert refused.value.problem.type == "/problems/not-found"
 
 
-def test_where_no_server_is_the_client_says_how_to_start_one() -> None:
+def test_without_a_server_the_client_says_how_to_start_one() -> None:
     with (
         ControlClient(f"http://127.0.0.1:{free_port()}") as volition,
         pytest.raises(UnreachableError, match="volition serve"),
@@ -154,7 +154,7 @@ def test_where_no_server_is_the_client_says_how_to_start_one() -> None:
         volition.status()
 
 
-def test_the_command_prints_what_went_wrong(server: Server, tmp_path: Path) -> None:
+def test_the_command_prints_the_error(server: Server, tmp_path: Path) -> None:
     command = Process(
         tmp_path / "calibrate.log", "calibrate", "--seconds", "5", "--url", server.url
     )

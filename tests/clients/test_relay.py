@@ -1,4 +1,4 @@
-"""Cursor frames as LSL: over real ZeroMQ in, over real LSL out."""
+"""The relay of cursor frames from ZeroMQ to LSL, both real."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_sample_is_the_mean_of_the_frames_since_the_one_before(
     wait_for("the mean of two frames, told twice", both_arrived_and_are_young)
 
 
-def test_what_is_stale_or_invalid_moves_nothing(publisher: Publisher, relay: Relay) -> None:
+def test_stale_or_invalid_frames_move_nothing(publisher: Publisher, relay: Relay) -> None:
     assert relay.velocity() == (0.0, 0.0), "before the first frame"
     publisher.send(moving(0, 0.1, 0.1))
     wait_for("the frame", lambda: relay.velocity() != (0.0, 0.0))
@@ -87,6 +87,6 @@ def test_it_relays_over_lsl_until_it_is_told_to_stop(publisher: Publisher, tmp_p
 
 
 @pytest.mark.parametrize("rate_hz", [0.0, -1.0, math.nan])
-def test_a_rate_that_is_none_is_refused(rate_hz: float) -> None:
+def test_an_invalid_rate_is_refused(rate_hz: float) -> None:
     with pytest.raises(SettingsError, match="expected more than 0"):
         RelaySettings(name="x", rate_hz=rate_hz)

@@ -66,7 +66,7 @@ def test_a_gap_is_counted_with_its_length(publisher: Publisher) -> None:
 
 
 @pytest.mark.parametrize("first_seq", [0, 40])
-def test_another_daemon_is_a_restart_and_no_gap(publisher: Publisher, first_seq: int) -> None:
+def test_another_daemon_is_a_restart_not_a_gap(publisher: Publisher, first_seq: int) -> None:
     with CursorSubscriber(publisher.bound_to) as cursor:
         subscribed(publisher)
         for one in (frame(7), frame(8), frame(first_seq, started=2.0)):
@@ -119,7 +119,7 @@ def test_a_reader_that_falls_behind_is_stale_though_frames_keep_coming(
 
 
 @pytest.mark.parametrize("ahead_s", [0.0, 5e5, -5e5])
-def test_a_reader_that_stalled_moves_nothing_by_what_it_missed(
+def test_frames_missed_by_a_stalled_reader_move_nothing(
     publisher: Publisher, ahead_s: float
 ) -> None:
     """ahead_s: of the sender's clock, on another host."""
@@ -221,7 +221,7 @@ def test_subscriptions_of_no_topic_are_not_kept_nor_looked_at_all_at_once(
     context.destroy(linger=0)
 
 
-def test_json_leaves_only_while_somebody_asks(publisher: Publisher) -> None:
+def test_json_is_sent_only_while_somebody_subscribes(publisher: Publisher) -> None:
     with CursorSubscriber(publisher.bound_to, max_age_s=30.0) as cursor:
         subscribed(publisher)
         context = zmq.Context()
@@ -250,7 +250,7 @@ def test_a_frame_of_another_version_is_a_clear_error(publisher: Publisher) -> No
             cursor.receive(timeout_s=DEADLINE_S)
 
 
-def test_asyncio_hears_the_same(publisher: Publisher) -> None:
+def test_the_asyncio_subscriber_gets_the_same_frames(publisher: Publisher) -> None:
     async def listen() -> list[int]:
         async with AsyncCursorSubscriber(publisher.bound_to) as cursor:
             await asyncio.to_thread(subscribed, publisher)

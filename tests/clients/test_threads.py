@@ -1,4 +1,4 @@
-"""On a busy machine, torch's threads that wait let others work."""
+"""Idle torch threads leave the processor to other processes."""
 
 from __future__ import annotations
 

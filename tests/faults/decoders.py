@@ -17,7 +17,7 @@ from decoder.bundles import bundle
 from decoder.bundles.families import RidgeSizes, RidgeTables
 from training.baselines.linear import ridge_graph
 
-TRIGGER_HZ = 2000.0  # rate of the trigger unit; 0.5 s of it give 1 m/s
+TRIGGER_HZ = 2000.0  # rate of the trigger unit; 0.5 s at this rate gives 1 m/s
 LAGS, BIN_S = 10, 0.05
 PER_SPIKE = 1e-3
 

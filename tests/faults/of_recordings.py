@@ -107,7 +107,7 @@ def sender_killed(rig: RecorderRig) -> Seconds:
 
 
 def _recorded(path: Path) -> Session:
-    """The session, read from the folder or from the file that was made of it."""
+    """The session, read from the folder or from the imported file."""
     from streaming.sessions import format as sessions
 
     made = path.with_suffix(".h5")

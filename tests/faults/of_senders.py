@@ -103,7 +103,7 @@ def stamps_of_zero(rig: DaemonRig) -> Seconds:
 
 
 def unix_from_the_start(rig: CountsRig | DaemonRig) -> Seconds:
-    """Send only unusable stamps, then nothing: a stamp in the future is no sign of life."""
+    """Send only unusable stamps, then nothing: a stamp in the future is not a sign of life."""
     rig.sender.kill()
     rig.until_not_valid()
     sender = rig.start_sender()

@@ -216,7 +216,7 @@ class Rig:
         self.births = len(births)
 
     def take_fallbacks(self) -> None:
-        """After two early deaths the last good decoder is allowed, which is no lost order."""
+        """After two early deaths the last good decoder is allowed, which is not a lost order."""
         if self.server_pid is None:
             return
         for change in self.ask("changes", after=self.seen):

@@ -1,4 +1,4 @@
-"""The journal: what one server writes, the next one reads, as far as it is intact."""
+"""The journal: a server reads the intact entries of the one before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A valid frame keeps its promises, whatever happens in whatever order.
+"""A valid frame keeps its promises under any order of events.
 
 The clock and the stream are scripted, so that minutes pass in milliseconds. The tick, decoder,
 admission, watch, filters and publisher are those of the daemon.

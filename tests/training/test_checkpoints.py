@@ -23,7 +23,7 @@ WORDS = [f"day/unit{i}" for i in range(12)]
 
 
 def torch_brains(folder: Path) -> tuple[POYO, Path]:
-    """A POYO, and a checkpoint of it as torch_brain's Lightning module saves it."""
+    """A POYO model and its checkpoint, in the format of torch_brain's Lightning module."""
     torch.manual_seed(0)
     model = POYO(**SIZES, dim_out=2)
     model.unit_emb.initialize_vocab(WORDS)

@@ -24,7 +24,7 @@ Decoder = Callable[["Loop"], complex]
 
 @dataclass
 class Loop:
-    """What was recorded of it: one row a step; complex x + iy, m and m/s."""
+    """The recorded loop, one row per step; positions (m) and velocities (m/s) as complex x + iy."""
 
     participant: Participant
     pos: complex = 0j
@@ -69,7 +69,7 @@ class Loop:
         return np.concatenate(self.spike_times), np.concatenate(self.spike_units)
 
     def meant(self) -> np.ndarray:
-        """Intended velocity (n, 2) of each of `times`: what was meant for then, earlier."""
+        """Intended velocity (n, 2) in m/s at each of `times`, delayed by LEAD_S."""
         lead = round(LEAD_S / STEP_S)
         meant = np.array([0j] * lead + self.intended)[: len(self.intended)]
         return np.stack([meant.real, meant.imag], axis=1)

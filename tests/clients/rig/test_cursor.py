@@ -24,7 +24,7 @@ def test_a_frame_counts_for_the_time_since_the_frame_before() -> None:
     assert [clock.seconds(f, 0.001) for f in frames] == pytest.approx([0.0, 0.01, 0.02, 0.09])
 
 
-def test_what_is_not_valid_counts_for_nothing() -> None:
+def test_invalid_frames_count_for_nothing() -> None:
     clock = FrameClock(0.1)
     clock.seconds(changed(0, 5.0), 0.0)
     assert clock.seconds(changed(1, 5.01, valid=False, velocity=(9.0, 9.0)), 0.0) == 0.0
@@ -32,7 +32,7 @@ def test_what_is_not_valid_counts_for_nothing() -> None:
     assert clock.seconds(changed(3, 5.03, velocity=(math.nan, 0.0)), 0.0) == 0.0
 
 
-def test_what_is_old_or_comes_after_a_silence_counts_for_nothing() -> None:
+def test_old_frames_and_the_first_after_a_silence_count_for_nothing() -> None:
     clock = FrameClock(0.1)
     clock.seconds(changed(0, 5.0), 0.0)
     assert clock.seconds(changed(1, 5.01), 0.11) == 0.0
@@ -40,7 +40,7 @@ def test_what_is_old_or_comes_after_a_silence_counts_for_nothing() -> None:
     assert clock.seconds(changed(3, 5.31), 0.0) == pytest.approx(0.01)
 
 
-def test_another_daemon_begins_anew_and_time_never_runs_backward() -> None:
+def test_another_daemon_resets_the_clock_and_time_never_runs_backward() -> None:
     clock = FrameClock(0.1)
     clock.seconds(changed(0, 5.0), 0.0)
     assert clock.seconds(changed(0, 5.01, started=2.0), 0.0) == 0.0

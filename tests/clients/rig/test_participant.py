@@ -68,7 +68,7 @@ def test_a_new_target_is_not_reacted_to_at_once() -> None:
     assert 0.19 < rig.now - shown_at < 0.3
 
 
-def test_a_later_eye_reacts_later() -> None:
+def test_a_longer_visual_delay_gives_a_later_reaction() -> None:
     assert Participant(ParticipantSettings(prefix="x", delay_s=0.4), 0.0).habits.reaction_s == 0.4
 
 
@@ -225,7 +225,7 @@ def test_a_drift_replaces_turns_weakens_and_adds_noise_as_told() -> None:
     np.testing.assert_array_equal(after.burst[stayed], before.burst[stayed])
 
 
-def test_a_ramp_gets_there_little_by_little() -> None:
+def test_a_ramp_reaches_its_drift_gradually() -> None:
     participant = Participant(ParticipantSettings(prefix="x"), start=0.0)
     direction = participant.neurons.population.tuning.direction @ [1, 1j]
     participant.drift(Drift(turned_deg=60.0, ramp_s=10.0))
@@ -249,7 +249,7 @@ def test_replaced_units_of_a_ramp_change_one_after_the_other() -> None:
 @pytest.mark.parametrize("wrong", [
     {"replaced": 1.5}, {"rate_factor": 0.0}, {"noise_units": 97}, {"ramp_s": -1.0},
 ])  # fmt: skip
-def test_a_drift_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
+def test_an_impossible_drift_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         Participant(ParticipantSettings(prefix="x"), start=0.0).drift(Drift(**wrong))
 
@@ -258,7 +258,7 @@ def test_a_drift_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
 
 
 class Live:
-    """`volition participant` in a process of its own, and what it said."""
+    """`volition participant` in its own process, and its output."""
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.output = folder / "participant.log"
@@ -323,7 +323,7 @@ def test_live_it_sees_the_task_and_fires_in_chunks_at_its_time(tmp_path: Path) -
         markers.push_sample(["block closed"])
 
         def listen(target: tuple[float, float], seconds: float) -> tuple[np.ndarray, np.ndarray]:
-            """Show a cursor that stands still, and hear so many seconds of what is fired."""
+            """Show a motionless cursor and record the spikes of `seconds` seconds."""
             heard, began = [], pylsl.local_clock()
             while not heard or heard[-1][0][-1] < began + seconds:
                 now = pylsl.local_clock()

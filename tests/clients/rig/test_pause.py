@@ -16,7 +16,7 @@ from tests.rig import wait_for
 from tests.server.conftest import POSSM
 
 
-def test_the_servers_decoder_is_paused_along_and_goes_on(tmp_path: Path) -> None:
+def test_the_servers_decoder_pauses_and_resumes_with_the_task(tmp_path: Path) -> None:
     with (
         Server(POSSM, tmp_path / "home", "nobody-streams-this") as server,
         ControlClient(server.url) as volition,
@@ -25,13 +25,13 @@ def test_the_servers_decoder_is_paused_along_and_goes_on(tmp_path: Path) -> None
         on_pause(True)
         wait_for("the pause", lambda: volition.status().daemon.paused == "task paused")
         on_pause(False)
-        wait_for("the end of it", lambda: volition.status().daemon.paused is None)
+        wait_for("the end of the pause", lambda: volition.status().daemon.paused is None)
         assert {change.who for change in volition.journal() if change.what == "pause"} == {
             "volition task"
         }
 
 
-def test_a_server_that_is_not_there_is_told_of_and_nothing_more() -> None:
+def test_a_missing_server_is_only_reported() -> None:
     said = io.StringIO()
     url = f"http://127.0.0.1:{free_port()}"
     with server_paused_too(Console(file=said, width=200), url, None) as on_pause:
@@ -41,7 +41,7 @@ def test_a_server_that_is_not_there_is_told_of_and_nothing_more() -> None:
         on_pause(True)
 
 
-def test_the_task_does_not_wait_for_a_server_that_says_nothing() -> None:
+def test_the_task_does_not_wait_for_a_silent_server() -> None:
     said = io.StringIO()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

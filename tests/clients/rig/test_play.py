@@ -49,7 +49,7 @@ def test_a_target_is_selected_by_staying_on_it_for_the_hold() -> None:
     assert (judge.entered, judge.since) == (10.5, 10.5)
 
 
-def test_leaving_the_target_begins_the_hold_anew() -> None:
+def test_leaving_the_target_restarts_the_hold() -> None:
     judge = Judge(Block(hold_s=0.3), ROUND, 10.0, (0.0, 0.0))
     assert judge.see(10.5, (0.08, 0.0)) is None
     assert judge.see(10.7, (0.095, 0.0)) is None
@@ -69,7 +69,7 @@ def test_a_trial_ends_at_its_limit_unless_the_hold_ends_then_too() -> None:
     assert just.see(4.0, (0.08, 0.0)) == "success"
 
 
-def test_staying_on_another_square_of_the_grid_selects_that_one() -> None:
+def test_staying_on_another_square_of_the_grid_selects_it() -> None:
     block = Block(task="grid", grid=4, dwell_s=0.3)  # squares of 6 cm
     target = Target(position=block.centre_of(15), half_m=block.square_m / 2, cell=15)
     judge = Judge(block, target, 0.0, block.centre_of(0))
@@ -219,6 +219,6 @@ def test_two_plays_of_a_seed_are_the_same() -> None:
     ("task", "swimming"), ("mode", "open"), ("trials", 0), ("trials", None), ("grid", 1),
     ("hold_s", 5.0), ("radius_m", 0.1), ("distance_m", 0.2), ("assist", 2.0),
 ])  # fmt: skip
-def test_a_block_that_can_not_be_played_is_refused(field: str, value: object) -> None:
+def test_an_impossible_block_is_refused(field: str, value: object) -> None:
     with pytest.raises(SettingsError, match=r"expected|workspace"):
         Block(**{field: value})

@@ -124,7 +124,7 @@ def pause(loop: Loop) -> Callable[[], object]:
     ("break_it", "within_s"),
     [(cut_the_stream, STALE_S + TICK_S), (kill_the_daemon, TICK_S), (pause, TICK_S)],
 )
-def test_the_cursor_stands_still_in_time_and_the_task_goes_on(
+def test_the_cursor_stops_in_time_and_the_task_goes_on(
     steered: tuple[Loop, Onlooker], break_it: Callable[[Loop], Callable[[], object]],
     within_s: float,
 ) -> None:  # fmt: skip

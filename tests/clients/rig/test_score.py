@@ -61,7 +61,7 @@ def test_a_square_wave_turns_at_every_corner_but_the_first() -> None:
     assert score.direction_changes(trial(line(*waves, steps=10))) == 7
 
 
-def test_jitter_below_half_a_millimetre_is_no_turn() -> None:
+def test_jitter_below_half_a_millimetre_is_not_a_turn() -> None:
     jitter = [(0.01 * i, 0.0002 * (-1) ** i) for i in range(9)]
     assert score.direction_changes(trial(line(*jitter, steps=10))) == 0
 
@@ -79,7 +79,7 @@ def test_standing_still_has_no_direction() -> None:
     assert score.path_efficiency(still) is None
 
 
-def test_dial_in_is_from_the_first_touch_to_the_begin_of_the_last_hold() -> None:
+def test_dial_in_is_from_the_first_touch_to_the_start_of_the_last_hold() -> None:
     one = trial(line((0, 0), (0.08, 0)), entered=100.4)
     assert score.dial_in_s(one) == pytest.approx(0.6)
 
@@ -94,7 +94,7 @@ def grid(why: str, seconds: float = 2.0) -> Trial:
     return trial(line((0, 0), (0.08, 0)), task="grid", n_targets=36, end=100.0 + seconds, **outcome)
 
 
-def test_the_bit_rate_takes_wrong_ones_off_and_counts_all_the_time() -> None:
+def test_the_bit_rate_subtracts_wrong_selections_and_counts_all_the_time() -> None:
     trials = [grid("")] * 5 + [grid("wrong"), grid("timeout", 4.0)]
     assert score.bit_rate_bits_s(trials) == pytest.approx(math.log2(35) * 4 / 16.0)
     assert score.bit_rate_bits_s([grid("wrong"), grid("wrong"), grid("")]) == 0.0
@@ -117,7 +117,7 @@ def test_void_trials_and_returns_are_not_counted() -> None:
     assert (later.block, later.decoders) == ("later", ("e",))
 
 
-def test_spread_is_of_what_is_there() -> None:
+def test_spread_ignores_missing_values() -> None:
     spread = score.Spread.of([1.0, None, 3.0])
     assert (spread.mean, spread.median, spread.n) == (2.0, 2.0, 2)
     assert spread.sd == pytest.approx(math.sqrt(2))
@@ -152,7 +152,7 @@ def test_a_log_comes_back_whole_and_a_line_that_was_cut_short_is_left_out(tmp_pa
     assert read_trials(path) == [STRAIGHT, CORNER]
 
 
-def test_what_is_no_log_says_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_log_is_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("not a log\n")
     with pytest.raises(SessionError, match="line 1: not a trial"):
@@ -184,7 +184,7 @@ def test_the_page_needs_nothing_else_and_defines_every_metric() -> None:
     assert 'href="http' not in page
 
 
-def test_the_picture_has_a_panel_a_block_in_closed_loop(tmp_path: Path) -> None:
+def test_the_picture_has_one_panel_per_closed_loop_block(tmp_path: Path) -> None:
     watched = msgspec.structs.replace(STRAIGHT, block="watched", mode="observation")
     picture = tmp_path / "paths.svg"
     save_paths([watched, STRAIGHT, msgspec.structs.replace(CORNER, block="later")], picture)

@@ -28,7 +28,7 @@ def test_every_condition_has_its_turn_at_being_first() -> None:
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
 
 
-def test_a_study_keeps_a_row_a_block_and_shows_mean_and_spread(tmp_path: Path) -> None:
+def test_a_study_keeps_one_row_per_block_and_shows_mean_and_spread(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     loops = [LoopSettings(folder=Path(), seed=seed) for seed in (1, 2)]
 

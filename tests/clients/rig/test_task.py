@@ -1,4 +1,4 @@
-"""A task over real LSL and real ZeroMQ: what moves the cursor, and what others see of it."""
+"""A task over real LSL and ZeroMQ: the cursor's movement and the published streams."""
 
 from __future__ import annotations
 
@@ -181,9 +181,7 @@ def test_the_path_is_the_velocity_times_the_time_between_frames(
 
 
 @pytest.mark.timing
-def test_latency_that_is_asked_for_holds_every_frame_back(
-    daemon: Daemon, settings: TaskSettings
-) -> None:
+def test_requested_latency_delays_every_frame(daemon: Daemon, settings: TaskSettings) -> None:
     sent: list[float] = []
 
     def go() -> dict[str, Any]:
@@ -210,7 +208,7 @@ def test_latency_that_is_asked_for_holds_every_frame_back(
     ],
     ids=["invalid", "old", "not a number"],
 )
-def test_frames_that_are_not_to_be_trusted_move_nothing(
+def test_untrusted_frames_move_nothing(
     daemon: Daemon, settings: TaskSettings, wrong: dict[str, Any]
 ) -> None:
     daemon.say = lambda: {
@@ -226,7 +224,7 @@ def test_frames_that_are_not_to_be_trusted_move_nothing(
 
 
 @pytest.mark.timing
-def test_the_cursor_stands_still_as_soon_as_frames_stop_and_goes_on_with_them(
+def test_the_cursor_stops_when_frames_stop_and_resumes_with_them(
     daemon: Daemon, settings: TaskSettings
 ) -> None:
     silent = threading.Event()
@@ -357,7 +355,7 @@ def test_a_recording_has_the_trials_with_their_targets(
     relabelled(session, "intention")
 
 
-def test_the_command_ends_on_sigterm_and_keeps_what_was_played(
+def test_the_command_ends_on_sigterm_and_keeps_the_played_trials(
     daemon: Daemon, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.jsonl"
@@ -421,7 +419,7 @@ def test_another_process_asks_for_blocks_by_lines(tmp_path: Path) -> None:
         assert until("paused") is True
         ask(end=True)
         assert until("ended") == "closed"
-        process.stdin.close()  # whoever asked is gone
+        process.stdin.close()  # the asking process is gone
         assert process.wait(DEADLINE_S) == 0
     finally:
         process.kill()
