@@ -67,7 +67,7 @@ def test_stale_or_invalid_frames_move_nothing(publisher: Publisher, relay: Relay
     wait_for("its end", lambda: relay.velocity() == (0.0, 0.0))
 
 
-def test_it_relays_over_lsl_until_it_is_told_to_stop(publisher: Publisher, tmp_path: Path) -> None:
+def test_the_relay_sends_over_lsl_until_it_is_stopped(publisher: Publisher, tmp_path: Path) -> None:
     name = f"relay-{time.time_ns()}"
     arguments = ("relay", "--name", name, "--rate", "100", "--address", publisher.bound_to)
     with running(tmp_path / "relay.log", *arguments) as process:

@@ -20,9 +20,7 @@ finally:
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_threads_of_a_command_sleep_while_they_wait_unless_told_otherwise(
-    given: str | None, expected: str
-) -> None:
+def test_waiting_threads_of_a_command_sleep_by_default(given: str | None, expected: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     if given is not None:
         environment["OMP_WAIT_POLICY"] = given

@@ -99,7 +99,7 @@ def session() -> Session:
     return simulate(n_units=4, minutes=1.0, subject=2, seed=3)
 
 
-def test_each_gain_is_undone_where_the_daemon_drove(session: Session) -> None:
+def test_each_gain_is_undone_over_the_stretch_it_was_used(session: Session) -> None:
     half = float(session.cursor_times.mean())
     times = session.cursor_times - 0.03  # frames precede the cursor
     frames = driving(times, session.cursor_vel, since=[times[0], half], gains=[0.5, 2.0])

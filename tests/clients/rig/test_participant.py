@@ -99,7 +99,7 @@ def test_the_forward_model_makes_up_for_late_eyes() -> None:
     assert model.position(0.3, glimpse) == pytest.approx(0.03 + 0.01j, abs=1e-3)
 
 
-def test_a_glimpse_is_of_what_there_was_time_for() -> None:
+def test_a_short_look_shows_only_the_elapsed_part() -> None:
     screen = Screen()
     row = [[0.01, 0.0, 0.1, 0.0, math.nan, math.nan], [0.02, 0.0, 0.1, 0.0, 0.08, 0.0]]
     markers = [(1.0, "block observation"), (1.5, "trial_start 3")]
@@ -189,7 +189,7 @@ def test_the_same_seed_gives_the_same_spikes_and_another_seed_others() -> None:
     assert len(first[0]) != len(other[0])
 
 
-def test_ridge_decodes_it_until_it_drifts(watched: Loop) -> None:
+def test_ridge_decodes_the_participant_until_the_units_drift(watched: Loop) -> None:
     times = np.array(watched.times)
     ridge = RidgeDecoder(watched, 2.0, 46.0, seen(watched))
     later = np.flatnonzero(times > 46.0)
@@ -204,10 +204,10 @@ def test_ridge_decodes_it_until_it_drifts(watched: Loop) -> None:
 # Drift.
 
 
-def test_a_drift_replaces_turns_weakens_and_adds_noise_as_told() -> None:
+def test_a_drift_replaces_rotates_weakens_and_adds_noise() -> None:
     before = draw_population(96, np.random.default_rng(0))
-    told = Drift(replaced=0.5, turned_deg=60.0, rate_factor=0.8, noise_units=5)
-    drifting = Drifting(before, told, np.random.default_rng(1))
+    drift = Drift(replaced=0.5, turned_deg=60.0, rate_factor=0.8, noise_units=5)
+    drifting = Drifting(before, drift, np.random.default_rng(1))
     after = drifting.at(1.0)
     stayed = ~drifting.replaced & ~drifting.noise
     assert drifting.replaced.sum() == 48
@@ -307,7 +307,7 @@ def kinematics(prefix: str) -> pylsl.StreamOutlet:
     return pylsl.StreamOutlet(info)
 
 
-def test_live_it_sees_the_task_and_fires_in_chunks_at_its_time(tmp_path: Path) -> None:
+def test_a_live_participant_sees_the_task_and_sends_spikes_in_chunks(tmp_path: Path) -> None:
     prefix = f"rig-{uuid.uuid4().hex[:8]}"
     outlet = kinematics(prefix)
     markers = pylsl.StreamOutlet(
@@ -353,7 +353,7 @@ def test_live_it_sees_the_task_and_fires_in_chunks_at_its_time(tmp_path: Path) -
         assert process.said("done") == prefix
 
 
-def test_live_it_waits_for_a_task_and_for_the_next_one(tmp_path: Path) -> None:
+def test_a_live_participant_waits_for_a_task_and_for_the_next_one(tmp_path: Path) -> None:
     prefix = f"rig-{uuid.uuid4().hex[:8]}"
     with live(tmp_path, prefix) as process:
         process.said("ready")

@@ -171,7 +171,7 @@ def test_help_decays_over_an_assisted_block() -> None:
     assert played(Block(trials=1)).trials[0].assist == 0.0
 
 
-def test_full_help_needs_no_decoder_and_half_of_it_halves_the_decoded() -> None:
+def test_assistance_replaces_the_decoder_in_proportion() -> None:
     play = BlockPlay(Block(mode="assisted", assist=1.0), Cursor())
     play.begin(0.0)
     play.steer((9.0, 9.0), 0.01, 0.01)
