@@ -140,4 +140,4 @@ def _row(name: str, scores: Scores) -> tuple[str, str, Text]:
 
 
 def _r2(score: float | None) -> str:
-    return "knows no unit" if score is None else f"{score:.3f}"
+    return "no known units" if score is None else f"{score:.3f}"

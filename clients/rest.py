@@ -21,7 +21,7 @@ TIMEOUT_S = 70.0  # activating a large decoder may take a minute
 
 
 class ProblemError(VolitionError):
-    """The server refused. problem: its document."""
+    """The server refused the request. problem: its problem document."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(f"{problem.title}: {problem.detail}")
@@ -29,7 +29,7 @@ class ProblemError(VolitionError):
 
 
 class UnreachableError(VolitionError):
-    """No server answers there."""
+    """No server answers at the URL."""
 
 
 def http_options(url: str, token: str | None, operator: str | None) -> dict[str, Any]:

@@ -235,5 +235,5 @@ def _subscribe(socket: Socket, address: str, latest_only: bool) -> Socket:
 
 
 def _waits(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> bool:
-    """Whether another frame waits."""
+    """Whether another frame has arrived."""
     return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -114,7 +114,8 @@ def play_and_score(
 ) -> None:
     """Replay in a child process and score the daemon's frames here.
 
-    If either ends early, or on Ctrl-C, what came until then is scored. Raises StreamError then.
+    If either ends early, or on Ctrl-C, the frames received so far are scored, and
+    StreamError is raised afterwards.
     """
     from clients.harness import live
 

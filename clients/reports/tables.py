@@ -205,7 +205,7 @@ def print_bench(console: Console, cases: list[dict[str, Any]]) -> None:
 def print_bench_train(console: Console, cases: list[dict[str, Any]]) -> None:
     """Print training speeds as a table."""
     table = Table(title="training, windows/s", title_justify="left")
-    for name in ("preset", "device", "batch", "spikes a window", "ours", "torch_brain", "faster"):
+    for name in ("preset", "device", "batch", "spikes per window", "ours", "torch_brain", "faster"):
         table.add_column(name, justify="right")
     for case in cases:
         speed = case["windows_per_s"]
