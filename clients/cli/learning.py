@@ -163,15 +163,19 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder of `volition pretrain`.")],
     output: OutDir,
     session: Annotated[str | None, typer.Option(help="Session id, if the run has several.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(help="Subject id: export the units that its days share, for any later day."),
+    ] = None,
 ) -> None:
-    """Export a trained model as a decoder bundle for one session's units."""
+    """Export a trained model as a decoder bundle for one session's units, or a subject's."""
     require_training()
     from clients.reports.tables import print_bundle
     from training.exports.export import export_run
 
     console = terminal(stderr=True)
     with console.status("exporting the streaming graph (about 10 s)…"):
-        made = export_run(run, session, output)
+        made = export_run(run, session, output, subject=subject)
     print_bundle(terminal(), made)
 
 

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from streaming.sessions.session import Session
 from training.baselines.ridge import r2
+from training.data.identity import lasting_subjects, shared_words, subject_word
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import Batch, OutputScale, unit_words, window_ends
 from training.models.families import Config, Model, build, family, forward, preset
@@ -75,8 +77,9 @@ class Trainer:
         self.config = record.config()
         self.model = build(self.config, record.unit_words, record.session_words)
         self.source = window_source(
-            sessions, self.model, self.config, record, sampling_power=settings.sampling_power
-        )
+            sessions, self.model, self.config, record, sampling_power=settings.sampling_power,
+            shared_share=settings.shared_share,
+        )  # fmt: skip
         optimizers = build_optimizers(
             self.model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -113,13 +116,19 @@ class Trainer:
         """Start a new run, with vocabularies and output scales from the sessions."""
         scales = {session.session_id: OutputScale.of(session) for session in sessions}
         config = preset(settings.preset)
+        shared: dict[str, None] = {}  # words that the days of a subject share, in order
+        subjects = lasting_subjects(sessions, tuning) if settings.shared_share else []
+        for subject in map(subject_word, subjects):
+            days = [s for s in sessions if subject_word(s.subject_id) == subject]
+            scales[subject] = OutputScale.mean_of([scales[day.session_id] for day in days])
+            shared |= dict.fromkeys(word for day in days for word in shared_words(day, subject))
         record = runs.RunRecord(
             preset=settings.preset,
             seed=settings.seed,
             family=family(config),
             model=asdict(config),
-            unit_words=[word for session in sessions for word in unit_words(session)],
-            session_words=[session.session_id for session in sessions],
+            unit_words=[w for session in sessions for w in unit_words(session)] + list(shared),
+            session_words=[s.session_id for s in sessions] + [*map(subject_word, subjects)],
             session_paths=session_paths,
             output_mean={k: (s.mean[0], s.mean[1]) for k, s in scales.items()},
             output_std={k: (s.std[0], s.std[1]) for k, s in scales.items()},
@@ -146,11 +155,11 @@ class Trainer:
             )
         record.settings = asdict(settings) | {"world_size": fabric.world_size}
         given = {session.session_id: session for session in sessions}
-        if missing := sorted(set(record.session_words) - set(given)):
+        if missing := sorted(set(record.sessions) - set(given)):
             raise TrainingError(
                 f"{run} was trained on {missing}, missing from the given sessions; add them"
             )
-        in_order = [given[name] for name in record.session_words]
+        in_order = [given[name] for name in record.sessions]
         trainer = cls(in_order, run, settings, fabric, record)
         if state is None:
             return trainer
@@ -175,7 +184,7 @@ class Trainer:
             )
         if not record.unit_tuning:
             raise TrainingError(f"{base} has no tuning features of its units; train it again")
-        features = np.concatenate([tuning(session) for session in self.source.sessions])
+        features = self._tuning()
         known = model.unit_emb.weight[1:].detach().double().numpy()
         units = nearest_mean(features, np.array(record.unit_tuning), known)
         place = {word: row for row, word in enumerate(record.unit_words)}
@@ -352,12 +361,24 @@ class Trainer:
     def finish(self) -> None:
         """Validate the last step, if that is not done yet, and record the tuning of the units."""
         if self.fabric.is_global_zero:
-            features = np.concatenate([tuning(session) for session in self.source.sessions])
-            self.record.unit_tuning = features.round(3).tolist()
+            self.record.unit_tuning = self._tuning().round(3).tolist()
         if self.record.step and self._scored_step() != self.record.step:
             self.validate(self._last_loss)
         elif self.fabric.is_global_zero:
             runs.save_record(self.run, self.record)
+
+    def _tuning(self) -> Floats:
+        """Features (n_words, F) of the units; those of a shared word are the mean over its days."""
+        sessions = self.source.sessions
+        own = [tuning(session) for session in sessions]
+        of_word: dict[str, list[Floats]] = {}
+        for session, features in zip(sessions, own, strict=True):
+            words = shared_words(session, subject_word(session.subject_id))
+            for word, row in zip(words, features, strict=True):
+                of_word.setdefault(word, []).append(row)
+        n_own = sum(session.n_units for session in sessions)
+        shared = [np.mean(of_word[word], axis=0) for word in self.record.unit_words[n_own:]]
+        return np.concatenate([*own, *(row[None] for row in shared)])
 
     def _scored_step(self) -> float:
         return self.record.history[-1]["step"] if self.record.history else -1
