@@ -350,7 +350,10 @@ class Trainer:
         self.fabric.log_dict(values, step=self.record.step)
 
     def finish(self) -> None:
-        """Validate the last step, if that is not done yet, and record the tuning of the units."""
+        """Validate the last step, if that is not done yet, and record the tuning of the units.
+
+        The log is complete on disk afterwards.
+        """
         if self.fabric.is_global_zero:
             features = np.concatenate([tuning(session) for session in self.source.sessions])
             self.record.unit_tuning = features.round(3).tolist()
@@ -358,6 +361,8 @@ class Trainer:
             self.validate(self._last_loss)
         elif self.fabric.is_global_zero:
             runs.save_record(self.run, self.record)
+        for logger in self.fabric.loggers:  # TensorBoard's writes in a thread of its own
+            logger.finalize("success")
 
     def _scored_step(self) -> float:
         return self.record.history[-1]["step"] if self.record.history else -1
