@@ -359,13 +359,18 @@ class Trainer:
         self.fabric.log_dict(values, step=self.record.step)
 
     def finish(self) -> None:
-        """Validate the last step, if that is not done yet, and record the tuning of the units."""
+        """Validate the last step, if that is not done yet, and record the tuning of the units.
+
+        The log is complete on disk afterwards.
+        """
         if self.fabric.is_global_zero:
             self.record.unit_tuning = self._tuning().round(3).tolist()
         if self.record.step and self._scored_step() != self.record.step:
             self.validate(self._last_loss)
         elif self.fabric.is_global_zero:
             runs.save_record(self.run, self.record)
+        for logger in self.fabric.loggers:  # TensorBoard's writes in a thread of its own
+            logger.finalize("success")
 
     def _tuning(self) -> Floats:
         """Features (n_words, F) of the units; those of a shared word are the mean over its days."""
