@@ -1,7 +1,7 @@
 """A recurrent network trained on many days as if they were one: the baseline between days.
 
-A GRU reads 12 bins of 50 ms of the same channels on every day and predicts the velocity at their
-end. Whole channels are dropped at random, so it learns to do without those that change. Such a
+A GRU reads the same channels on every day in bins of 50 ms and predicts the velocity at the end of
+each bin. Whole channels are dropped at random, so it learns to do without those that change. Such a
 network kept a person's cursor in use for three months without recalibration (a fixed LSTM: Hosman
 et al. 2023). It can be fine-tuned to a few seconds of a new day.
 """
@@ -20,14 +20,15 @@ from decoder.errors import TrainingError
 from streaming.sessions.session import Session
 from training.baselines.ridge import BIN_S
 
-N_BINS = 12
+N_BINS = 40  # of a window
+N_FIRST = 8  # bins at its start that are not scored
 N_HIDDEN = 128
 GRID_S = 0.01  # between the times at which windows may end
 BIN_STEPS = round(BIN_S / GRID_S)
 SPAN_STEPS = N_BINS * BIN_STEPS
 DROPPED = 0.5  # greatest share of the channels dropped in a batch
 DROPOUT = 0.3  # of the state that is read out
-BATCH_SIZE = 128
+BATCH_SIZE = 32
 N_STEPS, LEARNING_RATE = 8000, 2e-3
 TUNE_STEPS, TUNE_RATE = 200, 5e-4
 
@@ -39,9 +40,9 @@ class _Network(nn.Module):
         self.head = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(N_HIDDEN, 2))
 
     def forward(self, counts: Tensor) -> Tensor:
-        """counts: (B, N_BINS, n_channels) -> (B, 2)."""
+        """counts: (B, N_BINS, n_channels) -> (B, N_BINS, 2), at the end of each bin."""
         states, _ = self.gru(counts)
-        output: Tensor = self.head(states[:, -1])
+        output: Tensor = self.head(states)
         return output
 
 
@@ -83,7 +84,8 @@ class MultiDayGru:
         grid = _Grid(session)
         self._network.eval()
         inputs = self._inputs(grid.windows(grid.steps_at(times)))
-        return np.asarray(self._network(inputs).double().numpy() * self._std + self._mean)
+        output = self._network(inputs)[:, -1].double().numpy()
+        return np.asarray(output * self._std + self._mean)
 
     def _inputs(self, counts: Floats) -> Tensor:
         return torch.from_numpy((counts - self._center) / self._spread).float()
@@ -95,17 +97,23 @@ class MultiDayGru:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         self._network.train()
         for _ in range(steps):
-            grid = grids[rng.integers(len(grids))]
+            grid = grids[int(rng.integers(len(grids)))]
             ends = rng.choice(grid.train_ends, BATCH_SIZE)
             kept = rng.random((BATCH_SIZE, 1, len(self.unit_ids))) >= rng.uniform(0.0, DROPPED)
             inputs = self._inputs(grid.windows(ends)) * torch.from_numpy(kept)
-            target = torch.from_numpy((grid.velocity[ends] - self._mean) / self._std).float()
-            loss = nn.functional.mse_loss(self._network(inputs), target)
+            velocity = (grid.velocity[bin_ends(ends)] - self._mean) / self._std
+            target = torch.from_numpy(velocity[:, N_FIRST:]).float()
+            loss = nn.functional.mse_loss(self._network(inputs)[:, N_FIRST:], target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+
+
+def bin_ends(ends: Ints) -> Ints:
+    """Steps (n, N_BINS) at the ends of the bins of windows that end at `ends` (n,)."""
+    return ends[:, None] - BIN_STEPS * np.arange(N_BINS - 1, -1, -1)
 
 
 class _Grid:
@@ -141,4 +149,5 @@ class _Grid:
     def windows(self, ends: Ints) -> Floats:
         """Counts (n, N_BINS, n_units) before steps `ends` (n,)."""
         edges = ends[:, None] - BIN_STEPS * np.arange(N_BINS, -1, -1)
-        return np.diff(self._so_far[edges], axis=1).astype(np.float64)
+        counts: Floats = np.diff(self._so_far[edges], axis=1).astype(np.float64)
+        return counts

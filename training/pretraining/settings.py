@@ -58,7 +58,8 @@ def settings_of(
     names = {field.name for field in fields(PretrainSettings)}
     if not names <= {*recorded, "base", "shared_share"}:  # which older runs lack
         raise TrainingError(f"{run} was adapted or imported, not pretrained here; start a new run")
-    recorded = {"shared_share": 0.0} | {name: recorded[name] for name in names & set(recorded)}
+    recorded = {name: recorded[name] for name in names & set(recorded)}
+    recorded.setdefault("shared_share", 0.0)
     if minutes is not None or steps is not None:
         recorded |= {"minutes": minutes, "steps": steps}
     return PretrainSettings(**recorded)  # type: ignore[arg-type]
