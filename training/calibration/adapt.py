@@ -43,7 +43,7 @@ from training.calibration.labels import Labels, relabelled
 from training.data.identity import home, shared_words
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words, window_ends
-from training.models.config import PossmConfig
+from training.models.config import SHORT_S, PossmConfig
 from training.models.families import Model, build
 from training.pretraining import runs
 from training.pretraining.optimizer import Optimizers, build_optimizers
@@ -85,6 +85,7 @@ LEARNS = {
 # for a model of at least MANY_SESSIONS sessions (measured with 24), FAR for a model of fewer (1).
 NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
 MANY_SESSIONS = 8
+LONG_WINDOWS_FROM_S = 120.0  # of labels; on less, windows of 1 s are as accurate and half the work
 SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
 TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
 WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
@@ -219,9 +220,12 @@ def identify_units(
 def _lesson(
     model: Model, record: runs.RunRecord, labelled: Session, settings: AdaptSettings
 ) -> Lesson:
-    config = record.config()
+    edges = np.concatenate([labelled.train_domain, labelled.intervals("valid")])
+    config = record.config().training_on(edges)
     if isinstance(config, PossmConfig):
-        config = replace(config, n_carried=N_CARRIED)
+        is_short = duration_s(labelled.train_domain) < LONG_WINDOWS_FROM_S
+        train_s = min(config.train_s, SHORT_S) if is_short else config.train_s
+        config = replace(config, n_carried=N_CARRIED, train_s=train_s)
     source = window_source([labelled], model, config, record)
     if len(window_ends(labelled, "valid", config.window_s, CHECK_STEP_S)) == 0:
         held_out = duration_s(labelled.intervals("valid"))

@@ -13,6 +13,7 @@ from decoder.memory.chunks import EDGE_S
 N_QUERIES = 16  # per training window of POYO
 N_OPEN = 8  # queries inside chunks, per training window of a streaming model
 MAX_WALK_S = 4.0  # longest window for walking a recording with a streaming model
+SHORT_S = 1.0  # training window of a streaming model on sessions of short intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,10 @@ class ModelConfig:
         ages = rng.uniform(size=N_QUERIES - 1) ** 2
         return np.append(self.sequence_length * (1.0 - ages), self.sequence_length)
 
+    def training_on(self, intervals: Floats) -> ModelConfig:
+        """The configuration for training on intervals (n, 2) of recordings: this one."""
+        return self
+
     def walking(self, intervals: Floats) -> ModelConfig:
         """The configuration for walking intervals (n, 2) of a recording: this one."""
         return self
@@ -69,13 +74,14 @@ class PossmConfig:
 
     chunk_s: length of a chunk in seconds.
     warm_up_s: seconds after a reset until the state can be trusted.
-    train_s: length of a training window in seconds.
+    train_s: length of a training window in seconds, at most. Two seconds decode other days better
+        than one (docs/ACCURACY.md).
     n_carried: how many other windows a state passes through before its own.
     """
 
     chunk_s: float = 0.04
     warm_up_s: float = 0.4
-    train_s: float = 1.0
+    train_s: float = 2.0
     n_carried: int = 4
     num_latents: int = 8
     dim: int = 64
@@ -127,17 +133,26 @@ class PossmConfig:
         ends = self.chunk_s * np.arange(first, self.n_chunks + 1)
         return np.append(rng.uniform(self.warm_up_s, self.train_s, N_OPEN), ends)
 
+    def training_on(self, intervals: Floats) -> PossmConfig:
+        """The configuration for training on intervals (n, 2): short windows if many are short."""
+        if _fitting(intervals) >= self.train_s:
+            return self
+        return replace(self, train_s=min(self.train_s, SHORT_S))
+
     def walking(self, intervals: Floats) -> PossmConfig:
         """The configuration for walking intervals (n, 2), with longer windows: live states are old.
 
         75 % of the intervals are at least one window long.
         """
-        lengths = intervals[:, 1] - intervals[:, 0]
-        fitting = float(np.percentile(lengths, 25)) - self.chunk_s
-        longest = min(max(fitting, self.train_s), MAX_WALK_S)
+        longest = min(max(_fitting(intervals) - self.chunk_s, self.train_s), MAX_WALK_S)
         return replace(self, train_s=self.chunk_s * int(longest / self.chunk_s + EDGE_S))
 
     def walked_queries(self, step_s: float) -> Floats:
         """Query times of one window when a recording is walked, every `step_s` to its end."""
         n_steps = max(1, int((self.train_s - self.warm_up_s) / step_s + EDGE_S))
         return np.asarray(self.train_s - step_s * np.arange(n_steps, dtype=np.float64)[::-1])
+
+
+def _fitting(intervals: Floats) -> float:
+    """The length that at least 75 % of the intervals (n, 2) have, s."""
+    return float(np.percentile(intervals[:, 1] - intervals[:, 0], 25))

@@ -19,12 +19,20 @@ from torch import Tensor, nn
 
 from decoder.arrays import Floats
 from decoder.errors import TrainingError
-from streaming.sessions.session import Session
+from streaming.sessions.session import Session, Split
 from training.baselines.ridge import r2
 from training.data.identity import lasting_subjects, shared_words, subject_word
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import Batch, OutputScale, unit_words, window_ends
-from training.models.families import Config, Model, build, family, forward, preset
+from training.models.families import (
+    Config,
+    Model,
+    build,
+    family,
+    forward,
+    preset,
+    same_sizes,
+)
 from training.models.possm import Possm
 from training.pretraining import runs
 from training.pretraining.batches import MicroBatches, SealedBatch, dropout_seed
@@ -45,6 +53,7 @@ MAX_VALIDATING = 0.2  # share of a timed run spent validating
 N_VALIDATIONS = 20  # per run with a given number of steps
 VALIDATE_STEP_S = 0.1  # between scored times
 MAX_VALIDATED = 3000  # windows per validation, over all sessions
+SPLITS: tuple[Split, ...] = ("train", "valid")  # which windows of training and validation fit
 LOG_EVERY = 10  # steps between TensorBoard entries
 
 
@@ -115,7 +124,8 @@ class Trainer:
     ) -> Trainer:
         """Start a new run, with vocabularies and output scales from the sessions."""
         scales = {session.session_id: OutputScale.of(session) for session in sessions}
-        config = preset(settings.preset)
+        edges = [session.intervals(split) for session in sessions for split in SPLITS]
+        config = preset(settings.preset).training_on(np.concatenate(edges))
         shared: dict[str, None] = {}  # words that the days of a subject share, in order
         subjects = lasting_subjects(sessions, tuning) if settings.shared_share else []
         for subject in map(subject_word, subjects):
@@ -177,7 +187,7 @@ class Trainer:
         features.
         """
         model, record = runs.load_model(base)
-        if record.config() != self.config:
+        if not same_sizes(record.config(), self.config):
             raise TrainingError(
                 f"{base} has the sizes of preset {record.preset!r}, or of another version of it; "
                 f"expected {self.record.preset!r}"
