@@ -34,7 +34,9 @@ def pretrain(
     minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows per step (default: 32, or 32 s of them).")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
     accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches per step and process.")] = 1,
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",

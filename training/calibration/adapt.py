@@ -43,7 +43,7 @@ from training.calibration.labels import Labels, relabelled
 from training.data.identity import home, shared_words
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words, window_ends
-from training.models.config import SHORT_S, PossmConfig
+from training.models.config import SHORTER_S, PossmConfig
 from training.models.families import Model, build
 from training.pretraining import runs
 from training.pretraining.optimizer import Optimizers, build_optimizers
@@ -224,7 +224,7 @@ def _lesson(
     config = record.config().training_on(edges)
     if isinstance(config, PossmConfig):
         is_short = duration_s(labelled.train_domain) < LONG_WINDOWS_FROM_S
-        train_s = min(config.train_s, SHORT_S) if is_short else config.train_s
+        train_s = min(config.train_s, SHORTER_S[-1]) if is_short else config.train_s
         config = replace(config, n_carried=N_CARRIED, train_s=train_s)
     source = window_source([labelled], model, config, record)
     if len(window_ends(labelled, "valid", config.window_s, CHECK_STEP_S)) == 0:

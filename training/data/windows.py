@@ -101,6 +101,10 @@ class Layout(Protocol):
     def n_together(self) -> int:
         """Windows of one session per group in a batch, at least; 1 if windows are independent."""
 
+    @property
+    def usual_batch(self) -> int:
+        """Windows in a training batch, unless another number is given."""
+
     def training_queries(self, rng: np.random.Generator) -> Floats: ...
 
     def walked_queries(self, step_s: float) -> Floats: ...

@@ -13,7 +13,8 @@ from training.pretraining import runs
 class PretrainSettings:
     """How long and how to train. A run ends after `minutes` or `steps`, whichever comes first.
 
-    batch_size: windows per step, over all processes and accumulated micro-batches.
+    batch_size: windows per step, over all processes and accumulated micro-batches; None: as many as
+        suit the model (`usual_batch` of its configuration).
     accumulate: micro-batches per process and step, computed one after another.
     sampling_power: see `training.data.windows.WindowSource`.
     workers: processes that read windows ahead; 0 reads them in the training process.
@@ -25,7 +26,7 @@ class PretrainSettings:
     minutes: float | None = 10.0
     steps: int | None = None
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int | None = None
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     warmup_share: float = 0.03

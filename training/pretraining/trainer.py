@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from streaming.sessions.session import Session, Split
 from training.baselines.ridge import r2
-from training.data.identity import lasting_subjects, shared_words, subject_word
-from training.data.tuning import nearest_mean, tuning
-from training.data.windows import Batch, OutputScale, unit_words, window_ends
+from training.data.tuning import nearest_mean
+from training.data.vocabulary import Vocabulary, tuning_of_words
+from training.data.windows import Batch, window_ends
 from training.models.families import (
     Config,
     Model,
@@ -123,25 +122,19 @@ class Trainer:
         session_paths: dict[str, str],
     ) -> Trainer:
         """Start a new run, with vocabularies and output scales from the sessions."""
-        scales = {session.session_id: OutputScale.of(session) for session in sessions}
+        words = Vocabulary.of(sessions, shared=settings.shared_share > 0)
         edges = [session.intervals(split) for session in sessions for split in SPLITS]
         config = preset(settings.preset).training_on(np.concatenate(edges))
-        shared: dict[str, None] = {}  # words that the days of a subject share, in order
-        subjects = lasting_subjects(sessions, tuning) if settings.shared_share else []
-        for subject in map(subject_word, subjects):
-            days = [s for s in sessions if subject_word(s.subject_id) == subject]
-            scales[subject] = OutputScale.mean_of([scales[day.session_id] for day in days])
-            shared |= dict.fromkeys(word for day in days for word in shared_words(day, subject))
         record = runs.RunRecord(
             preset=settings.preset,
             seed=settings.seed,
             family=family(config),
             model=asdict(config),
-            unit_words=[w for session in sessions for w in unit_words(session)] + list(shared),
-            session_words=[s.session_id for s in sessions] + [*map(subject_word, subjects)],
+            unit_words=words.units,
+            session_words=words.sessions,
             session_paths=session_paths,
-            output_mean={k: (s.mean[0], s.mean[1]) for k, s in scales.items()},
-            output_std={k: (s.std[0], s.std[1]) for k, s in scales.items()},
+            output_mean={k: (s.mean[0], s.mean[1]) for k, s in words.scales.items()},
+            output_std={k: (s.std[0], s.std[1]) for k, s in words.scales.items()},
             settings=asdict(settings) | {"world_size": fabric.world_size},
         )
         run.mkdir(parents=True, exist_ok=True)
@@ -194,7 +187,7 @@ class Trainer:
             )
         if not record.unit_tuning:
             raise TrainingError(f"{base} has no tuning features of its units; train it again")
-        features = self._tuning()
+        features = tuning_of_words(self.source.sessions, self.record.unit_words)
         known = model.unit_emb.weight[1:].detach().double().numpy()
         units = nearest_mean(features, np.array(record.unit_tuning), known)
         place = {word: row for row, word in enumerate(record.unit_words)}
@@ -374,26 +367,14 @@ class Trainer:
         The log is complete on disk afterwards.
         """
         if self.fabric.is_global_zero:
-            self.record.unit_tuning = self._tuning().round(3).tolist()
+            features = tuning_of_words(self.source.sessions, self.record.unit_words)
+            self.record.unit_tuning = features.round(3).tolist()
         if self.record.step and self._scored_step() != self.record.step:
             self.validate(self._last_loss)
         elif self.fabric.is_global_zero:
             runs.save_record(self.run, self.record)
         for logger in self.fabric.loggers:  # TensorBoard's writes in a thread of its own
             logger.finalize("success")
-
-    def _tuning(self) -> Floats:
-        """Features (n_words, F) of the units; those of a shared word are the mean over its days."""
-        sessions = self.source.sessions
-        own = [tuning(session) for session in sessions]
-        of_word: dict[str, list[Floats]] = {}
-        for session, features in zip(sessions, own, strict=True):
-            words = shared_words(session, subject_word(session.subject_id))
-            for word, row in zip(words, features, strict=True):
-                of_word.setdefault(word, []).append(row)
-        n_own = sum(session.n_units for session in sessions)
-        shared = [np.mean(of_word[word], axis=0) for word in self.record.unit_words[n_own:]]
-        return np.concatenate([*own, *(row[None] for row in shared)])
 
     def _scored_step(self) -> float:
         return self.record.history[-1]["step"] if self.record.history else -1
