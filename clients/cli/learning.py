@@ -34,7 +34,9 @@ def pretrain(
     minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows per step (default: 32, or 32 s of them).")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
     accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches per step and process.")] = 1,
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
@@ -163,15 +165,19 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder of `volition pretrain`.")],
     output: OutDir,
     session: Annotated[str | None, typer.Option(help="Session id, if the run has several.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(help="Subject id: export the units that its days share, for any later day."),
+    ] = None,
 ) -> None:
-    """Export a trained model as a decoder bundle for one session's units."""
+    """Export a trained model as a decoder bundle for one session's units, or a subject's."""
     require_training()
     from clients.reports.tables import print_bundle
     from training.exports.export import export_run
 
     console = terminal(stderr=True)
     with console.status("exporting the streaming graph (about 10 s)…"):
-        made = export_run(run, session, output)
+        made = export_run(run, session, output, subject=subject)
     print_bundle(terminal(), made)
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from clients.cli import bench, learning, live, rig, sessions
+from clients.cli import bench, learning, live, rig, sessions, studies
 from clients.cli.options import styled, terminal
 from decoder.errors import VolitionError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 for group in (sessions, learning, live, rig):  # in the order of `volition --help`
     app.add_typer(group.verbs)
 app.add_typer(bench.verbs, name="bench")
+app.add_typer(studies.verbs, name="study")
 
 ADVICE = {
     errno.ENOSPC: "free some space, or choose another folder",

@@ -47,17 +47,17 @@ def test_new_units_are_learned_and_all_other_weights_stay_bit_for_bit(pretrained
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     scores: list[float] = []
     adapted, extended = identify_units(
-        model, record, today, AdaptSettings(steps=60, learning_rate=2e-2),
+        model, record, today, AdaptSettings(steps=60, learning_rate=3e-3),
         on_step=lambda step, r2: scores.append(r2),
     )  # fmt: skip
-    assert extended.best_r2 == scores[-1] == max(scores)
+    assert extended.best_r2 == scores[-1] == max(scores) > scores[0]
     after = runs.weights(adapted)
     for name, tensor in before.items():
         assert torch.equal(runs.weights(model)[name], tensor), "the original model was changed"
         assert torch.equal(after[name][: len(tensor)], tensor), f"{name} changed"
     assert len(after["unit_emb.weight"]) == len(before["unit_emb.weight"]) + today.n_units
     new = after["unit_emb.weight"][-today.n_units :]
-    assert (new.std(dim=0) > 0.05).any(), "the embeddings of the new units are almost equal"
+    assert (new.std(dim=0) > 0.01).any(), "the embeddings of the new units are almost equal"
     assert extended.session_words[-1] == today.session_id
 
 

@@ -15,6 +15,7 @@ from training.exports.export import export_model
 from training.models import families, possm
 from training.models.config import PossmConfig
 from training.models.encoder import SPIKE, START
+from training.models.families import PRESETS, same_sizes
 
 TOLERANCE = 1e-5  # in units of the output scale, which is 1 here
 
@@ -211,3 +212,27 @@ def test_a_carried_state_never_saw_its_own_window() -> None:
         changed[window] += 1.0
         after = begins(changed)
         assert torch.equal(after[window], before[window])
+
+
+@pytest.mark.parametrize(("lengths", "train_s", "batch"), [
+    ((600.0,), 4.0, 8),
+    ((2.5, 3.0, 3.5, 8.0), 2.0, 16),
+    ((1.2, 1.3, 3.0, 3.0), 1.0, 32),
+    ((0.5, 0.6, 0.7, 3.0), 1.0, 32),
+])  # fmt: skip
+def test_training_windows_are_as_long_as_most_intervals_allow(
+    lengths: tuple[float, ...], train_s: float, batch: int
+) -> None:
+    intervals = np.array([[10.0 * i, 10.0 * i + length] for i, length in enumerate(lengths)])
+    chosen = PRESETS["stream"].training_on(intervals)
+    assert (chosen.train_s, chosen.usual_batch) == (train_s, batch)
+    old = replace(PRESETS["stream"], train_s=1.0)
+    assert old.training_on(intervals) == old, "an older run trains as it did"
+    assert PRESETS["rt"].training_on(intervals) == PRESETS["rt"]
+
+
+def test_models_that_train_on_other_windows_have_the_same_sizes() -> None:
+    stream = PRESETS["stream"]
+    assert same_sizes(stream, replace(stream, train_s=1.0, n_carried=2))
+    assert not same_sizes(stream, replace(stream, hidden=64))
+    assert not same_sizes(stream, PRESETS["rt"])

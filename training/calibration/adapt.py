@@ -9,10 +9,11 @@
     scratch     trains a new model of the same sizes on this session only
     auto        `units`, then `full` until the time is up; keeps `full` unless it is much worse
 
-The embedding of a new unit is initialised to the mean of the known units with the most similar
-tuning (`training.data.tuning`), which decodes even without training. Every method except `scratch`
-keeps the embeddings of other units bit for bit. The last fifth of the data is held out to score
-the result.
+A new unit starts from the embedding that its subject's days share, if the model knows the subject
+and the unit's name (`training.data.identity`). Otherwise it starts from the mean of the known units
+with the most similar tuning (`training.data.tuning`). Either decodes even without training. Every
+method except `scratch` keeps the embeddings of other units bit for bit. The last fifth of the data
+is held out to score the result.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ from training.calibration.fitting import (
     fit,
 )
 from training.calibration.labels import Labels, relabelled
+from training.data.identity import home, shared_words
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words, window_ends
-from training.models.config import PossmConfig
+from training.models.config import SHORTER_S, PossmConfig
 from training.models.families import Model, build
 from training.pretraining import runs
 from training.pretraining.optimizer import Optimizers, build_optimizers
@@ -83,6 +85,8 @@ LEARNS = {
 # for a model of at least MANY_SESSIONS sessions (measured with 24), FAR for a model of fewer (1).
 NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
 MANY_SESSIONS = 8
+LONG_WINDOWS_FROM_S = 120.0  # of labels; on less, windows of 1 s are as accurate and half the work
+SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
 TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
 WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
 
@@ -164,7 +168,7 @@ def calibrate(
         lesson = _lesson(model, record, labelled, settings)
         fitted = _learn(lesson, "scratch", settings.of(SCRATCH), clock, on_step)
         return _adapted(lesson, record, fitted, "scratch")
-    reaches = NEAR if len(record.session_words) >= MANY_SESSIONS else FAR
+    reaches = NEAR if len(record.sessions) >= MANY_SESSIONS else FAR
     model, record = with_session(model, record, labelled)
     lesson = _lesson(model, record, labelled, settings)
     first = WARM if record.unit_tuning else COLD
@@ -216,9 +220,12 @@ def identify_units(
 def _lesson(
     model: Model, record: runs.RunRecord, labelled: Session, settings: AdaptSettings
 ) -> Lesson:
-    config = record.config()
+    edges = np.concatenate([labelled.train_domain, labelled.intervals("valid")])
+    config = record.config().training_on(edges)
     if isinstance(config, PossmConfig):
-        config = replace(config, n_carried=N_CARRIED)
+        is_short = duration_s(labelled.train_domain) < LONG_WINDOWS_FROM_S
+        train_s = min(config.train_s, SHORTER_S[-1]) if is_short else config.train_s
+        config = replace(config, n_carried=N_CARRIED, train_s=train_s)
     source = window_source([labelled], model, config, record)
     if len(window_ends(labelled, "valid", config.window_s, CHECK_STEP_S)) == 0:
         held_out = duration_s(labelled.intervals("valid"))
@@ -300,6 +307,7 @@ def with_session(
     if session.session_id in record.session_words:
         raise TrainingError(f"{session.session_id} is known to this run already")
     words, scale = unit_words(session), OutputScale.of(session)
+    subject = home(session, record.session_words, record.unit_words)
     model, record = copy.deepcopy(model), record.model_copy(deep=True)
     model.unit_emb.extend_vocab(words)
     model.session_emb.extend_vocab([session.session_id])
@@ -313,11 +321,28 @@ def with_session(
         else:  # the mean of the known units plus the initial random values
             new += known.mean(dim=0)
         model.session_emb.weight[-1] = model.session_emb.weight[1:-1].mean(dim=0)
+        if subject is not None:
+            row = {word: index for index, word in enumerate(record.unit_words)}
+            for index, word in enumerate(shared_words(session, subject)):
+                if word in row:
+                    new[index] = known[row[word]]
+            of_subject = record.session_words.index(subject) + 1  # row 0 is padding
+            model.session_emb.weight[-1] = model.session_emb.weight[of_subject]
+            scale = _toward(record.scale(subject), scale, duration_s(session.train_domain))
     record.unit_words += words
     record.session_words.append(session.session_id)
     record.output_mean[session.session_id] = (scale.mean[0], scale.mean[1])
     record.output_std[session.session_id] = (scale.std[0], scale.std[1])
     return model, record
+
+
+def _toward(subject: OutputScale, own: OutputScale, seconds: float) -> OutputScale:
+    """A scale between the subject's and that of a few seconds, which depends on their reaches."""
+    share = seconds / (seconds + SCALE_S)
+    return OutputScale(
+        mean=subject.mean + share * (own.mean - subject.mean),
+        std=subject.std + share * (own.std - subject.std),
+    )
 
 
 def alone(record: runs.RunRecord, session: Session) -> tuple[Model, runs.RunRecord]:

@@ -133,5 +133,6 @@ def rates_before(bundle: Bundle) -> dict[str, float]:
         word: float(np.exp(features[-1] / LOG_RATE_SCALE))
         for word, features in zip(record.unit_words, record.unit_tuning, strict=False)
     }
-    named = {unit_id: rates.get(f"{session_id}/{unit_id}", 0.0) for unit_id in unit_ids}
+    prefix = f"{session_id}/" if session_id in record.session_words else f"/{session_id}/"
+    named = {unit_id: rates.get(f"{prefix}{unit_id}", 0.0) for unit_id in unit_ids}
     return {unit_id: rate for unit_id, rate in named.items() if rate > 0}

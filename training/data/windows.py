@@ -22,6 +22,7 @@ from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import within
 from streaming.sessions.session import Session, Split
+from training.data.identity import shared_words, subject_word
 from training.models.encoder import END, SPIKE, START
 
 
@@ -76,6 +77,14 @@ class OutputScale:
             )
         return cls(mean=vel.mean(axis=0), std=vel.std(axis=0))
 
+    @classmethod
+    def mean_of(cls, scales: Sequence[OutputScale]) -> OutputScale:
+        """The mean of several sessions' scales."""
+        return cls(
+            mean=np.mean([scale.mean for scale in scales], axis=0),
+            std=np.mean([scale.std for scale in scales], axis=0),
+        )
+
 
 def unit_words(session: Session) -> list[str]:
     """The words of a session's units in the model's vocabulary: `session/unit`."""
@@ -92,6 +101,10 @@ class Layout(Protocol):
     def n_together(self) -> int:
         """Windows of one session per group in a batch, at least; 1 if windows are independent."""
 
+    @property
+    def usual_batch(self) -> int:
+        """Windows in a training batch, unless another number is given."""
+
     def training_queries(self, rng: np.random.Generator) -> Floats: ...
 
     def walked_queries(self, step_s: float) -> Floats: ...
@@ -105,6 +118,8 @@ class WindowSource:
     session_rows: row of the session embedding by session id.
     sampling_power: a session's share is its training seconds to this power. 1 gives every second
         the same weight, 0 every session.
+    shared_share: probability that the windows of a session in a batch use the embeddings that its
+        subject's days share (`training.data.identity`), where there are any, instead of their own.
     """
 
     def __init__(
@@ -116,6 +131,7 @@ class WindowSource:
         layout: Layout,
         scales: Mapping[str, OutputScale],
         sampling_power: float = 1.0,
+        shared_share: float = 0.0,
     ) -> None:
         self.sessions = list(sessions)
         self.layout = layout
@@ -124,6 +140,8 @@ class WindowSource:
         self.n_words = len(vocabulary)
         self._rows = [np.array([vocabulary[w] for w in unit_words(s)]) for s in self.sessions]
         self._session_rows = [session_rows[s.session_id] for s in self.sessions]
+        self._shared = [_shared_rows(s, vocabulary, session_rows) for s in self.sessions]
+        self._shared_share = shared_share
         self._starts = [_window_starts(s.train_domain, window_s) for s in self.sessions]
         seconds = np.array([(edges[:, 1] - edges[:, 0]).sum() for edges in self._starts])
         if not seconds.sum() > 0:
@@ -150,13 +168,16 @@ class WindowSource:
         """
         keep_share = rng.uniform(*keep_units)
         plans = []
+        shares = [
+            shared is not None and rng.random() < self._shared_share for shared in self._shared
+        ]
         for index in self._draw_sessions(rng, batch_size, micro or batch_size):
             end_s = _draw_start(self._starts[index], rng) + self.window_s
             n_units = self.sessions[index].n_units
             n_kept = max(1, round(keep_share * n_units))
             kept = np.sort(rng.permutation(n_units)[:n_kept])
             queries = self.layout.training_queries(rng)
-            plans.append(WindowPlan(int(index), end_s, kept, queries, self.window_s))
+            plans.append(WindowPlan(int(index), end_s, kept, queries, self.window_s, shares[index]))
         return plans
 
     def _draw_sessions(self, rng: np.random.Generator, batch_size: int, micro: int) -> Ints:
@@ -208,6 +229,9 @@ class WindowSource:
 
     def _window(self, plan: WindowPlan) -> _Window:
         session, rows = self.sessions[plan.index], self._rows[plan.index]
+        session_row = self._session_rows[plan.index]
+        if plan.shared and (shared := self._shared[plan.index]) is not None:
+            rows, session_row = shared
         kept, queries = plan.kept, plan.queries
         start_s = plan.end_s - plan.window_s
         inside = session.spikes_between(start_s, plan.end_s)
@@ -229,7 +253,7 @@ class WindowSource:
                 ]
             ),
             times=np.concatenate([np.zeros(len(kept)), np.full(len(kept), plan.window_s), times]),
-            session_row=self._session_rows[plan.index],
+            session_row=session_row,
             queries=queries,
             target=(session.velocity_at(start_s + queries) - scale.mean) / scale.std,
         )
@@ -237,13 +261,17 @@ class WindowSource:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window: session index, end (s), kept unit indices, query times in it, length (s)."""
+    """One window: session index, end (s), kept unit indices, query times in it, length (s).
+
+    shared: whether it uses the embeddings that the subject's days share.
+    """
 
     index: int
     end_s: float
     kept: Ints
     queries: Floats
     window_s: float
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +281,17 @@ class _Window:
     session_row: int
     queries: Floats
     target: Floats
+
+
+def _shared_rows(
+    session: Session, vocabulary: Mapping[str, int], session_rows: Mapping[str, int]
+) -> tuple[Ints, int] | None:
+    """Rows of a session's units and of the session itself that its subject's days share."""
+    subject = subject_word(session.subject_id)
+    if subject not in session_rows:
+        return None
+    words = shared_words(session, subject)
+    return np.array([vocabulary[word] for word in words]), session_rows[subject]
 
 
 def window_ends(session: Session, split: Split, window_s: float, step_s: float) -> Floats:

@@ -17,6 +17,7 @@ import torch
 
 from decoder.bundles import bundle
 from decoder.errors import TrainingError
+from training.data.identity import is_subject, subject_word
 from training.exports.graph import OPSET, export_graph
 from training.exports.tables import fold_tables
 from training.models.families import Model, sizes
@@ -25,18 +26,30 @@ from training.pretraining import runs
 EMBEDDINGS = ("unit_emb", "session_emb")
 
 
-def export_run(run: Path | str, session_id: str | None, path: Path | str) -> bundle.Bundle:
+def export_run(
+    run: Path | str, session_id: str | None, path: Path | str, *, subject: str | None = None
+) -> bundle.Bundle:
     """Write the best weights of a run as a bundle for one of its sessions.
 
     session_id: may be None if the run has only one session.
+    subject: id of a subject; the bundle then has the units that its days share, and decodes other
+        days of the subject as they are.
     """
     model, record = runs.load_model(run)
-    if session_id is None:
-        if len(record.session_words) != 1:
+    if subject is not None:
+        session_id = subject_word(subject)
+        if session_id not in record.session_words:
+            known = [word[1:] for word in record.session_words if is_subject(word)]
             raise TrainingError(
-                f"{run} has {len(record.session_words)} sessions; choose one with --session"
+                f"{run} has no units that the days of subject {subject!r} share; it has those of "
+                f"{', '.join(known) or 'no subject'}"
             )
-        session_id = record.session_words[0]
+    elif session_id is None:
+        if len(record.sessions) != 1:
+            raise TrainingError(
+                f"{run} has {len(record.sessions)} sessions; choose one with --session"
+            )
+        session_id = record.sessions[0]
     return export_model(model, record, session_id, path, metrics={"validation_r2": record.best_r2})
 
 
@@ -104,7 +117,7 @@ def write_bundle(
     words = [word for word in record.unit_words if word.startswith(prefix)]
     scale = record.scale(session_id)
     manifest = bundle.Manifest(
-        decoder_id=bundle.new_decoder_id(session_id),
+        decoder_id=bundle.new_decoder_id(session_id.removeprefix("/")),
         family=record.family,
         preset=record.preset,
         sizes=sizes(config),
@@ -112,7 +125,7 @@ def write_bundle(
             bundle.Output(name=name, unit="m/s", scale=scale.std[i], offset=scale.mean[i])
             for i, name in enumerate(("vel_x", "vel_y"))
         ),
-        session_id=session_id,
+        session_id=session_id.removeprefix("/"),
         unit_ids=tuple(word.removeprefix(prefix) for word in words),
         provenance=_provenance(record),
         metrics={name: value for name, value in (metrics or {}).items() if math.isfinite(value)},

@@ -13,6 +13,8 @@ from decoder.memory.chunks import EDGE_S
 N_QUERIES = 16  # per training window of POYO
 N_OPEN = 8  # queries inside chunks, per training window of a streaming model
 MAX_WALK_S = 4.0  # longest window for walking a recording with a streaming model
+SHORTER_S = (2.0, 1.0)  # training windows of a streaming model on sessions of short intervals
+USUAL_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +51,19 @@ class ModelConfig:
         """Windows of one session per group in a batch; POYO's windows are independent."""
         return 1
 
+    @property
+    def usual_batch(self) -> int:
+        """Windows in a training batch."""
+        return USUAL_BATCH
+
     def training_queries(self, rng: np.random.Generator) -> Floats:
         """Draw the query times of a training window: denser towards its end, one at the end."""
         ages = rng.uniform(size=N_QUERIES - 1) ** 2
         return np.append(self.sequence_length * (1.0 - ages), self.sequence_length)
+
+    def training_on(self, intervals: Floats) -> ModelConfig:
+        """The configuration for training on intervals (n, 2) of recordings: this one."""
+        return self
 
     def walking(self, intervals: Floats) -> ModelConfig:
         """The configuration for walking intervals (n, 2) of a recording: this one."""
@@ -69,13 +80,14 @@ class PossmConfig:
 
     chunk_s: length of a chunk in seconds.
     warm_up_s: seconds after a reset until the state can be trusted.
-    train_s: length of a training window in seconds.
+    train_s: length of a training window in seconds, at most. Long windows decode other days better
+        than short ones (docs/ACCURACY.md).
     n_carried: how many other windows a state passes through before its own.
     """
 
     chunk_s: float = 0.04
     warm_up_s: float = 0.4
-    train_s: float = 1.0
+    train_s: float = 4.0
     n_carried: int = 4
     num_latents: int = 8
     dim: int = 64
@@ -121,23 +133,37 @@ class PossmConfig:
         """Windows of one session per group in a batch, so that states can be carried over."""
         return self.n_carried
 
+    @property
+    def usual_batch(self) -> int:
+        """Windows in a training batch: `USUAL_BATCH` seconds of them."""
+        return max(self.n_together, round(USUAL_BATCH / self.train_s))
+
     def training_queries(self, rng: np.random.Generator) -> Floats:
         """Draw the query times of a training window: the end of each chunk, and some inside."""
         first = math.ceil(self.warm_up_s / self.chunk_s)
         ends = self.chunk_s * np.arange(first, self.n_chunks + 1)
         return np.append(rng.uniform(self.warm_up_s, self.train_s, N_OPEN), ends)
 
+    def training_on(self, intervals: Floats) -> PossmConfig:
+        """The configuration for training on intervals (n, 2): the longest windows that fit most."""
+        longest = _fitting(intervals)
+        fitting = (s for s in (self.train_s, *SHORTER_S) if s <= min(longest, self.train_s))
+        return replace(self, train_s=next(fitting, min(self.train_s, SHORTER_S[-1])))
+
     def walking(self, intervals: Floats) -> PossmConfig:
         """The configuration for walking intervals (n, 2), with longer windows: live states are old.
 
         75 % of the intervals are at least one window long.
         """
-        lengths = intervals[:, 1] - intervals[:, 0]
-        fitting = float(np.percentile(lengths, 25)) - self.chunk_s
-        longest = min(max(fitting, self.train_s), MAX_WALK_S)
+        longest = min(max(_fitting(intervals) - self.chunk_s, self.train_s), MAX_WALK_S)
         return replace(self, train_s=self.chunk_s * int(longest / self.chunk_s + EDGE_S))
 
     def walked_queries(self, step_s: float) -> Floats:
         """Query times of one window when a recording is walked, every `step_s` to its end."""
         n_steps = max(1, int((self.train_s - self.warm_up_s) / step_s + EDGE_S))
         return np.asarray(self.train_s - step_s * np.arange(n_steps, dtype=np.float64)[::-1])
+
+
+def _fitting(intervals: Floats) -> float:
+    """The length that at least 75 % of the intervals (n, 2) have, s."""
+    return float(np.percentile(intervals[:, 1] - intervals[:, 0], 25))

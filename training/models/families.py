@@ -28,6 +28,8 @@ CONFIGS: dict[str, type[ModelConfig] | type[PossmConfig]] = {
     "possm": PossmConfig,
 }
 
+OF_TRAINING = ("train_s", "n_carried")  # fields that change how a model trains, not its weights
+
 PRESETS: dict[str, Config] = {
     # For a CPU rig: windows of half a second, 32 latents, 0.38M parameters without embeddings.
     # Rotary periods below 10 ms add nothing about reaching and cost capacity. Sizes and dropout
@@ -83,6 +85,17 @@ def forward(model: Model, config: Config, **inputs: Tensor) -> Tensor:
         assert isinstance(model, Possm)
         return possm.forward(model, config, **inputs)
     return poyo.forward(model, config, **inputs)
+
+
+def same_sizes(one: Config, other: Config) -> bool:
+    """Whether models of two configurations have the same weights, whatever they train on."""
+    if type(one) is not type(other):
+        return False
+    ours, theirs = (
+        {name: value for name, value in asdict(config).items() if name not in OF_TRAINING}
+        for config in (one, other)
+    )
+    return ours == theirs
 
 
 def n_parameters(model: nn.Module) -> int:

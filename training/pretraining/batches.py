@@ -29,12 +29,13 @@ class MicroBatches(Dataset[Batch]):
     ) -> None:
         self.source, self.settings = source, settings
         self.rank, self.n_micro = rank, world * settings.accumulate
-        if settings.batch_size % self.n_micro:
+        self.batch_size = settings.batch_size or source.layout.usual_batch
+        if self.batch_size % self.n_micro:
             raise TrainingError(
-                f"--batch-size {settings.batch_size} can't be shared by {world} processes with "
+                f"--batch-size {self.batch_size} can't be shared by {world} processes with "
                 f"{settings.accumulate} micro-batches each; expected a multiple of {self.n_micro}"
             )
-        if source.layout.n_together > 1 and settings.batch_size == self.n_micro:
+        if source.layout.n_together > 1 and self.batch_size == self.n_micro:
             raise TrainingError(
                 "a streaming model needs at least 2 windows per micro-batch, to carry states over, "
                 f"and here it has 1; give --batch-size {2 * self.n_micro} or more, or fewer "
@@ -44,8 +45,8 @@ class MicroBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         step, index = divmod(number, self.settings.accumulate)
         rng = np.random.default_rng([self.settings.seed, step])
-        size = self.settings.batch_size // self.n_micro
-        plans = self.source.plan(rng, self.settings.batch_size, micro=size)
+        size = self.batch_size // self.n_micro
+        plans = self.source.plan(rng, self.batch_size, micro=size)
         first = self.micro(index) * size
         return self.source.build(plans[first : first + size])
 

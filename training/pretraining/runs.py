@@ -24,6 +24,7 @@ from torch import Tensor
 from decoder.bundles import bundle
 from decoder.errors import TrainingError, brief, invalid_fields
 from decoder.files import read_json, replacing, write_text
+from training.data.identity import is_subject
 from training.data.windows import OutputScale
 from training.models.families import CONFIGS, Config, Model, build
 
@@ -35,6 +36,7 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 class RunRecord(BaseModel):
     """The content of `run.json`.
 
+    session_words: session ids, and subjects with units that last (`training.data.identity`).
     unit_tuning: features of each of `unit_words` (`training.data.tuning`); empty if unknown.
     """
 
@@ -56,6 +58,11 @@ class RunRecord(BaseModel):
     best_r2: float = float("-inf")
     settings: dict[str, float | int | str | None]
     history: list[dict[str, float]] = []
+
+    @property
+    def sessions(self) -> list[str]:
+        """The session ids among `session_words`; the others are subjects."""
+        return [word for word in self.session_words if not is_subject(word)]
 
     def config(self) -> Config:
         if self.family not in CONFIGS:

@@ -21,6 +21,7 @@ def window_source(
     record: runs.RunRecord,
     *,
     sampling_power: float = 1.0,
+    shared_share: float = 0.0,
 ) -> WindowSource:
     """The windows of sessions in a model's vocabulary, with the run's output scales."""
     return WindowSource(
@@ -30,6 +31,7 @@ def window_source(
         layout=config,
         scales={s.session_id: record.scale(s.session_id) for s in sessions},
         sampling_power=sampling_power,
+        shared_share=shared_share,
     )
 
 

@@ -13,10 +13,12 @@ from training.pretraining import runs
 class PretrainSettings:
     """How long and how to train. A run ends after `minutes` or `steps`, whichever comes first.
 
-    batch_size: windows per step, over all processes and accumulated micro-batches.
+    batch_size: windows per step, over all processes and accumulated micro-batches; None: as many as
+        suit the model (`usual_batch` of its configuration).
     accumulate: micro-batches per process and step, computed one after another.
     sampling_power: see `training.data.windows.WindowSource`.
     workers: processes that read windows ahead; 0 reads them in the training process.
+    shared_share: see `training.data.windows.WindowSource`.
     base: run or bundle of the same preset whose weights the run starts from; default: random.
     """
 
@@ -24,7 +26,7 @@ class PretrainSettings:
     minutes: float | None = 10.0
     steps: int | None = None
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int | None = None
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     warmup_share: float = 0.03
@@ -36,6 +38,7 @@ class PretrainSettings:
     workers: int = 0
     checkpoint_every_s: float = 60.0
     base: str | None = None
+    shared_share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.steps is None:
@@ -54,9 +57,10 @@ def settings_of(
     """The settings of a run, for resuming it. `minutes` and `steps` replace its end if given."""
     recorded = runs.load_record(Path(run)).settings
     names = {field.name for field in fields(PretrainSettings)}
-    if not names <= {*recorded, "base"}:  # older runs lack `base`
+    if not names <= {*recorded, "base", "shared_share"}:  # which older runs lack
         raise TrainingError(f"{run} was adapted or imported, not pretrained here; start a new run")
     recorded = {name: recorded[name] for name in names & set(recorded)}
+    recorded.setdefault("shared_share", 0.0)
     if minutes is not None or steps is not None:
         recorded |= {"minutes": minutes, "steps": steps}
     return PretrainSettings(**recorded)  # type: ignore[arg-type]

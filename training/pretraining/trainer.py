@@ -18,11 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from decoder.errors import TrainingError
-from streaming.sessions.session import Session
+from streaming.sessions.session import Session, Split
 from training.baselines.ridge import r2
-from training.data.tuning import nearest_mean, tuning
-from training.data.windows import Batch, OutputScale, unit_words, window_ends
-from training.models.families import Config, Model, build, family, forward, preset
+from training.data.tuning import nearest_mean
+from training.data.vocabulary import Vocabulary, tuning_of_words
+from training.data.windows import Batch, window_ends
+from training.models.families import (
+    Config,
+    Model,
+    build,
+    family,
+    forward,
+    preset,
+    same_sizes,
+)
 from training.models.possm import Possm
 from training.pretraining import runs
 from training.pretraining.batches import MicroBatches, SealedBatch, dropout_seed
@@ -43,6 +52,7 @@ MAX_VALIDATING = 0.2  # share of a timed run spent validating
 N_VALIDATIONS = 20  # per run with a given number of steps
 VALIDATE_STEP_S = 0.1  # between scored times
 MAX_VALIDATED = 3000  # windows per validation, over all sessions
+SPLITS: tuple[Split, ...] = ("train", "valid")  # which windows of training and validation fit
 LOG_EVERY = 10  # steps between TensorBoard entries
 
 
@@ -75,8 +85,9 @@ class Trainer:
         self.config = record.config()
         self.model = build(self.config, record.unit_words, record.session_words)
         self.source = window_source(
-            sessions, self.model, self.config, record, sampling_power=settings.sampling_power
-        )
+            sessions, self.model, self.config, record, sampling_power=settings.sampling_power,
+            shared_share=settings.shared_share,
+        )  # fmt: skip
         optimizers = build_optimizers(
             self.model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -111,18 +122,19 @@ class Trainer:
         session_paths: dict[str, str],
     ) -> Trainer:
         """Start a new run, with vocabularies and output scales from the sessions."""
-        scales = {session.session_id: OutputScale.of(session) for session in sessions}
-        config = preset(settings.preset)
+        words = Vocabulary.of(sessions, shared=settings.shared_share > 0)
+        edges = [session.intervals(split) for session in sessions for split in SPLITS]
+        config = preset(settings.preset).training_on(np.concatenate(edges))
         record = runs.RunRecord(
             preset=settings.preset,
             seed=settings.seed,
             family=family(config),
             model=asdict(config),
-            unit_words=[word for session in sessions for word in unit_words(session)],
-            session_words=[session.session_id for session in sessions],
+            unit_words=words.units,
+            session_words=words.sessions,
             session_paths=session_paths,
-            output_mean={k: (s.mean[0], s.mean[1]) for k, s in scales.items()},
-            output_std={k: (s.std[0], s.std[1]) for k, s in scales.items()},
+            output_mean={k: (s.mean[0], s.mean[1]) for k, s in words.scales.items()},
+            output_std={k: (s.std[0], s.std[1]) for k, s in words.scales.items()},
             settings=asdict(settings) | {"world_size": fabric.world_size},
         )
         run.mkdir(parents=True, exist_ok=True)
@@ -146,11 +158,11 @@ class Trainer:
             )
         record.settings = asdict(settings) | {"world_size": fabric.world_size}
         given = {session.session_id: session for session in sessions}
-        if missing := sorted(set(record.session_words) - set(given)):
+        if missing := sorted(set(record.sessions) - set(given)):
             raise TrainingError(
                 f"{run} was trained on {missing}, missing from the given sessions; add them"
             )
-        in_order = [given[name] for name in record.session_words]
+        in_order = [given[name] for name in record.sessions]
         trainer = cls(in_order, run, settings, fabric, record)
         if state is None:
             return trainer
@@ -168,14 +180,14 @@ class Trainer:
         features.
         """
         model, record = runs.load_model(base)
-        if record.config() != self.config:
+        if not same_sizes(record.config(), self.config):
             raise TrainingError(
                 f"{base} has the sizes of preset {record.preset!r}, or of another version of it; "
                 f"expected {self.record.preset!r}"
             )
         if not record.unit_tuning:
             raise TrainingError(f"{base} has no tuning features of its units; train it again")
-        features = np.concatenate([tuning(session) for session in self.source.sessions])
+        features = tuning_of_words(self.source.sessions, self.record.unit_words)
         known = model.unit_emb.weight[1:].detach().double().numpy()
         units = nearest_mean(features, np.array(record.unit_tuning), known)
         place = {word: row for row, word in enumerate(record.unit_words)}
@@ -355,7 +367,7 @@ class Trainer:
         The log is complete on disk afterwards.
         """
         if self.fabric.is_global_zero:
-            features = np.concatenate([tuning(session) for session in self.source.sessions])
+            features = tuning_of_words(self.source.sessions, self.record.unit_words)
             self.record.unit_tuning = features.round(3).tolist()
         if self.record.step and self._scored_step() != self.record.step:
             self.validate(self._last_loss)

@@ -30,7 +30,7 @@ def curves(folders: Sequence[Path]) -> list[dict[str, Any]]:
     found = []
     for folder in folders:
         record = runs.load_record(folder)
-        sessions = sorted(record.session_words)
+        sessions = sorted(record.sessions)
         if not record.history:
             raise TrainingError(
                 f"{folder}: the history has no validation scores; expected a pretraining run"

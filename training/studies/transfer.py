@@ -77,7 +77,7 @@ def _pretrained(corpus: Sequence[Session], folder: Path, settings: PretrainSetti
         return
     record = runs.load_record(folder)
     known = sorted(session.session_id for session in corpus)
-    if record.preset != settings.preset or sorted(record.session_words) != known:
+    if record.preset != settings.preset or sorted(record.sessions) != known:
         raise TrainingError(f"{folder} has a run of another preset or corpus; choose another --run")
     if record.settings["steps"] != settings.steps:
         raise TrainingError(

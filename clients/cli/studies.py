@@ -1,0 +1,68 @@
+"""`volition study` and its verbs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from clients.cli.options import Json, require_training, terminal
+
+if TYPE_CHECKING:
+    from training.calibration.adapt import Method
+
+verbs = typer.Typer(no_args_is_help=True)
+
+
+@verbs.callback()
+def study() -> None:
+    """Measure accuracy over days, next to other decoders."""
+
+
+@verbs.command("days", epilog="Example: volition study days sessions --train 10 -o study")
+def days(
+    folder: Annotated[Path, typer.Argument(help="A folder of sessions of one subject.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for runs and rows.")],
+    train: Annotated[int, typer.Option(min=1, help="Number of days to pretrain on.")],
+    backward: Annotated[
+        bool, typer.Option("--backward", help="Pretrain on the last days, not the first.")
+    ] = False,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Session to leave out; may be repeated.")
+    ] = None,
+    preset: Annotated[list[str] | None, typer.Option(help="Preset; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
+    seconds: Annotated[
+        list[float] | None,
+        typer.Option(min=5.0, help="Labelled seconds; may be repeated. The whole day is added."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Method of adaptation; may be repeated (default: units and full)."),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Minutes of each pretraining.")] = 20.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, in place of minutes.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Models trained at the same time.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Pretrain on some days of a subject, and decode the others with 0 s of labels and more.
+
+    Started again with the same output, it goes on where it stopped.
+    """
+    require_training()
+    from clients.reports.studies import run_study
+    from training.studies.days import Plan
+
+    plan = Plan(
+        folder=folder, output=output, n_train=train, backward=backward,
+        without=tuple(without or ()), presets=tuple(preset or ("stream", "rt")),
+        seeds=tuple(range(seeds)), seconds=(*(seconds or (20.0, 60.0, 240.0)), None),
+        methods=cast("tuple[Method, ...]", tuple(method or ("units", "full"))),
+        minutes=None if steps else minutes, steps=steps, threads=threads,
+    )  # fmt: skip
+    rows = run_study(terminal(stderr=as_json), plan, jobs=jobs)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))

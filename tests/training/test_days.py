@@ -1,0 +1,117 @@
+"""The study of other days: what it trains and scores, and how it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from clients.cli.main import app
+from decoder.errors import TrainingError
+from streaming.sessions import format as sessions
+from tests.training.test_identity import part
+from training.baselines.multiday import MultiDayGru
+from training.baselines.ridge import evaluation_times, r2
+from training.data.simulate import simulate
+from training.studies import days as module
+from training.studies.days import Plan, jobs_of, study, table
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three days of one subject whose units keep their identity, of 2 minutes each."""
+    made = tmp_path_factory.mktemp("days")
+    session = simulate(n_units=24, minutes=6.0, subject=3, seed=5)
+    for number in range(3):
+        day = part(session, 120.0 * number, 120.0 * (number + 1), f"day{number}")
+        recorded = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=7 * number)
+        sessions.save(replace(day, recorded_at=recorded), made)
+    return made
+
+
+def plan(folder: Path, output: Path, **changes) -> Plan:
+    given = {
+        "n_train": 2, "presets": ("stream",), "seeds": (0,), "seconds": (20.0, None),
+        "methods": ("units",), "minutes": None, "steps": 10, "network_steps": 300,
+    } | changes  # fmt: skip
+    return Plan(folder=folder, output=output, **given)
+
+
+@pytest.fixture(scope="module")
+def studied(folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A study's output folder and rows."""
+    output = tmp_path_factory.mktemp("study")
+    return output, [row for _, of_job in study(plan(folder, output)) for row in of_job]
+
+
+def test_a_study_scores_every_decoder(studied) -> None:
+    _, rows = studied
+    assert {(row["day"], row["apart"]) for row in rows} == {("day2", 7)}
+    lines = dict(table(rows))
+    assert set(lines) == {
+        "stream, as is", "stream, units", "stream, scratch", "multi-day gru, as is",
+        "multi-day gru, fine-tuned", "ridge", "kalman", "gru",
+    }  # fmt: skip
+    assert set(lines["stream, as is"]) == {"0"}
+    assert set(lines["ridge"]) == set(lines["stream, units"]) == {"20", "all"}
+    assert all(np.isfinite(row["r2"]) for row in rows)
+
+
+def test_a_study_goes_on_where_it_stopped(
+    studied, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, rows = studied
+    file = output / "own-day-0.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])  # killed while it wrote the last row
+    for name in ("_adapted", "MultiDayGru", "pretrain"):  # nothing known is computed again
+        monkeypatch.setattr(module, name, None)
+    again = [row for _, of_job in study(plan(folder, output)) for row in of_job]
+    assert [row | {"took_s": 0} for row in again] == [row | {"took_s": 0} for row in rows]
+    assert len(file.read_text().splitlines()) == 6
+
+
+def test_days_are_in_order_and_may_be_left_out(folder: Path, tmp_path: Path) -> None:
+    backward = plan(folder, tmp_path, backward=True)
+    assert [day.session_id for day in backward.train()] == ["day2", "day1"]
+    assert [day.session_id for day in backward.test()] == ["day0"]
+    without = plan(folder, tmp_path, without=("day0",))
+    assert [day.session_id for day in without.train()] == ["day1"]
+    assert [job.name for job in jobs_of(backward)] == ["stream-0", "multi-day-gru-0", "own-day-0"]
+    with pytest.raises(TrainingError, match="no day after the first 3"):
+        plan(folder, tmp_path, n_train=3).test()
+
+
+def test_a_session_without_a_date_is_refused(tmp_path: Path) -> None:
+    sessions.save(simulate(n_units=4, minutes=1.0), tmp_path)
+    with pytest.raises(TrainingError, match="has no date"):
+        plan(tmp_path, tmp_path).days()
+
+
+def test_the_command_prints_a_table_and_writes_a_plot(studied, folder: Path) -> None:
+    output, rows = studied
+    arguments = [str(folder), "-o", str(output), "--train", "2", "--seeds", "1", "--preset",
+                 "stream", "--steps", "10", "--seconds", "20", "--method", "units"]  # fmt: skip
+    done = CliRunner().invoke(app, ["study", "days", *arguments])
+    assert done.exit_code == 0, done.output
+    assert "multi-day gru, fine-tuned" in done.output
+    assert len(json.loads((output / "days.json").read_text())) == len(rows)
+    assert "causal R²" in (output / "days.svg").read_text()
+
+
+def test_a_network_of_many_days_decodes_and_is_fine_tuned(folder: Path) -> None:
+    first, second, third = (sessions.load(folder / f"day{number}.h5") for number in range(3))
+    network = MultiDayGru([first, second], steps=600)
+    times = evaluation_times(third, "test")
+    true = third.velocity_at(times)
+    as_is = r2(true, network.decode(third, times)).r2_mean
+    assert as_is > 0.3
+    tuned = network.fine_tuned(third, steps=200)
+    assert r2(true, tuned.decode(third, times)).r2_mean not in (as_is, pytest.approx(0.0, abs=0.2))
+    assert r2(true, network.decode(third, times)).r2_mean == as_is, "fine-tuning changed the first"
+    with pytest.raises(TrainingError, match="other units"):
+        MultiDayGru([first, replace(second, unit_ids=tuple(f"x{i}" for i in range(24)))])
