@@ -29,7 +29,7 @@ SPAN_STEPS = N_BINS * BIN_STEPS
 DROPPED = 0.5  # greatest share of the channels dropped in a batch
 DROPOUT = 0.3  # of the state that is read out
 BATCH_SIZE = 32
-N_STEPS, LEARNING_RATE = 8000, 2e-3
+N_STEPS, LEARNING_RATE = 20_000, 2e-3  # 8,000 steps were 0.01 worse on days without labels
 TUNE_STEPS, TUNE_RATE = 200, 5e-4
 
 
