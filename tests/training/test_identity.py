@@ -107,6 +107,8 @@ def test_a_new_day_starts_from_the_shared_embeddings(run: Path, days: list[Sessi
     extended, _ = with_session(model, record, other)
     assert torch.equal(extended.unit_emb.weight[73:93], extended.unit_emb.weight[49:69])
     assert not torch.equal(extended.unit_emb.weight[93:], extended.unit_emb.weight[69:73])
+    settings = AdaptSettings(method="units", seconds=30, steps=2)
+    assert calibrate(model, record, other, settings).record.session_words[-1] == "day2"
 
 
 def test_a_subject_without_a_name_is_found_by_its_units(run: Path, days: list[Session]) -> None:

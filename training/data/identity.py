@@ -1,11 +1,11 @@
 """Units that keep their identity over the days of a subject.
 
-An implanted array records at the same electrodes every day. A unit of that name on the next day
-often is the same neurons, or neighbours of them. The model then has a second embedding of each such
-unit, which all days share: a new day starts from the shared embeddings, before any labels.
+An implanted array records at the same electrodes every day, so units of the same name on two days
+are often the same neurons, or their neighbours. The model then has a second embedding of each such
+unit, which all days share, and a new day starts from the shared embeddings before any labels.
 
-Names alone prove nothing (sorted units are numbered anew every day), so the tuning decides: a
-subject's units keep their identity if a unit is more like its namesake on another day than like
+Names alone prove nothing, because sorted units are renumbered every day. So the tuning decides: a
+subject's units keep their identity if a unit's namesake on another day is nearer in tuning than
 most other units there.
 """
 

@@ -286,11 +286,11 @@ class _Window:
 def _shared_rows(
     session: Session, vocabulary: Mapping[str, int], session_rows: Mapping[str, int]
 ) -> tuple[Ints, int] | None:
-    """Rows of a session's units and of the session itself that its subject's days share."""
+    """Rows of the units and of the session that the subject's days share; None unless all exist."""
     subject = subject_word(session.subject_id)
-    if subject not in session_rows:
-        return None
     words = shared_words(session, subject)
+    if subject not in session_rows or not all(word in vocabulary for word in words):
+        return None
     return np.array([vocabulary[word] for word in words]), session_rows[subject]
 
 
