@@ -15,7 +15,7 @@ SIDE = 800  # pixels
 TEXT_SIZE = 22
 BACKGROUND, LINE, TEXT = (18, 20, 24), (52, 56, 64), (170, 176, 186)
 TARGET, ON_TARGET = (194, 112, 44), (40, 160, 110)
-MOVES, STANDS = (240, 240, 240), (190, 60, 60)
+MOVES, STILL = (240, 240, 240), (190, 60, 60)
 CURSOR_M = 0.004
 
 
@@ -79,7 +79,7 @@ class Window:
             self._draw_grid()
         if view.target is not None:
             self._draw_target(view.target, ON_TARGET if view.on_target else TARGET)
-        colour = MOVES if view.moves else STANDS
+        colour = MOVES if view.moves else STILL
         pygame.draw.circle(self.surface, colour, self.pixel(view.cursor), self._length(CURSOR_M))
         self._write(view.state, row=0)
         if view.block is not None:
