@@ -13,6 +13,8 @@ from clients.cli.options import Json, require_training, terminal
 if TYPE_CHECKING:
     from training.calibration.adapt import Method
 
+SECONDS = ("20", "60", "240", "all")
+
 verbs = typer.Typer(no_args_is_help=True)
 
 
@@ -35,12 +37,12 @@ def days(
     preset: Annotated[list[str] | None, typer.Option(help="Preset; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
     seconds: Annotated[
-        list[float] | None,
-        typer.Option(min=5.0, help="Labelled seconds; may be repeated. The whole day is added."),
+        list[str] | None,
+        typer.Option(help="Labelled seconds, or all; may be repeated (default: 20, 60, 240, all)."),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Method of adaptation; may be repeated (default: units and full)."),
+        typer.Option(help="Method; may be repeated (default: units, full and scratch)."),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Minutes of each pretraining.")] = 20.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, in place of minutes.")] = None,
@@ -59,10 +61,23 @@ def days(
     plan = Plan(
         folder=folder, output=output, n_train=train, backward=backward,
         without=tuple(without or ()), presets=tuple(preset or ("stream", "rt")),
-        seeds=tuple(range(seeds)), seconds=(*(seconds or (20.0, 60.0, 240.0)), None),
-        methods=cast("tuple[Method, ...]", tuple(method or ("units", "full"))),
+        seeds=tuple(range(seeds)), seconds=tuple(map(_seconds, seconds or SECONDS)),
+        methods=cast("tuple[Method, ...]", tuple(method or ("units", "full", "scratch"))),
         minutes=None if steps else minutes, steps=steps, threads=threads,
     )  # fmt: skip
     rows = run_study(terminal(stderr=as_json), plan, jobs=jobs)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
+
+
+def _seconds(text: str) -> float | None:
+    """A number of seconds, or None for `all`. Raises SettingsError."""
+    from decoder.errors import SettingsError
+
+    try:
+        seconds = None if text == "all" else float(text)
+    except ValueError:
+        seconds = 0.0
+    if seconds is not None and not 5.0 <= seconds < float("inf"):
+        raise SettingsError(f"--seconds {text!r}; expected a number of at least 5, or all")
+    return seconds

@@ -54,7 +54,6 @@ STYLES = ("-", "--", ":")
 BASELINES: dict[str, Callable[[Session], Any]] = {"ridge": Ridge, "kalman": Kalman, "gru": Gru}
 MULTI_DAY, OWN_DAY = "multi-day gru", "own day"
 AS_IS, FINE_TUNED = "as is", "fine-tuned"
-SCRATCH: Method = "scratch"
 
 Row = dict[str, Any]
 Network = Callable[[], MultiDayGru]
@@ -78,7 +77,7 @@ class Plan:
     presets: tuple[str, ...] = ("stream", "rt")
     seeds: tuple[int, ...] = (0, 1)
     seconds: tuple[float | None, ...] = (20.0, 60.0, 240.0, None)
-    methods: tuple[Method, ...] = ("units", "full")  # and `scratch`, always
+    methods: tuple[Method, ...] = ("units", "full", "scratch")
     minutes: float | None = 20.0
     steps: int | None = None
     network_steps: int = N_STEPS  # of the multi-day GRU
@@ -184,7 +183,7 @@ def _score_model(job: Job, rows: _Rows) -> None:
     for day in job.plan.test():
         rows.add(day, 0.0, AS_IS, _as_is, model, record, day)
         for seconds in job.plan.seconds:
-            for method in (*job.plan.methods, SCRATCH):
+            for method in job.plan.methods:
                 settings = AdaptSettings(method=method, seconds=seconds, seed=job.seed)
                 rows.add(day, seconds, method, _adapted, model, record, day, settings)
 
