@@ -224,11 +224,13 @@ def test_training_windows_are_as_long_as_most_intervals_allow(
     lengths: tuple[float, ...], train_s: float, batch: int
 ) -> None:
     intervals = np.array([[10.0 * i, 10.0 * i + length] for i, length in enumerate(lengths)])
-    chosen = PRESETS["stream"].training_on(intervals)
+    chosen = PRESETS["stream"].training_on([intervals])
     assert (chosen.train_s, chosen.usual_batch) == (train_s, batch)
     old = replace(PRESETS["stream"], train_s=1.0)
-    assert old.training_on(intervals) == old, "an older run trains as it did"
-    assert PRESETS["rt"].training_on(intervals) == PRESETS["rt"]
+    assert old.training_on([intervals]) == old, "an older run trains as it did"
+    assert PRESETS["rt"].training_on([intervals]) == PRESETS["rt"]
+    short = np.array([[0.0, 4.0]])  # of one session's validation
+    assert PRESETS["stream"].training_on([intervals, short]).train_s <= 2.0
 
 
 def test_models_that_train_on_other_windows_have_the_same_sizes() -> None:

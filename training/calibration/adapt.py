@@ -220,8 +220,8 @@ def identify_units(
 def _lesson(
     model: Model, record: runs.RunRecord, labelled: Session, settings: AdaptSettings
 ) -> Lesson:
-    edges = np.concatenate([labelled.train_domain, labelled.intervals("valid")])
-    config = record.config().training_on(edges)
+    domains = [labelled.train_domain, labelled.intervals("valid")]
+    config = record.config().training_on(domains)
     if isinstance(config, PossmConfig):
         is_short = duration_s(labelled.train_domain) < LONG_WINDOWS_FROM_S
         train_s = min(config.train_s, SHORTER_S[-1]) if is_short else config.train_s

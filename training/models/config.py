@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,8 +62,8 @@ class ModelConfig:
         ages = rng.uniform(size=N_QUERIES - 1) ** 2
         return np.append(self.sequence_length * (1.0 - ages), self.sequence_length)
 
-    def training_on(self, intervals: Floats) -> ModelConfig:
-        """The configuration for training on intervals (n, 2) of recordings: this one."""
+    def training_on(self, domains: Sequence[Floats]) -> ModelConfig:
+        """The configuration for training on domains, intervals (n, 2) each: this one."""
         return self
 
     def walking(self, intervals: Floats) -> ModelConfig:
@@ -144,9 +145,13 @@ class PossmConfig:
         ends = self.chunk_s * np.arange(first, self.n_chunks + 1)
         return np.append(rng.uniform(self.warm_up_s, self.train_s, N_OPEN), ends)
 
-    def training_on(self, intervals: Floats) -> PossmConfig:
-        """The configuration for training on intervals (n, 2): the longest windows that fit most."""
-        longest = _fitting(intervals)
+    def training_on(self, domains: Sequence[Floats]) -> PossmConfig:
+        """The configuration for training on domains, intervals (n, 2) each.
+
+        Its windows are shorter if fewer than 75 % of the intervals, or none of a domain, hold one.
+        """
+        in_each = (float((edges[:, 1] - edges[:, 0]).max()) for edges in domains if len(edges))
+        longest = min(_fitting(np.concatenate(domains)), *in_each) - self.chunk_s
         fitting = (s for s in (self.train_s, *SHORTER_S) if s <= min(longest, self.train_s))
         return replace(self, train_s=next(fitting, min(self.train_s, SHORTER_S[-1])))
 

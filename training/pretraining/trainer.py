@@ -123,8 +123,8 @@ class Trainer:
     ) -> Trainer:
         """Start a new run, with vocabularies and output scales from the sessions."""
         words = Vocabulary.of(sessions, shared=settings.shared_share > 0)
-        edges = [session.intervals(split) for session in sessions for split in SPLITS]
-        config = preset(settings.preset).training_on(np.concatenate(edges))
+        domains = [session.intervals(split) for session in sessions for split in SPLITS]
+        config = preset(settings.preset).training_on(domains)
         record = runs.RunRecord(
             preset=settings.preset,
             seed=settings.seed,
