@@ -17,7 +17,7 @@ from decoder.filters import LIMITS, Filters
 from streaming.inlets.spikes import StreamKind
 from streaming.wire import messages as wire
 
-Method = Literal["auto", "units", "units+head", "full", "scratch", "kalman", "ridge"]
+Method = Literal["auto", "instant", "units", "units+head", "full", "scratch", "kalman", "ridge"]
 Labels = Literal["kinematics", "intention", "retrospective"]
 Promote = Literal["auto", "manual", "never"]
 Name = Annotated[  # of an LSL stream or a decoder; it becomes part of a query or a path

@@ -35,8 +35,8 @@ def run_training(
 
     Returns None in all processes of torchrun but the first.
     """
-    from training.pretraining.fabric import launch
     from training.pretraining.pretrain import pretrain
+    from training.pretraining.process import launch
 
     paths = sessions.find(folder)
     loaded = sessions.open_all(folder)

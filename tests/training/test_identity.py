@@ -11,13 +11,14 @@ import torch
 
 from decoder.errors import TrainingError
 from streaming.sessions.session import Session
-from training.calibration.adapt import AdaptSettings, calibrate, with_session
+from training.calibration.adapt import AdaptSettings, calibrate
 from training.data.identity import home, lasting_subjects, namesake_rank, shared_words
 from training.data.simulate import simulate
 from training.data.tuning import tuning
 from training.evaluation.offline import decode_split
 from training.exports.export import export_model, export_run
 from training.pretraining import runs
+from training.pretraining.newcomer import with_session
 from training.pretraining.pretrain import pretrain
 from training.pretraining.scoring import window_source
 from training.pretraining.settings import PretrainSettings, settings_of
@@ -79,11 +80,12 @@ def test_a_share_of_the_training_windows_uses_the_shared_embeddings(
 ) -> None:
     model, record = runs.load_model(run)
     source = window_source(days[:2], model, record.config(), record, shared_share=0.3)
+    n_words = len(model.unit_emb.weight)
     rng = np.random.default_rng(0)
     shared = 0
     for _ in range(200):
         batch = source.draw(rng, 2)
-        units = (batch.token % len(model.unit_emb.weight)).split(batch.lengths.tolist())
+        units = (batch.token % n_words).split(batch.lengths.tolist())
         for rows, session in zip(units, batch.session_index, strict=True):
             assert bool((rows > 48).all()) == (int(session) == 3)
             shared += int(session) == 3
@@ -94,17 +96,25 @@ def test_a_share_of_the_training_windows_uses_the_shared_embeddings(
 
 def test_a_new_day_starts_from_the_shared_embeddings(run: Path, days: list[Session]) -> None:
     model, record = runs.load_model(run)
-    extended, more = with_session(model, record, days[2])
+    extended, more = with_session(model, record, days[2], reads="nothing")
     shared, new = extended.unit_emb.weight[49:73], extended.unit_emb.weight[73:]
     assert torch.equal(shared, new)
     assert torch.equal(extended.session_emb.weight[3], extended.session_emb.weight[4])
-    of_subject, of_day = record.scale(WORD), more.scale("day2")
+    of_subject = record.scale(WORD)
+    assert more.output_std["day2"] == record.output_std[WORD]
+
+    extended, more = with_session(model, record, days[2], reads="spikes")
+    assert not torch.equal(extended.unit_emb.weight[73:], shared)
+    assert more.output_std["day2"] == record.output_std[WORD]
+
+    _, more = with_session(model, record, days[2])
+    of_day = more.scale("day2")
     own = days[2].cursor_vel[(days[2].cursor_times >= 240) & (days[2].cursor_times < 324)]
     low, high = sorted([of_subject.std[0], own[:, 0].std()])
     assert low < of_day.std[0] < high
 
     other = replace(days[2], unit_ids=(*days[2].unit_ids[:20], "n1", "n2", "n3", "n4"))
-    extended, _ = with_session(model, record, other)
+    extended, _ = with_session(model, record, other, reads="nothing")
     assert torch.equal(extended.unit_emb.weight[73:93], extended.unit_emb.weight[49:69])
     assert not torch.equal(extended.unit_emb.weight[93:], extended.unit_emb.weight[69:73])
     settings = AdaptSettings(method="units", seconds=30, steps=2)
@@ -130,11 +140,9 @@ def test_a_subjects_bundle_decodes_another_day_as_a_new_session_starts(
     assert bundle.manifest.session_id == SUBJECT
     assert bundle.manifest.unit_ids == days[0].unit_ids
     as_is = decode_split(bundle, days[2], "test", tick_s=0.05).velocity
-    extended, more = with_session(*runs.load_model(run), days[2])
+    extended, more = with_session(*runs.load_model(run), days[2], reads="nothing")
     started = export_model(extended, more, "day2", tmp_path / "day2.bundle")
-    scale, own = more.scale(WORD), more.scale("day2")
     again = decode_split(started, days[2], "test", tick_s=0.05).velocity
-    again = (again - own.mean) / own.std * scale.std + scale.mean
     np.testing.assert_allclose(as_is, again, atol=1e-5)
     with pytest.raises(TrainingError, match=f"it has those of {SUBJECT}"):
         export_run(run, None, tmp_path / "x.bundle", subject="nobody")
@@ -152,12 +160,14 @@ def test_a_subjects_bundle_can_be_recalibrated(
 def test_a_run_without_shared_embeddings_resumes_without_them(
     days: list[Session], tmp_path: Path
 ) -> None:
-    settings = PretrainSettings(preset="stream", minutes=None, steps=2, shared_share=0.0)
+    settings = PretrainSettings(
+        preset="stream", minutes=None, steps=2, shared_share=0.0, profiled_share=0.0
+    )
     pretrain(days[:2], tmp_path / "run", settings)
     record = runs.load_record(tmp_path / "run")
     assert record.session_words == ["day0", "day1"]
-    del record.settings["shared_share"]  # as an older version wrote it
+    del record.settings["shared_share"], record.settings["profiled_share"]  # an older version's
     runs.save_record(tmp_path / "run", record)
     again = settings_of(tmp_path / "run", steps=3)
-    assert again.shared_share == 0.0
+    assert again.shared_share == again.profiled_share == 0.0
     assert pretrain(days[:2], tmp_path / "run", again, resume=True).step == 3

@@ -531,6 +531,18 @@ def test_targets_in_pixels_are_left_out_and_noted(tmp_path: Path) -> None:
     assert said(session, "in no unit are they near the position")
 
 
+def test_targets_that_were_never_set_are_left_out_and_noted(tmp_path: Path) -> None:
+    unset = [
+        [-2.7e34, 1e-30],
+        [np.nan, 0.0],
+        *[list(map(float, TARGETS[i % 3])) for i in range(18)],
+    ]
+    session = import_recording(write(tmp_path / "s.nwb", position(), **described(unset)))
+    assert np.isnan(session.trials.target_pos[:2]).any(axis=1).all()
+    np.testing.assert_allclose(session.trials.target_pos[2:5], TARGETS)
+    assert said(session, "1 of 20 targets were left out: more than 10 times as far")
+
+
 def test_targets_with_three_values_use_the_positions_axes(tmp_path: Path) -> None:
     turned = position(COLUMNS_OF["z, -x, -y"], description="z, -x, -y")
     targets = described([[0.3, -x, -y] for x, y in TARGETS])

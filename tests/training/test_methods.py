@@ -15,7 +15,7 @@ from tests.conftest import TinyDecoder
 from training.calibration import adapt
 from training.calibration.adapt import HEADS, AdaptSettings, calibrate
 from training.data.simulate import simulate
-from training.exports.export import EMBEDDINGS
+from training.exports.export import OUTSIDE_GRAPH
 from training.pretraining import runs
 
 FEW = AdaptSettings(steps=3, batch_size=2)
@@ -51,7 +51,7 @@ def test_a_method_trains_its_own_weights_and_no_known_unit(
     assert adapted.method == method
     assert not moved(before, runs.weights(model)), "the original model was changed"
     names = moved(before, runs.weights(adapted.model))
-    assert not any(name.startswith(EMBEDDINGS) for name in names), "a known unit changed"
+    assert not any(name.startswith(OUTSIDE_GRAPH) for name in names), "a known unit changed"
     assert bool(names) == (method != "units")
     if method == "units+head":
         assert all(name.startswith(HEADS) for name in names)
@@ -131,7 +131,7 @@ def test_invalid_settings_and_too_little_data_are_refused(
     model, record = runs.load_model(tiny.bundle.path)
     with pytest.raises(TrainingError, match="collect more data"):
         calibrate(model, record, today, replace(FEW, seconds=4.0))
-    with pytest.raises(TrainingError, match=r"expected one of units, units\+head"):
+    with pytest.raises(TrainingError, match=r"expected one of instant, units, units\+head"):
         AdaptSettings(method="some")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="more than 0"):
         AdaptSettings(allowed_s=0.0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from clients.harness.daemon import BUNDLES
-from training.calibration.adapt import with_session
 from training.calibration.candidate import WARM_UP, prepare
 from training.data.simulate import simulate
 from training.exports.export import export_model
 from training.pretraining import runs
+from training.pretraining.newcomer import with_session
 
 
 def test_a_base_that_knows_the_warm_up_session_can_be_prepared(tmp_path: Path) -> None:

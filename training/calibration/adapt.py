@@ -2,6 +2,7 @@
 
     volition adapt RUN SESSION --seconds 40 --method units -o RUN2
 
+    instant     trains nothing: new units get what is known of them in closed form
     units       trains the embeddings of the session and its units, and freezes the rest (unit
                 identification, Azabou et al., NeurIPS 2023)
     units+head  `units`, then the output layers as well
@@ -9,21 +10,17 @@
     scratch     trains a new model of the same sizes on this session only
     auto        `units`, then `full` until the time is up; keeps `full` unless it is much worse
 
-A new unit starts from the embedding that its subject's days share, if the model knows the subject
-and the unit's name (`training.data.identity`). Otherwise it starts from the mean of the known units
-with the most similar tuning (`training.data.tuning`). Either decodes even without training. Every
-method except `scratch` keeps the embeddings of other units bit for bit. The last fifth of the data
-is held out to score the result.
+A new unit starts from what is known without training (`training.pretraining.newcomer`), which
+decodes already. Every method except `scratch` keeps the embeddings of other units bit for bit. The
+last fifth of the data is held out to score the result; `instant` needs no score and uses all.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 
 from decoder.errors import TrainingError
@@ -40,16 +37,16 @@ from training.calibration.fitting import (
     fit,
 )
 from training.calibration.labels import Labels, relabelled
-from training.data.identity import home, shared_words
-from training.data.tuning import nearest_mean, tuning
+from training.data.tuning import tuning
 from training.data.windows import OutputScale, unit_words, window_ends
 from training.models.config import SHORTER_S, PossmConfig
-from training.models.families import Model, build
+from training.models.families import Model
 from training.pretraining import runs
+from training.pretraining.newcomer import with_session
 from training.pretraining.optimizer import Optimizers, build_optimizers
 from training.pretraining.scoring import window_source
 
-Method = Literal["units", "units+head", "full", "scratch", "auto"]
+Method = Literal["instant", "units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]
 
 VALID_SHARE = 0.2
@@ -86,7 +83,6 @@ LEARNS = {
 NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
 MANY_SESSIONS = 8
 LONG_WINDOWS_FROM_S = 120.0  # of labels; on less, windows of 1 s are as accurate and half the work
-SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
 TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
 WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
 
@@ -153,14 +149,16 @@ def calibrate(
 
     on_step: called with the phase's progress (0 to 1), the held-out R² of the weights that would be
         kept now, and the phase's name.
-    The returned record's `best_r2` is the held-out R². Raises TrainingError if the run knows the
-    session already (except for `scratch`), or the session has too little data.
+    The returned record's `best_r2` is the held-out R²; after `instant`, NaN. Raises TrainingError
+    if the run knows the session already (except for `scratch`), or the session has too little data.
     """
     settings = settings or AdaptSettings()
     clock = Clock(settings.allowed_s)
     labelled = relabelled(session, settings.labels)
     if settings.seconds is not None:
         labelled = first_seconds(labelled, settings.seconds)
+    if settings.method == "instant":
+        return Adapted(*with_session(model, record, labelled), "instant")
     labelled = hold_out_last_fifth(labelled)
     torch.manual_seed(settings.seed)
     if settings.method == "scratch":
@@ -297,54 +295,6 @@ def hold_out_last_fifth(session: Session) -> Session:
     return replace(session, train_domain=train, valid_domain=valid)
 
 
-def with_session(
-    model: Model, record: runs.RunRecord, session: Session
-) -> tuple[Model, runs.RunRecord]:
-    """Copies of a model and its record, with embeddings for a new session and its units.
-
-    Raises TrainingError if the run knows the session already.
-    """
-    if session.session_id in record.session_words:
-        raise TrainingError(f"{session.session_id} is known to this run already")
-    words, scale = unit_words(session), OutputScale.of(session)
-    subject = home(session, record.session_words, record.unit_words)
-    model, record = copy.deepcopy(model), record.model_copy(deep=True)
-    model.unit_emb.extend_vocab(words)
-    model.session_emb.extend_vocab([session.session_id])
-    features = tuning(session)
-    with torch.no_grad():
-        known, new = model.unit_emb.weight[1 : -len(words)], model.unit_emb.weight[-len(words) :]
-        if record.unit_tuning:
-            like = nearest_mean(features, np.array(record.unit_tuning), known.double().numpy())
-            new.copy_(torch.from_numpy(like))
-            record.unit_tuning += features.round(3).tolist()
-        else:  # the mean of the known units plus the initial random values
-            new += known.mean(dim=0)
-        model.session_emb.weight[-1] = model.session_emb.weight[1:-1].mean(dim=0)
-        if subject is not None:
-            row = {word: index for index, word in enumerate(record.unit_words)}
-            for index, word in enumerate(shared_words(session, subject)):
-                if word in row:
-                    new[index] = known[row[word]]
-            of_subject = record.session_words.index(subject) + 1  # row 0 is padding
-            model.session_emb.weight[-1] = model.session_emb.weight[of_subject]
-            scale = _toward(record.scale(subject), scale, duration_s(session.train_domain))
-    record.unit_words += words
-    record.session_words.append(session.session_id)
-    record.output_mean[session.session_id] = (scale.mean[0], scale.mean[1])
-    record.output_std[session.session_id] = (scale.std[0], scale.std[1])
-    return model, record
-
-
-def _toward(subject: OutputScale, own: OutputScale, seconds: float) -> OutputScale:
-    """A scale between the subject's and that of a few seconds, which depends on their reaches."""
-    share = seconds / (seconds + SCALE_S)
-    return OutputScale(
-        mean=subject.mean + share * (own.mean - subject.mean),
-        std=subject.std + share * (own.std - subject.std),
-    )
-
-
 def alone(record: runs.RunRecord, session: Session) -> tuple[Model, runs.RunRecord]:
     """A new model with a run's sizes that knows one session only, and its record."""
     scale = OutputScale.of(session)
@@ -362,4 +312,4 @@ def alone(record: runs.RunRecord, session: Session) -> tuple[Model, runs.RunReco
             "history": [],
         },
     )
-    return build(record.config(), record.unit_words, record.session_words), record
+    return record.build(), record

@@ -157,7 +157,7 @@ class _Adapting:
 
     def __init__(self, plan: Plan, ready: Ready, on_step: OnStep) -> None:
         self._plan, self._ready, self._on_step = plan, ready, on_step
-        self._averages = plan.method != "scratch"
+        self._averages = plan.method not in ("scratch", "instant")
         self._members: list[Adapted] = []
 
     def fold(self, fold: Session, number: int, path: Path) -> Bundle:
@@ -175,7 +175,7 @@ class _Adapting:
         """See `_Linear`."""
         if self._averages and self._members:
             adapted = mean_of(self._members)
-        else:  # too few seconds for folds, or a method without averaging
+        else:  # too few seconds for folds, or a method that learns from all seconds at once
             adapted = self._adapt(session, OWN_SHARE, self._on_step)
         self._on_step(1.0, adapted.record.best_r2, "writing the bundle")
         return self._write(adapted, path), adapted.method

@@ -30,7 +30,7 @@ from training.baselines.linear import Kind
 from training.calibration.adapt import Method
 from training.calibration.candidate import Plan, Ready, prepare, train_candidate
 from training.calibration.labels import Labels, relabelled
-from training.pretraining.memory import keep_freed_memory
+from training.pretraining.process import keep_freed_memory
 
 log = logging.getLogger("volition.worker")
 

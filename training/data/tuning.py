@@ -10,6 +10,8 @@ The embedding of a new unit starts as the mean of the pretrained units with the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from decoder.arrays import Floats
@@ -23,19 +25,21 @@ MIN_RATE_HZ = 0.05
 COEFFICIENT_SCALE, LOG_RATE_SCALE = 5.0, 0.7  # make distances comparable across features
 N_NEAREST = 8
 NEARNESS = 0.25  # squared distance at which a neighbour's weight falls to 1/e
-N_FEATURES = 8
+N_FEATURES, N_ACTIVITY = 8, 2
+FANO_FLOOR = 0.01  # spikes per bin; keeps the ratio of silent units near 1
 MAX_DISTANCES = 2**22  # held at a time: 32 MB, and about as much again to find the nearest
 
 
-def tuning(session: Session) -> Floats:
-    """Tuning features (n_units, N_FEATURES) of all units, from the training domain."""
-    moving = within(session.cursor_times, session.train_domain)
-    deviation = session.cursor_vel[moving].std(axis=0)
+def tuning(session: Session, domain: Floats | None = None) -> Floats:
+    """Tuning features (n_units, N_FEATURES) of all units, from a domain.
+
+    domain: intervals (n, 2), s; default: the training domain.
+    """
+    domain = session.train_domain if domain is None else domain
+    moving = within(session.cursor_times, domain)
+    deviation = np.maximum(session.cursor_vel[moving].std(axis=0), 1e-12)
     counts, movement = [], []
-    for start_s, end_s in session.train_domain:
-        times = np.arange(start_s + LEAD_S, end_s - BIN_S, BIN_S)
-        if len(times) < 2:
-            continue
+    for times in _grids(domain):
         counts.append(_counts(session, times - LEAD_S))
         velocity = session.velocity_at(times) / deviation
         ahead, behind = session.velocity_at(times + BIN_S), session.velocity_at(times - BIN_S)
@@ -54,6 +58,28 @@ def tuning(session: Session) -> Floats:
     coefficients = np.linalg.solve(gram, regressors.T @ response).T
     log_rate = np.log(mean / BIN_S)[:, None]
     return np.hstack([COEFFICIENT_SCALE * coefficients, LOG_RATE_SCALE * log_rate])
+
+
+def activity(session: Session, domain: Floats) -> Floats:
+    """Features (n_units, N_ACTIVITY) of the spikes alone: rate, and variance of counts over mean.
+
+    domain: intervals (n, 2), s. The rate is the same feature as in `tuning`.
+    """
+    counts = [_counts(session, times - LEAD_S) for times in _grids(domain)]
+    if not counts:
+        return np.zeros((session.n_units, N_ACTIVITY))
+    count = np.concatenate(counts)
+    mean = np.maximum(count.mean(axis=0), MIN_RATE_HZ * BIN_S)
+    ratio = np.log((count.var(axis=0) + FANO_FLOOR) / (mean + FANO_FLOOR))
+    return np.column_stack([LOG_RATE_SCALE * np.log(mean / BIN_S), ratio])
+
+
+def _grids(domain: Floats) -> Iterator[Floats]:
+    """The centres of movement bins of each interval that holds two or more."""
+    for start_s, end_s in domain:
+        times = np.arange(start_s + LEAD_S, end_s - BIN_S, BIN_S)
+        if len(times) >= 2:
+            yield times
 
 
 def _counts(session: Session, centres: Floats) -> Floats:

@@ -23,6 +23,7 @@ from decoder.errors import TrainingError
 from streaming.sessions.intervals import within
 from streaming.sessions.session import Session, Split
 from training.data.identity import shared_words, subject_word
+from training.data.profile import N_PROFILE, OWN, Identity, draw_identity, profiles
 from training.models.encoder import END, SPIKE, START
 
 
@@ -30,6 +31,9 @@ from training.models.encoder import END, SPIKE, START
 class Batch:
     """One batch, shapes as in `training.models.poyo.forward`.
 
+    channel: (n_profiled,), rows of the unit embedding of the units that the batch knows by profile;
+        0 for unknown channels. Their own rows come after those of the vocabulary, in this order.
+    profile: (n_profiled, N_PROFILE), see `training.data.profile`.
     target: (B, n_outputs, 2), velocity in the session's output scale.
     """
 
@@ -38,6 +42,8 @@ class Batch:
     lengths: Tensor
     session_index: Tensor
     output_times: Tensor
+    channel: Tensor
+    profile: Tensor
     target: Tensor
 
     @property
@@ -56,6 +62,8 @@ class Batch:
             "lengths": self.lengths,
             "session_index": self.session_index,
             "output_times": self.output_times,
+            "channel": self.channel,
+            "profile": self.profile,
         }
 
 
@@ -120,6 +128,9 @@ class WindowSource:
         the same weight, 0 every session.
     shared_share: probability that the windows of a session in a batch use the embeddings that its
         subject's days share (`training.data.identity`), where there are any, instead of their own.
+    profiled_share: probability that they use profiles (`training.data.profile`) on top of the
+        shared embeddings, or in place of their own.
+    channels: tuning features (n_words, F) of the vocabulary's words, for the profiles.
     """
 
     def __init__(
@@ -132,6 +143,8 @@ class WindowSource:
         scales: Mapping[str, OutputScale],
         sampling_power: float = 1.0,
         shared_share: float = 0.0,
+        profiled_share: float = 0.0,
+        channels: Floats | None = None,
     ) -> None:
         self.sessions = list(sessions)
         self.layout = layout
@@ -141,7 +154,8 @@ class WindowSource:
         self._rows = [np.array([vocabulary[w] for w in unit_words(s)]) for s in self.sessions]
         self._session_rows = [session_rows[s.session_id] for s in self.sessions]
         self._shared = [_shared_rows(s, vocabulary, session_rows) for s in self.sessions]
-        self._shared_share = shared_share
+        self._shared_share, self._profiled_share = shared_share, profiled_share
+        self._channels = channels
         self._starts = [_window_starts(s.train_domain, window_s) for s in self.sessions]
         seconds = np.array([(edges[:, 1] - edges[:, 0]).sum() for edges in self._starts])
         if not seconds.sum() > 0:
@@ -168,16 +182,18 @@ class WindowSource:
         """
         keep_share = rng.uniform(*keep_units)
         plans = []
-        shares = [
-            shared is not None and rng.random() < self._shared_share for shared in self._shared
-        ]
+        identities: dict[int, Identity] = {}
         for index in self._draw_sessions(rng, batch_size, micro or batch_size):
             end_s = _draw_start(self._starts[index], rng) + self.window_s
             n_units = self.sessions[index].n_units
             n_kept = max(1, round(keep_share * n_units))
             kept = np.sort(rng.permutation(n_units)[:n_kept])
             queries = self.layout.training_queries(rng)
-            plans.append(WindowPlan(int(index), end_s, kept, queries, self.window_s, shares[index]))
+            if index not in identities:
+                identities[index] = self._draw_identity(rng, index)
+            plans.append(
+                WindowPlan(int(index), end_s, kept, queries, self.window_s, identities[index])
+            )
         return plans
 
     def _draw_sessions(self, rng: np.random.Generator, batch_size: int, micro: int) -> Ints:
@@ -187,9 +203,45 @@ class WindowSource:
         sizes *= batch_size // micro
         return np.repeat(rng.choice(len(self.sessions), size=len(sizes), p=self._shares), sizes)
 
+    def _draw_identity(self, rng: np.random.Generator, index: int) -> Identity:
+        return draw_identity(
+            rng,
+            self.sessions[index].train_domain,
+            lasts=self._shared[index] is not None,
+            shared_share=self._shared_share,
+            profiled_share=self._profiled_share,
+        )
+
     def build(self, plans: Sequence[WindowPlan]) -> Batch:
         """Read planned windows from their sessions into a batch."""
-        return _stack([self._window(plan) for plan in plans])
+        known = {plan.index: self._known(plan) for plan in {p.index: p for p in plans}.values()}
+        profiled = [rows for rows in known.values() if rows.profile is not None]
+        n_rows = self.n_words + sum(len(rows.channel) for rows in profiled)
+        first = self.n_words
+        for rows in profiled:
+            rows.row = np.arange(first, first + len(rows.channel))
+            first += len(rows.channel)
+        windows = [self._window(plan, known[plan.index], n_rows) for plan in plans]
+        return _stack(windows, profiled)
+
+    def _known(self, plan: WindowPlan) -> _Known:
+        """How the model knows the units of a planned window."""
+        session, identity = self.sessions[plan.index], plan.identity
+        channel, session_row = self._rows[plan.index], self._session_rows[plan.index]
+        if identity.shared and (shared := self._shared[plan.index]) is not None:
+            channel, session_row = shared
+        elif identity.profiled is not None:
+            channel, session_row = np.zeros_like(channel), 0
+        known = _Known(channel=channel, row=channel, session_row=session_row)
+        if identity.profiled is not None:
+            tuning = self._channels if identity.shared else None
+            known.profile = profiles(
+                session,
+                identity.profiled,
+                labelled=identity.labelled,
+                channels=None if tuning is None else tuning[channel - 1],
+            )
+        return known
 
     def draw(self, rng: np.random.Generator, batch_size: int, **options: Any) -> Batch:
         """Draw a random training batch; options are as for `plan`."""
@@ -220,18 +272,14 @@ class WindowSource:
             chosen = np.random.default_rng(0).permutation(len(ends))[:at_most]
             ends = ends[np.sort(chosen)]
         for chunk in np.array_split(ends, max(1, -(-len(ends) // batch_size))):
-            windows = [
-                self._window(WindowPlan(index, float(end), every_unit, queries, layout.window_s))
-                for end in chunk
+            plans = [
+                WindowPlan(index, float(end), every_unit, queries, layout.window_s) for end in chunk
             ]
-            if windows:
-                yield chunk[:, None] - layout.window_s + queries, _stack(windows)
+            if plans:
+                yield chunk[:, None] - layout.window_s + queries, self.build(plans)
 
-    def _window(self, plan: WindowPlan) -> _Window:
-        session, rows = self.sessions[plan.index], self._rows[plan.index]
-        session_row = self._session_rows[plan.index]
-        if plan.shared and (shared := self._shared[plan.index]) is not None:
-            rows, session_row = shared
+    def _window(self, plan: WindowPlan, known: _Known, n_rows: int) -> _Window:
+        session, rows = self.sessions[plan.index], known.row
         kept, queries = plan.kept, plan.queries
         start_s = plan.end_s - plan.window_s
         inside = session.spikes_between(start_s, plan.end_s)
@@ -247,13 +295,13 @@ class WindowSource:
         return _Window(
             token=np.concatenate(
                 [
-                    START * self.n_words + kept_rows,
-                    END * self.n_words + kept_rows,
-                    SPIKE * self.n_words + rows[units],
+                    START * n_rows + kept_rows,
+                    END * n_rows + kept_rows,
+                    SPIKE * n_rows + rows[units],
                 ]
             ),
             times=np.concatenate([np.zeros(len(kept)), np.full(len(kept), plan.window_s), times]),
-            session_row=session_row,
+            session_row=known.session_row,
             queries=queries,
             target=(session.velocity_at(start_s + queries) - scale.mean) / scale.std,
         )
@@ -262,8 +310,7 @@ class WindowSource:
 @dataclass(frozen=True)
 class WindowPlan:
     """One window: session index, end (s), kept unit indices, query times in it, length (s).
-
-    shared: whether it uses the embeddings that the subject's days share.
+    identity: how its units are known.
     """
 
     index: int
@@ -271,7 +318,21 @@ class WindowPlan:
     kept: Ints
     queries: Floats
     window_s: float
-    shared: bool = False
+    identity: Identity = OWN
+
+
+@dataclass(kw_only=True)
+class _Known:
+    """How the model knows a session's units in a batch: rows of units and session, profiles.
+
+    channel: (n_units,) rows of the unit embedding. row: (n_units,) rows of the batch's units, which
+    differ from `channel` if there are profiles.
+    """
+
+    channel: Ints
+    row: Ints
+    session_row: int
+    profile: Floats | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,9 +373,13 @@ def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
     return float(rng.uniform(*edges[index]))
 
 
-def _stack(windows: Sequence[_Window]) -> Batch:
+def _stack(windows: Sequence[_Window], profiled: Sequence[_Known]) -> Batch:
     """Pack windows into a batch, one after another."""
+    channel = [np.empty(0, dtype=np.int64), *(k.channel for k in profiled)]
+    profile = [np.empty((0, N_PROFILE)), *(k.profile for k in profiled if k.profile is not None)]
     return Batch(
+        channel=torch.from_numpy(np.concatenate(channel)),
+        profile=torch.from_numpy(np.concatenate(profile)).float(),
         token=torch.from_numpy(np.concatenate([window.token for window in windows])),
         times=torch.from_numpy(np.concatenate([window.times for window in windows])),
         lengths=torch.tensor([len(window.token) for window in windows]),

@@ -23,7 +23,7 @@ from training.exports.tables import fold_tables
 from training.models.families import Model, sizes
 from training.pretraining import runs
 
-EMBEDDINGS = ("unit_emb", "session_emb")
+OUTSIDE_GRAPH = ("unit_emb", "session_emb", "identifier")
 
 
 def export_run(
@@ -90,7 +90,7 @@ def changed_weights(base: bundle.Bundle, model: Model) -> list[str]:
     return [
         name
         for name, tensor in runs.weights(model).items()
-        if not name.startswith(EMBEDDINGS)
+        if not name.startswith(OUTSIDE_GRAPH)
         and not (name in before and torch.equal(tensor, before[name]))
     ]
 

@@ -26,7 +26,13 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from decoder.bundles import bundle
-from training.exports.export import EMBEDDINGS, changed_weights, export_model, refold, write_bundle
+from training.exports.export import (
+    OUTSIDE_GRAPH,
+    changed_weights,
+    export_model,
+    refold,
+    write_bundle,
+)
 from training.exports.modules import (
     INPUTS,
     StreamingPossm,
@@ -143,7 +149,7 @@ def _parts(module: StreamingPOYO | StreamingPossm) -> Iterator[tuple[str, Tensor
     config = module.config
     encoder = config.encoder if isinstance(config, PossmConfig) else config
     for name, weight in runs.weights(module.model).items():
-        if not name.startswith(EMBEDDINGS):
+        if not name.startswith(OUTSIDE_GRAPH):
             yield name, weight
             yield f"{name}, transposed", weight.mT if weight.ndim > 1 else weight
             yield from _split(name, weight, encoder)

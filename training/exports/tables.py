@@ -45,7 +45,7 @@ def fold_tables(
     encoder = config.encoder if isinstance(config, PossmConfig) else config
     precise = copy.deepcopy(model).double()
     units = torch.tensor([words[word] for word in unit_words])
-    rows = from_pairs(unit_tables(precise, encoder, units), encoder)
+    rows = from_pairs(unit_tables(precise, encoder, precise.unit_emb.weight[units]), encoder)
     heads = encoder.cross_heads
     frequencies = omega(model, encoder)
     boundary = rows[START].flatten(1, 2)

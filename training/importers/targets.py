@@ -14,6 +14,8 @@ from training.conversion.units import units_in
 
 SMALLER = {"cm": 0.01, "mm": 0.001}  # tried if targets don't fit a position in metres
 LIKE_POSITION = "converted like the position"
+TOO_FAR = 10.0  # times the reach of the position; values that were never set
+MOST = 0.9  # of the targets judge their unit; a few may never have been set
 FITTING = 3.0  # the extents of targets and position may differ by this factor
 
 
@@ -40,7 +42,23 @@ def targets_of(
     width = widths.pop()
     targets = np.array([np.full(width, np.nan) if p is None else p for p in chosen])
     targets = _target_axes(targets, description, position, notes)
-    return _in_metres(targets, description, position, notes)
+    in_metres = _in_metres(targets, description, position, notes)
+    return None if in_metres is None else _without_far_ones(in_metres, position, notes)
+
+
+def _without_far_ones(targets: Floats, position: Track | None, notes: list[str]) -> Floats | None:
+    """Targets with NaN for those that the cursor can't have been meant to reach."""
+    if position is None:
+        return targets
+    middle = np.nanmedian(position.values, axis=0)
+    distance = np.abs(targets - middle).max(axis=1)
+    far = distance > TOO_FAR * _reach(position.values, position.values)
+    if far.any():
+        notes.append(
+            f"{far.sum()} of {len(targets)} targets were left out: more than {TOO_FAR:g} times as "
+            "far away as the cursor went"
+        )
+    return np.where(far[:, None], np.nan, targets) if not far.all() else None
 
 
 def _target_columns(
@@ -137,12 +155,12 @@ def _in_metres(
         "kept in metres": targets,
     }
     reach = _reach(position.values, position.values)
-    off = {how: np.log(_reach(o, position.values) / reach) for how, o in options.items()}
+    off = {how: np.log(_reach(o, position.values, MOST) / reach) for how, o in options.items()}
     if all(np.allclose(o, targets, equal_nan=True) for o in options.values()):
         if off[LIKE_POSITION] <= np.log(FITTING):
             return targets
         options = {f"converted from {word}": targets * metres for word, metres in SMALLER.items()}
-        off = {how: np.log(_reach(o, position.values) / reach) for how, o in options.items()}
+        off = {how: np.log(_reach(o, position.values, MOST) / reach) for how, o in options.items()}
     best = min(off, key=lambda how: abs(off[how]))
     if not abs(off[best]) <= np.log(FITTING):
         notes.append("targets were left out: in no unit are they near the position")
@@ -151,7 +169,7 @@ def _in_metres(
     return options[best]
 
 
-def _reach(points: Floats, position: Floats) -> float:
-    """99th percentile of the points' distance per axis from the position's median, m; never 0."""
+def _reach(points: Floats, position: Floats, share: float = 0.99) -> float:
+    """Quantile of the points' distance per axis from the position's median, m; never 0."""
     middle = np.nanmedian(position, axis=0)
-    return float(np.nanquantile(np.abs(points - middle), 0.99)) + 1e-12
+    return float(np.nanquantile(np.abs(points - middle), share)) + 1e-12

@@ -23,6 +23,7 @@ class SpikeEncoder(Protocol):
     """The encoder's weights, by the names that `POYO` and `Possm` share."""
 
     unit_emb: Any  # torch_brain's classes have no types
+    identifier: Any
     token_type_emb: nn.Embedding
     latent_emb: nn.Embedding
     rotary_emb: Any
@@ -36,18 +37,17 @@ def omega(model: SpikeEncoder, config: ModelConfig) -> Tensor:
     return frequencies[: config.n_rotary].double()
 
 
-def unit_tables(model: SpikeEncoder, config: ModelConfig, units: Tensor | None = None) -> Tensor:
+def unit_tables(model: SpikeEncoder, config: ModelConfig, unit: Tensor) -> Tensor:
     """Keys and values of all tokens: (n_token_types, n_units, 2, cross_heads, dim_head).
 
     Heads are in torch_brain's layout. A token is the sum of a type embedding and a unit embedding.
     Both are centred and projected separately; their dot products give the deviation that LayerNorm
     divides the sum by.
 
-    units: (n_units,) rows of the unit embedding; default: all.
+    unit: (n_units, dim), embeddings of the units.
     """
     attention = model.enc_atn
     norm, project = attention.norm_context, attention.to_kv
-    unit = model.unit_emb.weight if units is None else F.embedding(units, model.unit_emb.weight)
     kind = model.token_type_emb.weight[:N_TOKEN_TYPES]
     unit, kind = (x - x.mean(dim=-1, keepdim=True) for x in (unit, kind))
     weight = project.weight * norm.weight
@@ -99,17 +99,34 @@ def merge_spikes(
     return merged
 
 
-def compact(model: SpikeEncoder, config: ModelConfig, token: Tensor) -> tuple[Tensor, Tensor]:
+def compact(
+    model: SpikeEncoder,
+    config: ModelConfig,
+    token: Tensor,
+    channel: Tensor | None,
+    profile: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Build a token table of this batch's units only, and renumber the tokens to its rows.
 
     The cost of a step then depends on the units in its batch, not on the size of the vocabulary.
-    Returns tokens (n_tokens,) and the table (n_rows, 2, cross_heads, dim_head).
+    channel, profile: see `training.data.windows.Batch`.
+    Returns the row of each token (n_tokens,), its kind (n_tokens,), and the table
+    (n_rows, 2, cross_heads, dim_head).
     """
     n_words = len(model.unit_emb.weight)
-    unit, kind = token % n_words, token // n_words
-    position = torch.zeros(n_words, dtype=torch.int64, device=token.device)
+    n_units = n_words + (0 if channel is None else len(channel))
+    unit, kind = token % n_units, token // n_units
+    position = torch.zeros(n_units, dtype=torch.int64, device=token.device)
     position[unit] = 1
     units = position.nonzero()[:, 0]
     position[units] = torch.arange(len(units), device=units.device)
-    tables = unit_tables(model, config, units).flatten(0, 1)
-    return kind * len(units) + position[unit], tables
+    embedded = F.embedding(units[units < n_words], model.unit_emb.weight)
+    if n_units > n_words:
+        assert channel is not None
+        assert profile is not None
+        profiled = units[units >= n_words] - n_words
+        known = F.embedding(channel[profiled], model.unit_emb.weight)
+        known = known * (channel[profiled] > 0)[:, None]  # row 0 is padding, which has values
+        embedded = torch.cat([embedded, model.identifier(known, profile[profiled])])
+    tables = unit_tables(model, config, embedded).flatten(0, 1)
+    return kind * len(units) + position[unit], kind, tables

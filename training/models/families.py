@@ -19,6 +19,7 @@ from decoder.bundles.families import PossmSizes, PoyoSizes
 from decoder.errors import TrainingError
 from training.models import possm, poyo
 from training.models.config import ModelConfig, PossmConfig
+from training.models.identifier import Identifier
 from training.models.possm import Possm
 
 Config: TypeAlias = ModelConfig | PossmConfig
@@ -68,14 +69,25 @@ def family(config: Config) -> str:
     return "possm" if isinstance(config, PossmConfig) else "poyo"
 
 
-def build(config: Config, unit_words: Iterable[str], session_words: Iterable[str]) -> Model:
-    """Build a freshly initialised model with these vocabularies (units as `session/unit`)."""
+def build(
+    config: Config,
+    unit_words: Iterable[str],
+    session_words: Iterable[str],
+    *,
+    n_profile: int = 0,
+) -> Model:
+    """Build a freshly initialised model with these vocabularies (units as `session/unit`).
+
+    n_profile: length of the profiles that it identifies units by; 0 if it does not.
+    """
     if isinstance(config, PossmConfig):
         model: Model = Possm(config)
     else:
         model = POYO(**asdict(config))
     model.unit_emb.initialize_vocab(list(unit_words))
     model.session_emb.initialize_vocab(list(session_words))
+    if n_profile:
+        model.identifier = Identifier(n_profile, config.dim)
     return model
 
 
@@ -100,7 +112,7 @@ def same_sizes(one: Config, other: Config) -> bool:
 
 def n_parameters(model: nn.Module) -> int:
     """Number of parameters, without unit and session embeddings."""
-    skip = ("unit_emb", "session_emb")
+    skip = ("unit_emb", "session_emb", "identifier")
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(skip))
 
 

@@ -27,8 +27,7 @@ import torch
 from decoder.errors import TrainingError
 from streaming.sessions.session import Session
 from training.pretraining import runs
-from training.pretraining.fabric import launch
-from training.pretraining.memory import keep_freed_memory
+from training.pretraining.process import keep_freed_memory, launch
 from training.pretraining.settings import PretrainSettings, TrainingProgress
 from training.pretraining.trainer import Trainer
 

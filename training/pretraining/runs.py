@@ -38,6 +38,7 @@ class RunRecord(BaseModel):
 
     session_words: session ids, and subjects with units that last (`training.data.identity`).
     unit_tuning: features of each of `unit_words` (`training.data.tuning`); empty if unknown.
+    n_profile: length of the profiles that the model identifies units by; 0 if it does not.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -49,6 +50,7 @@ class RunRecord(BaseModel):
     model: dict[str, float | int]
     unit_words: list[str]
     unit_tuning: list[list[float]] = []
+    n_profile: int = 0
     session_words: list[str]
     session_paths: dict[str, str]
     output_mean: dict[str, tuple[float, float]]
@@ -70,6 +72,10 @@ class RunRecord(BaseModel):
                 f"family {self.family!r} can't be trained; expected one of {', '.join(CONFIGS)}"
             )
         return CONFIGS[self.family](**self.model)  # type: ignore[arg-type]
+
+    def build(self) -> Model:
+        """A freshly initialised model of these sizes and vocabularies."""
+        return build(self.config(), self.unit_words, self.session_words, n_profile=self.n_profile)
 
     def scale(self, session_id: str) -> OutputScale:
         return OutputScale(
@@ -173,7 +179,7 @@ def load_model(path: Path | str) -> tuple[Model, RunRecord]:
     path = Path(path)
     is_bundle = (path / bundle.MANIFEST).is_file()
     record = record_of(bundle.open_bundle(path)) if is_bundle else load_record(path)
-    model = build(record.config(), record.unit_words, record.session_words)
+    model = record.build()
     set_weights(model, load_tensors(path / (bundle.WEIGHTS if is_bundle else BEST)))
     return model.eval(), record
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from decoder.arrays import Floats
@@ -22,6 +23,7 @@ def window_source(
     *,
     sampling_power: float = 1.0,
     shared_share: float = 0.0,
+    profiled_share: float = 0.0,
 ) -> WindowSource:
     """The windows of sessions in a model's vocabulary, with the run's output scales."""
     return WindowSource(
@@ -32,6 +34,8 @@ def window_source(
         scales={s.session_id: record.scale(s.session_id) for s in sessions},
         sampling_power=sampling_power,
         shared_share=shared_share,
+        profiled_share=profiled_share if record.n_profile else 0.0,
+        channels=np.array(record.unit_tuning) if record.n_profile else None,
     )
 
 

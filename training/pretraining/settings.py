@@ -18,7 +18,7 @@ class PretrainSettings:
     accumulate: micro-batches per process and step, computed one after another.
     sampling_power: see `training.data.windows.WindowSource`.
     workers: processes that read windows ahead; 0 reads them in the training process.
-    shared_share: see `training.data.windows.WindowSource`.
+    shared_share, profiled_share: see `training.data.windows.WindowSource`.
     base: run or bundle of the same preset whose weights the run starts from; default: random.
     """
 
@@ -39,6 +39,7 @@ class PretrainSettings:
     checkpoint_every_s: float = 60.0
     base: str | None = None
     shared_share: float = 0.5
+    profiled_share: float = 0.4
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.steps is None:
@@ -57,10 +58,11 @@ def settings_of(
     """The settings of a run, for resuming it. `minutes` and `steps` replace its end if given."""
     recorded = runs.load_record(Path(run)).settings
     names = {field.name for field in fields(PretrainSettings)}
-    if not names <= {*recorded, "base", "shared_share"}:  # which older runs lack
+    if not names <= {*recorded, "base", "shared_share", "profiled_share"}:  # which older runs lack
         raise TrainingError(f"{run} was adapted or imported, not pretrained here; start a new run")
     recorded = {name: recorded[name] for name in names & set(recorded)}
-    recorded.setdefault("shared_share", 0.0)
+    for share in ("shared_share", "profiled_share"):
+        recorded.setdefault(share, 0.0)
     if minutes is not None or steps is not None:
         recorded |= {"minutes": minutes, "steps": steps}
     return PretrainSettings(**recorded)  # type: ignore[arg-type]

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from decoder.errors import TrainingError
 from streaming.sessions.session import Session, Split
 from training.baselines.ridge import r2
-from training.data.tuning import nearest_mean
+from training.data.profile import N_PROFILE
 from training.data.vocabulary import Vocabulary, tuning_of_words
 from training.data.windows import Batch, window_ends
 from training.models.families import (
     Config,
     Model,
-    build,
     family,
     forward,
     preset,
@@ -35,6 +34,7 @@ from training.models.families import (
 from training.models.possm import Possm
 from training.pretraining import runs
 from training.pretraining.batches import MicroBatches, SealedBatch, dropout_seed
+from training.pretraining.newcomer import with_session
 from training.pretraining.optimizer import (
     build_optimizers,
     restore_state,
@@ -62,12 +62,16 @@ class FastForward(nn.Module):
     def __init__(self, model: Model, config: Config) -> None:
         super().__init__()
         self.model, self.config = model, config
+        self.identifier = getattr(model, "identifier", None)
 
     def forward(self, sealed: SealedBatch) -> Tensor:
         """Mean squared error of a batch."""
         batch = sealed.batch
         output = forward(self.model, self.config, **batch.inputs())
-        return nn.functional.mse_loss(output.float(), batch.target)
+        loss = nn.functional.mse_loss(output.float(), batch.target)
+        if self.identifier is not None:  # DDP needs a gradient of every parameter
+            loss = loss + 0.0 * sum(p.sum() for p in self.identifier.parameters())
+        return loss
 
 
 class Trainer:
@@ -83,10 +87,10 @@ class Trainer:
     ) -> None:
         self.run, self.settings, self.fabric, self.record = run, settings, fabric, record
         self.config = record.config()
-        self.model = build(self.config, record.unit_words, record.session_words)
+        self.model = record.build()
         self.source = window_source(
             sessions, self.model, self.config, record, sampling_power=settings.sampling_power,
-            shared_share=settings.shared_share,
+            shared_share=settings.shared_share, profiled_share=settings.profiled_share,
         )  # fmt: skip
         optimizers = build_optimizers(
             self.model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
@@ -131,6 +135,8 @@ class Trainer:
             family=family(config),
             model=asdict(config),
             unit_words=words.units,
+            unit_tuning=_tuning(sessions, words.units),
+            n_profile=N_PROFILE if settings.profiled_share > 0 else 0,
             session_words=words.sessions,
             session_paths=session_paths,
             output_mean={k: (s.mean[0], s.mean[1]) for k, s in words.scales.items()},
@@ -175,38 +181,34 @@ class Trainer:
     def initialise_from(self, base: Path) -> None:
         """Initialise the weights from another run or bundle.
 
-        New units start as the mean of the known units with the nearest tuning, new sessions as the
-        mean of the known sessions. Raises TrainingError if the base has other sizes or no tuning
-        features.
+        The units of new sessions start as those of a recalibration
+        (`training.pretraining.newcomer`). Raises TrainingError if the base has other sizes.
         """
         model, record = runs.load_model(base)
-        if not same_sizes(record.config(), self.config):
+        if (
+            not same_sizes(record.config(), self.config)
+            or record.n_profile != self.record.n_profile
+        ):
             raise TrainingError(
                 f"{base} has the sizes of preset {record.preset!r}, or of another version of it; "
                 f"expected {self.record.preset!r}"
             )
-        if not record.unit_tuning:
-            raise TrainingError(f"{base} has no tuning features of its units; train it again")
-        features = tuning_of_words(self.source.sessions, self.record.unit_words)
-        known = model.unit_emb.weight[1:].detach().double().numpy()
-        units = nearest_mean(features, np.array(record.unit_tuning), known)
-        place = {word: row for row, word in enumerate(record.unit_words)}
-        for row, word in enumerate(self.record.unit_words):
-            if word in place:
-                units[row] = known[place[word]]
-        own, days = runs.weights(self.model), model.session_emb.weight[1:].detach()
-        with torch.no_grad():
-            for name, tensor in runs.weights(model).items():
-                if not name.startswith(("unit_emb", "session_emb")):
-                    own[name].copy_(tensor)
-            self.model.unit_emb.weight[1:] = torch.from_numpy(units).to(own["unit_emb.weight"])
-            for row, word in enumerate(self.record.session_words, start=1):
-                is_known = word in record.session_words
-                self.model.session_emb.weight[row] = (
-                    days[record.session_words.index(word)] if is_known else days.mean(dim=0)
-                )
-            for name, tensor in own.items():
-                self.average[name].copy_(tensor)
+        for session in self.source.sessions:
+            if session.session_id not in record.session_words:
+                model, record = with_session(model, record, session)
+        theirs, own = runs.weights(model), runs.weights(self.model)
+        for name in own.keys() & theirs.keys():  # an older base can't identify units by profiles
+            if not name.startswith(("unit_emb", "session_emb")):
+                own[name].copy_(theirs[name])
+        for name in ("unit_emb", "session_emb"):
+            ours, known = getattr(self.model, name), getattr(model, name)
+            common = [word for word in ours.vocab if word in known.vocab]
+            rows = [known.vocab[word] for word in common]
+            ours.weight.detach()[[ours.vocab[word] for word in common]] = known.weight.detach()[
+                rows
+            ]
+        for name, tensor in own.items():
+            self.average[name].copy_(tensor)
 
     def train(self, on_step: Callable[[TrainingProgress], None]) -> None:
         """Take steps until the time or the steps are used up, or a user interrupts."""
@@ -366,9 +368,10 @@ class Trainer:
 
         The log is complete on disk afterwards.
         """
-        if self.fabric.is_global_zero:
-            features = tuning_of_words(self.source.sessions, self.record.unit_words)
-            self.record.unit_tuning = features.round(3).tolist()
+        if self.fabric.is_global_zero:  # an older version records the tuning at the end
+            self.record.unit_tuning = self.record.unit_tuning or _tuning(
+                self.source.sessions, self.record.unit_words
+            )
         if self.record.step and self._scored_step() != self.record.step:
             self.validate(self._last_loss)
         elif self.fabric.is_global_zero:
@@ -378,6 +381,11 @@ class Trainer:
 
     def _scored_step(self) -> float:
         return self.record.history[-1]["step"] if self.record.history else -1
+
+
+def _tuning(sessions: Sequence[Session], words: Sequence[str]) -> list[list[float]]:
+    features: list[list[float]] = tuning_of_words(sessions, words).round(3).tolist()
+    return features
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

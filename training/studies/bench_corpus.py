@@ -16,8 +16,7 @@ from rich.console import Console
 
 from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s
-from training.pretraining.fabric import launch
-from training.pretraining.memory import keep_freed_memory
+from training.pretraining.process import keep_freed_memory, launch
 from training.pretraining.settings import PretrainSettings
 from training.pretraining.trainer import Trainer
 

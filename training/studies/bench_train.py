@@ -24,7 +24,7 @@ from training.models.attention import padded
 from training.models.config import ModelConfig
 from training.models.families import build, preset
 from training.models.poyo import forward
-from training.pretraining.memory import keep_freed_memory
+from training.pretraining.process import keep_freed_memory
 
 MEAN_RATE_HZ = 12.0  # of simulated units
 

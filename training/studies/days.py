@@ -39,11 +39,11 @@ from training.calibration.adapt import (
     calibrate,
     first_seconds,
     hold_out_last_fifth,
-    with_session,
 )
 from training.evaluation.plots import COLOURS, finish
 from training.models.families import Model
 from training.pretraining import runs
+from training.pretraining.newcomer import with_session
 from training.pretraining.pretrain import pretrain
 from training.pretraining.scoring import decode_windows, window_source
 from training.pretraining.settings import PretrainSettings
@@ -189,7 +189,7 @@ def _score_model(job: Job, rows: _Rows) -> None:
 
 
 def _as_is(model: Model, record: runs.RunRecord, day: Session) -> float:
-    return scored(*with_session(model, record, day), day)
+    return scored(*with_session(model, record, day, reads="nothing"), day)
 
 
 def _adapted(model: Model, record: runs.RunRecord, day: Session, settings: AdaptSettings) -> float:

@@ -1,0 +1,94 @@
+"""Profiles of units: what a stretch of a session says about each of them.
+
+A profile holds the tuning and the activity of a unit in some seconds of data, how many seconds
+these were, and what is known of the unit's channel from other days of the subject. A network that
+is trained with the model turns it into an embedding (`training.models.identifier`), so a new unit
+can be identified in closed form.
+
+Without labels, a profile has the activity alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from decoder.arrays import Floats
+from streaming.sessions.intervals import duration_s, intersect
+from streaming.sessions.session import Session
+from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, tuning
+
+# Tuning, activity, log of the seconds, flag "labelled"; the channel's tuning, flag "known".
+N_PROFILE = N_FEATURES - 1 + N_ACTIVITY + 2 + N_FEATURES + 1
+SHORTEST_S, LONGEST_S = 5.0, 240.0  # of the stretches in training
+LABELLED = 0.7  # share of the profiles in training that have the tuning
+USUAL_S = 40.0  # the log of the seconds is zero here
+
+
+def profiles(
+    session: Session, domain: Floats, *, labelled: bool, channels: Floats | None = None
+) -> Floats:
+    """Profiles (n_units, N_PROFILE) of all units, from a domain, intervals (n, 2) in s.
+
+    labelled: whether the movement in the domain may be used.
+    channels: tuning features (n_units, N_FEATURES) of the units' channels on other days; rows of
+        NaN for channels that are not known.
+    """
+    n = session.n_units
+    movement = tuning(session, domain)[:, :-1] if labelled else np.zeros((n, N_FEATURES - 1))
+    seconds = np.log(max(duration_s(domain), 1.0) / USUAL_S)
+    today = [movement, activity(session, domain), np.tile([seconds, float(labelled)], (n, 1))]
+    if channels is None:
+        return np.hstack([*today, np.zeros((n, N_FEATURES + 1))])
+    known = ~np.isnan(channels[:, :1])
+    return np.hstack([*today, np.where(known, channels, 0.0), known])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """How the units of a session are known to the model, in the windows of one training batch.
+
+    shared: by the embeddings that the subject's days share; otherwise by those of the session.
+    profiled: by their profiles, in a stretch of the session, intervals (n, 2) in s; None: by an
+        embedding alone. A profile without shared embeddings is of an unknown channel.
+    labelled: whether the profiles have the tuning.
+    """
+
+    shared: bool = False
+    profiled: Floats | None = None
+    labelled: bool = False
+
+
+OWN = Identity()  # by the session's own embeddings
+
+
+def draw_identity(
+    rng: np.random.Generator,
+    domain: Floats,
+    *,
+    lasts: bool,
+    shared_share: float,
+    profiled_share: float,
+) -> Identity:
+    """Draw how the units of a session are known.
+
+    lasts: whether the session's units have embeddings that the subject's days share.
+    shared_share: probability of the shared embeddings, if there are any.
+    profiled_share: probability of profiles, of shared and of unknown channels alike.
+    """
+    shared = lasts and bool(rng.random() < shared_share)
+    if not rng.random() < profiled_share:
+        return Identity(shared=shared)
+    labelled = bool(rng.random() < LABELLED)
+    return Identity(shared=shared, profiled=_random_stretch(domain, rng), labelled=labelled)
+
+
+def _random_stretch(domain: Floats, rng: np.random.Generator) -> Floats:
+    """A stretch of a domain of 5 to 240 s from its start to its end; shorter ones are as likely."""
+    start_s, end_s = float(domain[0, 0]), float(domain[-1, 1])
+    longest = min(LONGEST_S, end_s - start_s)
+    shortest = min(SHORTEST_S, longest)
+    length_s = float(np.exp(rng.uniform(np.log(shortest), np.log(longest))))
+    first = float(rng.uniform(start_s, end_s - length_s))
+    return intersect(domain, first, first + length_s)
