@@ -49,7 +49,7 @@ LAYERS = {
         {"training.exports"},
         {"training.evaluation"},
         {"training.calibration"},
-        {"training.studies"},
+        {"training.studies", "training.days"},
     ],
     "server": [
         {"server"},

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from clients.cli.options import Json, require_training, terminal
-
-if TYPE_CHECKING:
-    from training.calibration.adapt import Method
 
 SECONDS = ("20", "60", "240", "all")
 
@@ -27,7 +24,10 @@ def study() -> None:
 def days(
     folder: Annotated[Path, typer.Argument(help="A folder of sessions of one subject.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for runs and rows.")],
-    train: Annotated[int, typer.Option(min=1, help="Number of days to pretrain on.")],
+    train: Annotated[int, typer.Option(min=0, help="Number of days to pretrain on.")] = 0,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Pretrain on all days but one, for each day.")
+    ] = False,
     backward: Annotated[
         bool, typer.Option("--backward", help="Pretrain on the last days, not the first.")
     ] = False,
@@ -42,12 +42,22 @@ def days(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Method; may be repeated (default: units, full and scratch)."),
+        typer.Option(
+            help="unlabelled, instant, units, units+head, full, auto, scratch or together; may be "
+            "repeated (default: all but units+head and auto)."
+        ),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Minutes of each pretraining.")] = 20.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, in place of minutes.")] = None,
+    network_steps: Annotated[int, typer.Option(min=1, help="Steps of the multi-day GRU.")] = 20_000,
     jobs: Annotated[int, typer.Option(min=1, help="Models trained at the same time.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a Ray cluster that runs the jobs, or auto.", metavar="ADDRESS"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Pretrain on some days of a subject, and decode the others with 0 s of labels and more.
@@ -56,16 +66,17 @@ def days(
     """
     require_training()
     from clients.reports.studies import run_study
-    from training.studies.days import Plan
+    from training.days.plan import METHODS, Plan
 
     plan = Plan(
-        folder=folder, output=output, n_train=train, backward=backward,
+        folder=folder, output=output, n_train=train, backward=backward, leave_one_out=leave_one_out,
         without=tuple(without or ()), presets=tuple(preset or ("stream", "rt")),
         seeds=tuple(range(seeds)), seconds=tuple(map(_seconds, seconds or SECONDS)),
-        methods=cast("tuple[Method, ...]", tuple(method or ("units", "full", "scratch"))),
-        minutes=None if steps else minutes, steps=steps, threads=threads,
+        methods=tuple(method or METHODS),
+        minutes=None if steps else minutes, steps=steps, network_steps=network_steps,
+        threads=threads,
     )  # fmt: skip
-    rows = run_study(terminal(stderr=as_json), plan, jobs=jobs)
+    rows = run_study(terminal(stderr=as_json), plan, jobs=jobs, ray=ray)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
 

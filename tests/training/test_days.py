@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,8 +20,12 @@ from tests.training.test_identity import part
 from training.baselines.multiday import MultiDayGru
 from training.baselines.ridge import evaluation_times, r2
 from training.data.simulate import simulate
-from training.studies import days as module
-from training.studies.days import Plan, jobs_of, study, table
+from training.days import scores
+from training.days.plan import METHODS, Plan
+from training.days.report import table
+from training.days.study import study
+
+CHEAP = ("unlabelled", "instant", "together")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +57,9 @@ def studied(folder: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def test_a_study_scores_every_decoder(studied) -> None:
     _, rows = studied
-    assert {(row["day"], row["apart"]) for row in rows} == {("day2", 7)}
-    lines = dict(table(rows))
+    assert {row["day"] for row in rows} == {"day2"}
+    assert {row["apart"] for row in rows if row["model"] != "own day"} == {7}
+    lines = table(rows)
     assert set(lines) == {
         "stream, as is", "stream, units", "multi-day gru, as is", "multi-day gru, fine-tuned",
         "ridge", "kalman", "gru",
@@ -68,22 +75,81 @@ def test_a_study_goes_on_where_it_stopped(
     output, rows = studied
     file = output / "own-day-0.jsonl"
     file.write_bytes(file.read_bytes()[:-20])  # killed while it wrote the last row
-    for name in ("_adapted", "MultiDayGru", "pretrain"):  # nothing known is computed again
-        monkeypatch.setattr(module, name, None)
+    for name in ("calibrate", "MultiDayGru", "pretrain"):  # nothing known is computed again
+        monkeypatch.setattr(scores, name, None)
     again = [row for _, of_job in study(plan(folder, output)) for row in of_job]
     assert [row | {"took_s": 0} for row in again] == [row | {"took_s": 0} for row in rows]
     assert len(file.read_text().splitlines()) == 3
 
 
+def test_a_folder_with_the_rows_of_another_plan_is_refused(studied, folder: Path) -> None:
+    output, _ = studied
+    with pytest.raises(TrainingError, match="a study with n_train 2, not 1; choose another folder"):
+        next(study(plan(folder, output, n_train=1)))
+    plan(folder, output, seconds=(20.0, None), methods=METHODS).keep()  # more rows
+
+
+def test_methods_without_a_gradient_and_together_are_scored(folder: Path, tmp_path: Path) -> None:
+    every = plan(folder, tmp_path, presets=("stream", "rt"), methods=CHEAP, steps=4)
+    models = [job for job in every.jobs() if job.model in every.presets]
+    rows = [row for job in models for row in scores.run_job(job)]
+    lines = table(rows)
+    for preset in every.presets:
+        for method in ("as is", *CHEAP):
+            assert np.isfinite(list(lines[f"{preset}, {method}"].values())).all()
+    assert list(lines["rt, together"]) == ["all"]
+    with pytest.raises(TrainingError, match="method 'some'; expected one of unlabelled, instant"):
+        plan(folder, tmp_path, methods=("some",))
+
+
 def test_days_are_in_order_and_may_be_left_out(folder: Path, tmp_path: Path) -> None:
-    backward = plan(folder, tmp_path, backward=True)
-    assert [day.session_id for day in backward.train()] == ["day2", "day1"]
-    assert [day.session_id for day in backward.test()] == ["day0"]
-    without = plan(folder, tmp_path, without=("day0",))
-    assert [day.session_id for day in without.train()] == ["day1"]
-    assert [job.name for job in jobs_of(backward)] == ["stream-0", "multi-day-gru-0", "own-day-0"]
-    with pytest.raises(TrainingError, match="no day after the first 3"):
-        plan(folder, tmp_path, n_train=3).test()
+    (backward,) = plan(folder, tmp_path, backward=True).splits()
+    assert (backward.train, backward.test) == (("day2", "day1"), ("day0",))
+    (without,) = plan(folder, tmp_path, without=("day0",), n_train=1).splits()
+    assert (without.train, without.test) == (("day1",), ("day2",))
+    names = [job.name for job in plan(folder, tmp_path).jobs()]
+    assert names == ["stream-0", "multi-day-gru-0", "own-day-0"]
+    with pytest.raises(TrainingError, match="would leave none to decode"):
+        plan(folder, tmp_path, n_train=3).splits()
+
+
+def test_each_day_is_decoded_by_a_model_of_the_others(folder: Path, tmp_path: Path) -> None:
+    jobs = plan(folder, tmp_path, leave_one_out=True).jobs()
+    assert [job.name for job in jobs] == [
+        *(f"stream-0-without-day{n}" for n in range(3)),
+        *(f"multi-day-gru-0-without-day{n}" for n in range(3)),
+        "own-day-0",
+    ]
+    for job in jobs[:3]:
+        (day,) = job.days()
+        assert {day.session_id, *(d.session_id for d in job.training_days())} == {
+            "day0", "day1", "day2",
+        }  # fmt: skip
+        assert job.apart(day) == 7
+    assert jobs[-1].split.test == ("day0", "day1", "day2")
+
+
+CLUSTER = """
+import ray
+ray.init(num_cpus=2, include_dashboard=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+def test_jobs_run_over_ray(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # of a cluster for this test alone
+    small = plan(folder, tmp_path, steps=2, network_steps=20)
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as cluster:
+        lines = iter(cluster.stdout.readline, "")
+        address = next(line.strip() for line in lines if ":" in line.split()[-1])
+        done = {job.name: rows for job, rows in study(small, ray=address)}
+        cluster.communicate("\n")
+    assert set(done) == {"stream-0", "multi-day-gru-0", "own-day-0"}
+    assert all(done.values())
 
 
 def test_a_session_without_a_date_is_refused(tmp_path: Path) -> None:
@@ -95,7 +161,8 @@ def test_a_session_without_a_date_is_refused(tmp_path: Path) -> None:
 def test_the_command_prints_a_table_and_writes_a_plot(studied, folder: Path) -> None:
     output, rows = studied
     arguments = [str(folder), "-o", str(output), "--train", "2", "--seeds", "1", "--preset",
-                 "stream", "--steps", "10", "--seconds", "20", "--method", "units"]  # fmt: skip
+                 "stream", "--steps", "10", "--network-steps", "300",
+                 "--seconds", "20", "--method", "units"]  # fmt: skip
     done = CliRunner().invoke(app, ["study", "days", *arguments])
     assert done.exit_code == 0, done.output
     assert "multi-day gru, fine-tuned" in done.output
