@@ -18,7 +18,7 @@ from streaming.inlets.spikes import StreamKind
 from streaming.wire import messages as wire
 
 Method = Literal["auto", "instant", "units", "units+head", "full", "scratch", "kalman", "ridge"]
-Labels = Literal["kinematics", "intention", "retrospective"]
+Labels = Literal["kinematics", "intention", "retrospective", "targets", "decoded"]
 Promote = Literal["auto", "manual", "never"]
 Name = Annotated[  # of an LSL stream or a decoder; it becomes part of a query or a path
     str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .:+\-]*$")
@@ -209,15 +209,16 @@ class CalibrationRequest(Body):
     seconds: float = Field(default=40.0, ge=5, le=3600, description="labelled data to collect, s")
     method: Method = Field(
         default="auto",
-        description="what to train. units: only today's units; units+head: the units, then the "
-        "readout too; full: the units, then all weights; scratch: a new model; auto: units, then "
-        "full within the allowed time; kalman, ridge: a velocity Kalman filter or a ridge "
-        "regression, fitted to these data alone",
+        description="what to train. instant: nothing, units are identified in closed form; units: "
+        "only today's units; units+head: the units, then the readout too; full: the units, then all "
+        "weights; scratch: a new model; auto: units, then full within the allowed time; kalman, "
+        "ridge: a velocity Kalman filter or a ridge regression, fitted to these data alone",
     )
     labels: Labels = Field(
         default="kinematics",
         description="velocity to train on. kinematics: as recorded; intention: turned toward the "
-        "target; retrospective: toward the target that was acquired",
+        "target; retrospective: toward the target that was acquired; targets: the active decoder's "
+        "own output, corrected to end at the targets; decoded: its own output",
     )
     promote: Promote = Field(
         default="auto",

@@ -101,7 +101,8 @@ def adapt(
         ),
     ] = 40.0,
     method: Annotated[
-        str, typer.Option(help="units, units+head, full, scratch or auto: what is trained.")
+        str,
+        typer.Option(help="instant, units, units+head, full, scratch or auto: what is trained."),
     ] = "units",
     allow: Annotated[
         float | None,
@@ -111,7 +112,10 @@ def adapt(
         int | None, typer.Option(min=1, help="Steps of learning (default: as many as needed).")
     ] = None,
     labels: Annotated[
-        str, typer.Option(help="kinematics, intention or retrospective: the velocity to learn.")
+        str,
+        typer.Option(
+            help="kinematics, intention, retrospective, targets or decoded: the velocity to learn."
+        ),
     ] = "kinematics",
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Json = False,

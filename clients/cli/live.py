@@ -162,10 +162,13 @@ def calibrate(
         float, typer.Option(min=5.0, help="Seconds of labelled data to collect.")
     ] = 40.0,
     method: Annotated[
-        str, typer.Option(help="auto, units, units+head, full, scratch, kalman or ridge.")
+        str, typer.Option(help="auto, instant, units, units+head, full, scratch, kalman or ridge.")
     ] = "auto",
     labels: Annotated[
-        str, typer.Option(help="kinematics, intention or retrospective: the velocity to learn.")
+        str,
+        typer.Option(
+            help="kinematics, intention, retrospective, targets or decoded: the velocity to learn."
+        ),
     ] = "kinematics",
     promote: Annotated[
         str,

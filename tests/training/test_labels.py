@@ -87,6 +87,47 @@ def test_kinematics_labels_change_nothing(session: Session) -> None:
     assert relabelled(session, "kinematics") is session
 
 
+def test_decoded_movements_are_corrected_to_end_at_their_targets(session: Session) -> None:
+    """No kinematics are used: the recorded ones are replaced by nonsense."""
+    rng = np.random.default_rng(0)
+    nonsense = replace(
+        session, cursor_vel=np.zeros_like(session.cursor_vel), cursor_pos=0 * session.cursor_pos
+    )
+
+    def decode(given: Session) -> tuple[np.ndarray, np.ndarray]:
+        low, high = given.train_domain[0, 0], given.train_domain[-1, 1]
+        times = np.arange(low, high, 0.02)
+        true = session.velocity_at(times)
+        slow = np.cumsum(rng.normal(size=true.shape), axis=0) * 2e-3  # drifts, as errors do
+        return times, 0.8 * true + slow - slow.mean(axis=0)
+
+    meant = relabelled(nonsense, "targets", decode=decode)
+    own = relabelled(nonsense, "decoded", decode=decode)
+    kept = within(meant.cursor_times, meant.train_domain)
+    assert 0.3 < kept.mean() <= 1.0
+    true = session.velocity_at(meant.cursor_times[kept])
+    error = {
+        name: np.square(one.cursor_vel[kept] - true).mean()
+        for name, one in {"corrected": meant, "own": own}.items()
+    }
+    assert error["corrected"] < 0.7 * error["own"]
+    np.testing.assert_array_equal(own.test_domain, session.test_domain)
+
+
+def test_own_labels_need_a_decoder_that_works(session: Session) -> None:
+    with pytest.raises(TrainingError, match="need a decoder that is in use"):
+        relabelled(session, "decoded")
+
+    def still(given: Session) -> tuple[np.ndarray, np.ndarray]:
+        times = np.arange(given.train_domain[0, 0], given.train_domain[-1, 1], 0.02)
+        return times, np.zeros((len(times), 2))
+
+    with pytest.raises(TrainingError, match="no decoded movement ends near its target"):
+        relabelled(session, "targets", decode=still)
+    with pytest.raises(TrainingError, match="target_x, target_y"):
+        relabelled(replace(session, trials=None), "targets", decode=still)
+
+
 def test_without_targets_the_error_names_the_channels_to_send(session: Session) -> None:
     for trials in (None, Trials(intervals=session.trials.intervals)):
         with pytest.raises(TrainingError, match="target_x, target_y"):

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
@@ -36,7 +38,7 @@ from training.calibration.fitting import (
     Recipe,
     fit,
 )
-from training.calibration.labels import Labels, relabelled
+from training.calibration.labels import OWN, Labels, relabelled
 from training.data.tuning import tuning
 from training.data.windows import OutputScale, unit_words, window_ends
 from training.models.config import SHORTER_S, PossmConfig
@@ -44,7 +46,7 @@ from training.models.families import Model
 from training.pretraining import runs
 from training.pretraining.newcomer import with_session
 from training.pretraining.optimizer import Optimizers, build_optimizers
-from training.pretraining.scoring import window_source
+from training.pretraining.scoring import decode_training_domain, window_source
 
 Method = Literal["instant", "units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]
@@ -96,7 +98,8 @@ class AdaptSettings:
     steps, batch_size, learning_rate, keep_units: override the recipe of the method's last phase.
         The recipe of `units` takes fewer, smaller steps if the run stores its units' tuning, as
         new units then start close to similar ones.
-    labels: how velocity labels are made (`training.calibration.labels`).
+    labels: how velocity labels are made (`training.calibration.labels`). `seconds` counts those
+        that have a label; if the labels are the decoder's own output, all seconds.
     """
 
     method: Method = "units"
@@ -154,8 +157,11 @@ def calibrate(
     """
     settings = settings or AdaptSettings()
     clock = Clock(settings.allowed_s)
-    labelled = relabelled(session, settings.labels)
-    if settings.seconds is not None:
+    labelled = session
+    if settings.seconds is not None and settings.labels in OWN:
+        labelled = first_seconds(labelled, settings.seconds)
+    labelled = relabelled(labelled, settings.labels, decode=partial(_as_is, model, record))
+    if settings.seconds is not None and settings.labels not in OWN:
         labelled = first_seconds(labelled, settings.seconds)
     if settings.method == "instant":
         return Adapted(*with_session(model, record, labelled), "instant")
@@ -187,6 +193,16 @@ def calibrate(
         runs.set_weights(model, before)
         return _adapted(lesson, record, units, "units")
     return _adapted(lesson, record, fitted, "full")
+
+
+def _as_is(model: Model, record: runs.RunRecord, session: Session) -> tuple[Floats, Floats]:
+    """Times (n,) and velocity (n, 2) m/s of the session's training domain, decoded as it is."""
+    known = (
+        (model, record)
+        if session.session_id in record.session_words
+        else with_session(model, record, session, reads="spikes")
+    )
+    return decode_training_domain(*known, session)
 
 
 def _adapted(lesson: Lesson, record: runs.RunRecord, fitted: Fitted, method: Method) -> Adapted:

@@ -4,15 +4,21 @@
     intention       rotated toward the target, zero while holding (ReFIT: Gilja et al. 2012)
     retrospective   toward the acquired target, at the speed of the approach; movement away from
                     the target is left out (Jarosiewicz et al. 2015)
+    targets         the decoder's own output, corrected so that each trial ends at its target; no
+                    kinematics are used
+    decoded         the decoder's own output as it is (self-training); neither kinematics nor
+                    targets are used
 
-In closed loop the recorded velocity is the decoder's own output, errors included. The other two
-estimate the user's intention instead, and need trials with targets. Needs numpy only.
+In closed loop the recorded velocity is the decoder's own output, errors included. `intention`,
+`retrospective` and `targets` estimate the user's intention instead, and need trials with targets.
+Needs numpy only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -21,23 +27,40 @@ from decoder.errors import TrainingError
 from streaming.sessions.intervals import intersect
 from streaming.sessions.session import Session
 
-Labels = Literal["kinematics", "intention", "retrospective"]
-LABELS: tuple[Labels, ...] = ("kinematics", "intention", "retrospective")
+Labels = Literal["kinematics", "intention", "retrospective", "targets", "decoded"]
+LABELS: tuple[Labels, ...] = get_args(Labels)
+OWN: tuple[Labels, ...] = ("targets", "decoded")  # made from the decoder's own output
+Decode = Callable[[Session], tuple[Floats, Floats]]
 HOLD_RADIUS_M = 0.01  # closer to the target counts as holding
 REACTION_S = 0.2  # reaction time after a target appears; left out
 MIN_KEPT_S = 0.1  # shorter intervals are left out
+MAX_OFF = 0.6  # of the distance; a movement that ends farther from where it should is left out
+LONGEST_RETURN_S = 6.0  # between trials; after longer pauses the cursor may be anywhere
 
 
-def relabelled(session: Session, labels: Labels, *, hold_radius: float = HOLD_RADIUS_M) -> Session:
+def relabelled(
+    session: Session,
+    labels: Labels,
+    *,
+    hold_radius: float = HOLD_RADIUS_M,
+    decode: Decode | None = None,
+) -> Session:
     """The session with relabelled velocity, its domains cut to the labelled time.
 
     hold_radius: distance from the target in metres that counts as holding.
+    decode: gives the times (n,) and the velocity (n, 2) m/s that the decoder in use makes of a
+        session's training domain; needed by `targets` and `decoded`.
     Raises TrainingError if the session has no trials with targets.
     """
     if labels not in LABELS:
         raise TrainingError(f"labels {labels!r}; expected one of {', '.join(LABELS)}")
     if labels == "kinematics":
         return session
+    if labels in OWN:
+        if decode is None:
+            raise TrainingError(f"labels {labels!r} need a decoder that is in use")
+        own = moved_by(session, *decode(session))
+        return own if labels == "decoded" else _ending_at_targets(own)
     target, in_trial = _targets(session)
     away = target - session.cursor_pos
     distance = np.linalg.norm(away, axis=1)
@@ -65,14 +88,91 @@ def relabelled(session: Session, labels: Labels, *, hold_radius: float = HOLD_RA
     )  # fmt: skip
 
 
+def moved_by(session: Session, times: Floats, velocity: Floats) -> Session:
+    """The session as if a cursor had been moved by a decoder: velocity (n, 2) m/s at times (n,)."""
+    steps = np.minimum(np.diff(times, prepend=times[:1]), MIN_KEPT_S)  # gaps move nothing
+    usable = np.ones(len(times), dtype=bool)
+    return replace(
+        session,
+        cursor_times=times,
+        cursor_vel=velocity,
+        cursor_pos=np.cumsum(velocity * steps[:, None], axis=0),
+        train_domain=_runs_of(times, usable, session.train_domain),
+    )
+
+
+def _ending_at_targets(session: Session) -> Session:
+    """A session moved by its decoder, corrected so that each movement ends where it should.
+
+    A movement is a trial, or the way back to the next one. Its velocity is changed in proportion to
+    its speed. Movements that would need too much correction are left out.
+    """
+    times, velocity = session.cursor_times, session.cursor_vel.copy()
+    steps = np.minimum(np.diff(times, prepend=times[:1]), MIN_KEPT_S)
+    usable = np.zeros(len(times), dtype=bool)
+    for start_s, end_s, way in _movements(session):
+        part = slice(*np.searchsorted(times, (start_s, end_s)))
+        travelled = np.linalg.norm(velocity[part], axis=1) * steps[part]
+        missing = way - (velocity[part] * steps[part, None]).sum(axis=0)
+        if travelled.sum() == 0 or np.linalg.norm(missing) > MAX_OFF * np.linalg.norm(way):
+            continue
+        share = travelled / travelled.sum() / np.maximum(steps[part], 1e-9)
+        velocity[part] += share[:, None] * missing
+        usable[part] = True
+    train = _runs_of(times, usable, session.train_domain)
+    if len(train) == 0:
+        raise TrainingError(
+            f"{session.session_id}: no decoded movement ends near its target; label by kinematics, "
+            "or start from a decoder that works better"
+        )
+    return replace(session, cursor_vel=velocity, train_domain=train)
+
+
+def _movements(session: Session) -> Iterator[tuple[float, float, Floats]]:
+    """Start and end (s) of the movements of the training domain, and their way (2,) in m.
+
+    Trials start in the middle of the targets, or where the last one ended: whichever fits the
+    decoded movement between trials.
+    """
+    trials = session.trials
+    if trials is None or trials.target_pos is None:
+        raise _without_targets(session)
+    known = np.isfinite(trials.target_pos).all(axis=1)
+    edges, targets = trials.intervals[known], trials.target_pos[known]
+    low, high = session.train_domain[0, 0], session.train_domain[-1, 1]
+    times, pos = session.cursor_times, session.cursor_pos
+    at = np.stack([np.interp(edges, times, xy) for xy in pos.T], axis=-1)  # (n, 2 edges, 2)
+    back = at[1:, 0] - at[:-1, 1]
+    middle = targets.mean(axis=0)
+    stays = float(np.square(back).sum())
+    returns = float(np.square(back - (middle - targets[:-1])).sum())
+    starts = np.tile(middle, (len(targets), 1))
+    if stays < returns:
+        starts[1:] = targets[:-1]
+    for number, ((start_s, end_s), start, target) in enumerate(
+        zip(edges, starts, targets, strict=True)
+    ):
+        inside = start_s >= low and end_s <= high
+        if inside and (number or returns <= stays):  # the first start may be unknown
+            yield start_s, end_s, target - start
+        if number + 1 < len(edges) and returns <= stays:
+            next_s = edges[number + 1, 0]
+            if end_s >= low and next_s <= min(high, end_s + LONGEST_RETURN_S):
+                yield end_s, next_s, middle - target
+
+
+def _without_targets(session: Session) -> TrainingError:
+    return TrainingError(
+        f"{session.session_id} has no trials with targets; send target_x, target_y and trial "
+        "markers (docs/STREAMS.md), or label by kinematics"
+    )
+
+
 def _targets(session: Session) -> tuple[Floats, Bools]:
     """Each kinematics sample's target (n, 2), and whether it has one after the reaction time."""
     trials = session.trials
     if trials is None or trials.target_pos is None:
-        raise TrainingError(
-            f"{session.session_id} has no trials with targets; send target_x, target_y and trial "
-            "markers (docs/STREAMS.md), or label by kinematics"
-        )
+        raise _without_targets(session)
     target = np.zeros((len(session.cursor_times), 2))
     in_trial = np.zeros(len(target), dtype=bool)
     for (start, end), position in zip(trials.intervals, trials.target_pos, strict=True):

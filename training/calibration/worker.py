@@ -15,26 +15,35 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import torch
 
-from decoder.bundles.bundle import open_bundle
-from decoder.errors import VolitionError
+from decoder.arrays import Floats
+from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.errors import TrainingError, VolitionError
+from decoder.gate import Evidence
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages_or_exit, send, send_problem
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
 from training.calibration.candidate import Plan, Ready, prepare, train_candidate
-from training.calibration.labels import Labels, relabelled
+from training.calibration.crossval import SCORE_TICK_S
+from training.calibration.labels import OWN, Labels, relabelled
+from training.evaluation.offline import decode_split
 from training.pretraining.process import keep_freed_memory
 
 log = logging.getLogger("volition.worker")
 
 SAY_EVERY_S = 0.2
+NO_EVIDENCE = (
+    "the labels come from the active decoder's own output, so they can't show whether the "
+    "candidate is better; compare them in use"
+)
 
 
 class Prepare(msgspec.Struct, kw_only=True):
@@ -60,19 +69,31 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     """Train, write the bundle, and compare with the active decoder."""
     began = time.monotonic()
     send(phase="loading", share=0.0)
-    session = whole(relabelled(sessions.load(order.session), order.labels))
     active = open_bundle(order.active) if order.active else None
+    session = whole(sessions.load(order.session))
+    session = relabelled(session, order.labels, decode=partial(_decoded_by, active))
     plan = Plan(method=order.method, allowed_s=order.allowed_s, seed=order.seed)
     done = train_candidate(session, active, Path(order.output), plan, ready, Report())
     took_s = time.monotonic() - began
     log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
              done.evidence.active_r2(), done.doubts)  # fmt: skip
+    evidence, doubts = done.evidence, done.doubts
+    if order.labels in OWN:
+        evidence, doubts = Evidence.none(), [NO_EVIDENCE]
     return {
         "method": done.method,
-        "evidence": done.evidence.as_lists(),
-        "doubts": done.doubts,
+        "evidence": evidence.as_lists(),
+        "doubts": doubts,
         "learned_s": took_s,
     }
+
+
+def _decoded_by(active: Bundle | None, session: Session) -> tuple[Floats, Floats]:
+    """Times and velocity that the active decoder makes of a session's training domain."""
+    if active is None:
+        raise TrainingError("no decoder is in use, whose output could be labels")
+    decoded = decode_split(active, session, "train", tick_s=SCORE_TICK_S)
+    return decoded.times, decoded.velocity
 
 
 def whole(session: Session) -> Session:

@@ -40,6 +40,28 @@ def window_source(
 
 
 @torch.no_grad()
+def decode_training_domain(
+    model: Model, record: runs.RunRecord, session: Session, *, step_s: float = 0.05
+) -> tuple[Floats, Floats]:
+    """Times (n,), ascending, and decoded velocity (n, 2) m/s of a session's training domain.
+
+    Raises TrainingError if no window fits.
+    """
+    model.eval()
+    source = window_source([session], model, record.config(), record)
+    layout = record.config().walking(session.train_domain)
+    times, decoded = [], []
+    for at, batch in source.walk(0, "train", step_s=step_s, layout=layout):
+        decoded.append(forward(model, layout, **batch.inputs()).flatten(0, 1).double().numpy())
+        times.append(at.ravel())
+    if not times:
+        raise TrainingError(f"{session.session_id}: no window of {layout.window_s} s fits")
+    scale, at = record.scale(session.session_id), np.concatenate(times)
+    order = np.argsort(at, kind="stable")
+    return at[order], (np.concatenate(decoded) * scale.std + scale.mean)[order]
+
+
+@torch.no_grad()
 def decode_windows(
     model: Model, config: Config, source: WindowSource, index: int, split: Split,
     *, step_s: float, at_most: int | None = None,
