@@ -210,9 +210,9 @@ class CalibrationRequest(Body):
     method: Method = Field(
         default="auto",
         description="what to train. instant: nothing, units are identified in closed form; units: "
-        "only today's units; units+head: the units, then the readout too; full: the units, then all "
-        "weights; scratch: a new model; auto: units, then full within the allowed time; kalman, "
-        "ridge: a velocity Kalman filter or a ridge regression, fitted to these data alone",
+        "only today's units; units+head: the units, then the readout too; full: the units, then "
+        "all weights; scratch: a new model; auto: units, then full within the allowed time; "
+        "kalman, ridge: a velocity Kalman filter or a ridge regression, fitted to these data alone",
     )
     labels: Labels = Field(
         default="kinematics",

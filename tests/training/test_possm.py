@@ -226,7 +226,7 @@ def test_training_windows_are_as_long_as_most_intervals_allow(
     intervals = np.array([[10.0 * i, 10.0 * i + length] for i, length in enumerate(lengths)])
     chosen = PRESETS["stream"].training_on([intervals])
     assert (chosen.train_s, chosen.usual_batch) == (train_s, batch)
-    old = replace(PRESETS["stream"], train_s=1.0)
+    old = replace(PRESETS["stream"], train_s=1.0, n_carried=4)
     assert old.training_on([intervals]) == old, "an older run trains as it did"
     assert PRESETS["rt"].training_on([intervals]) == PRESETS["rt"]
     short = np.array([[0.0, 4.0]])  # of one session's validation

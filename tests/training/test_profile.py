@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from streaming.sessions.session import Session
-from training.data.profile import N_PROFILE, draw_identity, profiles
+from training.data.profile import N_PROFILE, OWN, draw_identity, profiles
 from training.data.simulate import simulate
 from training.data.tuning import N_FEATURES, tuning
 from training.models.families import forward
@@ -62,10 +62,14 @@ def test_identities_are_drawn_by_their_shares(session: Session) -> None:
         draw_identity(rng, session.train_domain, lasts=True, shared_share=0.5, profiled_share=0.4)
         for _ in range(500)
     ]
-    assert np.mean([one.shared for one in drawn]) == pytest.approx(0.5, abs=0.08)
+    plain = [one for one in drawn if one.profiled is None]
+    assert all(one.shared for one in plain)
+    assert np.mean([one.own for one in plain]) == pytest.approx(0.5, abs=0.08)
     profiled = [one for one in drawn if one.profiled is not None]
     assert len(profiled) / 500 == pytest.approx(0.4, abs=0.08)
     assert 0 < sum(one.labelled for one in profiled) < len(profiled)
+    assert 0 < sum(one.shared for one in profiled) < len(profiled)
+    assert not any(one.own for one in profiled)
     low, high = session.train_domain[0, 0], session.train_domain[-1, 1]
     for one in profiled:
         (start, end) = one.profiled[0]
@@ -75,7 +79,7 @@ def test_identities_are_drawn_by_their_shares(session: Session) -> None:
         draw_identity(rng, session.train_domain, lasts=False, shared_share=1.0, profiled_share=0.0)
         for _ in range(9)
     ]
-    assert not any(one.shared or one.profiled is not None for one in strangers)
+    assert all(one == OWN for one in strangers)
 
 
 def test_profiled_windows_decode_as_the_session_that_starts_from_the_same_profiles(
@@ -85,10 +89,10 @@ def test_profiled_windows_decode_as_the_session_that_starts_from_the_same_profil
     extended, more = with_session(model, record, session)
     source = window_source([session], extended, record.config(), more, profiled_share=1.0)
     plans = source.plan(np.random.default_rng(0), 4, keep_units=(1.0, 1.0))
-    known = [replace(p, identity=replace(p.identity, profiled=None)) for p in plans]
+    known = [replace(plan, identity=OWN) for plan in plans]
     whole = replace(plans[0].identity, profiled=session.train_domain, labelled=True)
     batch = source.build([replace(plan, identity=whole) for plan in plans])
-    assert batch.channel.tolist() == [0] * 24
+    assert batch.parts.tolist() == [[0, 0]] * 24
     assert batch.profile.shape == (24, N_PROFILE)
     with torch.no_grad():
         profiled = forward(extended, record.config(), **batch.inputs())

@@ -49,18 +49,20 @@ def profiles(
 class Identity:
     """How the units of a session are known to the model, in the windows of one training batch.
 
-    shared: by the embeddings that the subject's days share; otherwise by those of the session.
-    profiled: by their profiles, in a stretch of the session, intervals (n, 2) in s; None: by an
-        embedding alone. A profile without shared embeddings is of an unknown channel.
+    shared: by the embeddings that the subject's days share.
+    own: by the embeddings of the session, or on top of the shared ones by what differs today.
+    profiled: by their profiles, in a stretch of the session, intervals (n, 2) in s; None: without.
+        A profile without shared embeddings is of an unknown channel.
     labelled: whether the profiles have the tuning.
     """
 
     shared: bool = False
+    own: bool = False
     profiled: Floats | None = None
     labelled: bool = False
 
 
-OWN = Identity()  # by the session's own embeddings
+OWN = Identity(own=True)
 
 
 def draw_identity(
@@ -74,14 +76,14 @@ def draw_identity(
     """Draw how the units of a session are known.
 
     lasts: whether the session's units have embeddings that the subject's days share.
-    shared_share: probability of the shared embeddings, if there are any.
+    shared_share: probability that the units are those of any day, if they last.
     profiled_share: probability of profiles, of shared and of unknown channels alike.
     """
-    shared = lasts and bool(rng.random() < shared_share)
+    any_day = lasts and bool(rng.random() < shared_share)
     if not rng.random() < profiled_share:
-        return Identity(shared=shared)
+        return Identity(shared=lasts, own=not any_day)
     labelled = bool(rng.random() < LABELLED)
-    return Identity(shared=shared, profiled=_random_stretch(domain, rng), labelled=labelled)
+    return Identity(shared=any_day, profiled=_random_stretch(domain, rng), labelled=labelled)
 
 
 def _random_stretch(domain: Floats, rng: np.random.Generator) -> Floats:

@@ -31,9 +31,9 @@ from training.models.encoder import END, SPIKE, START
 class Batch:
     """One batch, shapes as in `training.models.poyo.forward`.
 
-    channel: (n_profiled,), rows of the unit embedding of the units that the batch knows by profile;
-        0 for unknown channels. Their own rows come after those of the vocabulary, in this order.
-    profile: (n_profiled, N_PROFILE), see `training.data.profile`.
+    parts: (n_composed, 2), units whose embedding is a sum: rows of the unit embedding of the
+        channel and of the day, 0 for none. Their tokens come after those of the vocabulary.
+    profile: (n_profiled, N_PROFILE), of the last ones of them; see `training.data.profile`.
     target: (B, n_outputs, 2), velocity in the session's output scale.
     """
 
@@ -42,7 +42,7 @@ class Batch:
     lengths: Tensor
     session_index: Tensor
     output_times: Tensor
-    channel: Tensor
+    parts: Tensor
     profile: Tensor
     target: Tensor
 
@@ -62,7 +62,7 @@ class Batch:
             "lengths": self.lengths,
             "session_index": self.session_index,
             "output_times": self.output_times,
-            "channel": self.channel,
+            "parts": self.parts,
             "profile": self.profile,
         }
 
@@ -126,10 +126,10 @@ class WindowSource:
     session_rows: row of the session embedding by session id.
     sampling_power: a session's share is its training seconds to this power. 1 gives every second
         the same weight, 0 every session.
-    shared_share: probability that the windows of a session in a batch use the embeddings that its
-        subject's days share (`training.data.identity`), where there are any, instead of their own.
-    profiled_share: probability that they use profiles (`training.data.profile`) on top of the
-        shared embeddings, or in place of their own.
+    shared_share: probability that the units of a session are those of any day of its subject, in
+        the windows of a batch (`training.data.identity`). Otherwise what differs today is added.
+    profiled_share: probability that they are known by profiles (`training.data.profile`), of a
+        known channel or an unknown one.
     channels: tuning features (n_words, F) of the vocabulary's words, for the profiles.
     """
 
@@ -215,24 +215,24 @@ class WindowSource:
     def build(self, plans: Sequence[WindowPlan]) -> Batch:
         """Read planned windows from their sessions into a batch."""
         known = {plan.index: self._known(plan) for plan in {p.index: p for p in plans}.values()}
-        profiled = [rows for rows in known.values() if rows.profile is not None]
-        n_rows = self.n_words + sum(len(rows.channel) for rows in profiled)
-        first = self.n_words
-        for rows in profiled:
-            rows.row = np.arange(first, first + len(rows.channel))
-            first += len(rows.channel)
+        composed = [units for units in known.values() if units.parts is not None]
+        composed.sort(key=lambda units: units.profile is not None)
+        n_rows = self.n_words
+        for units in composed:
+            units.row = np.arange(n_rows, n_rows + len(units.row))
+            n_rows += len(units.row)
         windows = [self._window(plan, known[plan.index], n_rows) for plan in plans]
-        return _stack(windows, profiled)
+        return _stack(windows, composed)
 
     def _known(self, plan: WindowPlan) -> _Known:
         """How the model knows the units of a planned window."""
         session, identity = self.sessions[plan.index], plan.identity
-        channel, session_row = self._rows[plan.index], self._session_rows[plan.index]
+        own, none = self._rows[plan.index], np.zeros(session.n_units, dtype=np.int64)
+        channel, session_row = none, self._session_rows[plan.index] if identity.own else 0
         if identity.shared and (shared := self._shared[plan.index]) is not None:
-            channel, session_row = shared
-        elif identity.profiled is not None:
-            channel, session_row = np.zeros_like(channel), 0
-        known = _Known(channel=channel, row=channel, session_row=session_row)
+            channel, of_subject = shared
+            session_row = session_row or of_subject
+        known = _Known(row=own if identity.own else channel, session_row=session_row)
         if identity.profiled is not None:
             tuning = self._channels if identity.shared else None
             known.profile = profiles(
@@ -241,7 +241,19 @@ class WindowSource:
                 labelled=identity.labelled,
                 channels=None if tuning is None else tuning[channel - 1],
             )
+        if identity.profiled is not None or (identity.own and identity.shared):
+            known.parts = np.stack([channel, own if identity.own else none], axis=1)
         return known
+
+    def differences(self) -> Ints:
+        """Rows (n, 2) of units whose embedding, in training, is what differs from a shared one: the
+        row of the session's own, and that of the shared one."""
+        pairs = [
+            np.stack([own, shared[0]], axis=1)
+            for own, shared in zip(self._rows, self._shared, strict=True)
+            if shared is not None and self._shared_share > 0
+        ]
+        return np.concatenate([np.empty((0, 2), dtype=np.int64), *pairs])
 
     def draw(self, rng: np.random.Generator, batch_size: int, **options: Any) -> Batch:
         """Draw a random training batch; options are as for `plan`."""
@@ -325,13 +337,13 @@ class WindowPlan:
 class _Known:
     """How the model knows a session's units in a batch: rows of units and session, profiles.
 
-    channel: (n_units,) rows of the unit embedding. row: (n_units,) rows of the batch's units, which
-    differ from `channel` if there are profiles.
+    row: (n_units,) rows of the unit embedding, or of the batch's composed units.
+    parts: (n_units, 2), as in `Batch`, if the units are composed.
     """
 
-    channel: Ints
     row: Ints
     session_row: int
+    parts: Ints | None = None
     profile: Floats | None = None
 
 
@@ -373,12 +385,12 @@ def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
     return float(rng.uniform(*edges[index]))
 
 
-def _stack(windows: Sequence[_Window], profiled: Sequence[_Known]) -> Batch:
+def _stack(windows: Sequence[_Window], composed: Sequence[_Known]) -> Batch:
     """Pack windows into a batch, one after another."""
-    channel = [np.empty(0, dtype=np.int64), *(k.channel for k in profiled)]
-    profile = [np.empty((0, N_PROFILE)), *(k.profile for k in profiled if k.profile is not None)]
+    parts = [np.empty((0, 2), dtype=np.int64), *(k.parts for k in composed if k.parts is not None)]
+    profile = [np.empty((0, N_PROFILE)), *(k.profile for k in composed if k.profile is not None)]
     return Batch(
-        channel=torch.from_numpy(np.concatenate(channel)),
+        parts=torch.from_numpy(np.concatenate(parts)),
         profile=torch.from_numpy(np.concatenate(profile)).float(),
         token=torch.from_numpy(np.concatenate([window.token for window in windows])),
         times=torch.from_numpy(np.concatenate([window.times for window in windows])),

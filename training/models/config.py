@@ -13,7 +13,8 @@ from decoder.memory.chunks import EDGE_S
 
 N_QUERIES = 16  # per training window of POYO
 N_OPEN = 8  # queries inside chunks, per training window of a streaming model
-MAX_WALK_S = 4.0  # longest window for walking a recording with a streaming model
+MAX_WALK_S = 30.0  # longest window for walking a recording with a streaming model
+CARRIED_S = 4.0  # that a state has passed through before a training window, or more
 SHORTER_S = (2.0, 1.0)  # training windows of a streaming model on sessions of short intervals
 USUAL_BATCH = 32
 
@@ -89,7 +90,7 @@ class PossmConfig:
     chunk_s: float = 0.04
     warm_up_s: float = 0.4
     train_s: float = 4.0
-    n_carried: int = 4
+    n_carried: int = 1
     num_latents: int = 8
     dim: int = 64
     dim_head: int = 16
@@ -132,7 +133,7 @@ class PossmConfig:
     @property
     def n_together(self) -> int:
         """Windows of one session per group in a batch, so that states can be carried over."""
-        return self.n_carried
+        return max(2, self.n_carried)
 
     @property
     def usual_batch(self) -> int:
@@ -153,7 +154,8 @@ class PossmConfig:
         in_each = (float((edges[:, 1] - edges[:, 0]).max()) for edges in domains if len(edges))
         longest = min(_fitting(np.concatenate(domains)), *in_each) - self.chunk_s
         fitting = (s for s in (self.train_s, *SHORTER_S) if s <= min(longest, self.train_s))
-        return replace(self, train_s=next(fitting, min(self.train_s, SHORTER_S[-1])))
+        train_s = next(fitting, min(self.train_s, SHORTER_S[-1]))
+        return replace(self, train_s=train_s, n_carried=max(1, round(CARRIED_S / train_s)))
 
     def walking(self, intervals: Floats) -> PossmConfig:
         """The configuration for walking intervals (n, 2), with longer windows: live states are old.

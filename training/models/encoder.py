@@ -103,18 +103,18 @@ def compact(
     model: SpikeEncoder,
     config: ModelConfig,
     token: Tensor,
-    channel: Tensor | None,
+    parts: Tensor | None,
     profile: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Build a token table of this batch's units only, and renumber the tokens to its rows.
 
     The cost of a step then depends on the units in its batch, not on the size of the vocabulary.
-    channel, profile: see `training.data.windows.Batch`.
+    parts, profile: see `training.data.windows.Batch`.
     Returns the row of each token (n_tokens,), its kind (n_tokens,), and the table
     (n_rows, 2, cross_heads, dim_head).
     """
     n_words = len(model.unit_emb.weight)
-    n_units = n_words + (0 if channel is None else len(channel))
+    n_units = n_words + (0 if parts is None else len(parts))
     unit, kind = token % n_units, token // n_units
     position = torch.zeros(n_units, dtype=torch.int64, device=token.device)
     position[unit] = 1
@@ -122,11 +122,16 @@ def compact(
     position[units] = torch.arange(len(units), device=units.device)
     embedded = F.embedding(units[units < n_words], model.unit_emb.weight)
     if n_units > n_words:
-        assert channel is not None
+        assert parts is not None
         assert profile is not None
-        profiled = units[units >= n_words] - n_words
-        known = F.embedding(channel[profiled], model.unit_emb.weight)
-        known = known * (channel[profiled] > 0)[:, None]  # row 0 is padding, which has values
-        embedded = torch.cat([embedded, model.identifier(known, profile[profiled])])
+        composed = units[units >= n_words] - n_words
+        rows = parts[composed]  # row 0 is padding, which has values
+        known = (F.embedding(rows, model.unit_emb.weight) * (rows > 0)[..., None]).sum(dim=1)
+        first = len(parts) - len(profile)  # of those with profiles, which come last
+        plain, profiled = known[composed < first], known[composed >= first]
+        embedded = torch.cat([embedded, plain])
+        if len(profiled):
+            of_unit = profile[composed[composed >= first] - first]
+            embedded = torch.cat([embedded, model.identifier(profiled, of_unit)])
     tables = unit_tables(model, config, embedded).flatten(0, 1)
     return kind * len(units) + position[unit], kind, tables

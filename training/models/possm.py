@@ -118,7 +118,7 @@ def forward(
     lengths: Tensor,
     session_index: Tensor,
     output_times: Tensor,
-    channel: Tensor | None = None,
+    parts: Tensor | None = None,
     profile: Tensor | None = None,
 ) -> Tensor:
     """Outputs (B, n_outputs, dim_out) of windows that start from a fresh state.
@@ -128,7 +128,7 @@ def forward(
     """
     encoder, device = config.encoder, token.device
     n_windows, n_chunks = len(lengths), config.n_chunks
-    row, kind, tables = compact(model, encoder, token, channel, profile)
+    row, kind, tables = compact(model, encoder, token, parts, profile)
     window = torch.arange(n_windows, device=device).repeat_interleave(lengths)
     queries = to_pairs(latent_queries(model, encoder, latent_phases(model, encoder)), encoder)
     starts = kind == START

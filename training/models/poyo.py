@@ -86,7 +86,7 @@ def forward(
     lengths: Tensor,
     session_index: Tensor,
     output_times: Tensor,
-    channel: Tensor | None = None,
+    parts: Tensor | None = None,
     profile: Tensor | None = None,
 ) -> Tensor:
     """POYO's outputs (B, n_outputs, dim_out), equal to `POYO.forward` to float32 rounding.
@@ -95,11 +95,11 @@ def forward(
     times: (n_tokens,) float64, seconds since the window's start.
     lengths: (B,) int64, tokens per window.
     output_times: (B, n_outputs) float64, seconds since the window's start.
-    channel, profile: see `training.data.windows.Batch`.
+    parts, profile: see `training.data.windows.Batch`.
     """
     frequencies = omega(model, config)
     latents_at = latent_phases(model, config)
-    row, _, tables = compact(model, config, token, channel, profile)
+    row, _, tables = compact(model, config, token, parts, profile)
     at = Phases.of(times, frequencies)
     attended = attend(
         to_pairs(latent_queries(model, config, latents_at), config),

@@ -14,6 +14,8 @@ from training.data.windows import WindowSource
 from training.models.families import Config, Model, forward
 from training.pretraining import runs
 
+WALKED_S = 128.0  # of windows in a batch
+
 
 def window_source(
     sessions: Sequence[Session],
@@ -51,7 +53,9 @@ def decode_training_domain(
     source = window_source([session], model, record.config(), record)
     layout = record.config().walking(session.train_domain)
     times, decoded = [], []
-    for at, batch in source.walk(0, "train", step_s=step_s, layout=layout):
+    for at, batch in source.walk(
+        0, "train", step_s=step_s, layout=layout, batch_size=_at_once(layout)
+    ):
         decoded.append(forward(model, layout, **batch.inputs()).flatten(0, 1).double().numpy())
         times.append(at.ravel())
     if not times:
@@ -75,7 +79,9 @@ def decode_windows(
     device = next(model.parameters()).device
     true, decoded = [], []
     config = config.walking(source.sessions[index].intervals(split))
-    for _, batch in source.walk(index, split, step_s=step_s, layout=config, at_most=at_most):
+    for _, batch in source.walk(
+        index, split, step_s=step_s, layout=config, at_most=at_most, batch_size=_at_once(config)
+    ):
         output = forward(model, config, **batch.to(device).inputs())
         decoded.append(output.flatten(0, 1).cpu())
         true.append(batch.target.flatten(0, 1))
@@ -85,3 +91,8 @@ def decode_windows(
             f"the {split} domain"
         )
     return torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy()
+
+
+def _at_once(config: Config) -> int:
+    """Windows in a batch when a session is walked: two minutes of them at most."""
+    return max(1, min(32, int(WALKED_S / config.window_s)))

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 VALIDATE_EVERY_S = 60.0
-MAX_VALIDATING = 0.2  # share of a timed run spent validating
+MAX_VALIDATING = 0.05  # share of a timed run spent validating
 N_VALIDATIONS = 20  # per run with a given number of steps
 VALIDATE_STEP_S = 0.1  # between scored times
 MAX_VALIDATED = 3000  # windows per validation, over all sessions
@@ -98,6 +98,9 @@ class Trainer:
         self.module, *self.optimizers = fabric.setup(
             FastForward(self.model, self.config), *optimizers
         )
+        self._own, self._shared = torch.from_numpy(self.source.differences()).unbind(dim=1)
+        with torch.no_grad():
+            self.model.unit_emb.weight[self._own] = 0.0  # nothing differs yet
         self.average = {name: t.clone() for name, t in runs.weights(self.model).items()}
         for session in self.source.sessions:
             if len(window_ends(session, "valid", self.config.window_s, 0.1)) == 0:
@@ -207,6 +210,8 @@ class Trainer:
             ours.weight.detach()[[ours.vocab[word] for word in common]] = known.weight.detach()[
                 rows
             ]
+        units = own["unit_emb.weight"]
+        units[self._own] -= units[self._shared]
         for name, tensor in own.items():
             self.average[name].copy_(tensor)
 
@@ -285,6 +290,12 @@ class Trainer:
         names = list(own)
         torch._foreach_lerp_([self.average[n] for n in names], [own[n] for n in names], 1.0 - decay)
 
+    def _whole_average(self) -> dict[str, Tensor]:
+        """The averaged weights, with whole embeddings of units, not what differs each day."""
+        units = self.average["unit_emb.weight"].clone()
+        units[self._own] += units[self._shared]
+        return self.average | {"unit_emb.weight": units}
+
     def _validate_when_due(self, loss: float) -> float | None:
         """Validate if due: every minute, or by steps in a run with a given number of steps.
 
@@ -305,7 +316,7 @@ class Trainer:
         if score > self.record.best_r2:
             self.record.best_r2 = score
             if self.fabric.is_global_zero:
-                runs.save_tensors(self.run / runs.BEST, self.average)
+                runs.save_tensors(self.run / runs.BEST, self._whole_average())
         self.record.history.append(
             {"step": self.record.step, "seconds": self.record.seconds, "loss": loss, "r2": score}
         )
@@ -319,7 +330,7 @@ class Trainer:
         live = {name: t.clone() for name, t in runs.weights(self.model).items()}
         n_sessions = len(self.source.sessions)
         try:
-            runs.set_weights(self.model, self.average)
+            runs.set_weights(self.model, self._whole_average())
             parts = [
                 decode_windows(
                     self.model, self.config, self.source, index, "valid",
