@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from decoder.arrays import Floats
+from decoder.arrays import Floats, Ints
 from streaming.sessions.intervals import duration_s, intersect
 from streaming.sessions.session import Session
 from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, tuning
@@ -23,6 +23,8 @@ from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, tuning
 N_PROFILE = N_FEATURES - 1 + N_ACTIVITY + 2 + N_FEATURES + 1
 SHORTEST_S, LONGEST_S = 5.0, 240.0  # of the stretches in training
 LABELLED = 0.7  # share of the profiles in training that have the tuning
+MOVED = 0.3  # share of the units, at most, whose channel records other neurons
+UNKNOWN = 0.3  # share of the profiled units, at most, whose channel is not known
 USUAL_S = 40.0  # the log of the seconds is zero here
 
 
@@ -49,14 +51,14 @@ def profiles(
 class Identity:
     """How the units of a session are known to the model, in the windows of one training batch.
 
-    shared: by the embeddings that the subject's days share.
+    channels: (n_units,) the unit whose shared embedding each unit has, -1 for none; None for none.
+        It is another unit's for a few, as an electrode may record other neurons tomorrow.
     own: by the embeddings of the session, or on top of the shared ones by what differs today.
     profiled: by their profiles, in a stretch of the session, intervals (n, 2) in s; None: without.
-        A profile without shared embeddings is of an unknown channel.
     labelled: whether the profiles have the tuning.
     """
 
-    shared: bool = False
+    channels: Ints | None = None
     own: bool = False
     profiled: Floats | None = None
     labelled: bool = False
@@ -68,6 +70,7 @@ OWN = Identity(own=True)
 def draw_identity(
     rng: np.random.Generator,
     domain: Floats,
+    n_units: int,
     *,
     lasts: bool,
     shared_share: float,
@@ -80,10 +83,18 @@ def draw_identity(
     profiled_share: probability of profiles, of shared and of unknown channels alike.
     """
     any_day = lasts and bool(rng.random() < shared_share)
-    if not rng.random() < profiled_share:
-        return Identity(shared=lasts, own=not any_day)
+    profiled = bool(rng.random() < profiled_share)
+    channels = np.arange(n_units) if lasts else None
+    if channels is not None and (any_day or profiled):
+        moved = np.flatnonzero(rng.random(n_units) < rng.uniform(0.0, MOVED))
+        channels[moved] = rng.permutation(moved)
+    if not profiled:
+        return Identity(channels=channels, own=not any_day)
+    if channels is not None:
+        unknown = rng.uniform(0.0, UNKNOWN) if any_day else 1.0
+        channels[rng.random(n_units) < unknown] = -1
     labelled = bool(rng.random() < LABELLED)
-    return Identity(shared=any_day, profiled=_random_stretch(domain, rng), labelled=labelled)
+    return Identity(channels=channels, profiled=_random_stretch(domain, rng), labelled=labelled)
 
 
 def _random_stretch(domain: Floats, rng: np.random.Generator) -> Floats:
