@@ -215,7 +215,8 @@ def test_a_carried_state_never_saw_its_own_window() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "train_s", "batch"), [
-    ((600.0,), 4.0, 8),
+    ((600.0,), 8.0, 4),
+    ((5.0, 6.0, 6.0), 4.0, 8),
     ((2.5, 3.0, 3.5, 8.0), 2.0, 16),
     ((1.2, 1.3, 3.0, 3.0), 1.0, 32),
     ((0.5, 0.6, 0.7, 3.0), 1.0, 32),

@@ -40,6 +40,7 @@ class Recipe:
     steps: maximum number of steps.
     embedding_rate: peak learning rate of the unit and session embeddings.
     learning_rate: peak learning rate of the other weights.
+    batch_size: windows per step, at most; fewer if they are long (`usual_batch`).
     keep_units: range of the share of units kept in a window (`WindowSource.plan`).
     n_checks: number of evaluations on the held-out fifth after the first.
     """
@@ -121,7 +122,8 @@ class Lesson:
     def loss(self, step: int, recipe: Recipe) -> Tensor:
         """Mean squared error on the windows of one step."""
         rng = np.random.default_rng([self.seed, step])
-        batch = self.source.draw(rng, recipe.batch_size, keep_units=recipe.keep_units)
+        n_windows = min(recipe.batch_size, self.config.usual_batch)
+        batch = self.source.draw(rng, n_windows, keep_units=recipe.keep_units)
         return nn.functional.mse_loss(
             forward(self.model, self.config, **batch.inputs()), batch.target
         )

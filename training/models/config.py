@@ -15,7 +15,7 @@ N_QUERIES = 16  # per training window of POYO
 N_OPEN = 8  # queries inside chunks, per training window of a streaming model
 MAX_WALK_S = 30.0  # longest window for walking a recording with a streaming model
 CARRIED_S = 4.0  # that a state has passed through before a training window, or more
-SHORTER_S = (2.0, 1.0)  # training windows of a streaming model on sessions of short intervals
+SHORTER_S = (4.0, 2.0, 1.0)  # training windows of a streaming model on sessions of short intervals
 USUAL_BATCH = 32
 
 
@@ -85,11 +85,12 @@ class PossmConfig:
     train_s: length of a training window in seconds, at most. Long windows decode other days better
         than short ones (docs/ACCURACY.md).
     n_carried: how many other windows a state passes through before its own.
+    state_dropout: share of the state that the readout does without, in training.
     """
 
     chunk_s: float = 0.04
     warm_up_s: float = 0.4
-    train_s: float = 4.0
+    train_s: float = 8.0
     n_carried: int = 1
     num_latents: int = 8
     dim: int = 64
@@ -97,6 +98,7 @@ class PossmConfig:
     cross_heads: int = 2
     hidden: int = 128
     dropout: float = 0.0
+    state_dropout: float = 0.2
     t_min: float = 1e-2
     t_max: float = 4.0
     dim_out: int = 2

@@ -68,6 +68,7 @@ class Possm(nn.Module):
         self.enc_ffn = _feed_forward(config)
         self.norm = nn.LayerNorm(config.num_latents * dim)
         self.gru = nn.GRU(config.num_latents * dim + N_AGES, config.hidden, batch_first=True)
+        self.state_dropout = nn.Dropout(config.state_dropout)
         self.state_out = nn.Linear(config.hidden, dim)
         self.out_ffn = _feed_forward(config)
         self.readout = nn.Linear(dim, config.dim_out)
@@ -104,7 +105,7 @@ def step(model: Possm, inputs: Tensor, state: Tensor) -> Tensor:
 
 def read_state(model: Possm, state: Tensor, session: Tensor) -> Tensor:
     """Decode outputs (..., dim_out) from states (..., hidden) and session embeddings (..., dim)."""
-    hidden = model.state_out(state) + session
+    hidden = model.state_out(model.state_dropout(state)) + session
     outputs: Tensor = model.readout(hidden + model.out_ffn(hidden))
     return outputs
 
