@@ -173,8 +173,8 @@ def _model_of(struct: type[msgspec.Struct], doc: str) -> type[BaseModel]:
             kind = _model_of(wire.Quantiles, "Quantiles over the ticks of one second, ms.") | None
         elif kind is Filters:
             kind = FiltersView
-        given = field.default is msgspec.NODEFAULT
-        fields[field.name] = (kind, ... if given else field.default)
+        is_required = field.default is msgspec.NODEFAULT
+        fields[field.name] = (kind, ... if is_required else field.default)
     return create_model(struct.__name__, __base__=Answer, __doc__=doc, **fields)
 
 

@@ -132,8 +132,7 @@ class DaemonConnection:
         """Adopt the daemon that sent this status.
 
         Values in the journal take precedence over the daemon's; missing values are taken from the
-        daemon. A pause stays in effect, whether the journal or
-        the daemon has it.
+        daemon. A pause stays in effect, whether the journal or the daemon has it.
         """
         supervise = self._settings.supervise
         process = Adopted(status.pid) if supervise else Foreign(status.pid)
