@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from decoder.arrays import Floats, Ints
+from decoder.arrays import Floats
 from streaming.sessions.intervals import duration_s, intersect
 from streaming.sessions.session import Session
 from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, tuning
@@ -23,8 +23,6 @@ from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, tuning
 N_PROFILE = N_FEATURES - 1 + N_ACTIVITY + 2 + N_FEATURES + 1
 SHORTEST_S, LONGEST_S = 5.0, 240.0  # of the stretches in training
 LABELLED = 0.7  # share of the profiles in training that have the tuning
-MOVED = 0.3  # share of the units, at most, whose channel records other neurons
-UNKNOWN = 0.3  # share of the profiled units, at most, whose channel is not known
 USUAL_S = 40.0  # the log of the seconds is zero here
 
 
@@ -51,14 +49,14 @@ def profiles(
 class Identity:
     """How the units of a session are known to the model, in the windows of one training batch.
 
-    channels: (n_units,) the unit whose shared embedding each unit has, -1 for none; None for none.
-        It is another unit's for a few, as an electrode may record other neurons tomorrow.
+    shared: by the embeddings that the subject's days share.
     own: by the embeddings of the session, or on top of the shared ones by what differs today.
     profiled: by their profiles, in a stretch of the session, intervals (n, 2) in s; None: without.
+        A profile without shared embeddings is of an unknown channel.
     labelled: whether the profiles have the tuning.
     """
 
-    channels: Ints | None = None
+    shared: bool = False
     own: bool = False
     profiled: Floats | None = None
     labelled: bool = False
@@ -70,7 +68,6 @@ OWN = Identity(own=True)
 def draw_identity(
     rng: np.random.Generator,
     domain: Floats,
-    n_units: int,
     *,
     lasts: bool,
     shared_share: float,
@@ -83,18 +80,10 @@ def draw_identity(
     profiled_share: probability of profiles, of shared and of unknown channels alike.
     """
     any_day = lasts and bool(rng.random() < shared_share)
-    profiled = bool(rng.random() < profiled_share)
-    channels = np.arange(n_units) if lasts else None
-    if channels is not None and (any_day or profiled):
-        moved = np.flatnonzero(rng.random(n_units) < rng.uniform(0.0, MOVED))
-        channels[moved] = rng.permutation(moved)
-    if not profiled:
-        return Identity(channels=channels, own=not any_day)
-    if channels is not None:
-        unknown = rng.uniform(0.0, UNKNOWN) if any_day else 1.0
-        channels[rng.random(n_units) < unknown] = -1
+    if not rng.random() < profiled_share:
+        return Identity(shared=lasts, own=not any_day)
     labelled = bool(rng.random() < LABELLED)
-    return Identity(channels=channels, profiled=_random_stretch(domain, rng), labelled=labelled)
+    return Identity(shared=any_day, profiled=_random_stretch(domain, rng), labelled=labelled)
 
 
 def _random_stretch(domain: Floats, rng: np.random.Generator) -> Floats:

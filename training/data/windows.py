@@ -207,7 +207,6 @@ class WindowSource:
         return draw_identity(
             rng,
             self.sessions[index].train_domain,
-            self.sessions[index].n_units,
             lasts=self._shared[index] is not None,
             shared_share=self._shared_share,
             profiled_share=self._profiled_share,
@@ -230,28 +229,21 @@ class WindowSource:
         session, identity = self.sessions[plan.index], plan.identity
         own, none = self._rows[plan.index], np.zeros(session.n_units, dtype=np.int64)
         channel, session_row = none, self._session_rows[plan.index] if identity.own else 0
-        shared, channels = self._shared[plan.index], identity.channels
-        if channels is not None and shared is not None:
-            channel = np.where(channels >= 0, shared[0][channels], 0)
-            if not identity.own and channel.any():
-                session_row = shared[1]
+        if identity.shared and (shared := self._shared[plan.index]) is not None:
+            channel, of_subject = shared
+            session_row = session_row or of_subject
         known = _Known(row=own if identity.own else channel, session_row=session_row)
         if identity.profiled is not None:
+            tuning = self._channels if identity.shared else None
             known.profile = profiles(
                 session,
                 identity.profiled,
                 labelled=identity.labelled,
-                channels=self._tuning_of(channel),
+                channels=None if tuning is None else tuning[channel - 1],
             )
-        if identity.profiled is not None or (identity.own and channels is not None):
+        if identity.profiled is not None or (identity.own and identity.shared):
             known.parts = np.stack([channel, own if identity.own else none], axis=1)
         return known
-
-    def _tuning_of(self, channel: Ints) -> Floats | None:
-        """Tuning features (n_units, F) of channels by their rows; NaN for those of row 0."""
-        if self._channels is None:
-            return None
-        return np.where(channel[:, None] > 0, self._channels[channel - 1], np.nan)
 
     def differences(self) -> Ints:
         """Rows (n, 2) of units whose embedding, in training, is what differs from a shared one: the
