@@ -63,6 +63,7 @@ def test_new_units_are_learned_and_all_other_weights_stay_bit_for_bit(pretrained
 
 def test_new_units_start_like_known_units_with_similar_tuning(pretrained) -> None:
     model, record = pretrained
+    record = record.model_copy(update={"n_profile": 0})  # as in an older version
     known = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
     again = replace(known, session_id="another day")
     extended, more = with_session(model, record, again)

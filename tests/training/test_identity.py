@@ -75,6 +75,22 @@ def test_a_run_shares_embeddings_among_a_subjects_days(run: Path, days: list[Ses
     np.testing.assert_allclose(of_days.mean(axis=0), record.unit_tuning[48:], atol=2e-3)
 
 
+def test_a_days_units_are_the_shared_ones_and_what_differs(
+    run: Path, days: list[Session], tmp_path: Path
+) -> None:
+    model, _ = runs.load_model(run)
+    units = model.unit_emb.weight.detach()
+    own, shared = units[1:49].reshape(2, 24, -1), units[49:73]
+    assert 0 < (own - shared).norm() < 0.7 * own.norm(), "after ten steps the days differ a little"
+    settings = PretrainSettings(
+        preset="stream", minutes=None, steps=1, batch_size=8, learning_rate=1e-12, base=str(run)
+    )
+    pretrain(days, tmp_path / "more", settings)
+    again = runs.load_model(tmp_path / "more")[0].unit_emb
+    rows = [again.vocab[word] for word in list(model.unit_emb.vocab)[1:]]
+    torch.testing.assert_close(again.weight[rows], units[1:])
+
+
 def test_a_share_of_the_training_windows_uses_the_shared_embeddings(
     run: Path, days: list[Session]
 ) -> None:

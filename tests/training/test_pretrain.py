@@ -71,7 +71,7 @@ def test_a_run_resumes_at_its_last_step(session, tmp_path: Path) -> None:
 
 def test_a_run_can_start_from_another_runs_weights(session, tmp_path: Path) -> None:
     """Known units keep their embeddings; new ones start as the mean of units tuned like them."""
-    pretrain([session], tmp_path / "first", settings())
+    pretrain([session], tmp_path / "first", settings(profiled_share=0.0))
     other = simulate(n_units=30, minutes=1.5, subject=1, seed=4)
     begun = settings(steps=1, learning_rate=1e-12, base=str(tmp_path / "first"))
     pretrain([other, session], tmp_path / "second", begun)

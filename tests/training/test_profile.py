@@ -17,7 +17,7 @@ from training.models.families import forward
 from training.pretraining import runs
 from training.pretraining.newcomer import with_session
 from training.pretraining.pretrain import pretrain
-from training.pretraining.scoring import window_source
+from training.pretraining.scoring import decode_windows, window_source
 from training.pretraining.settings import PretrainSettings
 
 TODAY = slice(0, N_PROFILE - N_FEATURES - 1)  # the part that is not about the channel
@@ -86,11 +86,11 @@ def test_profiled_windows_decode_as_the_session_that_starts_from_the_same_profil
     run: Path, session: Session
 ) -> None:
     model, record = runs.load_model(run)
-    extended, more = with_session(model, record, session)
+    extended, more = with_session(model, record, session, reads="spikes")
     source = window_source([session], extended, record.config(), more, profiled_share=1.0)
     plans = source.plan(np.random.default_rng(0), 4, keep_units=(1.0, 1.0))
     known = [replace(plan, identity=OWN) for plan in plans]
-    whole = replace(plans[0].identity, profiled=session.train_domain, labelled=True)
+    whole = replace(plans[0].identity, profiled=session.train_domain, labelled=False)
     batch = source.build([replace(plan, identity=whole) for plan in plans])
     assert batch.parts.tolist() == [[0, 0]] * 24
     assert batch.profile.shape == (24, N_PROFILE)
@@ -111,3 +111,19 @@ def test_the_network_learns_and_units_of_other_profiles_get_other_embeddings(
     labelled, unlabelled = by_labels.unit_emb.weight[-24:], by_spikes.unit_emb.weight[-24:]
     assert (labelled != unlabelled).any(dim=1).all()
     assert len(torch.unique(labelled, dim=0)) == 24
+
+
+def test_units_of_unknown_channels_start_from_what_decodes_the_labels_better(
+    run: Path, session: Session
+) -> None:
+    model, record = runs.load_model(run)
+    best = with_session(model, record, session)
+    by_tuning = with_session(model, record.model_copy(update={"n_profile": 0}), session)
+    source = window_source([session], best[0], record.config(), best[1])
+    errors = []
+    for extended, _ in (best, by_tuning):
+        true, decoded = decode_windows(
+            extended, record.config(), source, 0, "train", step_s=0.1, at_most=200
+        )
+        errors.append(np.square(true - decoded).mean())
+    assert errors[0] <= errors[1]

@@ -6,18 +6,22 @@ What a unit starts from, the first that there is:
               unit's profile of today (`training.models.identifier`)
     channel   the embedding that its subject's days share (`training.data.identity`)
     tuning    the mean of the known units with the most similar tuning (`training.data.tuning`)
+
+If no channel is known, the profile and the tuning compete: the one that decodes the labels better.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from decoder.arrays import Ints
+from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import duration_s
 from streaming.sessions.session import Session
@@ -26,11 +30,22 @@ from training.data.profile import profiles
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words
 from training.models.families import Model
+from training.models.possm import EMB_INIT_SCALE
 from training.pretraining import runs
+from training.pretraining.scoring import decode_windows, window_source
 
 Reads = Literal["nothing", "spikes", "labels"]
 
+STEP_S, MAX_WINDOWS = 0.1, 200  # of the comparison of two starts
 SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a new session could start from: embeddings of its units (n_units, dim) and its own."""
+
+    units: Tensor
+    session: Tensor
 
 
 def with_session(
@@ -46,43 +61,97 @@ def with_session(
     words = unit_words(session)
     subject = home(session, record.session_words, record.unit_words)
     channels = _channels(record, session, subject)
+    with torch.no_grad():
+        starts = _starts(model, record, session, subject, channels, reads)
     model, record = copy.deepcopy(model), record.model_copy(deep=True)
     model.unit_emb.extend_vocab(words)
     model.session_emb.extend_vocab([session.session_id])
-    with torch.no_grad():
-        known, new = model.unit_emb.weight[: -len(words)], model.unit_emb.weight[-len(words) :]
-        days = model.session_emb.weight
-        of_subject = 0 if subject is None else record.session_words.index(subject) + 1
-        days[-1] = days[of_subject] if of_subject else days[1:-1].mean(dim=0)
-        is_known = torch.from_numpy(channels > 0)
-        if record.n_profile and reads != "nothing":
-            features = np.array(record.unit_tuning)[channels - 1]
-            features[channels == 0] = np.nan
-            profile = profiles(
-                session, session.train_domain, labelled=reads == "labels", channels=features
-            )
-            channel = known[torch.from_numpy(channels)] * is_known[:, None]
-            identifier: Any = model.identifier
-            new.copy_(identifier(channel, torch.from_numpy(profile).float()))
-            days[-1] = days[of_subject]
-        else:
-            if reads == "labels" and record.unit_tuning:
-                like = nearest_mean(
-                    tuning(session), np.array(record.unit_tuning), known[1:].double().numpy()
-                )
-                new.copy_(torch.from_numpy(like))
-            else:  # the mean of the known units plus the initial random values
-                new += known[1:].mean(dim=0)
-            new[is_known] = known[torch.from_numpy(channels)][is_known]
-    if record.unit_tuning:
-        record.unit_tuning += tuning(session).round(3).tolist()
     scale = _scale(record, session, subject, reads)
+    if record.unit_tuning:
+        record.unit_tuning += _tuning(record, session, channels, reads).round(3).tolist()
     record.best_r2 = math.nan  # that of the other sessions says nothing about this one
     record.unit_words += words
     record.session_words.append(session.session_id)
     record.output_mean[session.session_id] = (scale.mean[0], scale.mean[1])
     record.output_std[session.session_id] = (scale.std[0], scale.std[1])
+
+    def begin(start: Start) -> None:
+        with torch.no_grad():
+            model.unit_emb.weight[-len(words) :] = start.units
+            model.session_emb.weight[-1] = start.session
+
+    if len(starts) > 1:
+        errors = []
+        for start in starts:
+            begin(start)
+            errors.append(_error(model, record, session))
+        starts = [starts[int(np.argmin(errors))]]
+    begin(starts[0])
     return model, record
+
+
+def _starts(
+    model: Model,
+    record: runs.RunRecord,
+    session: Session,
+    subject: str | None,
+    channels: Ints,
+    reads: Reads,
+) -> list[Start]:
+    """What the session could start from: the first, if nothing tells which is best."""
+    units, days = model.unit_emb.weight, model.session_emb.weight
+    of_subject = days[0 if subject is None else record.session_words.index(subject) + 1]
+    rows, is_known = torch.from_numpy(channels), torch.from_numpy(channels > 0)
+    channel = units[rows] * is_known[:, None]
+    starts = []
+    if record.n_profile and reads != "nothing":
+        profile = profiles(
+            session,
+            session.train_domain,
+            labelled=reads == "labels",
+            channels=_tuning_of_channels(record, channels),
+        )
+        identifier: Any = model.identifier
+        found = identifier(channel, torch.from_numpy(profile).float())
+        starts.append(Start(units=found, session=of_subject))
+        if subject is not None or reads != "labels":
+            return starts
+    if reads == "labels" and record.unit_tuning:
+        known = units[1:].double().numpy()
+        like = nearest_mean(tuning(session), np.array(record.unit_tuning), known)
+        others = torch.from_numpy(like).float()
+    else:
+        others = units[1:].mean(dim=0).repeat(session.n_units, 1)
+        others += EMB_INIT_SCALE * torch.randn_like(others)
+    mean = days[1:].mean(dim=0) if subject is None else of_subject
+    starts.append(Start(units=torch.where(is_known[:, None], channel, others), session=mean))
+    return starts
+
+
+def _error(model: Model, record: runs.RunRecord, session: Session) -> float:
+    """Squared error of the training domain's velocity; infinite if no window fits."""
+    source = window_source([session], model, record.config(), record)
+    try:
+        true, decoded = decode_windows(
+            model, record.config(), source, 0, "train", step_s=STEP_S, at_most=MAX_WINDOWS
+        )
+    except TrainingError:
+        return math.inf
+    return float(np.square(true - decoded).mean())
+
+
+def _tuning(record: runs.RunRecord, session: Session, channels: Ints, reads: Reads) -> Floats:
+    """Tuning features (n_units, F) for the record: today's, or without labels the channels'."""
+    if reads == "labels":
+        return tuning(session)
+    return np.nan_to_num(_tuning_of_channels(record, channels))
+
+
+def _tuning_of_channels(record: runs.RunRecord, channels: Ints) -> Floats:
+    """Tuning features (n_units, F) of channels on other days; NaN for those that aren't known."""
+    features = np.array(record.unit_tuning)[channels - 1]
+    features[channels == 0] = np.nan
+    return features
 
 
 def _channels(record: runs.RunRecord, session: Session, subject: str | None) -> Ints:

@@ -188,10 +188,7 @@ class Trainer:
         (`training.pretraining.newcomer`). Raises TrainingError if the base has other sizes.
         """
         model, record = runs.load_model(base)
-        if (
-            not same_sizes(record.config(), self.config)
-            or record.n_profile != self.record.n_profile
-        ):
+        if not same_sizes(record.config(), self.config):
             raise TrainingError(
                 f"{base} has the sizes of preset {record.preset!r}, or of another version of it; "
                 f"expected {self.record.preset!r}"
@@ -206,10 +203,8 @@ class Trainer:
         for name in ("unit_emb", "session_emb"):
             ours, known = getattr(self.model, name), getattr(model, name)
             common = [word for word in ours.vocab if word in known.vocab]
-            rows = [known.vocab[word] for word in common]
-            ours.weight.detach()[[ours.vocab[word] for word in common]] = known.weight.detach()[
-                rows
-            ]
+            rows, of_base = ([one.vocab[w] for w in common] for one in (ours, known))
+            ours.weight.detach()[rows] = known.weight.detach()[of_base]
         units = own["unit_emb.weight"]
         units[self._own] -= units[self._shared]
         for name, tensor in own.items():
