@@ -133,14 +133,10 @@ def adapt(
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
-        terminal().print(
-            styled(
-                (f"{output}", "bold"),
-                f": {summary['units']} units by {summary['method']} in "
-                f"{summary['seconds']:.1f} s, causal R² on the held-out fifth ",
-                (f"{summary['validation_r2']:.3f}", "bold"),
-            )
-        )
+        r2 = summary["validation_r2"]
+        score = () if r2 is None else (", causal R² on the held-out fifth ", (f"{r2:.3f}", "bold"))
+        made = f": {summary['units']} units by {summary['method']} in {summary['seconds']:.1f} s"
+        terminal().print(styled((f"{output}", "bold"), made, *score))
 
 
 @verbs.command(epilog="Example: volition checkpoint poyo.ckpt -o runs/poyo --output-std 0.2")

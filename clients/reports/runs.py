@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,5 +154,5 @@ def run_adaptation(
         "method": adapted.method,
         "units": session.n_units,
         "seconds": took_s,
-        "validation_r2": record.best_r2,
+        "validation_r2": record.best_r2 if math.isfinite(record.best_r2) else None,
     }

@@ -41,7 +41,7 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
     }
 
 
-@pytest.mark.parametrize("method", ["units", "units+head", "full"])
+@pytest.mark.parametrize("method", ["instant", "units", "units+head", "full"])
 def test_a_method_trains_its_own_weights_and_no_known_unit(
     tiny: TinyDecoder, today, method
 ) -> None:
@@ -52,7 +52,8 @@ def test_a_method_trains_its_own_weights_and_no_known_unit(
     assert not moved(before, runs.weights(model)), "the original model was changed"
     names = moved(before, runs.weights(adapted.model))
     assert not any(name.startswith(OUTSIDE_GRAPH) for name in names), "a known unit changed"
-    assert bool(names) == (method != "units")
+    assert bool(names) == (method not in ("instant", "units"))
+    assert np.isnan(adapted.record.best_r2) == (method == "instant"), "nothing was held out"
     if method == "units+head":
         assert all(name.startswith(HEADS) for name in names)
         assert "readout.weight" in names

@@ -34,13 +34,14 @@ from training.calibration.adapt import (
     calibrate,
     hold_out_last_fifth,
 )
-from training.calibration.crossval import N_FOLDS, cross_validate
+from training.calibration.crossval import N_FOLDS, SCORE_TICK_S, cross_validate
 from training.calibration.doubts import doubts
 from training.data.simulate import simulate
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
 from training.pretraining import runs
 
+INSTANT_TICK_S = 0.1  # between compared instants; half as many, so that it is ready sooner
 OWN_SHARE = 0.4  # share of the time limit for training once more on all seconds
 WARM_UP = {"n_units": 32, "minutes": 0.5, "subject": 0, "seed": 0}  # of a simulation
 
@@ -119,7 +120,7 @@ def train_candidate(
     with tempfile.TemporaryDirectory() as folder:
         compared = cross_validate(
             lambda fold, number: learned.fold(fold, number, Path(folder) / f"{number}.bundle"),
-            session, active,
+            session, active, tick_s=INSTANT_TICK_S if plan.method == "instant" else SCORE_TICK_S,
         )  # fmt: skip
     made, method = learned.all(session, path)
     return Candidate(

@@ -42,10 +42,11 @@ class Compared:
     true: Floats
     candidate: Floats
     active: Floats | None
+    tick_s: float = SCORE_TICK_S
 
     def evidence(self) -> Evidence:
         """The squared errors, for the gate."""
-        return Evidence.of(self.true, self.candidate, self.active, tick_s=SCORE_TICK_S)
+        return Evidence.of(self.true, self.candidate, self.active, tick_s=self.tick_s)
 
 
 def folds(session: Session, n_folds: int = N_FOLDS) -> list[Session]:
@@ -62,16 +63,19 @@ def folds(session: Session, n_folds: int = N_FOLDS) -> list[Session]:
     return parts
 
 
-def cross_validate(learn: Learn, session: Session, active: Bundle | None) -> Compared | None:
+def cross_validate(
+    learn: Learn, session: Session, active: Bundle | None, *, tick_s: float = SCORE_TICK_S
+) -> Compared | None:
     """Decode a session's whole training domain with models trained on the other folds.
 
     learn: makes a bundle from a fold's training domain; called with the fold and its number.
+    tick_s: between the instants that are compared.
     Returns None if no fold is long enough to train on and decode.
     """
     parts: list[Compared] = []
     for number, fold in enumerate(folds(session)):
         try:
-            parts.append(_compared(learn(fold, number), fold, active))
+            parts.append(_compared(learn(fold, number), fold, active, tick_s))
         except TrainingError as error:
             log.info("fold %d was skipped: %s", number, error)
     if not parts:
@@ -82,15 +86,16 @@ def cross_validate(learn: Learn, session: Session, active: Bundle | None) -> Com
         true=np.concatenate([part.true for part in parts]),
         candidate=np.concatenate([part.candidate for part in parts]),
         active=np.concatenate(known) if len(known) == len(parts) else None,
+        tick_s=tick_s,
     )
 
 
-def _compared(made: Bundle, fold: Session, active: Bundle | None) -> Compared:
+def _compared(made: Bundle, fold: Session, active: Bundle | None, tick_s: float) -> Compared:
     after_s = made.manifest.sizes.window_s
     if active is not None:
         after_s = max(after_s, active.manifest.sizes.window_s)
-    candidate = decode_split(made, fold, "test", tick_s=SCORE_TICK_S, after_s=after_s)
-    other = _decoded(active, fold, after_s)
+    candidate = decode_split(made, fold, "test", tick_s=tick_s, after_s=after_s)
+    other = _decoded(active, fold, after_s, tick_s)
     return Compared(
         times=candidate.times,
         true=fold.velocity_at(candidate.times),
@@ -99,12 +104,12 @@ def _compared(made: Bundle, fold: Session, active: Bundle | None) -> Compared:
     )
 
 
-def _decoded(active: Bundle | None, fold: Session, after_s: float) -> Decoded | None:
+def _decoded(active: Bundle | None, fold: Session, after_s: float, tick_s: float) -> Decoded | None:
     """Output of the active decoder; None if there is none, or it knows none of the units."""
     if active is None:
         return None
     try:
-        return decode_split(active, fold, "test", tick_s=SCORE_TICK_S, after_s=after_s)
+        return decode_split(active, fold, "test", tick_s=tick_s, after_s=after_s)
     except TrainingError as error:
         log.info("%s can't be scored: %s", active.path.name, error)
         return None
