@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def test_a_share_of_the_training_windows_uses_the_shared_embeddings(
     assert 0.2 < shared / 400 < 0.4
     own = window_source(days[:2], model, record.config(), record).draw(rng, 8)
     assert int(own.session_index.max()) <= 2
+    assert len(own.parts) == 0, "whole embeddings"
 
 
 def test_a_new_day_starts_from_the_shared_embeddings(run: Path, days: list[Session]) -> None:
@@ -134,7 +136,26 @@ def test_a_new_day_starts_from_the_shared_embeddings(run: Path, days: list[Sessi
     assert torch.equal(extended.unit_emb.weight[73:93], extended.unit_emb.weight[49:69])
     assert not torch.equal(extended.unit_emb.weight[93:], extended.unit_emb.weight[69:73])
     settings = AdaptSettings(method="units", seconds=30, steps=2)
-    assert calibrate(model, record, other, settings).record.session_words[-1] == "day2"
+    adapted = calibrate(model, record, other, settings)
+    assert adapted.record.session_words[-1] == "day2"
+    assert torch.equal(adapted.model.unit_emb.weight[1:73], model.unit_emb.weight[1:])
+
+
+def test_a_checkpoint_of_an_older_version_has_whole_embeddings(
+    run: Path, days: list[Session], tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    state = runs.load_tensors(run / runs.LAST)
+    rows = state.pop("differences")
+    for kind in ("weights", "average"):
+        state[f"{kind}.unit_emb.weight"][rows[:, 0]] += state[f"{kind}.unit_emb.weight"][rows[:, 1]]
+    runs.save_tensors(tmp_path / "run" / runs.LAST, state)
+    pretrain(days[:2], run, settings_of(run, steps=11), resume=True)
+    pretrain(days[:2], tmp_path / "run", settings_of(run, steps=11), resume=True)
+    again, once = (runs.load_tensors(one / runs.LAST) for one in (tmp_path / "run", run))
+    for name, tensor in once.items():
+        if name != "progress":
+            torch.testing.assert_close(again[name], tensor, atol=1e-6, rtol=1e-5)
 
 
 def test_a_subject_without_a_name_is_found_by_its_units(run: Path, days: list[Session]) -> None:

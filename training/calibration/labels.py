@@ -34,6 +34,7 @@ Decode = Callable[[Session], tuple[Floats, Floats]]
 HOLD_RADIUS_M = 0.01  # closer to the target counts as holding
 REACTION_S = 0.2  # reaction time after a target appears; left out
 MIN_KEPT_S = 0.1  # shorter intervals are left out
+LONGEST_STEP_S = 0.2  # between decoded samples; longer is a gap
 MAX_OFF = 0.6  # of the distance; a movement that ends farther from where it should is left out
 LONGEST_RETURN_S = 6.0  # between trials; after longer pauses the cursor may be anywhere
 
@@ -45,7 +46,8 @@ def relabelled(
     hold_radius: float = HOLD_RADIUS_M,
     decode: Decode | None = None,
 ) -> Session:
-    """The session with relabelled velocity, its domains cut to the labelled time.
+    """The session with relabelled velocity, its domains cut to the labelled time; labels from the
+    decoder's own output cut only the training domain.
 
     hold_radius: distance from the target in metres that counts as holding.
     decode: gives the times (n,) and the velocity (n, 2) m/s that the decoder in use makes of a
@@ -90,15 +92,26 @@ def relabelled(
 
 def moved_by(session: Session, times: Floats, velocity: Floats) -> Session:
     """The session as if a cursor had been moved by a decoder: velocity (n, 2) m/s at times (n,)."""
-    steps = np.minimum(np.diff(times, prepend=times[:1]), MIN_KEPT_S)  # gaps move nothing
-    usable = np.ones(len(times), dtype=bool)
+    breaks = np.flatnonzero(np.diff(times) > LONGEST_STEP_S)
+    first, last = np.concatenate(([0], breaks + 1)), np.concatenate((breaks, [len(times) - 1]))
+    parts = [
+        intersect(session.train_domain, times[a], times[b])
+        for a, b in zip(first, last, strict=True)
+        if times[b] - times[a] >= MIN_KEPT_S
+    ]
     return replace(
         session,
         cursor_times=times,
         cursor_vel=velocity,
-        cursor_pos=np.cumsum(velocity * steps[:, None], axis=0),
-        train_domain=_runs_of(times, usable, session.train_domain),
+        cursor_pos=np.cumsum(velocity * _steps(times)[:, None], axis=0),
+        train_domain=np.concatenate([np.empty((0, 2)), *parts]),
     )
+
+
+def _steps(times: Floats) -> Floats:
+    """Seconds (n,) that each sample stands for; none after a gap."""
+    steps = np.diff(times, prepend=times[:1])
+    return np.where(steps > LONGEST_STEP_S, 0.0, steps)
 
 
 def _ending_at_targets(session: Session) -> Session:
@@ -107,17 +120,26 @@ def _ending_at_targets(session: Session) -> Session:
     A movement is a trial, or the way back to the next one. Its velocity is changed in proportion to
     its speed. Movements that would need too much correction are left out.
     """
-    times, velocity = session.cursor_times, session.cursor_vel.copy()
-    steps = np.minimum(np.diff(times, prepend=times[:1]), MIN_KEPT_S)
+    times, velocity, pos = (
+        session.cursor_times,
+        session.cursor_vel.copy(),
+        session.cursor_pos.copy(),
+    )
+    steps = _steps(times)
     usable = np.zeros(len(times), dtype=bool)
-    for start_s, end_s, way in _movements(session):
+    for start_s, end_s, start, target in _movements(session):
         part = slice(*np.searchsorted(times, (start_s, end_s)))
         travelled = np.linalg.norm(velocity[part], axis=1) * steps[part]
-        missing = way - (velocity[part] * steps[part, None]).sum(axis=0)
-        if travelled.sum() == 0 or np.linalg.norm(missing) > MAX_OFF * np.linalg.norm(way):
+        missing = target - start - (velocity[part] * steps[part, None]).sum(axis=0)
+        if (
+            steps[part].sum() < end_s - start_s - MIN_KEPT_S  # not all of it was decoded
+            or travelled.sum() == 0
+            or np.linalg.norm(missing) > MAX_OFF * np.linalg.norm(target - start)
+        ):
             continue
         share = travelled / travelled.sum() / np.maximum(steps[part], 1e-9)
         velocity[part] += share[:, None] * missing
+        pos[part] = start + np.cumsum(velocity[part] * steps[part, None], axis=0)
         usable[part] = True
     train = _runs_of(times, usable, session.train_domain)
     if len(train) == 0:
@@ -125,11 +147,11 @@ def _ending_at_targets(session: Session) -> Session:
             f"{session.session_id}: no decoded movement ends near its target; label by kinematics, "
             "or start from a decoder that works better"
         )
-    return replace(session, cursor_vel=velocity, train_domain=train)
+    return replace(session, cursor_vel=velocity, cursor_pos=pos, train_domain=train)
 
 
-def _movements(session: Session) -> Iterator[tuple[float, float, Floats]]:
-    """Start and end (s) of the movements of the training domain, and their way (2,) in m.
+def _movements(session: Session) -> Iterator[tuple[float, float, Floats, Floats]]:
+    """Start and end of each movement: times (s), and positions (2,) in m.
 
     Trials start in the middle of the targets, or where the last one ended: whichever fits the
     decoded movement between trials.
@@ -143,22 +165,22 @@ def _movements(session: Session) -> Iterator[tuple[float, float, Floats]]:
     times, pos = session.cursor_times, session.cursor_pos
     at = np.stack([np.interp(edges, times, xy) for xy in pos.T], axis=-1)  # (n, 2 edges, 2)
     back = at[1:, 0] - at[:-1, 1]
+    decoded = (edges[:-1, 1] >= low) & (edges[1:, 0] <= high)
     middle = targets.mean(axis=0)
-    stays = float(np.square(back).sum())
-    returns = float(np.square(back - (middle - targets[:-1])).sum())
+    stays = np.square(back[decoded]).sum()
+    goes_back = np.square((back - (middle - targets[:-1]))[decoded]).sum() <= stays
     starts = np.tile(middle, (len(targets), 1))
-    if stays < returns:
+    if not goes_back:
         starts[1:] = targets[:-1]
     for number, ((start_s, end_s), start, target) in enumerate(
         zip(edges, starts, targets, strict=True)
     ):
-        inside = start_s >= low and end_s <= high
-        if inside and (number or returns <= stays):  # the first start may be unknown
-            yield start_s, end_s, target - start
-        if number + 1 < len(edges) and returns <= stays:
+        if number or goes_back:  # otherwise the first start is unknown
+            yield start_s, end_s, start, target
+        if number + 1 < len(edges) and goes_back:
             next_s = edges[number + 1, 0]
-            if end_s >= low and next_s <= min(high, end_s + LONGEST_RETURN_S):
-                yield end_s, next_s, middle - target
+            if next_s <= end_s + LONGEST_RETURN_S:
+                yield end_s, next_s, target, middle
 
 
 def _without_targets(session: Session) -> TrainingError:

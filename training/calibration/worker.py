@@ -79,7 +79,7 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
              done.evidence.active_r2(), done.doubts)  # fmt: skip
     evidence, doubts = done.evidence, done.doubts
     if order.labels in OWN:
-        evidence, doubts = Evidence.none(), [NO_EVIDENCE]
+        evidence, doubts = Evidence.none(), [*doubts, NO_EVIDENCE]
     return {
         "method": done.method,
         "evidence": evidence.as_lists(),

@@ -1,7 +1,7 @@
 """Profiles of units: what a stretch of a session says about each of them.
 
 A profile holds the tuning and the activity of a unit in some seconds of data, how many seconds
-these were, and what is known of the unit's channel from other days of the subject. A network that
+these were, and the mean tuning of the unit's channel on the subject's known days. A network that
 is trained with the model turns it into an embedding (`training.models.identifier`), so a new unit
 can be identified in closed form.
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from decoder.arrays import Floats
-from streaming.sessions.intervals import duration_s, intersect
+from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
 from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, tuning
 
@@ -32,8 +32,8 @@ def profiles(
     """Profiles (n_units, N_PROFILE) of all units, from a domain, intervals (n, 2) in s.
 
     labelled: whether the movement in the domain may be used.
-    channels: tuning features (n_units, N_FEATURES) of the units' channels on other days; rows of
-        NaN for channels that are not known.
+    channels: tuning features (n_units, N_FEATURES) of the units' channels on the subject's known
+        days; rows of NaN for channels that are not known.
     """
     n = session.n_units
     movement = tuning(session, domain)[:, :-1] if labelled else np.zeros((n, N_FEATURES - 1))
@@ -87,10 +87,10 @@ def draw_identity(
 
 
 def _random_stretch(domain: Floats, rng: np.random.Generator) -> Floats:
-    """A stretch of a domain of 5 to 240 s from its start to its end; shorter ones are as likely."""
-    start_s, end_s = float(domain[0, 0]), float(domain[-1, 1])
-    longest = min(LONGEST_S, end_s - start_s)
+    """A stretch of 5 to 240 s of a domain, gaps not counted; shorter ones are as likely."""
+    whole_s = duration_s(domain)
+    longest = min(LONGEST_S, whole_s)
     shortest = min(SHORTEST_S, longest)
     length_s = float(np.exp(rng.uniform(np.log(shortest), np.log(longest))))
-    first = float(rng.uniform(start_s, end_s - length_s))
-    return intersect(domain, first, first + length_s)
+    first_s = float(rng.uniform(0.0, whole_s - length_s))
+    return intersect(domain, time_after(domain, first_s), time_after(domain, first_s + length_s))

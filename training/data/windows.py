@@ -207,7 +207,7 @@ class WindowSource:
         return draw_identity(
             rng,
             self.sessions[index].train_domain,
-            lasts=self._shared[index] is not None,
+            lasts=self._shared[index] is not None and self._shared_share > 0,
             shared_share=self._shared_share,
             profiled_share=self._profiled_share,
         )

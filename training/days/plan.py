@@ -45,7 +45,7 @@ class Plan:
     without: ids of sessions that are neither trained on nor decoded.
     seconds: labelled seconds of a new day; None for its whole training domain.
     methods: of an adaptation; `unlabelled`: units by their activity alone; `together`: the day's
-        whole training domain together with the days of pretraining, for a quarter of its time.
+        training domain together with the days of pretraining, for a quarter of its time.
     """
 
     folder: Path
@@ -64,8 +64,9 @@ class Plan:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.methods) - {*METHODS, "units+head", "auto"}):
-            raise TrainingError(f"method {unknown[0]!r}; expected one of {', '.join(METHODS)}")
+        known = (*METHODS, "units+head", "auto")
+        if unknown := [method for method in self.methods if method not in known]:
+            raise TrainingError(f"method {unknown[0]!r}; expected one of {', '.join(known)}")
 
     def days(self) -> dict[str, Session]:
         """The sessions by id, in order of their dates. Raises TrainingError if one has no date."""
@@ -78,15 +79,21 @@ class Plan:
     def splits(self) -> list[Split]:
         """The splits of the days. Raises TrainingError if no day would be left to decode."""
         names = tuple(self.days())
+        if self.leave_one_out and len(names) < 2:
+            raise TrainingError(f"{self.folder} has {len(names)} days; expected at least 2")
         if self.leave_one_out:
             return [
-                Split(name=f"without-{name}", train=tuple(set(names) - {name}), test=(name,))
+                Split(
+                    name=f"without-{name}",
+                    train=tuple(other for other in names if other != name),
+                    test=(name,),
+                )
                 for name in names
             ]
         if not 1 <= self.n_train < len(names):
             raise TrainingError(
-                f"{self.folder} has {len(names)} days; {self.n_train} to train on would leave "
-                "none to decode, or none to train on"
+                f"{self.n_train} days to train on; expected 1 to {len(names) - 1} of the "
+                f"{len(names)} days of {self.folder} (--train, or --leave-one-out)"
             )
         return [Split(name="", train=names[: self.n_train], test=names[self.n_train :])]
 

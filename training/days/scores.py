@@ -114,7 +114,7 @@ def _learned(
         return _pretrained(
             job,
             f"{job.name}-{day.session_id}",
-            [*job.training_days(), day],
+            [*job.training_days(), hold_out_last_fifth(day)],
             base=_run(job, job.name),
         )
     if method == SPIKES:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
+from decoder.errors import TrainingError
 from training.days.plan import Job, Plan, Row
 from training.days.scores import run_job
 
@@ -29,12 +30,18 @@ def study(plan: Plan, *, jobs: int = 1, ray: str | None = None) -> Iterator[tupl
     else:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             running = {pool.submit(run_job, job): job for job in waiting}
-            for done in as_completed(running):
-                yield running[done], done.result()
+            try:
+                for done in as_completed(running):
+                    yield running[done], done.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def _over_ray(waiting: list[Job], address: str) -> Iterator[tuple[Job, list[Row]]]:
-    import ray
+    try:
+        import ray
+    except ImportError as error:
+        raise TrainingError("--ray needs Ray; install it with: pip install ray") from error
 
     ray.init(address=address, log_to_driver=False)
     try:

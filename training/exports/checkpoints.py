@@ -87,7 +87,11 @@ def export_checkpoint(run: Path | str, path: Path | str) -> None:
         )
     sizes = {k: v for k, v in record.model.items() if k != "dim_out"}
     content = {
-        "state_dict": OrderedDict((PREFIX + k, v) for k, v in model.state_dict().items()),
+        "state_dict": OrderedDict(
+            (PREFIX + name, tensor)
+            for name, tensor in model.state_dict().items()
+            if not name.startswith("identifier.")  # which torch_brain's POYO has not
+        ),
         "hyper_parameters": {"model": sizes},
     }
     buffer = io.BytesIO()  # on a full disk, torch's own writer raises RuntimeError

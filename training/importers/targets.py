@@ -58,7 +58,8 @@ def _without_far_ones(targets: Floats, position: Track | None, notes: list[str])
             f"{far.sum()} of {len(targets)} targets were left out: more than {TOO_FAR:g} times as "
             "far away as the cursor went"
         )
-    return np.where(far[:, None], np.nan, targets) if not far.all() else None
+    near = np.where(far[:, None], np.nan, targets)
+    return near if np.isfinite(near).any() else None
 
 
 def _target_columns(

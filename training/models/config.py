@@ -164,7 +164,8 @@ class PossmConfig:
 
         75 % of the intervals are at least one window long.
         """
-        longest = min(max(_fitting(intervals) - self.chunk_s, self.train_s), MAX_WALK_S)
+        most = max(_fitting(intervals) - self.chunk_s, self.train_s)
+        longest = most / math.ceil(most / MAX_WALK_S)  # windows of equal length, up to the end
         return replace(self, train_s=self.chunk_s * int(longest / self.chunk_s + EDGE_S))
 
     def walked_queries(self, step_s: float) -> Floats:

@@ -29,7 +29,9 @@ class MicroBatches(Dataset[Batch]):
     ) -> None:
         self.source, self.settings = source, settings
         self.rank, self.n_micro = rank, world * settings.accumulate
-        self.batch_size = settings.batch_size or source.layout.usual_batch
+        together = source.layout.n_together
+        least = together * self.n_micro if together > 1 else 1
+        self.batch_size = settings.batch_size or max(source.layout.usual_batch, least)
         if self.batch_size % self.n_micro:
             raise TrainingError(
                 f"--batch-size {self.batch_size} can't be shared by {world} processes with "

@@ -1,20 +1,22 @@
 """Gives the units of a new session embeddings in closed form, without any training.
 
-What a unit starts from, the first that there is:
+What a unit starts from:
 
     profile   what its subject's channel is on other days, corrected by the network that reads the
               unit's profile of today (`training.models.identifier`)
-    channel   the embedding that its subject's days share (`training.data.identity`)
-    tuning    the mean of the known units with the most similar tuning (`training.data.tuning`)
+    channel   the embedding that its subject's days share (`training.data.identity`), if nothing of
+              today is read or the model has no such network
+    tuning    the mean of the known units with the most similar tuning (`training.data.tuning`), for
+              units whose channel isn't known
 
-If no channel is known, the profile and the tuning compete: the one that decodes the labels better.
+Units of an unknown subject start from profiles or tuning, whichever decodes the labels better.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
-from streaming.sessions.intervals import duration_s
+from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
 from training.data.identity import home, shared_words
 from training.data.profile import profiles
@@ -36,7 +38,7 @@ from training.pretraining.scoring import decode_windows, window_source
 
 Reads = Literal["nothing", "spikes", "labels"]
 
-STEP_S, MAX_WINDOWS = 0.1, 200  # of the comparison of two starts
+COMPARED_S, STEP_S = 120.0, 0.1  # of labels, at most, that two starts are compared on
 SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
 
 
@@ -81,10 +83,13 @@ def with_session(
             model.session_emb.weight[-1] = start.session
 
     if len(starts) > 1:
+        domain = session.train_domain
+        last_s = time_after(domain, min(COMPARED_S, duration_s(domain)))
+        compared = replace(session, train_domain=intersect(domain, domain[0, 0], last_s))
         errors = []
         for start in starts:
             begin(start)
-            errors.append(_error(model, record, session))
+            errors.append(_error(model, record, compared))
         starts = [starts[int(np.argmin(errors))]]
     begin(starts[0])
     return model, record
@@ -122,7 +127,8 @@ def _starts(
         others = torch.from_numpy(like).float()
     else:
         others = units[1:].mean(dim=0).repeat(session.n_units, 1)
-        others += EMB_INIT_SCALE * torch.randn_like(others)
+        generator = torch.Generator().manual_seed(0)
+        others += EMB_INIT_SCALE * torch.randn(others.shape, generator=generator)
     mean = days[1:].mean(dim=0) if subject is None else of_subject
     starts.append(Start(units=torch.where(is_known[:, None], channel, others), session=mean))
     return starts
@@ -130,21 +136,22 @@ def _starts(
 
 def _error(model: Model, record: runs.RunRecord, session: Session) -> float:
     """Squared error of the training domain's velocity; infinite if no window fits."""
-    source = window_source([session], model, record.config(), record)
+    config = record.config().training_on([session.train_domain])
     try:
-        true, decoded = decode_windows(
-            model, record.config(), source, 0, "train", step_s=STEP_S, at_most=MAX_WINDOWS
-        )
+        source = window_source([session], model, config, record)
+        true, decoded = decode_windows(model, config, source, 0, "train", step_s=STEP_S)
     except TrainingError:
         return math.inf
     return float(np.square(true - decoded).mean())
 
 
 def _tuning(record: runs.RunRecord, session: Session, channels: Ints, reads: Reads) -> Floats:
-    """Tuning features (n_units, F) for the record: today's, or without labels the channels'."""
+    """Tuning features (n_units, F) for the record: today's, or without labels the channels' (the
+    mean of all units, if a channel isn't known)."""
     if reads == "labels":
         return tuning(session)
-    return np.nan_to_num(_tuning_of_channels(record, channels))
+    known = _tuning_of_channels(record, channels)
+    return np.where(np.isnan(known), np.mean(record.unit_tuning, axis=0), known)
 
 
 def _tuning_of_channels(record: runs.RunRecord, channels: Ints) -> Floats:

@@ -4,6 +4,7 @@
       run.json              model sizes, vocabularies, output scales, progress, metrics
       best.safetensors      the weights with the best validation score
       last.safetensors      checkpoint: weights, their moving average, optimizer state, progress
+                            (units of a day are stored as what differs from the shared ones)
       tensorboard/          loss, learning rate, tokens/s and validation R² for TensorBoard
 
 Files are written atomically (`decoder.files`). This module does not depend on the trainer.
@@ -71,7 +72,8 @@ class RunRecord(BaseModel):
             raise TrainingError(
                 f"family {self.family!r} can't be trained; expected one of {', '.join(CONFIGS)}"
             )
-        return CONFIGS[self.family](**self.model)  # type: ignore[arg-type]
+        older = {"state_dropout": 0.0} if self.family == "possm" else {}  # than this field
+        return CONFIGS[self.family](**(older | self.model))  # type: ignore[arg-type]
 
     def build(self) -> Model:
         """A freshly initialised model of these sizes and vocabularies."""

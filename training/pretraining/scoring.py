@@ -50,8 +50,9 @@ def decode_training_domain(
     Raises TrainingError if no window fits.
     """
     model.eval()
-    source = window_source([session], model, record.config(), record)
-    layout = record.config().walking(session.train_domain)
+    config = record.config().training_on([session.train_domain])
+    source = window_source([session], model, config, record)
+    layout = config.walking(session.train_domain)
     times, decoded = [], []
     for at, batch in source.walk(
         0, "train", step_s=step_s, layout=layout, batch_size=_at_once(layout)

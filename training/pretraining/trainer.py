@@ -54,6 +54,8 @@ VALIDATE_STEP_S = 0.1  # between scored times
 MAX_VALIDATED = 3000  # windows per validation, over all sessions
 SPLITS: tuple[Split, ...] = ("train", "valid")  # which windows of training and validation fit
 LOG_EVERY = 10  # steps between TensorBoard entries
+UNITS = "unit_emb.weight"
+DIFFERENCES = "differences"  # in a checkpoint: units that are stored as what differs (rows, n x 2)
 
 
 class FastForward(nn.Module):
@@ -69,7 +71,7 @@ class FastForward(nn.Module):
         batch = sealed.batch
         output = forward(self.model, self.config, **batch.inputs())
         loss = nn.functional.mse_loss(output.float(), batch.target)
-        if self.identifier is not None:  # DDP needs a gradient of every parameter
+        if self.identifier is not None:  # of every parameter, for DDP; momentum goes on
             loss = loss + 0.0 * sum(p.sum() for p in self.identifier.parameters())
         return loss
 
@@ -178,6 +180,9 @@ class Trainer:
         runs.set_weights(trainer.model, _part(state, "weights."))
         for name, tensor in _part(state, "average.").items():
             trainer.average[name].copy_(tensor)
+        if DIFFERENCES not in state:  # an older version stored whole embeddings
+            for units in (trainer.model.unit_emb.weight.detach(), trainer.average[UNITS]):
+                units[trainer._own] -= units[trainer._shared]
         restore_state(trainer.optimizers, trainer.model, state)
         return trainer
 
@@ -204,8 +209,11 @@ class Trainer:
             ours, known = getattr(self.model, name), getattr(model, name)
             common = [word for word in ours.vocab if word in known.vocab]
             rows, of_base = ([one.vocab[w] for w in common] for one in (ours, known))
-            ours.weight.detach()[rows] = known.weight.detach()[of_base]
-        units = own["unit_emb.weight"]
+            ours.weight.detach()[rows] = known.weight.detach()[of_base].to(ours.weight)
+        units, words = own[UNITS], list(self.model.unit_emb.vocab)
+        for row in {int(row) for row in self._shared}:
+            if words[row] not in model.unit_emb.vocab:  # a subject's days that are new together
+                units[row] = units[self._own[self._shared == row]].mean(dim=0)
         units[self._own] -= units[self._shared]
         for name, tensor in own.items():
             self.average[name].copy_(tensor)
@@ -287,9 +295,9 @@ class Trainer:
 
     def _whole_average(self) -> dict[str, Tensor]:
         """The averaged weights, with whole embeddings of units, not what differs each day."""
-        units = self.average["unit_emb.weight"].clone()
+        units = self.average[UNITS].clone()
         units[self._own] += units[self._shared]
-        return self.average | {"unit_emb.weight": units}
+        return self.average | {UNITS: units}
 
     def _validate_when_due(self, loss: float) -> float | None:
         """Validate if due: every minute, or by steps in a run with a given number of steps.
@@ -353,6 +361,7 @@ class Trainer:
         state = {f"weights.{k}": v for k, v in runs.weights(self.model).items()}
         state |= {f"average.{k}": v for k, v in self.average.items()}
         state |= state_tensors(self.optimizers, self.model)
+        state[DIFFERENCES] = torch.stack([self._own, self._shared], dim=1)
         runs.save_tensors(self.run / runs.LAST, state | runs.progress_tensors(self.record))
         runs.save_record(self.run, self.record)
 
@@ -374,7 +383,7 @@ class Trainer:
 
         The log is complete on disk afterwards.
         """
-        if self.fabric.is_global_zero:  # an older version records the tuning at the end
+        if self.fabric.is_global_zero:  # a run that an older version began has none
             self.record.unit_tuning = self.record.unit_tuning or _tuning(
                 self.source.sessions, self.record.unit_words
             )
