@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
 
 from clients.harness.daemon import BUNDLES
+from decoder.bundles.bundle import open_bundle
+from decoder.gate import Evidence
+from streaming.sessions import format as sessions
+from tests.conftest import TinyDecoder
+from training.calibration import worker
 from training.calibration.candidate import WARM_UP, prepare
+from training.calibration.labels import Labels
 from training.data.simulate import simulate
 from training.exports.export import export_model
 from training.pretraining import runs
@@ -18,3 +29,38 @@ def test_a_base_that_knows_the_warm_up_session_can_be_prepared(tmp_path: Path) -
     bundle = export_model(model, record, known.session_id, tmp_path / "base.bundle")
     ready = prepare(bundle.path)
     assert known.session_id in ready.record.session_words
+
+
+def carried_out(tiny: TinyDecoder, folder: Path, labels: Labels) -> dict[str, Any]:
+    """An instant calibration on a minute of units that the active decoder knows."""
+    today = replace(tiny.session, session_id="today")
+    order = worker.Order(
+        session=str(sessions.save(today, folder)), active=str(tiny.bundle.path),
+        output=str(folder / "candidate.bundle"), method="instant", labels=labels,
+        allowed_s=10.0, seed=0,
+    )  # fmt: skip
+    ready = worker.Ready(
+        bundle=tiny.bundle, model=tiny.model, record=runs.load_model(tiny.bundle.path)[1]
+    )
+    return worker.carry_out(order, ready)
+
+
+def test_an_instant_candidate_is_compared_without_a_gradient_step(
+    tiny: TinyDecoder, tmp_path: Path
+) -> None:
+    done = carried_out(tiny, tmp_path, "kinematics")
+    assert done["method"] == "instant"
+    assert Evidence.from_lists(done["evidence"]).compared_s > 10.0
+    made = open_bundle(tmp_path / "candidate.bundle")
+    assert made.manifest.checksums["graph.onnx"] == tiny.bundle.manifest.checksums["graph.onnx"]
+    assert "validation_r2" not in made.manifest.metrics
+
+
+def test_labels_of_the_decoders_own_output_prove_nothing(
+    tiny: TinyDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = carried_out(tiny, tmp_path, "decoded")
+    for line in capfd.readouterr().out.splitlines():
+        msgspec.json.decode(line)  # which refuses NaN
+    assert Evidence.from_lists(done["evidence"]).compared_s == 0.0
+    assert "can't show whether the candidate is better" in done["doubts"][-1]

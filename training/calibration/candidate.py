@@ -178,7 +178,7 @@ class _Adapting:
             adapted = mean_of(self._members)
         else:  # too few seconds for folds, or a method that learns from all seconds at once
             adapted = self._adapt(session, OWN_SHARE, self._on_step)
-        self._on_step(1.0, adapted.record.best_r2, "writing the bundle")
+        self._on_step(1.0, np.nan_to_num(adapted.record.best_r2), "writing the bundle")
         return self._write(adapted, path), adapted.method
 
     def _adapt(self, session: Session, share: float, on_step: OnStep) -> Adapted:
