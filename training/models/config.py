@@ -14,6 +14,7 @@ from decoder.memory.chunks import EDGE_S
 N_QUERIES = 16  # per training window of POYO
 N_OPEN = 8  # queries inside chunks, per training window of a streaming model
 MAX_WALK_S = 30.0  # longest window for walking a recording with a streaming model
+GRID_CHUNKS = 5  # 0.2 s: a multiple of the chunk and of the steps between scored times
 CARRIED_S = 4.0  # that a state has passed through before a training window, or more
 SHORTER_S = (4.0, 2.0, 1.0)  # training windows of a streaming model on sessions of short intervals
 USUAL_BATCH = 32
@@ -162,11 +163,14 @@ class PossmConfig:
     def walking(self, intervals: Floats) -> PossmConfig:
         """The configuration for walking intervals (n, 2), with longer windows: live states are old.
 
-        75 % of the intervals are at least one window long.
+        75 % of the intervals are at least one window long. All queries are on one grid from the
+        interval's start, as those of the baselines: between samples of the kinematics, R² differs.
         """
         most = max(_fitting(intervals) - self.chunk_s, self.train_s)
         longest = most / math.ceil(most / MAX_WALK_S)  # windows of equal length, up to the end
-        return replace(self, train_s=self.chunk_s * int(longest / self.chunk_s + EDGE_S))
+        grid_s = GRID_CHUNKS * self.chunk_s
+        n_steps = max(1, int(longest / grid_s + EDGE_S))
+        return replace(self, train_s=min(grid_s * n_steps, most))
 
     def walked_queries(self, step_s: float) -> Floats:
         """Query times of one window when a recording is walked, every `step_s` to its end."""
