@@ -48,9 +48,10 @@ def days() -> list[Session]:
 def run(days: list[Session], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the first two days."""
     folder = tmp_path_factory.mktemp("shared") / "run"
-    pretrain(
-        days[:2], folder, PretrainSettings(preset="stream", minutes=None, steps=10, batch_size=8)
+    settings = PretrainSettings(
+        preset="stream", minutes=None, steps=10, batch_size=8, profiled_from=2
     )
+    pretrain(days[:2], folder, settings)
     return folder
 
 

@@ -19,6 +19,8 @@ class PretrainSettings:
     sampling_power: see `training.data.windows.WindowSource`.
     workers: processes that read windows ahead; 0 reads them in the training process.
     shared_share, profiled_share: see `training.data.windows.WindowSource`.
+    profiled_from: sessions of a run, at least, for profiles. Few units teach nothing about others,
+        and the windows are missed elsewhere.
     base: run or bundle of the same preset whose weights the run starts from; default: random.
     """
 
@@ -40,6 +42,7 @@ class PretrainSettings:
     base: str | None = None
     shared_share: float = 0.5
     profiled_share: float = 0.4
+    profiled_from: int = 4
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.steps is None:
@@ -58,7 +61,13 @@ def settings_of(
     """The settings of a run, for resuming it. `minutes` and `steps` replace its end if given."""
     recorded = runs.load_record(Path(run)).settings
     names = {field.name for field in fields(PretrainSettings)}
-    if not names <= {*recorded, "base", "shared_share", "profiled_share"}:  # which older runs lack
+    if not names <= {
+        *recorded,
+        "base",
+        "shared_share",
+        "profiled_share",
+        "profiled_from",
+    }:  # which older runs lack
         raise TrainingError(f"{run} was adapted or imported, not pretrained here; start a new run")
     recorded = {name: recorded[name] for name in names & set(recorded)}
     for share in ("shared_share", "profiled_share"):

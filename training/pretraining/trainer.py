@@ -134,6 +134,7 @@ class Trainer:
         words = Vocabulary.of(sessions, shared=settings.shared_share > 0)
         domains = [session.intervals(split) for session in sessions for split in SPLITS]
         config = preset(settings.preset).training_on(domains)
+        profiled = settings.profiled_share > 0 and len(sessions) >= settings.profiled_from
         record = runs.RunRecord(
             preset=settings.preset,
             seed=settings.seed,
@@ -141,7 +142,7 @@ class Trainer:
             model=asdict(config),
             unit_words=words.units,
             unit_tuning=_tuning(sessions, words.units),
-            n_profile=N_PROFILE if settings.profiled_share > 0 else 0,
+            n_profile=N_PROFILE if profiled else 0,
             session_words=words.sessions,
             session_paths=session_paths,
             output_mean={k: (s.mean[0], s.mean[1]) for k, s in words.scales.items()},
