@@ -204,13 +204,11 @@ class WindowSource:
         return np.repeat(rng.choice(len(self.sessions), size=len(sizes), p=self._shares), sizes)
 
     def _draw_identity(self, rng: np.random.Generator, index: int) -> Identity:
+        lasts = self._shared[index] is not None and self._shared_share > 0
         return draw_identity(
-            rng,
-            self.sessions[index].train_domain,
-            lasts=self._shared[index] is not None and self._shared_share > 0,
-            shared_share=self._shared_share,
-            profiled_share=self._profiled_share,
-        )
+            rng, self.sessions[index].train_domain, lasts=lasts,
+            shared_share=self._shared_share, profiled_share=self._profiled_share,
+        )  # fmt: skip
 
     def build(self, plans: Sequence[WindowPlan]) -> Batch:
         """Read planned windows from their sessions into a batch."""
@@ -284,10 +282,10 @@ class WindowSource:
             chosen = np.random.default_rng(0).permutation(len(ends))[:at_most]
             ends = ends[np.sort(chosen)]
         for chunk in np.array_split(ends, max(1, -(-len(ends) // batch_size))):
-            plans = [
-                WindowPlan(index, float(end), every_unit, queries, layout.window_s) for end in chunk
-            ]
-            if plans:
+            if len(chunk):
+                plans = [
+                    WindowPlan(index, float(e), every_unit, queries, layout.window_s) for e in chunk
+                ]
                 yield chunk[:, None] - layout.window_s + queries, self.build(plans)
 
     def _window(self, plan: WindowPlan, known: _Known, n_rows: int) -> _Window:

@@ -144,8 +144,9 @@ def _run(job: Job, name: str) -> Path:
 
 def scored(model: Model, record: runs.RunRecord, day: Session) -> float:
     """Mean causal R² on a day's test domain."""
-    source = window_source([day], model, record.config(), record)
-    true, decoded = decode_windows(model, record.config(), source, 0, "test", step_s=STEP_S)
+    config = record.config().training_on([day.train_domain])
+    source = window_source([day], model, config, record)
+    true, decoded = decode_windows(model, config, source, 0, "test", step_s=STEP_S)
     return r2(true, decoded).r2_mean
 
 

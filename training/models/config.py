@@ -161,12 +161,12 @@ class PossmConfig:
         return replace(self, train_s=train_s, n_carried=max(1, round(CARRIED_S / train_s)))
 
     def walking(self, intervals: Floats) -> PossmConfig:
-        """The configuration for walking intervals (n, 2), with longer windows: live states are old.
+        """The configuration for walking intervals (n, 2), in long windows: live states are old.
 
         75 % of the intervals are at least one window long. All queries are on one grid from the
         interval's start, as those of the baselines: between samples of the kinematics, R² differs.
         """
-        most = max(_fitting(intervals) - self.chunk_s, self.train_s)
+        most = max(_fitting(intervals) - self.chunk_s, min(self.train_s, SHORTER_S[-1]))
         longest = most / math.ceil(most / MAX_WALK_S)  # windows of equal length, up to the end
         grid_s = GRID_CHUNKS * self.chunk_s
         n_steps = max(1, int(longest / grid_s + EDGE_S))

@@ -1,4 +1,4 @@
-"""The micro-batches of a run: which windows each process computes at each step."""
+"""The micro-batches of a run: which windows each process computes at each step, and their loss."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import signal
 from collections.abc import Iterator
 
 import numpy as np
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from decoder.errors import TrainingError
 from training.data.windows import Batch, WindowSource
+from training.models.families import Config, Model, forward
 from training.pretraining.settings import PretrainSettings
 
 
@@ -19,6 +21,24 @@ class SealedBatch:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
+
+
+class FastForward(nn.Module):
+    """A model with its family's forward pass and the loss, as a module that DDP can wrap."""
+
+    def __init__(self, model: Model, config: Config) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.identifier = getattr(model, "identifier", None)
+
+    def forward(self, sealed: SealedBatch) -> Tensor:
+        """Mean squared error of a batch."""
+        batch = sealed.batch
+        output = forward(self.model, self.config, **batch.inputs())
+        loss = nn.functional.mse_loss(output.float(), batch.target)
+        if self.identifier is not None:  # of every parameter, for DDP; momentum goes on
+            loss = loss + 0.0 * sum(p.sum() for p in self.identifier.parameters())
+        return loss
 
 
 class MicroBatches(Dataset[Batch]):

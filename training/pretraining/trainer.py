@@ -24,16 +24,13 @@ from training.data.profile import N_PROFILE
 from training.data.vocabulary import Vocabulary, tuning_of_words
 from training.data.windows import Batch, window_ends
 from training.models.families import (
-    Config,
-    Model,
     family,
-    forward,
     preset,
     same_sizes,
 )
 from training.models.possm import Possm
 from training.pretraining import runs
-from training.pretraining.batches import MicroBatches, SealedBatch, dropout_seed
+from training.pretraining.batches import FastForward, MicroBatches, SealedBatch, dropout_seed
 from training.pretraining.newcomer import with_session
 from training.pretraining.optimizer import (
     build_optimizers,
@@ -56,24 +53,6 @@ SPLITS: tuple[Split, ...] = ("train", "valid")  # which windows of training and 
 LOG_EVERY = 10  # steps between TensorBoard entries
 UNITS = "unit_emb.weight"
 DIFFERENCES = "differences"  # in a checkpoint: units that are stored as what differs (rows, n x 2)
-
-
-class FastForward(nn.Module):
-    """A model with its family's forward pass and the loss, as a module that DDP can wrap."""
-
-    def __init__(self, model: Model, config: Config) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.identifier = getattr(model, "identifier", None)
-
-    def forward(self, sealed: SealedBatch) -> Tensor:
-        """Mean squared error of a batch."""
-        batch = sealed.batch
-        output = forward(self.model, self.config, **batch.inputs())
-        loss = nn.functional.mse_loss(output.float(), batch.target)
-        if self.identifier is not None:  # of every parameter, for DDP; momentum goes on
-            loss = loss + 0.0 * sum(p.sum() for p in self.identifier.parameters())
-        return loss
 
 
 class Trainer:
