@@ -166,7 +166,7 @@ def _movements(session: Session) -> Iterator[tuple[float, float, Floats, Floats]
     at = np.stack([np.interp(edges, times, xy) for xy in pos.T], axis=-1)  # (n, 2 edges, 2)
     back = at[1:, 0] - at[:-1, 1]
     decoded = (edges[:-1, 1] >= low) & (edges[1:, 0] <= high)
-    middle = targets.mean(axis=0)
+    middle = np.median(targets, axis=0)  # a few may never have been set
     stays = np.square(back[decoded]).sum()
     goes_back = np.square((back - (middle - targets[:-1]))[decoded]).sum() <= stays
     starts = np.tile(middle, (len(targets), 1))
