@@ -153,8 +153,9 @@ class Job:
 
     def apart(self, day: Session) -> int | None:
         """Days between a day and the nearest day of pretraining; None if there is none."""
-        others = [other.recorded_at for other in self.training_days()]
-        return min((abs((day.recorded_at - other).days) for other in others), default=None)  # type: ignore[operator]
+        others = [other.recorded_at.date() for other in self.training_days()]  # type: ignore[union-attr]
+        date = day.recorded_at.date()  # type: ignore[union-attr]
+        return min((abs((date - other).days) for other in others), default=None)
 
 
 @lru_cache(maxsize=4)
