@@ -32,7 +32,8 @@ from training.pretraining.settings import PretrainSettings
 def pretrained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
     run = tmp_path_factory.mktemp("pretrained") / "run"
     session = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
-    settings = PretrainSettings(preset=request.param, steps=150, minutes=None, batch_size=4)
+    n_windows = {"rt": 4, "stream": 2}[request.param]
+    settings = PretrainSettings(preset=request.param, steps=150, minutes=None, batch_size=n_windows)
     pretrain([session], run, settings)
     return runs.load_model(run)
 

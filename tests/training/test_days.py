@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(folder: Path, output: Path, **changes) -> Plan:
     given = {
         "n_train": 2, "presets": ("stream",), "seeds": (0,), "seconds": (20.0,),
-        "methods": ("units",), "minutes": None, "steps": 10, "network_steps": 300,
+        "methods": ("units",), "minutes": None, "steps": 10, "network_steps": 100,
     } | changes  # fmt: skip
     return Plan(folder=folder, output=output, **given)
 
@@ -161,7 +161,7 @@ def test_a_session_without_a_date_is_refused(tmp_path: Path) -> None:
 def test_the_command_prints_a_table_and_writes_a_plot(studied, folder: Path) -> None:
     output, rows = studied
     arguments = [str(folder), "-o", str(output), "--train", "2", "--seeds", "1", "--preset",
-                 "stream", "--steps", "10", "--network-steps", "300",
+                 "stream", "--steps", "10", "--network-steps", "100",
                  "--seconds", "20", "--method", "units"]  # fmt: skip
     done = CliRunner().invoke(app, ["study", "days", *arguments])
     assert done.exit_code == 0, done.output

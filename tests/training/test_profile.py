@@ -34,7 +34,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("profiled") / "run"
     known = [simulate(n_units=20, minutes=2.0, subject=n, seed=n) for n in (1, 2)]
     settings = PretrainSettings(
-        preset=request.param, minutes=None, steps=8, batch_size=8, profiled_from=2
+        preset=request.param, minutes=None, steps=8, batch_size=4, profiled_from=2
     )
     pretrain(known, folder, settings)
     return folder
