@@ -114,6 +114,23 @@ def test_decoded_movements_are_corrected_to_end_at_their_targets(session: Sessio
     np.testing.assert_array_equal(own.test_domain, session.test_domain)
 
 
+def test_targets_that_were_never_set_are_no_targets(session: Session) -> None:
+    """Of whatever file the session came from; the trials around it keep their labels."""
+    targets = session.trials.target_pos.copy()
+    targets[3] = (-2.7e34, 1e-30)
+    unset = replace(session, trials=replace(session.trials, target_pos=targets))
+    start, end = session.trials.intervals[3]
+    without = replace(session, trials=Trials(
+        intervals=np.delete(session.trials.intervals, 3, axis=0),
+        target_pos=np.delete(session.trials.target_pos, 3, axis=0),
+    ))  # fmt: skip
+    for labels in ("intention", "retrospective"):
+        meant, expected = relabelled(unset, labels), relabelled(without, labels)
+        np.testing.assert_array_equal(meant.domain, expected.domain)
+        np.testing.assert_array_equal(meant.cursor_vel, expected.cursor_vel)
+        assert not within(np.array([(start + end) / 2]), meant.domain).any()
+
+
 def test_own_labels_need_a_decoder_that_works(session: Session) -> None:
     with pytest.raises(TrainingError, match="need a decoder that is in use"):
         relabelled(session, "decoded")
@@ -129,7 +146,9 @@ def test_own_labels_need_a_decoder_that_works(session: Session) -> None:
 
 
 def test_without_targets_the_error_names_the_channels_to_send(session: Session) -> None:
-    for trials in (None, Trials(intervals=session.trials.intervals)):
+    intervals = session.trials.intervals
+    none = Trials(intervals=intervals, target_pos=np.full((len(intervals), 2), np.nan))
+    for trials in (None, Trials(intervals=intervals), none):
         with pytest.raises(TrainingError, match="target_x, target_y"):
             relabelled(replace(session, trials=trials), "intention")
     with pytest.raises(TrainingError, match="expected one of kinematics"):

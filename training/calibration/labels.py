@@ -34,6 +34,7 @@ Decode = Callable[[Session], tuple[Floats, Floats]]
 HOLD_RADIUS_M = 0.01  # closer to the target counts as holding
 REACTION_S = 0.2  # reaction time after a target appears; left out
 MIN_KEPT_S = 0.1  # shorter intervals are left out
+FARTHEST_M = 10.0  # of a target from the middle of all; no hand or cursor goes farther
 LONGEST_STEP_S = 0.2  # between decoded samples; longer is a gap
 MAX_OFF = 0.6  # of the distance; a movement that ends farther from where it should is left out
 LONGEST_RETURN_S = 6.0  # between trials; after longer pauses the cursor may be anywhere
@@ -156,17 +157,13 @@ def _movements(session: Session) -> Iterator[tuple[float, float, Floats, Floats]
     Trials start in the middle of the targets, or where the last one ended: whichever fits the
     decoded movement between trials.
     """
-    trials = session.trials
-    if trials is None or trials.target_pos is None:
-        raise _without_targets(session)
-    known = np.isfinite(trials.target_pos).all(axis=1)
-    edges, targets = trials.intervals[known], trials.target_pos[known]
+    edges, targets = _trials_with_targets(session)
     low, high = session.train_domain[0, 0], session.train_domain[-1, 1]
     times, pos = session.cursor_times, session.cursor_pos
     at = np.stack([np.interp(edges, times, xy) for xy in pos.T], axis=-1)  # (n, 2 edges, 2)
     back = at[1:, 0] - at[:-1, 1]
     decoded = (edges[:-1, 1] >= low) & (edges[1:, 0] <= high)
-    middle = np.median(targets, axis=0)  # a few may never have been set
+    middle = targets.mean(axis=0)
     stays = np.square(back[decoded]).sum()
     goes_back = np.square((back - (middle - targets[:-1]))[decoded]).sum() <= stays
     starts = np.tile(middle, (len(targets), 1))
@@ -183,8 +180,20 @@ def _movements(session: Session) -> Iterator[tuple[float, float, Floats, Floats]
                 yield end_s, next_s, target, middle
 
 
-def _without_targets(session: Session) -> TrainingError:
-    return TrainingError(
+def _trials_with_targets(session: Session) -> tuple[Floats, Floats]:
+    """Intervals (n, 2) in s and targets (n, 2) in m of the trials that have a target.
+
+    Values that were never set (2.7e34 m in one file) are no targets. Raises TrainingError if the
+    session has no targets at all.
+    """
+    trials = session.trials
+    if trials is not None and trials.target_pos is not None:
+        known = np.isfinite(trials.target_pos).all(axis=1)
+        edges, targets = trials.intervals[known], trials.target_pos[known]
+        if len(targets):
+            near = np.abs(targets - np.median(targets, axis=0)).max(axis=1) < FARTHEST_M
+            return edges[near], targets[near]
+    raise TrainingError(
         f"{session.session_id} has no trials with targets; send target_x, target_y and trial "
         "markers (docs/STREAMS.md), or label by kinematics"
     )
@@ -192,15 +201,11 @@ def _without_targets(session: Session) -> TrainingError:
 
 def _targets(session: Session) -> tuple[Floats, Bools]:
     """Each kinematics sample's target (n, 2), and whether it has one after the reaction time."""
-    trials = session.trials
-    if trials is None or trials.target_pos is None:
-        raise _without_targets(session)
     target = np.zeros((len(session.cursor_times), 2))
     in_trial = np.zeros(len(target), dtype=bool)
-    for (start, end), position in zip(trials.intervals, trials.target_pos, strict=True):
+    for (start, end), position in zip(*_trials_with_targets(session), strict=True):
         part = slice(*np.searchsorted(session.cursor_times, (start + REACTION_S, end)))
-        if np.isfinite(position).all():
-            target[part], in_trial[part] = position, True
+        target[part], in_trial[part] = position, True
     return target, in_trial
 
 

@@ -29,11 +29,8 @@ CONFIGS: dict[str, type[ModelConfig] | type[PossmConfig]] = {
     "possm": PossmConfig,
 }
 
-OF_TRAINING = (
-    "train_s",
-    "n_carried",
-    "state_dropout",
-)  # fields that change how a model trains, not its weights
+# Fields that change how a model trains, not its weights.
+OF_TRAINING = ("train_s", "n_carried", "state_dropout")
 
 PRESETS: dict[str, Config] = {
     # For a CPU rig: windows of half a second, 32 latents, 0.38M parameters without embeddings.
