@@ -160,7 +160,7 @@ def calibrate(
     labelled = session
     if settings.seconds is not None and settings.labels in OWN:
         labelled = first_seconds(labelled, settings.seconds)
-    labelled = relabelled(labelled, settings.labels, decode=partial(_as_is, model, record))
+    labelled = relabelled(labelled, settings.labels, decode=partial(_without_labels, model, record))
     if settings.seconds is not None and settings.labels not in OWN:
         labelled = first_seconds(labelled, settings.seconds)
     if settings.method == "instant":
@@ -195,8 +195,10 @@ def calibrate(
     return _adapted(lesson, record, fitted, "full")
 
 
-def _as_is(model: Model, record: runs.RunRecord, session: Session) -> tuple[Floats, Floats]:
-    """Times (n,) and velocity (n, 2) m/s of the session's training domain, decoded as it is."""
+def _without_labels(
+    model: Model, record: runs.RunRecord, session: Session
+) -> tuple[Floats, Floats]:
+    """Times (n,) and decoded velocity (n, 2) m/s of the training domain, known by its spikes."""
     known = (
         (model, record)
         if session.session_id in record.session_words

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from streaming.sessions.session import Session, Split
-from training.data.windows import WindowSource
+from training.data.windows import Batch, WindowSource
 from training.models.families import Config, Model, forward
 from training.pretraining import runs
 
-WALKED_S = 128.0  # of windows in a batch
+WALKED_S = 128.0  # of windows in a batch, at most
 
 
 def window_source(
@@ -41,7 +42,6 @@ def window_source(
     )
 
 
-@torch.no_grad()
 def decode_training_domain(
     model: Model, record: runs.RunRecord, session: Session, *, step_s: float = 0.05
 ) -> tuple[Floats, Floats]:
@@ -49,24 +49,15 @@ def decode_training_domain(
 
     Raises TrainingError if no window fits.
     """
-    model.eval()
     config = record.config().training_on([session.train_domain])
     source = window_source([session], model, config, record)
-    layout = config.walking(session.train_domain)
-    times, decoded = [], []
-    for at, batch in source.walk(
-        0, "train", step_s=step_s, layout=layout, batch_size=_at_once(layout)
-    ):
-        decoded.append(forward(model, layout, **batch.inputs()).flatten(0, 1).double().numpy())
-        times.append(at.ravel())
-    if not times:
-        raise TrainingError(f"{session.session_id}: no window of {layout.window_s} s fits")
-    scale, at = record.scale(session.session_id), np.concatenate(times)
-    order = np.argsort(at, kind="stable")
-    return at[order], (np.concatenate(decoded) * scale.std + scale.mean)[order]
+    walked = list(_walked(model, config, source, 0, "train", step_s=step_s))
+    at = np.concatenate([times.ravel() for times, _, _ in walked])
+    decoded = torch.cat([output for _, _, output in walked]).double().numpy()
+    scale, order = record.scale(session.session_id), np.argsort(at, kind="stable")
+    return at[order], (decoded * scale.std + scale.mean)[order]
 
 
-@torch.no_grad()
 def decode_windows(
     model: Model, config: Config, source: WindowSource, index: int, split: Split,
     *, step_s: float, at_most: int | None = None,
@@ -76,24 +67,34 @@ def decode_windows(
     at_most: maximum number of windows, a random sample that is the same every time.
     Raises TrainingError if no window fits the split.
     """
+    walked = _walked(model, config, source, index, split, step_s=step_s, at_most=at_most)
+    parts = [(batch.target.flatten(0, 1), output) for _, batch, output in walked]
+    true, decoded = (torch.cat(column).double().numpy() for column in zip(*parts, strict=True))
+    return true, decoded
+
+
+@torch.no_grad()
+def _walked(
+    model: Model, config: Config, source: WindowSource, index: int, split: Split,
+    *, step_s: float, at_most: int | None = None,
+) -> Iterator[tuple[Floats, Batch, Tensor]]:  # fmt: skip
+    """Query times (B, n_queries) s, batch and outputs (B * n_queries, 2) of a split's windows.
+
+    Raises TrainingError if no window fits the split.
+    """
     model.eval()
     device = next(model.parameters()).device
-    true, decoded = [], []
-    config = config.walking(source.sessions[index].intervals(split))
-    for _, batch in source.walk(
-        index, split, step_s=step_s, layout=config, at_most=at_most, batch_size=_at_once(config)
+    session = source.sessions[index]
+    config = config.walking(session.intervals(split))
+    at_once = max(1, min(32, int(WALKED_S / config.window_s)))
+    found = False
+    for times, batch in source.walk(
+        index, split, step_s=step_s, layout=config, at_most=at_most, batch_size=at_once
     ):
+        found = True
         output = forward(model, config, **batch.to(device).inputs())
-        decoded.append(output.flatten(0, 1).cpu())
-        true.append(batch.target.flatten(0, 1))
-    if not true:
+        yield times, batch, output.flatten(0, 1).cpu()
+    if not found:
         raise TrainingError(
-            f"{source.sessions[index].session_id}: no window of {config.window_s} s fits "
-            f"the {split} domain"
+            f"{session.session_id}: no window of {config.window_s} s fits the {split} domain"
         )
-    return torch.cat(true).double().numpy(), torch.cat(decoded).double().numpy()
-
-
-def _at_once(config: Config) -> int:
-    """Windows in a batch when a session is walked: two minutes of them at most."""
-    return max(1, min(32, int(WALKED_S / config.window_s)))
