@@ -14,10 +14,9 @@ from safetensors.numpy import load_file
 
 from clients.subscriber import CursorSubscriber
 from decoder.bundles.bundle import Bundle
-from streaming.sessions import format as sessions
 from streaming.wire import messages as wire
-from tests.rig import daemon, frames_until, running
-from tests.streaming.test_live import assert_safe, drain, is_decoding, record
+from tests.rig import daemon, frames_until
+from tests.streaming.test_live import assert_safe, drain, heard_from_the_start, is_decoding
 from training.baselines.linear import Kind, fit_linear
 from training.baselines.ridge import BIN_S, N_LAGS
 from training.data.simulate import simulate
@@ -56,18 +55,15 @@ def test_live_velocities_match_the_fitted_matrices(kind: Kind, tmp_path: Path) -
     bundle = fit_linear(session, kind, tmp_path / "linear.bundle")
     window_s = bundle.manifest.sizes.window_s
     stream = f"{session.session_id}-spikes"
-    path = sessions.save(session, tmp_path)
     with (
         daemon(tmp_path, bundle.path, stream) as (_, address),
         CursorSubscriber(address, max_age_s=None) as cursor,
+        heard_from_the_start(session, cursor) as (inlet, frames),
     ):
-        frames = frames_until(cursor, lambda f: f.state in ("ready", "warming"))
-        with running(tmp_path / "replay.log", "replay", str(path), "--lead", "5"):
-            inlet = record(stream)
-            frames += frames_until(cursor, is_decoding)
-            start = frames[-1].window_end
-            frames += frames_until(cursor, lambda f: f.window_end > start + 2.0)
-            stamps, units = drain(inlet, frames[-1].n_drained)
+        frames += frames_until(cursor, is_decoding)
+        start = frames[-1].window_end
+        frames += frames_until(cursor, lambda f: f.window_end > start + 2.0)
+        stamps, units = drain(inlet, frames[-1].n_drained)
     assert_safe(frames)
     valid = [frame for frame in frames if frame.valid]
     assert len(valid) > 150

@@ -19,7 +19,9 @@ from safetensors.numpy import load_file
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
 from decoder.bundles import bundle as bundles
+from streaming.recording.replay import Replay, ReplaySettings
 from streaming.sessions import format as sessions
+from streaming.sessions.session import Session
 from streaming.wire import messages as wire
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
 from training.evaluation.reference import expected_output
@@ -73,6 +75,27 @@ def record(name: str) -> pylsl.StreamInlet:
     return inlet
 
 
+@contextmanager
+def heard_from_the_start(
+    session: Session, cursor: CursorSubscriber
+) -> Iterator[tuple[pylsl.StreamInlet, list[wire.CursorFrame]]]:
+    """Play a session that this test and the daemon of `cursor` hear from its first spike on.
+
+    Yields the test's inlet, and the frames from before the daemon's inlet opened. A fixed wait
+    would not do: on a busy machine an inlet takes more than five seconds to open.
+    """
+    player = Replay(session, ReplaySettings(lead_s=1.0))
+    inlet = record(f"{session.session_id}-spikes")
+    before = frames_until(cursor, lambda f: f.clock_offset != 0.0)
+    thread = threading.Thread(target=player.play)
+    thread.start()
+    try:
+        yield inlet, before
+    finally:
+        player.should_stop = True
+        thread.join(DEADLINE_S)
+
+
 def drain(inlet: pylsl.StreamInlet, at_least: int) -> tuple[np.ndarray, np.ndarray]:
     """Stamps and units of the first events, at least `at_least` of them."""
     stamps, units, n_events = [], [], 0
@@ -89,14 +112,12 @@ def test_live_velocities_equal_a_reference_on_the_same_spikes(tiny, tmp_path: Pa
     with (
         daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
         CursorSubscriber(address, max_age_s=None) as cursor,
+        heard_from_the_start(tiny.session, cursor) as (inlet, frames),
     ):
-        frames = frames_until(cursor, lambda f: f.state in ("ready", "warming"))
-        with running(tmp_path / "replay.log", "replay", str(tiny.session_path), "--lead", "5"):
-            inlet = record(stream_of(tiny))
-            frames += frames_until(cursor, is_decoding)
-            start = frames[-1].window_end
-            frames += frames_until(cursor, lambda f: f.window_end > start + 2.0)
-            stamps, units = drain(inlet, frames[-1].n_drained)
+        frames += frames_until(cursor, is_decoding)
+        start = frames[-1].window_end
+        frames += frames_until(cursor, lambda f: f.window_end > start + 2.0)
+        stamps, units = drain(inlet, frames[-1].n_drained)
     assert_safe(frames)
     offsets = np.empty(len(stamps))  # for each event, the offset of the tick that drained it
     seen = 0
