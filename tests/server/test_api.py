@@ -86,7 +86,10 @@ def check(schema: BaseSchema) -> None:
     assert answers[401] < answers[200] > 50, answers
 
 
-def test_every_documented_request_is_answered_as_documented(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_examples", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_every_documented_request_is_answered_as_documented(
+    tmp_path: Path, max_examples: int
+) -> None:
     """In process over ASGI, with a real daemon."""
     ports = [free_port() for _ in range(2)]
     settings = ServerSettings(
@@ -102,7 +105,7 @@ def test_every_documented_request_is_answered_as_documented(tmp_path: Path) -> N
     parts = assemble(settings)
     app = build_app(parts, known_bundle(parts.registry, parts.journal, POSSM))
     try:
-        schema = from_asgi("/openapi.json", app, config=schemathesis_settings(8))
+        schema = from_asgi("/openapi.json", app, config=schemathesis_settings(max_examples))
         check(schema)
     finally:
         asgi.shutdown_lifespans()

@@ -209,3 +209,23 @@ def test_a_run_without_shared_embeddings_resumes_without_them(
     again = settings_of(tmp_path / "run", steps=3)
     assert again.shared_share == again.profiled_share == 0.0
     assert pretrain(days[:2], tmp_path / "run", again, resume=True).step == 3
+
+
+def test_a_run_of_one_day_starts_the_next_from_units_of_the_same_names(
+    days: list[Session], tmp_path: Path
+) -> None:
+    settings = PretrainSettings(preset="stream", minutes=None, steps=2, batch_size=4)
+    pretrain(days[:1], tmp_path / "run", settings)
+    model, record = runs.load_model(tmp_path / "run")
+    assert record.session_words == ["day0"]
+    known = model.unit_emb.weight[1:25]
+    for reads in ("nothing", "spikes"):
+        extended, more = with_session(model, record, days[1], reads=reads)
+        assert torch.equal(extended.unit_emb.weight[25:], known)
+        assert torch.equal(extended.session_emb.weight[2], model.session_emb.weight[1])
+        assert more.output_std["day1"] == record.output_std["day0"]
+        assert more.unit_tuning[24:] == record.unit_tuning
+    names = tuple(f"other{i}" for i in range(13)) + days[1].unit_ids[13:]
+    other = replace(days[1], unit_ids=names)
+    extended, _ = with_session(model, record, other, reads="nothing")
+    assert not torch.equal(extended.unit_emb.weight[25:][20], known[20]), "fewer than half"

@@ -6,10 +6,13 @@ What a unit starts from:
               unit's profile of today (`training.models.identifier`)
     channel   the embedding that its subject's days share (`training.data.identity`), if nothing of
               today is read or the model has no such network
+    namesake  the embedding of the unit of the same name in the known session that has most of
+              them, if the run knows no subject: a run of one day has nothing that days share
     tuning    the mean of the known units with the most similar tuning (`training.data.tuning`), for
               units whose channel isn't known
 
-Units of an unknown subject start from profiles or tuning, whichever decodes the labels better.
+Without a known subject, labels choose among profiles, namesakes and tuning: whichever decodes them
+best. Without labels, the first that there is counts.
 """
 
 from __future__ import annotations
@@ -50,6 +53,14 @@ class Start:
     session: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Like:
+    """A known session with units of the same names. rows: (n_units,), of their embeddings, or 0."""
+
+    session_id: str
+    rows: Ints
+
+
 def with_session(
     model: Model, record: runs.RunRecord, session: Session, *, reads: Reads = "labels"
 ) -> tuple[Model, runs.RunRecord]:
@@ -63,14 +74,16 @@ def with_session(
     words = unit_words(session)
     subject = home(session, record.session_words, record.unit_words)
     channels = _channels(record, session, subject)
+    like = _like(record, session) if subject is None else None
     with torch.no_grad():
-        starts = _starts(model, record, session, subject, channels, reads)
+        starts = _starts(model, record, session, subject, channels, like, reads)
     model, record = copy.deepcopy(model), record.model_copy(deep=True)
     model.unit_emb.extend_vocab(words)
     model.session_emb.extend_vocab([session.session_id])
-    scale = _scale(record, session, subject, reads)
+    scale = _scale(record, session, subject, like, reads)
     if record.unit_tuning:
-        record.unit_tuning += _tuning(record, session, channels, reads).round(3).tolist()
+        rows = channels if like is None else like.rows
+        record.unit_tuning += _tuning(record, session, rows, reads).round(3).tolist()
     record.best_r2 = math.nan  # that of the other sessions says nothing about this one
     record.unit_words += words
     record.session_words.append(session.session_id)
@@ -101,6 +114,7 @@ def _starts(
     session: Session,
     subject: str | None,
     channels: Ints,
+    like: Like | None,
     reads: Reads,
 ) -> list[Start]:
     """What the session could start from: the first, if nothing tells which is best."""
@@ -119,19 +133,24 @@ def _starts(
         identifier: Any = model.identifier
         found = identifier(channel, torch.from_numpy(profile).float())
         starts.append(Start(units=found, session=of_subject))
-        if subject is not None or reads != "labels":
+        if subject is not None:
             return starts
     if reads == "labels" and record.unit_tuning:
         known = units[1:].double().numpy()
-        like = nearest_mean(tuning(session), np.array(record.unit_tuning), known)
-        others = torch.from_numpy(like).float()
+        nearest = nearest_mean(tuning(session), np.array(record.unit_tuning), known)
+        others = torch.from_numpy(nearest).float()
     else:
         others = units[1:].mean(dim=0).repeat(session.n_units, 1)
         generator = torch.Generator().manual_seed(0)
         others += EMB_INIT_SCALE * torch.randn(others.shape, generator=generator)
+    if like is not None:
+        rows = torch.from_numpy(like.rows)
+        namesakes = torch.where((rows > 0)[:, None], units[rows], others)
+        there = days[record.session_words.index(like.session_id) + 1]
+        starts.append(Start(units=namesakes, session=there))
     mean = days[1:].mean(dim=0) if subject is None else of_subject
     starts.append(Start(units=torch.where(is_known[:, None], channel, others), session=mean))
-    return starts
+    return starts if reads == "labels" else starts[:1]
 
 
 def _error(model: Model, record: runs.RunRecord, session: Session) -> float:
@@ -169,14 +188,28 @@ def _channels(record: runs.RunRecord, session: Session, subject: str | None) -> 
     return np.array([row.get(word, 0) for word in shared_words(session, subject)])
 
 
+def _like(record: runs.RunRecord, session: Session) -> Like | None:
+    """The latest of the known sessions with most of a session's units; None if none has half."""
+    row = {word: index for index, word in enumerate(record.unit_words, start=1)}
+    found = [
+        Like(
+            session_id=known, rows=np.array([row.get(f"{known}/{u}", 0) for u in session.unit_ids])
+        )
+        for known in reversed(record.sessions)
+    ]
+    best = max(found, key=lambda like: np.count_nonzero(like.rows), default=None)
+    return best if best and 2 * np.count_nonzero(best.rows) >= session.n_units else None
+
+
 def _scale(
-    record: runs.RunRecord, session: Session, subject: str | None, reads: Reads
+    record: runs.RunRecord, session: Session, subject: str | None, like: Like | None, reads: Reads
 ) -> OutputScale:
     """The output scale of a new session: its subject's, its own, or between them.
 
     The scale of a few seconds depends on which movements they hold.
     """
-    days = [subject] if subject is not None else record.sessions
+    known = subject or (like.session_id if like else None)
+    days = [known] if known is not None else record.sessions
     usual = OutputScale.mean_of([record.scale(day) for day in days])
     if reads != "labels":
         return usual
