@@ -4,7 +4,8 @@
       manifest.json         schema version, sizes, outputs, unit ids, provenance, metrics, checksums
                             of the other files and of itself (`decoder.bundles.manifest`)
       graph.onnx            the streaming graph of one preset; independent of units
-      tables.safetensors    graph inputs that depend on today's units
+      tables.safetensors    graph inputs that depend on today's units; the usual states
+                            (`decoder.usual`) of a streaming model that knows them
       weights.safetensors   all weights of the model, so that the bundle alone can be adapted
 
 A bundle is written atomically (`decoder.files`). This module handles the files and their checksums;
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from decoder.bundles.families import FAMILIES, FLOAT64, Tables
+from decoder.bundles.families import FAMILIES, FLOAT64, AnySizes, PossmSizes, Tables
 from decoder.bundles.graphs import check_whole
 from decoder.bundles.manifest import (
     GRAPH,
@@ -42,6 +43,7 @@ from decoder.bundles.manifest import (
 )
 from decoder.errors import BundleError, brief
 from decoder.files import replacing
+from decoder.usual import N_AXES, Usual
 
 __all__ = [
     "GRAPH", "MANIFEST", "RUN", "TABLES", "WEIGHTS", "Bundle", "HistoryPoint", "Manifest", "Output",
@@ -57,12 +59,14 @@ RUN = "run"  # metadata key in the weights file
 class Bundle:
     """An opened bundle: verified manifest and tables; the graph stays on disk.
 
+    usual: the usual states of a streaming model; None if unknown.
     is_sealed: whether the manifest has its own checksum; bundles of earlier versions have none.
     """
 
     path: Path
     manifest: Manifest
     tables: Tables
+    usual: Usual | None
     is_sealed: bool
 
     @property
@@ -86,6 +90,7 @@ def write(
     graph: Path,
     tables: Tables,
     weights: Mapping[str, NDArray[np.generic]],
+    usual: Usual | None = None,
     run: str | None = None,
 ) -> Bundle:
     """Write a bundle folder atomically and fill in the checksums.
@@ -100,7 +105,7 @@ def write(
     with replacing(path, BundleError) as partial:
         partial.mkdir()
         shutil.copyfile(graph, partial / GRAPH)
-        save_file(tables.as_dict(), partial / TABLES)
+        save_file(tables.as_dict() | ({} if usual is None else vars(usual)), partial / TABLES)
         # safetensors writes the raw memory of an array, whatever its order
         rows = {name: np.ascontiguousarray(value) for name, value in weights.items()}
         save_file(rows, partial / WEIGHTS, metadata=None if run is None else {RUN: run})
@@ -120,7 +125,7 @@ def open_bundle(path: Path | str) -> Bundle:
         for name in (GRAPH, TABLES, WEIGHTS):
             _verify_checksum(path, name, manifest.checksums.get(name))
         check_whole(path / GRAPH)
-        tables = _read_tables(path / TABLES, manifest)
+        tables, usual = _read_tables(path / TABLES, manifest)
     except (OSError, ValueError) as error:  # ValueError: an impossible path
         raise BundleError(f"{str(path)!r} can't be read ({brief(error)})") from error
     if not is_sealed:
@@ -129,7 +134,7 @@ def open_bundle(path: Path | str) -> Bundle:
             "unnoticed; export the run again",
             path,
         )
-    return Bundle(path=path, manifest=manifest, tables=tables, is_sealed=is_sealed)
+    return Bundle(path=path, manifest=manifest, tables=tables, usual=usual, is_sealed=is_sealed)
 
 
 def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
@@ -144,8 +149,11 @@ def _verify_checksum(path: Path, name: str, expected: str | None) -> None:
         )
 
 
-def _read_tables(file: Path, manifest: Manifest) -> Tables:
-    """Read the tables of the expected shapes; other content of the file is ignored."""
+def _read_tables(file: Path, manifest: Manifest) -> tuple[Tables, Usual | None]:
+    """Read the tables of the expected shapes, and the usual states if the file has them.
+
+    Other content of the file is ignored.
+    """
     expected = manifest.sizes.table_shapes(len(manifest.unit_ids))
     try:
         with safe_open(file, framework="numpy") as opened:
@@ -154,11 +162,27 @@ def _read_tables(file: Path, manifest: Manifest) -> Tables:
                 name: _read_table(opened, file, name, shape, name in names)
                 for name, shape in expected.items()
             }
+            usual = _read_usual(opened, file, manifest.sizes) if "axes" in names else None
     except SafetensorError as error:
         raise BundleError(
             f"{file}: can't be read ({brief(error)}); export or copy the bundle again"
         ) from error
-    return FAMILIES[manifest.family].tables(**tables)
+    return FAMILIES[manifest.family].tables(**tables), usual
+
+
+def _read_usual(opened: Any, file: Path, sizes: AnySizes) -> Usual | None:
+    """Read the usual states, if it is a decoder with a state."""
+    if not isinstance(sizes, PossmSizes):
+        return None
+    n_axes, n_days = min(N_AXES, sizes.hidden), opened.get_slice("day_means").get_shape()[0]
+    shapes = {
+        "mean": (sizes.hidden,), "axes": (n_axes, sizes.hidden), "limit": (),
+        "day_means": (n_days, n_axes), "day_covariances": (n_days, n_axes, n_axes),
+    }  # fmt: skip
+    names = set(opened.keys())
+    return Usual(
+        **{name: _read_table(opened, file, name, s, name in names) for name, s in shapes.items()}
+    )
 
 
 def _read_table(

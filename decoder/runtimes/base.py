@@ -29,6 +29,7 @@ from decoder.bundles.manifest import GRAPH
 from decoder.errors import BundleError
 from decoder.memory.ring import TokenRing
 from decoder.runtimes.onnx import RuntimeSettings, open_graph
+from decoder.usual import Drift
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -83,6 +84,11 @@ class Runtime(abc.ABC):
     def provider(self) -> str:
         """The execution provider that ONNX Runtime actually uses."""
         return str(self._session.get_providers()[0])
+
+    @property
+    def drift(self) -> Drift | None:
+        """How far the population is from that of the known days; None if it can't be known."""
+        return None
 
     @property
     def n_overflowed(self) -> int:

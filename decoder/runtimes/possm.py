@@ -17,6 +17,7 @@ from decoder.memory.chunks import EDGE_S, Chunks
 from decoder.runtimes.attention import AttentionRuntime
 from decoder.runtimes.base import Runtime
 from decoder.runtimes.onnx import RuntimeSettings
+from decoder.usual import Drift
 
 
 class PossmRuntime(AttentionRuntime):
@@ -38,6 +39,7 @@ class PossmRuntime(AttentionRuntime):
             window_s=sizes.window_s,
             fresh=np.zeros(sizes.hidden, dtype=np.float32),
         )
+        self._drift = Drift(bundle.usual, every_s=sizes.chunk_s) if bundle.usual else None
         super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._whole = np.ones((), dtype=np.float32)
 
@@ -45,6 +47,11 @@ class PossmRuntime(AttentionRuntime):
     def state(self) -> Float32s:
         """The state (hidden,) after the last closed chunk."""
         return self._chunks.state
+
+    @property
+    def drift(self) -> Drift | None:
+        """See `Runtime.drift`."""
+        return self._drift
 
     def append(self, times: Floats, unit_index: Ints) -> None:
         """See `Runtime.append`; chunks of late spikes are reopened."""
@@ -59,6 +66,8 @@ class PossmRuntime(AttentionRuntime):
         while (end := chunks.next_end) < window_end - EDGE_S:
             _, state = self._step(end - EDGE_S, self._whole)
             chunks.close(state)
+            if self._drift is not None:
+                self._drift.see(state)
         since = window_end - self.window_s
         self._ring.forget_before(min(since, chunks.oldest_edge))
         self.n_spikes = self._ring.window(since, window_end)[1]
@@ -75,6 +84,8 @@ class PossmRuntime(AttentionRuntime):
         """Forget every spike and the state."""
         super().reset()
         self._chunks.forget()
+        if self._drift is not None:
+            self._drift.forget()
 
     def _step(self, until: float, share: Float32s) -> list[Float32s]:
         """Output and next state for the open chunk up to `until`.

@@ -137,6 +137,7 @@ def write_bundle(
         manifest=manifest,
         graph=graph,
         tables=fold_tables(model, config, words, session_id),
+        usual=record.states.usual() if record.states else None,
         weights={k: np.ascontiguousarray(v.numpy()) for k, v in runs.weights(model).items()},
         run=runs.portable(record),
     )

@@ -127,6 +127,44 @@ def forward(
     In training, most windows start from a carried state instead (`_carried`).
     Arguments are as for `training.models.poyo.forward`; end tokens are ignored.
     """
+    queried = _OpenQueries.of(config, output_times)
+    closed, opened = _chunk_inputs(model, config, token, times, lengths, queried, parts, profile)
+    n_windows = len(lengths)
+    initial = closed.new_zeros(n_windows, config.hidden, dtype=torch.float32)
+    if model.training:
+        initial = _carried(model, config, closed.detach(), session_index)
+    states, _ = _recur(model, closed, initial[None])
+    states = torch.cat([initial[:, None], states], dim=1)  # before each chunk, then after the last
+    with torch.autocast(token.device.type, enabled=False):
+        stepped = step(model, opened.float(), states[queried.window, queried.chunk])
+    state = states[torch.arange(n_windows, device=token.device)[:, None], queried.closed_before]
+    state = state.index_put((queried.window, queried.query), stepped)
+    return read_state(model, state, model.session_emb(session_index)[:, None])
+
+
+def closed_states(
+    model: Possm, config: PossmConfig, *, token: Tensor, times: Tensor, lengths: Tensor
+) -> Tensor:
+    """The states (B, n_chunks, hidden) after each chunk of windows that start from a fresh state.
+
+    Arguments as for `forward`.
+    """
+    none = _OpenQueries.of(config, times.new_empty(len(lengths), 0))
+    closed, _ = _chunk_inputs(model, config, token, times, lengths, none, None, None)
+    return _recur(model, closed, closed.new_zeros(1, len(lengths), config.hidden))[0]
+
+
+def _chunk_inputs(
+    model: Possm,
+    config: PossmConfig,
+    token: Tensor,
+    times: Tensor,
+    lengths: Tensor,
+    queried: _OpenQueries,
+    parts: Tensor | None,
+    profile: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The GRU's inputs for every closed chunk (B, n_chunks, …) and every open query (n_open, …)."""
     encoder, device = config.encoder, token.device
     n_windows, n_chunks = len(lengths), config.n_chunks
     row, kind, tables = compact(model, encoder, token, parts, profile)
@@ -142,7 +180,6 @@ def forward(
     n_closed = torch.bincount(window * n_chunks + chunk, minlength=n_windows * n_chunks)
 
     # A query inside a chunk attends, once more, to the spikes of its chunk before it.
-    queried = _OpenQueries.of(config, output_times)
     begin = queried.chunk.double() * config.chunk_s
     apart = 2.0 * config.train_s  # one ascending time axis for all windows
     order = times + window * apart
@@ -170,17 +207,7 @@ def forward(
     )
     inputs = chunk_input(model, config, from_pairs(gathered, encoder), share)
     closed, opened = inputs.split([len(n_closed), len(n_open)])
-    closed = closed.unflatten(0, (n_windows, n_chunks))
-    initial = closed.new_zeros(n_windows, config.hidden, dtype=torch.float32)
-    if model.training:
-        initial = _carried(model, config, closed.detach(), session_index)
-    states, _ = _recur(model, closed, initial[None])
-    states = torch.cat([initial[:, None], states], dim=1)  # before each chunk, then after the last
-    with torch.autocast(device.type, enabled=False):
-        stepped = step(model, opened.float(), states[queried.window, queried.chunk])
-    state = states[torch.arange(n_windows, device=device)[:, None], queried.closed_before]
-    state = state.index_put((queried.window, queried.query), stepped)
-    return read_state(model, state, model.session_emb(session_index)[:, None])
+    return closed.unflatten(0, (n_windows, n_chunks)), opened
 
 
 @torch.no_grad()

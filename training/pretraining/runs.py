@@ -28,6 +28,7 @@ from decoder.files import read_json, replacing, write_text
 from training.data.identity import is_subject
 from training.data.windows import OutputScale
 from training.models.families import CONFIGS, Config, Model, build
+from training.models.states import States
 
 SCHEMA_VERSION = 1
 LONGEST_RECORD = 2**29  # bytes; a large corpus has millions of units
@@ -40,6 +41,7 @@ class RunRecord(BaseModel):
     session_words: session ids, and subjects with units that last (`training.data.identity`).
     unit_tuning: features of each of `unit_words` (`training.data.tuning`); empty if unknown.
     n_profile: length of the profiles that the model identifies units by; 0 if it does not.
+    states: how a streaming model's states were distributed over `sessions`; None if unknown.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -52,6 +54,7 @@ class RunRecord(BaseModel):
     unit_words: list[str]
     unit_tuning: list[list[float]] = []
     n_profile: int = 0
+    states: States | None = None
     session_words: list[str]
     session_paths: dict[str, str]
     output_mean: dict[str, tuple[float, float]]

@@ -12,10 +12,14 @@ from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from streaming.sessions.session import Session, Split
 from training.data.windows import Batch, WindowSource
+from training.models.config import PossmConfig
 from training.models.families import Config, Model, forward
+from training.models.possm import Possm
+from training.models.states import States, settled_states, short
 from training.pretraining import runs
 
 WALKED_S = 128.0  # of windows in a batch, at most
+USUAL_S, STRETCH_S = 1200.0, 120.0  # see `usual_states`
 
 
 def window_source(
@@ -71,6 +75,34 @@ def decode_windows(
     parts = [(batch.target.flatten(0, 1), output) for _, batch, output in walked]
     true, decoded = (torch.cat(column).double().numpy() for column in zip(*parts, strict=True))
     return true, decoded
+
+
+@torch.no_grad()
+def usual_states(
+    model: Model, record: runs.RunRecord, sessions: Sequence[Session]
+) -> States | None:
+    """How the states over sessions that a model knows are distributed; None if it has no state.
+
+    Reads at most `USUAL_S` of the training domains, in stretches of one session each.
+    """
+    config = record.config()
+    if not isinstance(model, Possm) or not isinstance(config, PossmConfig):
+        return None
+    model.eval()
+    config = short(config)
+    source = window_source(sessions, model, config, record)
+    at_most = max(STRETCH_S, USUAL_S / len(sessions)) / config.train_s
+    days = []
+    for index in range(len(sessions)):
+        batches = source.walk(
+            index, "train", step_s=config.train_s, layout=config, at_most=round(at_most)
+        )
+        states = [settled_states(model, config, batch.inputs()) for _, batch in batches]
+        if states:
+            windows = torch.cat(states)
+            n_stretches = max(1, round(len(windows) * config.train_s / STRETCH_S))
+            days.append([part.flatten(0, 1) for part in windows.tensor_split(n_stretches)])
+    return States.of(days) if days else None
 
 
 @torch.no_grad()

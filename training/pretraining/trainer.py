@@ -38,7 +38,7 @@ from training.pretraining.optimizer import (
     set_learning_rate,
     state_tensors,
 )
-from training.pretraining.scoring import decode_windows, window_source
+from training.pretraining.scoring import decode_windows, usual_states, window_source
 from training.pretraining.settings import PretrainSettings, TrainingProgress
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ class Trainer:
         self.fabric.log_dict(values, step=self.record.step)
 
     def finish(self) -> None:
-        """Validate the last step, if that is not done yet, and record the tuning of the units.
+        """Validate the last step, if that is not done yet, and record tuning and usual states.
 
         The log is complete on disk afterwards.
         """
@@ -369,7 +369,10 @@ class Trainer:
             )
         if self.record.step and self._scored_step() != self.record.step:
             self.validate(self._last_loss)
-        elif self.fabric.is_global_zero:
+        if self.fabric.is_global_zero:
+            if (self.run / runs.BEST).exists():
+                best, _ = runs.load_model(self.run)
+                self.record.states = usual_states(best, self.record, self.source.sessions)
             runs.save_record(self.run, self.record)
         for logger in self.fabric.loggers:  # TensorBoard's writes in a thread of its own
             logger.finalize("success")
