@@ -150,3 +150,9 @@ def sorted_spikes(times: Floats, units: Ints) -> tuple[Floats, Ints, bool]:
         return times, units, False
     order = np.argsort(times, kind="stable")
     return times[order], units[order], True
+
+
+def weighted_std(values: Floats, weight: Floats) -> Floats:
+    """Standard deviation of `values` (n, …) along the first axis, each counted by its weight."""
+    mean = np.average(values, axis=0, weights=weight)
+    return np.asarray(np.sqrt(np.average(np.square(values - mean), axis=0, weights=weight)))

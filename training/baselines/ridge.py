@@ -18,7 +18,7 @@ import numpy as np
 from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import within
-from streaming.sessions.session import Session, Split
+from streaming.sessions.session import Session, Split, weighted_std
 
 BIN_S = 0.05
 N_LAGS = 10
@@ -148,8 +148,7 @@ class Ridge:
             seen, of_units = share > 0, counts[:, units]
             if seen.any():
                 center[units] = np.average(of_units, axis=0, weights=share)
-                squared = np.square(of_units - center[units])
-                spread[units] = np.sqrt(np.average(squared, axis=0, weights=share)) + 1e-6
+                spread[units] = weighted_std(of_units, share) + 1e-6
             counts[:, units] = np.where(seen[:, None, None], of_units, center[units])
         self._center, self._spread = center.ravel(), spread.ravel()
         return np.asarray((counts.reshape(len(times), -1) - self._center) / self._spread)

@@ -17,7 +17,7 @@ import numpy as np
 
 from decoder.arrays import Floats
 from streaming.sessions.intervals import within
-from streaming.sessions.session import Session
+from streaming.sessions.session import Session, weighted_std
 
 BIN_S = 0.05
 LEAD_S = 0.1  # spikes lead the movement by this much
@@ -38,32 +38,39 @@ def tuning(session: Session, domain: Floats | None = None) -> Floats:
     """
     domain = session.train_domain if domain is None else domain
     features = np.zeros((session.n_units, N_FEATURES))
-    moving = within(session.cursor_times, domain)
-    deviation = np.maximum(session.cursor_vel[moving].std(axis=0), 1e-12)
     at, counts, movement = [], [], []
     for times in _grids(domain):
         at.append(times)
         counts.append(_counts(session, times - LEAD_S))
-        velocity = session.velocity_at(times) / deviation
         ahead, behind = session.velocity_at(times + BIN_S), session.velocity_at(times - BIN_S)
         position = [np.interp(times, session.cursor_times, xy) for xy in session.cursor_pos.T]
-        movement.append(
-            np.column_stack([velocity, np.linalg.norm(velocity, axis=1), *position, ahead - behind])
-        )
-    if counts:
-        count, regressors = np.concatenate(counts), np.concatenate(movement)
-        for units, weight in session.weighed(np.concatenate(at)):
-            if weight.any():
-                features[units] = _coefficients(count[:, units], regressors, weight)
+        movement.append(np.column_stack([session.velocity_at(times), *position, ahead - behind]))
+    if not counts:
+        return features
+    count, moved = np.concatenate(counts), np.concatenate(movement)
+    sampled = within(session.cursor_times, domain)
+    samples = session.weighed(session.cursor_times[sampled])
+    for (units, weight), (_, share) in zip(
+        session.weighed(np.concatenate(at)), samples, strict=True
+    ):
+        if weight.any():
+            deviation = np.maximum(weighted_std(session.cursor_vel[sampled], share), 1e-12)
+            features[units] = _coefficients(count[:, units], _regressors(moved, deviation), weight)
     return features
+
+
+def _regressors(moved: Floats, deviation: Floats) -> Floats:
+    """Velocity in standard deviations (2,), speed, position and acceleration (n_bins, 7) of
+    velocities, positions and accelerations (n_bins, 6)."""
+    velocity = moved[:, :2] / deviation
+    return np.column_stack([velocity, np.linalg.norm(velocity, axis=1), moved[:, 2:]])
 
 
 def _coefficients(count: Floats, regressors: Floats, weight: Floats) -> Floats:
     """Tuning features (n_units, N_FEATURES) from counts (n_bins, n_units), regressors (n_bins, 7)
     and how much each bin counts (n_bins,)."""
-    regressors = regressors - np.average(regressors, axis=0, weights=weight)
-    deviation = np.sqrt(np.average(np.square(regressors), axis=0, weights=weight))
-    regressors /= np.maximum(deviation, 1e-12)
+    deviation = np.maximum(weighted_std(regressors, weight), 1e-12)
+    regressors = (regressors - np.average(regressors, axis=0, weights=weight)) / deviation
     mean_count = np.average(count, axis=0, weights=weight)
     mean = np.maximum(mean_count, MIN_RATE_HZ * BIN_S)
     response = (count - mean_count) / np.sqrt(mean)
@@ -87,9 +94,11 @@ def activity(session: Session, domain: Floats) -> Floats:
     for units, weight in session.weighed(np.concatenate(grids)):
         if weight.any():
             of_units = count[:, units]
-            mean_count = np.average(of_units, axis=0, weights=weight)
-            variance = np.average(np.square(of_units - mean_count), axis=0, weights=weight)
-            mean = np.maximum(mean_count, MIN_RATE_HZ * BIN_S)
+            mean = np.average(of_units, axis=0, weights=weight)
+            mean, variance = (
+                np.maximum(mean, MIN_RATE_HZ * BIN_S),
+                weighted_std(of_units, weight) ** 2,
+            )
             ratio = np.log((variance + FANO_FLOOR) / (mean + FANO_FLOOR))
             features[units] = np.column_stack([LOG_RATE_SCALE * np.log(mean / BIN_S), ratio])
     return features

@@ -22,7 +22,7 @@ from torch import Tensor
 from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import within
-from streaming.sessions.session import Session, Split
+from streaming.sessions.session import Session, Split, weighted_std
 from training.data.identity import shared_words, subject_word
 from training.data.profile import N_PROFILE, OWN, Identity, draw_identity, profiles
 from training.models.encoder import END, SPIKE, START
@@ -86,7 +86,7 @@ class OutputScale:
                 "a recording with movement"
             )
         mean = np.average(vel, axis=0, weights=weight)
-        return cls(mean=mean, std=np.sqrt(np.average((vel - mean) ** 2, axis=0, weights=weight)))
+        return cls(mean=mean, std=weighted_std(vel, weight))
 
     @classmethod
     def mean_of(cls, scales: Sequence[OutputScale]) -> OutputScale:
