@@ -260,7 +260,7 @@ class CalibrationRequest(Body):
     )
     with_data: Ids | None = Field(
         default=None,
-        description="ids of earlier calibrations; train on their data too, besides those collected "
+        description="ids of earlier calibrations; train on their data as well as those collected "
         "now; not together with data",
     )
     spikes: Name | None = Field(
