@@ -95,7 +95,7 @@ def adapt(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SESSION...", help="A session with new units; several: of one subject."
+            metavar="SESSION", help="A session with new units; several: of one subject."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle (or run) to write.")],

@@ -22,7 +22,7 @@ from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
 from streaming.sessions.session import Block, Session, Trials
 
-HALF_LIFE_S = 86_400.0  # a choice: blocks of one day count alike, one of a week ago 1 %
+HALF_LIFE_S = 86_400.0  # measured: docs/RECALIBRATION.md, "Why these values"
 RECENT = 0.5  # weight of the blocks that judge a decoder, at least
 GAP_S = 60.0  # between blocks; longer than any window, return movement or lag
 
