@@ -126,7 +126,7 @@ def print_calibration(console: Console, calibration: Calibration) -> None:
     console.print(Text.assemble((calibration.state, style), f": {meaning}" if meaning else ""))
     if calibration.took_s is not None:
         console.print(
-            f"{calibration.method} on {calibration.collected_s:.0f} s, "
+            f"{calibration.method} on {calibration.collected_s + calibration.earlier_s:.0f} s, "
             f"{calibration.took_s:.1f} s from the last sample to the verdict"
         )
 

@@ -28,6 +28,8 @@ State = Literal[
     "promoted", "rejected", "undecided", "ready", "failed", "cancelled", "interrupted",
 ]  # fmt: skip
 Use = Literal["spikes", "kinematics", "markers", "nothing"]  # what a stream is for
+Ids = Annotated[list[Name], Field(min_length=1, max_length=100)]  # of calibrations
+ANY_SUBJECT = "unknown"
 RUNNING: tuple[State, ...] = ("collecting", "training", "shadowing", "promoting")
 
 
@@ -203,7 +205,13 @@ class CalibrationRequest(Body):
     """What data to collect, how to train on them, and what to do with the result."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"seconds": 40.0, "method": "auto", "promote": "auto"}]}
+        json_schema_extra={
+            "examples": [
+                {"seconds": 40.0, "method": "auto", "promote": "auto"},
+                {"data": ["cal-20260301-093000-1f2e", "cal-20260302-091500-77aa"]},
+                {"seconds": 20.0, "with_data": ["cal-20260302-091500-77aa"]},
+            ]
+        }
     )
 
     seconds: float = Field(default=40.0, ge=5, le=3600, description="labelled data to collect, s")
@@ -245,9 +253,15 @@ class CalibrationRequest(Body):
         description="decoder to start training from; null for the pretrained decoder that the "
         "active one is based on",
     )
-    data: Name | None = Field(
+    data: Name | Ids | None = Field(
         default=None,
-        description="id of an earlier calibration; train on its data and collect nothing",
+        description="one or several ids of earlier calibrations; train on their data, newer ones "
+        "counting more, and collect nothing",
+    )
+    with_data: Ids | None = Field(
+        default=None,
+        description="ids of earlier calibrations; train on their data as well as those collected "
+        "now; not together with data",
     )
     spikes: Name | None = Field(
         default=None, description="LSL stream of spikes; null for the one that the daemon reads"
@@ -258,8 +272,14 @@ class CalibrationRequest(Body):
     markers: Name | None = Field(
         default=None, description="LSL stream of markers; null for the only one"
     )
-    subject: Name = "unknown"
+    subject: Name = ANY_SUBJECT
     seed: Annotated[int, BeforeValidator(_whole)] = Field(default=0, ge=0, le=2**31 - 1)
+
+    @property
+    def earlier(self) -> list[str]:
+        """The ids of the earlier calibrations whose data are trained on."""
+        data = [self.data] if isinstance(self.data, str) else self.data
+        return [*(data or ()), *(self.with_data or ())]
 
 
 class Scores(Answer):
@@ -289,7 +309,10 @@ class Calibration(Answer):
     request: CalibrationRequest
     created: datetime
     ended: datetime | None = None
-    collected_s: float = Field(default=0.0, description="labelled data collected so far, s")
+    collected_s: float = Field(
+        default=0.0, description="labelled data collected so far, or named by data, s"
+    )
+    earlier_s: float = Field(default=0.0, description="labelled data named by with_data, s")
     spikes: int = 0
     phase: str = Field(default="", description="current phase of the training")
     share: float = Field(default=0.0, description="completed fraction of the training, 0 to 1")

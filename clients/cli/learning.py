@@ -92,12 +92,17 @@ def pretrain(
 @verbs.command(epilog="Example: volition adapt monkey.bundle sessions/today.h5 -o today.bundle")
 def adapt(
     run: Annotated[Path, typer.Argument(help="A bundle, or a run of `volition pretrain`.")],
-    session: Annotated[Path, typer.Argument(help="A session with new units.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SESSION", help="A session with new units; several: of one subject."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle (or run) to write.")],
     seconds: Annotated[
         float,
         typer.Option(
-            min=5.0, help="Seconds of labelled data, from the start of its training domain."
+            min=5.0, help="Seconds of labelled data, from the start of each training domain."
         ),
     ] = 40.0,
     method: Annotated[
@@ -120,7 +125,10 @@ def adapt(
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Json = False,
 ) -> None:
-    """Adapt to a new session from a few seconds of data: only its units, or more (--method)."""
+    """Adapt to a new session from a few seconds of data: only its units, or more (--method).
+
+    Of several sessions, newer ones count more, and the result is for the units of all.
+    """
     require_training()
     from clients.reports.runs import run_adaptation
     from training.calibration.adapt import AdaptSettings
@@ -129,7 +137,7 @@ def adapt(
         method=cast("Method", method), seconds=seconds, allowed_s=allow, steps=steps, seed=seed,
         labels=cast("Labels", labels),
     )  # fmt: skip
-    summary = run_adaptation(terminal(stderr=True), run, session, output, settings)
+    summary = run_adaptation(terminal(stderr=True), run, paths, output, settings)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:

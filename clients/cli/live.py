@@ -182,7 +182,19 @@ def calibrate(
         typer.Option(help="Seconds of learning (default: as many as the model needs)."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Id of an earlier calibration whose data to learn from.")
+        list[str] | None,
+        typer.Option(
+            help="Id of an earlier calibration to learn from, instead of collecting; repeatable."
+        ),
+    ] = None,
+    with_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", help="Id of an earlier calibration to learn from as well; repeatable."
+        ),
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="Id of the subject, to store with the data.")
     ] = None,
     kinematics: Annotated[
         str | None, typer.Option(help="Name of the LSL stream (default: the only one of its type).")
@@ -202,8 +214,8 @@ def calibrate(
 
     given = {
         "seconds": seconds, "method": method, "labels": labels, "promote": promote,
-        "shadow": shadow, "allowed_s": allow, "data": data, "kinematics": kinematics,
-        "markers": markers,
+        "shadow": shadow, "allowed_s": allow, "data": data or None, "with_data": with_data or None,
+        "subject": subject, "kinematics": kinematics, "markers": markers,
     }  # fmt: skip
     with ControlClient(url, token=token) as client:
         sys.exit(run(terminal(stderr=as_json), client, given, as_json=as_json))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,17 +118,20 @@ def simulate_corpus(
 
 
 def run_adaptation(
-    console: Console, run: Path, session_path: Path, output: Path, settings: AdaptSettings
+    console: Console, run: Path, paths: Sequence[Path], output: Path, settings: AdaptSettings
 ) -> dict[str, Any]:
-    """Adapt to a session, with a progress bar. A run gives a run, a bundle a bundle."""
+    """Adapt to a session or several, with a progress bar. A run gives a run, a bundle a bundle."""
     from training.calibration import adapt
+    from training.calibration.blocks import joined
     from training.exports.checkpoints import save_run
     from training.exports.reweigh import write_adapted
     from training.pretraining import runs
 
     model, record = runs.load_model(run)
-    session = sessions.load(session_path)
+    blocks = [sessions.load(path) for path in paths]
     began = time.monotonic()
+    session = joined([adapt.labelled_by(model, record, block, settings) for block in blocks])
+    settings = replace(settings, seconds=None, labels="kinematics")  # they are labelled
     columns = (
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(), TaskProgressColumn(),

@@ -13,7 +13,8 @@ import threading
 import uuid
 
 from decoder.errors import SessionError
-from server.calibration.job import Job, StartChild, session_file
+from server.calibration.blocks import named_in
+from server.calibration.job import Job, StartChild
 from server.problems import ConflictError, NotFoundError
 from server.schemas import RUNNING, Calibration, CalibrationRequest, State
 from server.settings import ServerSettings
@@ -103,8 +104,9 @@ class Calibrations:
     def start(self, request: CalibrationRequest, *, key: str | None, who: str) -> Calibration:
         """Start a calibration, or return the one that was started with the same key.
 
-        Raises ConflictError if another one is running or the key was used for another request, and
-        NotFoundError if the base is not registered or the data to train on are missing.
+        Raises ConflictError if another one is running, the key was used for another request or the
+        data to train on are of several subjects, and NotFoundError if the base is not registered or
+        data to train on are missing.
         """
         with self._lock:
             if key is not None and key in self._keys:
@@ -129,10 +131,13 @@ class Calibrations:
                 request=request,
                 created=made_at,
             )
-            if request.data is not None:
-                source = self.get(request.data)
-                session_file(self._settings, source.id)
-                calibration.collected_s, calibration.spikes = source.collected_s, source.spikes
+            earlier = named_in(request, self.get, self._settings)
+            seconds = sum(block.collected_s for block in earlier)
+            if request.data is None:
+                calibration.earlier_s = seconds
+            else:
+                calibration.collected_s = seconds
+                calibration.spikes = sum(block.spikes for block in earlier)
             self._run(calibration, key, who=who)
             return calibration
 

@@ -15,23 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from decoder.errors import SessionError, VolitionError
-from server.calibration.driven import DaemonLog, before_filters, read_driving
+from server.calibration.blocks import saved
+from server.calibration.driven import DaemonLog
 from streaming.inlets.spikes import StreamKind, StreamQuery
-from streaming.recording.raw import read_recording
 from streaming.recording.record import Recorder, RecordSettings
-from streaming.sessions import format as sessions
-from streaming.sessions.intervals import duration_s
-from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages, send, send_problem
 
 REPORT_EVERY_S = 0.2
 MIN_FREE_BYTES = 200e6
-MIN_SECONDS = 5.0
-MIN_UNITS, MIN_SPIKES = 4, 20  # at least MIN_UNITS units need at least MIN_SPIKES spikes
-MIN_SPEED_M_S = 0.005  # the 90th percentile of the calibration's speeds
 
 
 class Order(msgspec.Struct, kw_only=True):
@@ -90,10 +83,7 @@ class Collector:
         if self.abandoned and not self.finish:
             return None
         send(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
-        session = read_recording(self._recorder.path, cut=False)
-        session = before_filters(session, read_driving(self._recorder.path))
-        check_calibration(session)
-        return sessions.save(session, Path(self.order.folder))
+        return saved(self._recorder.path, Path(self.order.folder))
 
     def _report(self, recorder: Recorder) -> None:
         self._daemon.poll()
@@ -109,29 +99,6 @@ def check_space(folder: Path) -> None:
         raise SessionError(
             f"the disk of {folder} has {free / 1e6:.0f} MB free, expected at least "
             f"{MIN_FREE_BYTES / 1e6:.0f} MB; free some space"
-        )
-
-
-def check_calibration(session: Session) -> None:
-    """Raise SessionError if a session has too little time, spikes or movement to train on."""
-    seconds = duration_s(session.domain)
-    if seconds < MIN_SECONDS:
-        raise SessionError(
-            f"{seconds:.1f} s of labelled data, expected at least {MIN_SECONDS:g} s, better 40 s; "
-            "collect longer"
-        )
-    n_active = int((np.bincount(session.spike_units) >= MIN_SPIKES).sum())
-    if n_active < MIN_UNITS:
-        raise SessionError(
-            f"{n_active} of {session.n_units} units had at least {MIN_SPIKES} spikes in "
-            f"{seconds:.0f} s, expected at least {MIN_UNITS}; check thresholds and the spike stream"
-        )
-    speed = float(np.percentile(np.linalg.norm(session.cursor_vel, axis=1), 90))
-    if speed < MIN_SPEED_M_S:
-        raise SessionError(
-            f"too little movement: the 90th percentile of speed is {speed:.4f} m/s, expected at "
-            f"least {MIN_SPEED_M_S:g} m/s; move the cursor during the calibration, and check that "
-            "the kinematics are in metres"
         )
 
 

@@ -165,11 +165,16 @@ class DaemonLog:
         self._daemon.close()
 
     def poll(self) -> None:
-        """Write everything received since the last call. Raises OSError if the disk fails."""
+        """Write everything received since the last call: a killed collector leaves it on disk.
+
+        Raises OSError if the disk fails.
+        """
         frames, changes = self._daemon.drain()
         self._frames.write(frames.tobytes())
         for at, filters in changes:
             self._filters.write(json.dumps({"time": at, **vars(filters)}) + "\n")
+        self._frames.flush()
+        self._filters.flush()
 
 
 def read_driving(folder: Path) -> Driving:

@@ -4,8 +4,8 @@
                                              (or failed, cancelled, interrupted, at any point)
 
 `decoder.gate` makes the decision. If it is undecided, the operator may activate the candidate with
-`POST /v1/decoders/{id}/activate`. A request for the data of an earlier calibration starts with the
-training.
+`POST /v1/decoders/{id}/activate`. A request for the data of earlier calibrations starts with the
+training; one with further data (`with_data`) adds them to what it has collected.
 
 Collecting, training and shadowing are child processes (`streaming.wire.children`), so the
 daemon decodes undisturbed. The data are in the calibration's folder.
@@ -13,17 +13,16 @@ daemon decodes undisturbed. The data are in the calibration's folder.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import shutil
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.gate import Evidence, decide
+from server.calibration.blocks import session_file, session_of
 from server.problems import ConflictError, NotFoundError, problem_of
 from server.schemas import RUNNING, Calibration, Scores, State
 from server.settings import ServerSettings, environment
@@ -36,6 +35,7 @@ log = logging.getLogger("volition.server")
 
 WAIT_FOR_STREAMS_S = 8.0  # on a busy machine LSL answers take seconds
 SAVE_EVERY_S = 1.0
+EARLIER = "earlier"  # folder of sessions made from recordings of other calibrations
 # Default training time of `auto`, s. On two cores the new decoder then takes over within 10 s of
 # the last sample (poyo: 30 s). Measured: docs/RECALIBRATION.md.
 ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
@@ -174,9 +174,9 @@ class Job:
         self.calibration.before = self._active()
         trainer = self._child("training.calibration.worker")
         trainer.send(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
-        session = self._collect(trainer)
+        sessions = self._collect(trainer)
         self._enter("training")
-        self._learn(trainer, session, ALLOWED_S[base.manifest.family])
+        self._learn(trainer, sessions, ALLOWED_S[base.manifest.family])
         if self.calibration.request.shadow:
             self._enter("shadowing")
             self._shadow()
@@ -216,16 +216,23 @@ class Job:
         status = self._supervisor.status
         return status.decoder if status else self._supervisor.wanted.active
 
-    def _collect(self, trainer: Child) -> str:
+    def _collect(self, trainer: Child) -> list[str]:
+        """The files of the sessions to train on: earlier ones, and the one collected now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        earlier = [
+            str(session_of(self._settings, identity, self.folder / EARLIER))
+            for identity in self.calibration.request.earlier
+        ]
+        if self.calibration.request.data is None:
+            return [*earlier, self._collected(trainer)]
+        self._collected_at = time.monotonic()
+        return earlier
+
+    def _collected(self, trainer: Child) -> str:
         """Collect, and return the session's file. An error in the trainer ends the collection."""
         request = self.calibration.request
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if request.data is not None:
-            self._collected_at = time.monotonic()
-            return str(session_file(self._settings, request.data))
-        if self._resume:
-            with contextlib.suppress(NotFoundError):
-                return str(session_file(self._settings, self.calibration.id))
+        if self._resume and (complete := session_file(self._settings, self.calibration.id)):
+            return str(complete)
         query, status = self._supervisor.wanted.input, self._supervisor.status
         decoded = status.stream if status is not None else None
         collector = self._child("server.calibration.collect")
@@ -254,14 +261,14 @@ class Job:
                 self.save()
         raise AssertionError("messages end with `done`, or raise")
 
-    def _learn(self, trainer: Child, session: str, allowed_s: float) -> None:
+    def _learn(self, trainer: Child, sessions: list[str], allowed_s: float) -> None:
         request = self.calibration.request
         decoder = self._active()
         active = self._registry.get(decoder).path if decoder else None
         self.calibration.before = decoder
         candidate = self.folder / "candidate.bundle"
         trainer.send(
-            session=session,
+            sessions=sessions,
             active=str(active.absolute()) if active else None,
             output=str(candidate.absolute()),
             method=request.method,
@@ -269,7 +276,8 @@ class Job:
             allowed_s=request.allowed_s or allowed_s,
             seed=request.seed,
         )
-        silent_s = self._patience_s((request.allowed_s or allowed_s) + self.calibration.collected_s)
+        data_s = self.calibration.collected_s + self.calibration.earlier_s
+        silent_s = self._patience_s((request.allowed_s or allowed_s) + data_s)
         for message in trainer.messages(silent_s=silent_s, within_s=3 * silent_s):
             if "phase" in message:
                 self.calibration.phase = str(message["phase"])
@@ -348,15 +356,6 @@ class Job:
             return "ready"
         self._supervisor.activate(calibration.candidate, who=f"{self._who}, {calibration.id}")
         return "promoted"
-
-
-def session_file(settings: ServerSettings, identity: str) -> Path:
-    """The session that a calibration collected. Raises NotFoundError if it is not complete."""
-    for path in (settings.calibrations / identity).glob("*.h5"):
-        return path
-    raise NotFoundError(
-        f"{identity} has no complete session to train on; resume it, or collect again"
-    )
 
 
 def scores_of(evidence: Evidence) -> Scores:

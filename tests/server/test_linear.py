@@ -49,7 +49,7 @@ def test_linear_decoders_are_calibrated_and_promoted_but_are_no_base_for_trainin
         client.rollback()
         frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
 
-        with pytest.raises(ProblemError, match="no complete session"):
+        with pytest.raises(ProblemError, match=f"it learned from {ridge.id}"):
             calibrated(server, unseen, method="ridge", data=kalman.id)  # it has no data of its own
 
         refused = calibrated(server, unseen, method="units", base=ridge.candidate)

@@ -112,7 +112,7 @@ def test_a_linear_calibration_records_its_base(tiny, bundle, tmp_path: Path, cap
     kind = bundle.manifest.family
     today = replace(simulate(n_units=30, minutes=1.0, subject=4, seed=9), session_id="today")
     order = worker.Order(
-        session=str(sessions.save(today, tmp_path)), active=None,
+        sessions=[str(sessions.save(today, tmp_path))], active=None,
         output=str(tmp_path / "candidate.bundle"), method=kind, labels="kinematics",
         allowed_s=10.0, seed=0,
     )  # fmt: skip

@@ -35,7 +35,7 @@ def carried_out(tiny: TinyDecoder, folder: Path, labels: Labels) -> dict[str, An
     """An instant calibration on a minute of units that the active decoder knows."""
     today = replace(tiny.session, session_id="today")
     order = worker.Order(
-        session=str(sessions.save(today, folder)), active=str(tiny.bundle.path),
+        sessions=[str(sessions.save(today, folder))], active=str(tiny.bundle.path),
         output=str(folder / "candidate.bundle"), method="instant", labels=labels,
         allowed_s=10.0, seed=0,
     )  # fmt: skip

@@ -47,7 +47,7 @@ class Kalman:
         true = session.velocity_at(times)
         self._bins: dict[Split, list[tuple[Floats, Floats]]] = {}
         train = self._counts("train")
-        self.mean_count = np.concatenate([counts for _, counts in train]).mean(axis=0)
+        self.mean_count = self._mean_count(train)
         self.valid_r2 = -np.inf
         for lag in LAGS:
             for noise in NOISES:
@@ -71,16 +71,27 @@ class Kalman:
             self._bins[split] = list(zip(grids, parts, strict=False))
         return self._bins[split]
 
+    def _mean_count(self, train: list[tuple[Floats, Floats]]) -> Floats:
+        """The mean count (n_units,) of each unit in the blocks that had it."""
+        ends, counts = (np.concatenate(column) for column in zip(*train, strict=True))
+        mean = np.zeros(counts.shape[1])
+        for units, weight in self._session.weighed(ends):
+            if weight.any():
+                mean[units] = np.average(counts[:, units], axis=0, weights=weight)
+        return mean
+
     def _fit(self, train: list[tuple[Floats, Floats]], lag: int, noise: float) -> Filter:
-        moves = [self._session.velocity_at(ends) for ends, _ in train]
+        session = self._session
+        moves = [session.velocity_at(ends) for ends, _ in train]
         before = np.concatenate([v[:-1] for v in moves])
         after = np.concatenate([v[1:] for v in moves])
-        transition = np.linalg.lstsq(before, after, rcond=None)[0].T
-        process = np.cov((after - before @ transition.T).T)
+        weight = session.weight_at(np.concatenate([ends[1:] for ends, _ in train]))
+        transition = _least_squares(before, after, weight)
+        process: Floats = np.cov((after - before @ transition.T).T, aweights=weight)
         state = np.concatenate([v[lag:] for v in moves])
         counts = np.concatenate([c[: max(0, len(c) - lag)] for _, c in train]) - self.mean_count
-        observation = np.linalg.lstsq(state, counts, rcond=None)[0].T
-        residual = np.cov((counts - state @ observation.T).T)
+        ends = np.concatenate([ends[lag:] for ends, _ in train])
+        observation, residual = self._observed(state, counts, ends)
         least = max(noise, 1e-6)  # a unit without spikes has no variance
         residual += least * np.diag(residual).mean() * np.eye(len(residual))
         weighted = np.linalg.solve(residual, observation).T  # C' Q^-1
@@ -88,10 +99,25 @@ class Kalman:
         covariance = process
         for _ in range(RICCATI_STEPS):
             predicted = transition @ covariance @ transition.T + process
-            covariance = np.linalg.inv(np.linalg.inv(predicted) + information)
+            covariance = np.asarray(np.linalg.inv(np.linalg.inv(predicted) + information))
         return Filter(
             lag=lag, transition=transition, observation=observation, gain=covariance @ weighted
         )
+
+    def _observed(self, state: Floats, counts: Floats, ends: Floats) -> tuple[Floats, Floats]:
+        """C (n_units, 2) and Q (n_units, n_units), from the blocks that had each unit.
+
+        state (n, 2), counts (n, n_units), ends (n,): of each bin.
+        """
+        weight = self._session.weight_at(ends)
+        observation, errors = np.zeros((counts.shape[1], 2)), np.zeros_like(counts)
+        for units, share in self._session.weighed(ends):
+            if share.any():
+                observation[units] = _least_squares(state, counts[:, units], share)
+                seen = share.sum() / weight.sum()  # else a unit of few blocks would look reliable
+                error = counts[:, units] - state @ observation[units].T
+                errors[:, units] = np.where(share[:, None] > 0, error, 0.0) / np.sqrt(seen)
+        return observation, np.cov(errors.T, aweights=weight)
 
     def _run(self, fitted: Filter, split: Split, times: Floats) -> Floats:
         estimate = np.zeros((len(times), 2))
@@ -110,3 +136,9 @@ class Kalman:
             last = np.searchsorted(ends, times[inside] + 1e-9, side="right") - 1
             estimate[inside] = decoded[np.maximum(last, 0)]
         return estimate
+
+
+def _least_squares(known: Floats, wanted: Floats, weight: Floats) -> Floats:
+    """The matrix (n_wanted, n_known) that predicts `wanted` (n, …) from `known` (n, …) best."""
+    root = np.sqrt(weight)[:, None]
+    return np.asarray(np.linalg.lstsq(root * known, root * wanted, rcond=None)[0].T)

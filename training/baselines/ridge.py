@@ -1,7 +1,8 @@
 """Baseline decoders, fitted on the same training domain as the model they are compared with.
 
 All are causal (an estimate at time t uses only spikes before t) and choose their hyper-parameters
-on the validation domain:
+on the validation domain. In a session of several blocks, `Ridge` and `Kalman` count each block by
+its weight.
 
 - `Ridge` here: ridge regression on counts of 10 lags of 50 ms (the Wiener filter).
 - `training.baselines.kalman`: velocity Kalman filter.
@@ -17,7 +18,7 @@ import numpy as np
 from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import within
-from streaming.sessions.session import Session, Split
+from streaming.sessions.session import Session, Split, weighted_std
 
 BIN_S = 0.05
 N_LAGS = 10
@@ -110,12 +111,11 @@ class Ridge:
         if fit_seconds is not None:
             fit_times = fit_times[fit_times < fit_times[0] + fit_seconds]
         valid_times = enough_times(session, "valid", evaluation_times(session, "valid"))
-        fit = self._counts(fit_times)
-        self._center, self._spread = fit.mean(axis=0), fit.std(axis=0) + 1e-6
-        target = session.velocity_at(fit_times)
-        self._bias = target.mean(axis=0)
-        fit = (fit - self._center) / self._spread
-        gram, moment = fit.T @ fit, fit.T @ (target - self._bias)
+        weight, target = session.weight_at(fit_times), session.velocity_at(fit_times)
+        self._bias = np.average(target, axis=0, weights=weight)
+        fit = self._standardized(counts_before(session, fit_times, N_LAGS), fit_times)
+        weighted = fit.T * weight
+        gram, moment = weighted @ fit, weighted @ (target - self._bias)
         fits = {a: np.linalg.solve(gram + a * np.eye(len(gram)), moment) for a in ALPHAS}
         valid, true = self._normalized(valid_times), session.velocity_at(valid_times)
         scores = {a: r2(true, valid @ w + self._bias).r2_mean for a, w in fits.items()}
@@ -138,11 +138,24 @@ class Ridge:
         """Velocity (2,) in m/s without any spikes."""
         return np.asarray(self._bias - (self._center / self._spread) @ self._weights)
 
-    def _counts(self, times: Floats) -> Floats:
-        return counts_before(self._session, times, N_LAGS).reshape(len(times), -1)
+    def _standardized(self, counts: Floats, times: Floats) -> Floats:
+        """The counts (n, n_units, n_lags) of the fit as regressors (n, n_units * n_lags).
+
+        Sets their centre and spread. Counts of units that a block did not have become 0, the mean.
+        """
+        center, spread = np.zeros(counts.shape[1:]), np.ones(counts.shape[1:])
+        for units, share in self._session.weighed(times):
+            seen, of_units = share > 0, counts[:, units]
+            if seen.any():
+                center[units] = np.average(of_units, axis=0, weights=share)
+                spread[units] = weighted_std(of_units, share) + 1e-6
+            counts[:, units] = np.where(seen[:, None, None], of_units, center[units])
+        self._center, self._spread = center.ravel(), spread.ravel()
+        return np.asarray((counts.reshape(len(times), -1) - self._center) / self._spread)
 
     def _normalized(self, times: Floats) -> Floats:
-        return np.asarray((self._counts(times) - self._center) / self._spread)
+        counts = counts_before(self._session, times, N_LAGS).reshape(len(times), -1)
+        return np.asarray((counts - self._center) / self._spread)
 
 
 def ridge_score(

@@ -1,6 +1,6 @@
 """Adapts a pretrained model to a new session with a few seconds of labelled data.
 
-    volition adapt RUN SESSION --seconds 40 --method units -o RUN2
+    volition adapt RUN SESSION [SESSION ...] --seconds 40 --method units -o RUN2
 
     instant     trains nothing: new units get what is known of them in closed form
     units       trains the embeddings of the session and its units, and freezes the rest (unit
@@ -12,7 +12,8 @@
 
 A new unit starts from what is known without training (`training.pretraining.newcomer`), which
 decodes already. Every method except `scratch` keeps the embeddings of other units bit for bit. The
-last fifth of the data is held out to score the result; `instant` needs no score and uses all.
+last fifth of the data is held out to score the result (of the recent blocks, if there are several:
+`training.calibration.blocks`); `instant` needs no score and uses all.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from decoder.arrays import Floats
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
+from training.calibration.blocks import recent
 from training.calibration.fitting import (
     CHECK_STEP_S,
     Averaged,
@@ -157,12 +159,7 @@ def calibrate(
     """
     settings = settings or AdaptSettings()
     clock = Clock(settings.allowed_s)
-    labelled = session
-    if settings.seconds is not None and settings.labels in OWN:
-        labelled = first_seconds(labelled, settings.seconds)
-    labelled = relabelled(labelled, settings.labels, decode=partial(_without_labels, model, record))
-    if settings.seconds is not None and settings.labels not in OWN:
-        labelled = first_seconds(labelled, settings.seconds)
+    labelled = labelled_by(model, record, session, settings)
     if settings.method == "instant":
         return Adapted(*with_session(model, record, labelled), "instant")
     labelled = hold_out_last_fifth(labelled)
@@ -193,6 +190,17 @@ def calibrate(
         runs.set_weights(model, before)
         return _adapted(lesson, record, units, "units")
     return _adapted(lesson, record, fitted, "full")
+
+
+def labelled_by(
+    model: Model, record: runs.RunRecord, session: Session, settings: AdaptSettings
+) -> Session:
+    """The session with the labels and the seconds of labelled data that the settings ask for."""
+    seconds, is_own = settings.seconds, settings.labels in OWN
+    if seconds is not None and is_own:
+        session = first_seconds(session, seconds)
+    session = relabelled(session, settings.labels, decode=partial(_without_labels, model, record))
+    return session if seconds is None or is_own else first_seconds(session, seconds)
 
 
 def _without_labels(
@@ -300,9 +308,9 @@ def first_seconds(session: Session, seconds: float) -> Session:
 
 
 def hold_out_last_fifth(session: Session) -> Session:
-    """The session with the last fifth of its training domain as validation domain."""
-    domain = session.train_domain
-    cut = time_after(domain, (1 - VALID_SHARE) * duration_s(domain))
+    """The session with the last fifth of its recent training domain as validation domain."""
+    domain, judged = session.train_domain, recent(session)
+    cut = time_after(judged, (1 - VALID_SHARE) * duration_s(judged))
     train = intersect(domain, domain[0, 0], cut)
     valid = intersect(domain, cut, domain[-1, 1])
     if len(train) == 0 or len(valid) == 0:

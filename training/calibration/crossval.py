@@ -5,6 +5,7 @@ others with the same method, with checkpoint and method chosen within those. The
 decodes the same instants. So every labelled second contributes to the comparison, and none of them
 was used to train or choose the model that decodes it. The candidate is trained on all seconds
 (`training.calibration.candidate`), more than any of these models, so the estimate is conservative.
+In a session of several blocks only the recent ones are folds; every model trains on the older ones.
 
 Training is in `training.calibration.adapt`, the decision in `decoder.gate`.
 """
@@ -24,6 +25,7 @@ from decoder.errors import TrainingError
 from decoder.gate import Evidence
 from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
+from training.calibration.blocks import recent
 from training.evaluation.offline import Decoded, decode_split
 
 log = logging.getLogger("volition.crossval")
@@ -51,14 +53,14 @@ class Compared:
 
 def folds(session: Session, n_folds: int = N_FOLDS) -> list[Session]:
     """One session per fold: a part of the training domain is the test domain, the rest trains."""
-    domain = session.train_domain
-    edges = [time_after(domain, duration_s(domain) * i / n_folds) for i in range(n_folds + 1)]
+    domain, judged = session.train_domain, recent(session)
+    edges = [time_after(judged, duration_s(judged) * i / n_folds) for i in range(n_folds + 1)]
     first, last = float(domain[0, 0]), float(domain[-1, 1])
     parts = []
     for start, end in pairwise(edges):
         before = intersect(domain, first, max(first, start - APART_S))
         after = intersect(domain, min(last, end + APART_S), last)
-        train, test = np.concatenate([before, after]), intersect(domain, start, end)
+        train, test = np.concatenate([before, after]), intersect(judged, start, end)
         parts.append(replace(session, train_domain=train, test_domain=test))
     return parts
 
@@ -66,7 +68,7 @@ def folds(session: Session, n_folds: int = N_FOLDS) -> list[Session]:
 def cross_validate(
     learn: Learn, session: Session, active: Bundle | None, *, tick_s: float = SCORE_TICK_S
 ) -> Compared | None:
-    """Decode a session's whole training domain with models trained on the other folds.
+    """Decode a session's recent training domain with models trained on the other folds.
 
     learn: makes a bundle from a fold's training domain; called with the fold and its number.
     tick_s: between the instants that are compared.

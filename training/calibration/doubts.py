@@ -15,8 +15,8 @@ from decoder.arrays import Floats, Ints
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.families import KalmanTables, RidgeTables
 from decoder.errors import TrainingError
-from streaming.sessions.intervals import duration_s
 from streaming.sessions.session import Session
+from training.calibration.blocks import recent
 from training.calibration.crossval import Compared, folds
 from training.data.tuning import LOG_RATE_SCALE
 from training.pretraining import runs
@@ -86,18 +86,17 @@ def _silence(session: Session, active: Bundle | None) -> str | None:
         return None
     before = rates_before(active)
     expected_hz = np.array([before.get(unit_id, 0.0) for unit_id in session.unit_ids])
-    relied_on = expected_hz > 0
+    judged = recent(session)
+    total, seconds = counts_in(session, judged), session.observed_s(judged)
+    relied_on = (expected_hz > 0) & (seconds > 0)  # a unit that no recent stream had isn't silent
     if not relied_on.any():
         return None
-    silent = np.zeros(session.n_units, dtype=bool)
-    total = counts_in(session, session.train_domain)
-    seconds = duration_s(session.train_domain)
+    silent = (total == 0) & (expected_hz >= EXPECTED / np.maximum(seconds, 1e-9))
     for fold in folds(session):
-        part_s = duration_s(fold.test_domain)
+        part_s = session.observed_s(fold.test_domain)
         here = counts_in(session, fold.test_domain)
-        elsewhere_hz = (total - here) / max(seconds - part_s, 1e-9)
+        elsewhere_hz = (total - here) / np.maximum(seconds - part_s, 1e-9)
         silent |= (here == 0) & (elsewhere_hz * part_s >= EXPECTED)
-    silent |= (total == 0) & (expected_hz * seconds >= EXPECTED)
     n_silent, n_known = int((silent & relied_on).sum()), int(relied_on.sum())
     if n_silent <= MOST_SILENT * n_known:
         return None

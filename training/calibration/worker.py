@@ -3,8 +3,9 @@
     python -m training.calibration.worker    # JSON lines: `Prepare`, then an `Order`
 
 It runs at the lowest priority and leaves one core free, so that the daemon's ticks are not late.
-The candidate is trained on all labelled seconds. It is compared with the active decoder by
-cross-validation (`training.calibration.crossval`), through the runtime that decodes live.
+The candidate is trained on all labelled seconds, of one block or several
+(`training.calibration.blocks`). It is compared with the active decoder by cross-validation
+(`training.calibration.crossval`), through the runtime that decodes live.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages_or_exit, send, send_problem
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
+from training.calibration.blocks import joined
 from training.calibration.candidate import Plan, Ready, prepare, train_candidate
 from training.calibration.crossval import SCORE_TICK_S
 from training.calibration.labels import OWN, Labels, relabelled
@@ -54,9 +56,12 @@ class Prepare(msgspec.Struct, kw_only=True):
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """Request to train on a session file, and to compare with the active decoder."""
+    """Request to train on the blocks in some session files, and to compare with the active decoder.
 
-    session: str
+    sessions: paths, in any order.
+    """
+
+    sessions: list[str]
     active: str | None
     output: str
     method: Literal[Method, Kind]
@@ -70,8 +75,9 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     began = time.monotonic()
     send(phase="loading", share=0.0)
     active = open_bundle(order.active) if order.active else None
-    session = whole(sessions.load(order.session))
-    session = relabelled(session, order.labels, decode=partial(_decoded_by, active))
+    blocks = [whole(sessions.load(path)) for path in order.sessions]
+    decode = partial(_decoded_by, active)
+    session = joined([relabelled(block, order.labels, decode=decode) for block in blocks])
     plan = Plan(method=order.method, allowed_s=order.allowed_s, seed=order.seed)
     done = train_candidate(session, active, Path(order.output), plan, ready, Report())
     took_s = time.monotonic() - began

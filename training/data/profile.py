@@ -37,8 +37,9 @@ def profiles(
     """
     n = session.n_units
     movement = tuning(session, domain)[:, :-1] if labelled else np.zeros((n, N_FEATURES - 1))
-    seconds = np.log(max(duration_s(domain), 1.0) / USUAL_S)
-    today = [movement, activity(session, domain), np.tile([seconds, float(labelled)], (n, 1))]
+    seconds = np.log(np.maximum(session.observed_s(domain, weighted=True), 1.0) / USUAL_S)
+    of_data = np.column_stack([seconds, np.full(n, float(labelled))])
+    today = [movement, activity(session, domain), of_data]
     if channels is None:
         return np.hstack([*today, np.zeros((n, N_FEATURES + 1))])
     known = ~np.isnan(channels[:, :1])

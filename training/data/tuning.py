@@ -2,7 +2,8 @@
 
 Features are the coefficients of a regression and the unit's rate. The regression predicts spike
 counts in bins of 50 ms, in units of their Poisson standard deviation, from velocity, speed,
-position and acceleration 100 ms later.
+position and acceleration 100 ms later. In a session of several blocks a bin counts by its block's
+weight, and only for units that the block had.
 
 The embedding of a new unit starts as the mean of the pretrained units with the nearest tuning
 (`nearest_mean`), so a few seconds of data go a long way. Needs numpy only, and no model.
@@ -16,7 +17,7 @@ import numpy as np
 
 from decoder.arrays import Floats
 from streaming.sessions.intervals import within
-from streaming.sessions.session import Session
+from streaming.sessions.session import Session, weighted_std
 
 BIN_S = 0.05
 LEAD_S = 0.1  # spikes lead the movement by this much
@@ -36,26 +37,46 @@ def tuning(session: Session, domain: Floats | None = None) -> Floats:
     domain: intervals (n, 2), s; default: the training domain.
     """
     domain = session.train_domain if domain is None else domain
-    moving = within(session.cursor_times, domain)
-    deviation = np.maximum(session.cursor_vel[moving].std(axis=0), 1e-12)
-    counts, movement = [], []
+    features = np.zeros((session.n_units, N_FEATURES))
+    at, counts, movement = [], [], []
     for times in _grids(domain):
+        at.append(times)
         counts.append(_counts(session, times - LEAD_S))
-        velocity = session.velocity_at(times) / deviation
         ahead, behind = session.velocity_at(times + BIN_S), session.velocity_at(times - BIN_S)
         position = [np.interp(times, session.cursor_times, xy) for xy in session.cursor_pos.T]
-        movement.append(
-            np.column_stack([velocity, np.linalg.norm(velocity, axis=1), *position, ahead - behind])
-        )
+        movement.append(np.column_stack([session.velocity_at(times), *position, ahead - behind]))
     if not counts:
-        return np.zeros((session.n_units, N_FEATURES))
-    count, regressors = np.concatenate(counts), np.concatenate(movement)
-    regressors = regressors - regressors.mean(axis=0)
-    regressors /= np.maximum(regressors.std(axis=0), 1e-12)
-    mean = np.maximum(count.mean(axis=0), MIN_RATE_HZ * BIN_S)
-    response = (count - count.mean(axis=0)) / np.sqrt(mean)
-    gram = regressors.T @ regressors + PENALTY * np.eye(regressors.shape[1])
-    coefficients = np.linalg.solve(gram, regressors.T @ response).T
+        return features
+    count, moved = np.concatenate(counts), np.concatenate(movement)
+    sampled = within(session.cursor_times, domain)
+    samples = session.weighed(session.cursor_times[sampled])
+    for (units, weight), (_, share) in zip(
+        session.weighed(np.concatenate(at)), samples, strict=True
+    ):
+        if weight.any():
+            deviation = np.maximum(weighted_std(session.cursor_vel[sampled], share), 1e-12)
+            features[units] = _coefficients(count[:, units], _regressors(moved, deviation), weight)
+    return features
+
+
+def _regressors(moved: Floats, deviation: Floats) -> Floats:
+    """Velocity in standard deviations (2,), speed, position and acceleration (n_bins, 7) of
+    velocities, positions and accelerations (n_bins, 6)."""
+    velocity = moved[:, :2] / deviation
+    return np.column_stack([velocity, np.linalg.norm(velocity, axis=1), moved[:, 2:]])
+
+
+def _coefficients(count: Floats, regressors: Floats, weight: Floats) -> Floats:
+    """Tuning features (n_units, N_FEATURES) from counts (n_bins, n_units), regressors (n_bins, 7)
+    and how much each bin counts (n_bins,)."""
+    deviation = np.maximum(weighted_std(regressors, weight), 1e-12)
+    regressors = (regressors - np.average(regressors, axis=0, weights=weight)) / deviation
+    mean_count = np.average(count, axis=0, weights=weight)
+    mean = np.maximum(mean_count, MIN_RATE_HZ * BIN_S)
+    response = (count - mean_count) / np.sqrt(mean)
+    weighted = regressors.T * weight
+    gram = weighted @ regressors + PENALTY * np.eye(regressors.shape[1])
+    coefficients = np.linalg.solve(gram, weighted @ response).T
     log_rate = np.log(mean / BIN_S)[:, None]
     return np.hstack([COEFFICIENT_SCALE * coefficients, LOG_RATE_SCALE * log_rate])
 
@@ -65,13 +86,22 @@ def activity(session: Session, domain: Floats) -> Floats:
 
     domain: intervals (n, 2), s. The rate is the same feature as in `tuning`.
     """
-    counts = [_counts(session, times - LEAD_S) for times in _grids(domain)]
-    if not counts:
-        return np.zeros((session.n_units, N_ACTIVITY))
-    count = np.concatenate(counts)
-    mean = np.maximum(count.mean(axis=0), MIN_RATE_HZ * BIN_S)
-    ratio = np.log((count.var(axis=0) + FANO_FLOOR) / (mean + FANO_FLOOR))
-    return np.column_stack([LOG_RATE_SCALE * np.log(mean / BIN_S), ratio])
+    features = np.zeros((session.n_units, N_ACTIVITY))
+    grids = list(_grids(domain))
+    if not grids:
+        return features
+    count = np.concatenate([_counts(session, times - LEAD_S) for times in grids])
+    for units, weight in session.weighed(np.concatenate(grids)):
+        if weight.any():
+            of_units = count[:, units]
+            mean = np.average(of_units, axis=0, weights=weight)
+            mean, variance = (
+                np.maximum(mean, MIN_RATE_HZ * BIN_S),
+                weighted_std(of_units, weight) ** 2,
+            )
+            ratio = np.log((variance + FANO_FLOOR) / (mean + FANO_FLOOR))
+            features[units] = np.column_stack([LOG_RATE_SCALE * np.log(mean / BIN_S), ratio])
+    return features
 
 
 def _grids(domain: Floats) -> Iterator[Floats]:

@@ -2,7 +2,8 @@
 
 A window holds a stretch of spikes, a start and an end token per unit, and query times with their
 true velocity. Each window lies inside one interval of its split and never crosses a domain's edge
-or a gap. Training windows drop units at random (POYO's unit dropout).
+or a gap. Training windows drop units at random (POYO's unit dropout). Those of a session of several
+blocks are drawn by weight, without the units that a block did not have.
 
 This module knows only a model's vocabulary, the length of its windows and their query times
 (`Layout`).
@@ -21,7 +22,7 @@ from torch import Tensor
 from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
 from streaming.sessions.intervals import within
-from streaming.sessions.session import Session, Split
+from streaming.sessions.session import Session, Split, weighted_std
 from training.data.identity import shared_words, subject_word
 from training.data.profile import N_PROFILE, OWN, Identity, draw_identity, profiles
 from training.models.encoder import END, SPIKE, START
@@ -77,13 +78,15 @@ class OutputScale:
     @classmethod
     def of(cls, session: Session) -> OutputScale:
         """Mean and standard deviation of the session's velocity in the training domain."""
-        vel = session.cursor_vel[within(session.cursor_times, session.train_domain)]
+        inside = within(session.cursor_times, session.train_domain)
+        vel, weight = session.cursor_vel[inside], session.weight_at(session.cursor_times[inside])
         if len(vel) < 2 or not (vel.std(axis=0) > 0).all():
             raise TrainingError(
                 f"{session.session_id}: the cursor does not move in the training domain; expected "
                 "a recording with movement"
             )
-        return cls(mean=vel.mean(axis=0), std=vel.std(axis=0))
+        mean = np.average(vel, axis=0, weights=weight)
+        return cls(mean=mean, std=weighted_std(vel, weight))
 
     @classmethod
     def mean_of(cls, scales: Sequence[OutputScale]) -> OutputScale:
@@ -184,10 +187,9 @@ class WindowSource:
         plans = []
         identities: dict[int, Identity] = {}
         for index in self._draw_sessions(rng, batch_size, micro or batch_size):
-            end_s = _draw_start(self._starts[index], rng) + self.window_s
-            n_units = self.sessions[index].n_units
-            n_kept = max(1, round(keep_share * n_units))
-            kept = np.sort(rng.permutation(n_units)[:n_kept])
+            start_s = _draw_start(self.sessions[index], self._starts[index], rng)
+            end_s, units = start_s + self.window_s, self.sessions[index].units_at(start_s)
+            kept = np.sort(rng.permutation(units)[: max(1, round(keep_share * len(units)))])
             queries = self.layout.training_queries(rng)
             if index not in identities:
                 identities[index] = self._draw_identity(rng, index)
@@ -279,8 +281,7 @@ class WindowSource:
         queries = layout.walked_queries(step_s)
         ends = window_ends(session, split, layout.window_s, step_s * len(queries))
         if at_most is not None and len(ends) > at_most:
-            chosen = np.random.default_rng(0).permutation(len(ends))[:at_most]
-            ends = ends[np.sort(chosen)]
+            ends = ends[np.sort(np.random.default_rng(0).permutation(len(ends))[:at_most])]
         for chunk in np.array_split(ends, max(1, -(-len(ends) // batch_size))):
             if len(chunk):
                 plans = [
@@ -377,8 +378,8 @@ def _window_starts(domain: Floats, window_s: float) -> Floats:
     return np.asarray(edges[edges[:, 1] > edges[:, 0]])
 
 
-def _draw_start(edges: Floats, rng: np.random.Generator) -> float:
-    lengths = edges[:, 1] - edges[:, 0]
+def _draw_start(session: Session, edges: Floats, rng: np.random.Generator) -> float:
+    lengths = session.weight_at(edges[:, 0]) * (edges[:, 1] - edges[:, 0])
     index = rng.choice(len(edges), p=lengths / lengths.sum())
     return float(rng.uniform(*edges[index]))
 

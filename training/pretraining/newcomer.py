@@ -41,7 +41,7 @@ from training.pretraining.scoring import decode_windows, window_source
 
 Reads = Literal["nothing", "spikes", "labels"]
 
-COMPARED_S, STEP_S = 120.0, 0.1  # of labels, at most, that two starts are compared on
+COMPARED_S, STEP_S = 120.0, 0.1  # the last labels, at most, that two starts are compared on
 SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
 
 
@@ -97,8 +97,8 @@ def with_session(
 
     if len(starts) > 1:
         domain = session.train_domain
-        last_s = time_after(domain, min(COMPARED_S, duration_s(domain)))
-        compared = replace(session, train_domain=intersect(domain, domain[0, 0], last_s))
+        first_s = time_after(domain, max(0.0, duration_s(domain) - COMPARED_S))
+        compared = replace(session, train_domain=intersect(domain, first_s, domain[-1, 1]))
         errors = []
         for start in starts:
             begin(start)
