@@ -174,12 +174,13 @@ def _read_usual(opened: Any, file: Path, sizes: AnySizes) -> Usual | None:
     """Read the usual states, if it is a decoder with a state."""
     if not isinstance(sizes, PossmSizes):
         return None
-    n_axes, n_days = min(N_AXES, sizes.hidden), opened.get_slice("day_means").get_shape()[0]
+    names, n_axes = set(opened.keys()), min(N_AXES, sizes.hidden)
+    days = opened.get_slice("day_means").get_shape() if "day_means" in names else []
+    n_days = days[0] if len(days) == 2 else 1
     shapes = {
         "mean": (sizes.hidden,), "axes": (n_axes, sizes.hidden), "limit": (),
         "day_means": (n_days, n_axes), "day_covariances": (n_days, n_axes, n_axes),
     }  # fmt: skip
-    names = set(opened.keys())
     return Usual(
         **{name: _read_table(opened, file, name, s, name in names) for name, s in shapes.items()}
     )

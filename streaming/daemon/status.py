@@ -30,7 +30,7 @@ def status_of(
 
     n_skipped: deadlines skipped since the start. latency, spikes_per_s: of the last period.
     """
-    inlet = ticker.inlet
+    inlet, drift = ticker.inlet, ticker.runtime.drift
     return wire.Status(
         schema=wire.SCHEMA_VERSION,
         session=ticker.bundle.manifest.session_id,
@@ -65,6 +65,8 @@ def status_of(
         paused=ticker.paused,
         filters=ticker.filters.settings,
         bias=ticker.filters.bias,
+        distance=drift.distance if drift else None,
+        distance_limit=drift.limit if drift else None,
         pid=os.getpid(),
     )
 

@@ -115,6 +115,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     paused: str | None  # why decoding is paused; None if it isn't
     filters: Filters
     bias: tuple[float, float]  # m/s; subtracted by the bias correction
+    distance: float | None = None  # nats; of the population from known days (`decoder.usual`)
+    distance_limit: float | None = None  # nats; beyond it the population counts as changed
     pid: int  # process id of the daemon
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,6 @@ def settled_states(model: Possm, config: PossmConfig, inputs: Mapping[str, Tenso
     return states[:, round(SETTLING_SHARE * config.n_chunks) :]
 
 
-def _rounded(values: Tensor) -> list:
+def _rounded(values: Tensor) -> Any:
     digits = [float(f"{value:.6g}") for value in values.flatten().tolist()]
     return np.reshape(digits, values.shape).tolist()
