@@ -66,6 +66,7 @@ def status_of(
         filters=ticker.filters.settings,
         bias=ticker.filters.bias,
         pid=os.getpid(),
+        unit_faults=ticker.unit_watch.faults(tuple(inlet.unit_ids)) if inlet else None,
     )
 
 
