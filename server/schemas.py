@@ -312,6 +312,9 @@ class Calibration(Answer):
     doubts: list[str] = Field(
         default=[], description="what to check before activating the candidate, whatever its score"
     )
+    notes: list[str] = Field(
+        default=[], description="units that were left out: copies of others, units of artifacts"
+    )
     problem: Problem | None = None
 
 

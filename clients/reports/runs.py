@@ -120,12 +120,15 @@ def run_adaptation(
 ) -> dict[str, Any]:
     """Adapt to a session, with a progress bar. A run gives a run, a bundle a bundle."""
     from training.calibration import adapt
+    from training.calibration.excluded import without_faulty
     from training.exports.checkpoints import save_run
     from training.exports.reweigh import write_adapted
     from training.pretraining import runs
 
     model, record = runs.load_model(run)
-    session = sessions.load(session_path)
+    session, notes = without_faulty(sessions.load(session_path))
+    for note in notes:
+        console.print(Text(note, "yellow"))
     began = time.monotonic()
     columns = (
         TextColumn("{task.description}", style="bold", markup=False),
@@ -153,6 +156,7 @@ def run_adaptation(
         "session": session.session_id,
         "method": adapted.method,
         "units": session.n_units,
+        "notes": notes,
         "seconds": took_s,
         "validation_r2": record.best_r2 if math.isfinite(record.best_r2) else None,
     }
