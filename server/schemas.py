@@ -313,7 +313,7 @@ class Calibration(Answer):
         default=[], description="what to check before activating the candidate, whatever its score"
     )
     notes: list[str] = Field(
-        default=[], description="units that were left out: copies of others, units of artifacts"
+        default=[], description="which units were left out, as copies of others"
     )
     problem: Problem | None = None
 

@@ -120,13 +120,13 @@ def run_adaptation(
 ) -> dict[str, Any]:
     """Adapt to a session, with a progress bar. A run gives a run, a bundle a bundle."""
     from training.calibration import adapt
-    from training.calibration.excluded import without_faulty
+    from training.calibration.excluded import without_copies
     from training.exports.checkpoints import save_run
     from training.exports.reweigh import write_adapted
     from training.pretraining import runs
 
     model, record = runs.load_model(run)
-    session, notes = without_faulty(sessions.load(session_path))
+    session, notes = without_copies(sessions.load(session_path))
     for note in notes:
         console.print(Text(note, "yellow"))
     began = time.monotonic()

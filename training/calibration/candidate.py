@@ -36,7 +36,7 @@ from training.calibration.adapt import (
 )
 from training.calibration.crossval import N_FOLDS, SCORE_TICK_S, cross_validate
 from training.calibration.doubts import doubts
-from training.calibration.excluded import with_units, without_faulty
+from training.calibration.excluded import with_units, without_copies
 from training.data.simulate import simulate
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
@@ -118,7 +118,7 @@ def train_candidate(
     on_step: as in `training.calibration.adapt.calibrate`, with the progress of all folds together.
     """
     session = unknown_to(ready.record, session)
-    kept, notes = without_faulty(session)
+    kept, notes = without_copies(session)
     is_kept = np.isin(session.unit_ids, kept.unit_ids)
     learner = _Linear if plan.method in get_args(Kind) else _Adapting
     learned = learner(plan, ready, on_step)

@@ -1,8 +1,8 @@
-"""Leaves out units that a calibration should not learn from: copies, and units of artifacts.
+"""Leaves out units that a calibration should not learn from: copies of other units.
 
 They are found from the spikes alone (`streaming.faults`), in the training domain. A bundle without
-a unit ignores its spikes. Noisy units are kept: without them, real data decode worse
-(docs/RECALIBRATION.md). Needs numpy only.
+a unit ignores its spikes. Noisy units, and those that fire mainly in artifacts, are kept: without
+them, real data decode no better (docs/RECALIBRATION.md). Needs numpy only.
 """
 
 from __future__ import annotations
@@ -17,35 +17,31 @@ from streaming.faults import judged_whole, listed
 from streaming.sessions.intervals import within
 from streaming.sessions.session import Session
 
-MOST = 0.5  # share of the units; if more look faulty, none is left out
+MOST = 0.5  # share of the units; if more are copies, none is left out
 
 
 class Excluded(NamedTuple):
-    """A session without its faulty units, and a note for each kind that was left out."""
+    """A session without copies of units, and notes on what was left out, if anything."""
 
     session: Session
     notes: list[str]
 
 
-def without_faulty(session: Session) -> Excluded:
-    """The session without units that double another, or fire mainly in artifacts."""
+def without_copies(session: Session) -> Excluded:
+    """The session without units that double another one."""
     inside = within(session.spike_times, session.train_domain)
     found = judged_whole(session.spike_times[inside], session.spike_units[inside], session.n_units)
-    doubled = found.doubles >= 0
-    faulty = doubled | found.artifact
-    if not faulty.any():
+    is_copy = found.doubles >= 0
+    if not is_copy.any():
         return Excluded(session, [])
-    named = found.named(session.unit_ids)
-    if faulty.mean() > MOST:
-        note = f"{faulty.sum()} of {len(faulty)} units are copies or fire mainly in artifacts; "
-        return Excluded(session, [note + "too many to leave out: check the ground and the cables"])
-    copies = [f"{copy} of {original}" for copy, original in named.doubled]
-    notes = [
-        f"{len(units)} {what} left out: {listed(units)}"
-        for units, what in ((copies, "copies"), (named.artifact, "units of artifacts"))
-        if units
-    ]
-    return Excluded(with_units(session, ~faulty), notes)
+    if is_copy.mean() > MOST:
+        note = f"{is_copy.sum()} of {len(is_copy)} units are copies of others, too many to leave "
+        return Excluded(session, [note + "out: check the cables and the sender"])
+    copies = found.named(session.unit_ids).doubled
+    note = (
+        f"{len(copies)} copies left out: {listed([f'{copy} of {other}' for copy, other in copies])}"
+    )
+    return Excluded(with_units(session, ~is_copy), [note])
 
 
 def with_units(session: Session, kept: Bools) -> Session:
