@@ -37,10 +37,8 @@ def without_copies(session: Session) -> Excluded:
     if is_copy.mean() > MOST:
         note = f"{is_copy.sum()} of {len(is_copy)} units are copies of others, too many to leave "
         return Excluded(session, [note + "out: check the cables and the sender"])
-    copies = found.named(session.unit_ids).doubled
-    note = (
-        f"{len(copies)} copies left out: {listed([f'{copy} of {other}' for copy, other in copies])}"
-    )
+    names = [f"{copy} of {other}" for copy, other in found.named(session.unit_ids).doubled]
+    note = f"{len(names)} copies left out: {listed(names)}"
     return Excluded(with_units(session, ~is_copy), [note])
 
 
