@@ -130,9 +130,9 @@ def _artifacts(
     is_first = np.ones(len(times), dtype=bool)
     is_first[repeated] = False
     first = np.flatnonzero(is_first)
-    least = _least_units(len(first) / max(seconds, 1e-9), n_units)
+    least = _least_units(len(first) / max(seconds, AT_ONCE_S), n_units)
     at = times[first]
-    begin = np.flatnonzero(at[least - 1 :] - at[: len(at) - least + 1] <= AT_ONCE_S)
+    begin = np.flatnonzero(at[least - 1 :] - at[: max(0, len(at) - least + 1)] <= AT_ONCE_S)
     if len(begin) == 0:
         return is_artifact, 0
     edges = np.zeros(len(times) + 1, dtype=np.int64)
@@ -147,7 +147,7 @@ def _least_units(rate_hz: float, n_units: int) -> int:
     expected = RISE * rate_hz * AT_ONCE_S
     least = max(LEAST_UNITS, int(np.ceil(LEAST_SHARE * n_units)), int(expected) + 1)
     while np.exp(least - expected) * (expected / least) ** least > CHANCE:
-        least += 1
+        least += 1 + least // 50
     return least
 
 

@@ -111,6 +111,13 @@ def test_a_recording_without_spikes_is_silent() -> None:
     assert not nobody.any().any()
 
 
+@pytest.mark.parametrize("n_spikes", [1, 2, 5, 40, 100_000])
+def test_few_spikes_and_spikes_at_one_instant_are_judged(n_spikes: int) -> None:
+    ids, units = ("a", "b", "c", "d"), np.arange(n_spikes) % 4
+    for times in (np.linspace(0.0, 0.01, n_spikes), np.full(n_spikes, 3.0)):
+        assert faults_of(times, units, ids).doubled == []
+
+
 def test_names_are_listed_up_to_eight() -> None:
     faults = replace(NOTHING, silent=[f"u{i}" for i in range(10)], artifacts_per_min=3.2)
     first, second = faults.sentences()
