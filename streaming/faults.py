@@ -62,12 +62,15 @@ class Faults:
         """One sentence for each kind of fault that was found, for people."""
         doubled = [f"{copy} of {original}" for copy, original in self.doubled]
         kinds = (
-            ("silent, throughout or for 30 s and longer", self.silent),
-            ("noisy (spikes within a millisecond, mains hum, or more than 400 Hz)", self.noisy),
-            ("copies, whose spikes coincide with another unit's", doubled),
+            ("silent units (throughout, or for 30 s and longer)", self.silent),
+            (
+                "noisy units (spikes within a millisecond, mains hum, or more than 400 Hz)",
+                self.noisy,
+            ),
+            ("copies of other units (their spikes coincide)", doubled),
             ("units that fire mainly in artifacts", self.artifact),
         )
-        found = [f"{len(units)} {what}: {listed(units)}" for what, units in kinds if units]
+        found = [f"{what}: {listed(units)}" for what, units in kinds if units]
         if self.artifacts_per_min >= MANY_ARTIFACTS:
             found.append(
                 f"{self.artifacts_per_min:.0f} artifacts per minute, in which many units fire "

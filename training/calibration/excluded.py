@@ -38,7 +38,7 @@ def without_copies(session: Session) -> Excluded:
         note = f"{is_copy.sum()} of {len(is_copy)} units are copies of others, too many to leave "
         return Excluded(session, [note + "out: check the cables and the sender"])
     names = [f"{copy} of {other}" for copy, other in found.named(session.unit_ids).doubled]
-    note = f"{len(names)} copies left out: {listed(names)}"
+    note = f"copies of other units were left out: {listed(names)}"
     return Excluded(with_units(session, ~is_copy), [note])
 
 
