@@ -64,7 +64,7 @@ class Faults:
         kinds = (
             ("silent units (throughout, or for 30 s and longer)", self.silent),
             (
-                "noisy units (spikes within a millisecond, mains hum, or more than 400 Hz)",
+                "noisy units (spikes within a millisecond, mains hum, or over 400 Hz)",
                 self.noisy,
             ),
             ("copies of other units (their spikes coincide)", doubled),
