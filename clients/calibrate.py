@@ -116,6 +116,8 @@ def print_calibration(console: Console, calibration: Calibration) -> None:
             if scores is not None:
                 table.add_row(*_row(name, scores))
         console.print(table)
+    for note in calibration.notes:
+        console.print(Text(note, "yellow"))
     style, meaning = VERDICTS.get(calibration.state, ("bold", ""))
     meaning = meaning.format(
         candidate=calibration.candidate,

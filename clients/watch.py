@@ -78,6 +78,8 @@ def _panel(
     ]  # fmt: skip
     if status is not None:
         lines.append(_status_line(status))
+        if status.unit_faults is not None:
+            lines += [Text(line, style="yellow") for line in status.unit_faults.sentences()]
     return Panel(Group(*lines), title="volition watch", border_style=colour)
 
 

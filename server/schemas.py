@@ -335,6 +335,9 @@ class Calibration(Answer):
     doubts: list[str] = Field(
         default=[], description="what to check before activating the candidate, whatever its score"
     )
+    notes: list[str] = Field(
+        default=[], description="which units were left out, as copies of others"
+    )
     problem: Problem | None = None
 
 

@@ -19,6 +19,7 @@ ALLOWED = {
     "training": {
         "decoder",
         "streaming.columns",
+        "streaming.faults",
         "streaming.lengths",
         "streaming.recording.markers",
         "streaming.recording.raw",

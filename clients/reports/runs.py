@@ -123,6 +123,7 @@ def run_adaptation(
     """Adapt to a session or several, with a progress bar. A run gives a run, a bundle a bundle."""
     from training.calibration import adapt
     from training.calibration.blocks import joined
+    from training.calibration.excluded import without_copies
     from training.exports.checkpoints import save_run
     from training.exports.reweigh import write_adapted
     from training.pretraining import runs
@@ -130,7 +131,10 @@ def run_adaptation(
     model, record = runs.load_model(run)
     blocks = [sessions.load(path) for path in paths]
     began = time.monotonic()
-    session = joined([adapt.labelled_by(model, record, block, settings) for block in blocks])
+    labelled = [adapt.labelled_by(model, record, block, settings) for block in blocks]
+    session, notes = without_copies(joined(labelled))
+    for note in notes:
+        console.print(Text(note, "yellow"))
     settings = replace(settings, seconds=None, labels="kinematics")  # they are labelled
     columns = (
         TextColumn("{task.description}", style="bold", markup=False),
@@ -158,6 +162,7 @@ def run_adaptation(
         "session": session.session_id,
         "method": adapted.method,
         "units": session.n_units,
+        "notes": notes,
         "seconds": took_s,
         "validation_r2": record.best_r2 if math.isfinite(record.best_r2) else None,
     }

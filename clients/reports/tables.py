@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from rich.text import Text
 
 from decoder.bundles.bundle import Bundle
 from decoder.bundles.manifest import GRAPH, MANIFEST, TABLES, WEIGHTS
+from streaming.faults import Faults
 from streaming.sessions.intervals import duration_s, within
+from streaming.sessions.plausible import faults_in
 from streaming.sessions.session import Session
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ def session_summary(session: Session) -> dict[str, Any]:
             "speed_p99_m_s": float(np.percentile(speed, 99)),
             "position_range_m": [float(x) for x in np.ptp(session.cursor_pos, axis=0)],
         },
+        "unit_faults": asdict(faults_in(session)),
         "notes": list(session.notes),
     }
 
@@ -87,7 +91,8 @@ def print_session(console: Console, session: Session, path: Path) -> None:
         f"{kinematics['rate_hz']:.0f} Hz, speed p50 {kinematics['speed_p50_m_s']:.3f} "
         f"p99 {kinematics['speed_p99_m_s']:.3f} m/s",
     )
-    for note in s["notes"]:
+    found = Faults(**s["unit_faults"]).sentences()
+    for note in dict.fromkeys([*s["notes"], *found]):
         table.add_row("note", Text(note, "yellow"))
     console.print(table)
 

@@ -288,6 +288,7 @@ class Job:
                 self.calibration.held_out = scores_of(self._held_out)
                 self.calibration.method = made["method"]
                 self.calibration.doubts = made["doubts"]
+                self.calibration.notes = made["notes"]
         entry = self._registry.add(candidate)
         shutil.rmtree(candidate, ignore_errors=True)
         self.calibration.candidate = entry.manifest.decoder_id

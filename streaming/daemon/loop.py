@@ -59,7 +59,8 @@ class Daemon:
         except SettingsError:
             self.ticker.publisher.close()
             raise
-        self._status_due = 0.0
+        self._status_due = self._watch_due = 0.0
+        self._watching_s = 0.0  # how long the last search for faulty units took
         self._latency: wire.Quantiles | None = None  # of the last period, like the rate
         self._spikes_per_s = 0.0
 
@@ -91,7 +92,8 @@ class Daemon:
     def main_loop(self) -> None:
         """Run a tick at every deadline, then handle a command if one waits.
 
-        Publishes the status once a second and when the state changes.
+        Publishes the status once a second and when the state changes; looks for faulty units once
+        a second.
         """
         while not self.ticker.should_stop:
             before = self.ticker.state
@@ -102,6 +104,18 @@ class Daemon:
                 self._status_due = window_end + STATUS_EVERY_S
                 self._latency, self._spikes_per_s = self.ticker.health.read(window_end)
                 self.ticker.publisher.send_status(self.status(window_end))
+            elif window_end >= self._watch_due:
+                self._watch_units(window_end)
+
+    def _watch_units(self, window_end: float) -> None:
+        """Look for faulty units, if this tick leaves enough time for it."""
+        began = self._clock()
+        if began - window_end + self._watching_s > self.settings.tick_ms / 1e3:
+            self._watching_s *= 0.9  # it may have been a stall
+            return
+        self.ticker.watch_units(window_end)
+        self._watch_due = window_end + STATUS_EVERY_S
+        self._watching_s = self._clock() - began
 
     def _obey(self, window_end: float) -> None:
         """Handle one command, if one waits."""

@@ -33,6 +33,11 @@ class RecentSpikes:
         first = int(self._ring.times.searchsorted(time_s))
         return self._ring.times[first:].copy(), self._ring.units[first:].copy()
 
+    def between(self, start_s: float, end_s: float) -> tuple[Floats, Ints]:
+        """Times (n,) and stream unit indices (n,) of `start_s <= time < end_s`; views."""
+        first, last = self._ring.times.searchsorted((start_s, end_s))
+        return self._ring.times[first:last], self._ring.units[first:last]
+
     def clear(self) -> None:
         """Forget every spike."""
         self._ring.clear()

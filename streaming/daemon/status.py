@@ -68,6 +68,7 @@ def status_of(
         distance=drift.distance if drift else None,
         distance_limit=drift.limit if drift else None,
         pid=os.getpid(),
+        unit_faults=ticker.unit_watch.faults(tuple(inlet.unit_ids)) if inlet else None,
     )
 
 

@@ -19,11 +19,12 @@ from decoder.runtimes.onnx import RuntimeSettings
 from decoder.runtimes.opening import open_runtime
 from streaming.clock import Clock
 from streaming.daemon.health import TickHealth
-from streaming.daemon.recent import RecentSpikes
+from streaming.daemon.recent import KEEP_S, RecentSpikes
 from streaming.daemon.settings import DaemonSettings
 from streaming.daemon.swap import Loader, check_tick
 from streaming.inlets.admission import Admission
 from streaming.inlets.spikes import SpikeConnector, SpikeInlet, StreamQuery
+from streaming.inlets.unit_watch import UnitWatch
 from streaming.priority import before_others
 from streaming.units import UnitMatch
 from streaming.wire import messages as wire
@@ -31,6 +32,7 @@ from streaming.wire.messages import ZERO
 from streaming.wire.publish import Publisher
 from streaming.wire.states import NEVER, State, StreamWatch
 
+SETTLED_S = 0.1  # spikes may arrive this late and still be watched
 BROKEN_M_S = 1000.0  # a faster output is a fault, whatever limits the filters have
 
 
@@ -77,6 +79,7 @@ class Ticker:
         self.inlet: SpikeInlet | None = None
         self.match = UnitMatch((), bundle.manifest.unit_ids)
         self.recent = RecentSpikes()
+        self.unit_watch = UnitWatch()
         self.should_stop = False
         self.n_frames = 0
         self._n_drained_before = 0
@@ -212,6 +215,19 @@ class Ticker:
         else:
             self.watch.see(self.admission.admit_bins(bins, window_end=window_end, now=now), now)
 
+    def watch_units(self, now: float) -> None:
+        """Look for faulty units in the spikes since the last call; takes about a millisecond."""
+        if self.inlet is None:
+            return
+        start = max(self.unit_watch.until_s, now - KEEP_S)
+        self.unit_watch.until_s = end = now - SETTLED_S
+        times, units = self.recent.between(start, end)
+        n_units, fine = len(self.inlet.unit_ids), self.inlet.bin_ends is None
+        try:
+            self.unit_watch.see(times, units, n_units, seconds=end - start, fine=fine)
+        except Exception:  # no input may end the daemon
+            self.unit_watch.clear()
+
     def _take_opened(self, window_end: float) -> None:
         """Take a newly opened inlet: the first one, or a replacement for a silent one."""
         opened = self.connector.tend(self.inlet, window_end)
@@ -242,6 +258,7 @@ class Ticker:
         self.inlet = None
         self.detail = why
         self._forget_spikes()
+        self.unit_watch.clear()
         self.watch.forget(window_end)
 
     def read_from(self, query: StreamQuery, window_end: float) -> None:

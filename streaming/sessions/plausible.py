@@ -13,6 +13,7 @@ import numpy as np
 
 from decoder.arrays import Floats
 from decoder.errors import SessionError
+from streaming.faults import Faults, faults_of
 from streaming.sessions.intervals import duration_s, within
 from streaming.sessions.kinematics import velocity_of
 from streaming.sessions.layout import FASTEST_HAND, TOO_FAST
@@ -60,6 +61,7 @@ def judged(
     _judge_overlap(session, notes, sure_of_times, can_convert)
     _judge_stamps(session, notes)
     _judge_silence(session, notes, sure_of_times)
+    notes += faults_in(session).sentences()
     _judge_rate(session, notes)
     _judge_trials(session, notes)
     _judge_size(session, notes, sure_of_unit)
@@ -67,6 +69,11 @@ def judged(
     if not compared:
         _judge_velocity(session, notes)
     return replace(session, notes=tuple(notes))
+
+
+def faults_in(session: Session) -> Faults:
+    """The faulty units of a session, by all of its spikes."""
+    return faults_of(session.spike_times, session.spike_units, session.unit_ids)
 
 
 def agreement(pos: Floats, vel: Floats, times: Floats) -> tuple[float, float] | None:

@@ -15,6 +15,7 @@ import msgspec
 
 from decoder.errors import StreamError, brief
 from decoder.filters import Filters
+from streaming.faults import Faults
 from streaming.wire.states import State
 
 SCHEMA_VERSION = 1
@@ -118,6 +119,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     distance: float | None = None  # nats; of the population from known days (`decoder.usual`)
     distance_limit: float | None = None  # nats; beyond it the population counts as changed
     pid: int  # process id of the daemon
+    unit_faults: Faults | None = None  # over the last minute; None: no spikes, or an older daemon
 
 
 encode_frame = msgspec.msgpack.Encoder().encode

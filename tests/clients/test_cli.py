@@ -73,6 +73,7 @@ def test_a_simulated_session_can_be_inspected_as_json(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("*.h5")
     info = json.loads(volition("info", str(path), "--json").stdout)
     assert info["units"] == 8
+    assert info["unit_faults"]["noisy"] == info["unit_faults"]["doubled"] == []
     assert info["minutes"] == pytest.approx(1.0)
 
 

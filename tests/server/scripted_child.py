@@ -46,7 +46,9 @@ def main(module: str, folder: Path) -> None:
     chosen = candidates[int.from_bytes(os.urandom(1), "big") % len(candidates)]
     shutil.copytree(chosen, order["output"])
     send(phase="units", share=0.5, r2=0.5)
-    send(done={"method": "units", "evidence": evidence, "doubts": [], "learned_s": 0.0})
+    send(
+        done={"method": "units", "evidence": evidence, "doubts": [], "notes": [], "learned_s": 0.0}
+    )
 
 
 main(sys.argv[1], Path(sys.argv[2]))

@@ -19,11 +19,13 @@ from safetensors.numpy import load_file
 
 from clients.subscriber import CursorSubscriber, StatusSubscriber
 from decoder.bundles import bundle as bundles
+from server.schemas import view
 from streaming.recording.replay import Replay, ReplaySettings
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from streaming.wire import messages as wire
 from tests.rig import DEADLINE_S, daemon, frames_until, running, wait_for
+from tests.streaming.damage import humming
 from training.evaluation.reference import expected_output
 
 STALE_S = 0.25
@@ -241,6 +243,26 @@ def test_the_status_reports_latencies_rates_and_unknown_units(tiny, tmp_path: Pa
     assert (status.known_units, status.unknown_units) == (tiny.session.n_units, 0)
     assert status.provider == "CPUExecutionProvider" or "CUDA" in status.provider
     assert status.events["taken"] > 0
+
+
+def test_the_status_names_a_noisy_unit_of_the_stream(tiny, tmp_path: Path) -> None:
+    path = sessions.save(humming(tiny.session, 3), tmp_path)
+    with (
+        daemon(tmp_path, tiny.bundle.path, stream_of(tiny)) as (_, address),
+        running(tmp_path / "replay.log", "replay", str(path), "--wait"),
+    ):
+        feed = StatusSubscriber(address)
+
+        def named() -> wire.Status | None:
+            status = feed.receive(timeout_s=0.5)
+            return status if status and status.unit_faults and status.unit_faults.noisy else None
+
+        status = wait_for("a noisy unit in the status", named)
+        feed.close()
+    assert status.unit_faults.noisy == [tiny.session.unit_ids[3]]
+    assert status.unit_faults.doubled == status.unit_faults.artifact == []
+    answer = view(status).model_dump()
+    assert answer["unit_faults"]["noisy"] == [tiny.session.unit_ids[3]]
 
 
 def test_two_daemons_on_one_address_are_refused(tiny, tmp_path: Path) -> None:

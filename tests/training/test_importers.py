@@ -27,7 +27,8 @@ END_S = 60.0
 TIMES = np.arange(0.0, END_S, 0.02)
 POS = 0.05 * np.stack([np.sin(TIMES), np.cos(TIMES)], axis=1)
 VEL = 0.05 * np.stack([np.cos(TIMES), -np.sin(TIMES)], axis=1)
-SPIKES = tuple(np.arange(0.1 + 0.01 * unit, END_S, 0.25) for unit in range(3))
+# Not periodic at 50 or 60 Hz, as mains hum would be.
+SPIKES = tuple(np.arange(0.1 + 0.01 * unit, END_S, 0.2537) for unit in range(3))
 
 lengths_differ = pytest.mark.filterwarnings("ignore:.*[Ll]ength of data.*:UserWarning")
 

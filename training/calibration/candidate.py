@@ -36,6 +36,7 @@ from training.calibration.adapt import (
 )
 from training.calibration.crossval import N_FOLDS, SCORE_TICK_S, cross_validate
 from training.calibration.doubts import doubts
+from training.calibration.excluded import with_units, without_copies
 from training.data.simulate import simulate
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
@@ -75,12 +76,14 @@ class Candidate:
 
     method: the method whose result was kept.
     doubts: warnings for the operator (`training.calibration.doubts`).
+    notes: which units were left out (`training.calibration.excluded`).
     """
 
     made: Bundle
     method: str
     evidence: Evidence
     doubts: list[str]
+    notes: list[str]
 
 
 def prepare(path: Path, on_step: Callable[[str], None] = lambda phase: None) -> Ready:
@@ -115,19 +118,24 @@ def train_candidate(
     on_step: as in `training.calibration.adapt.calibrate`, with the progress of all folds together.
     """
     session = unknown_to(ready.record, session)
+    kept, notes = without_copies(session)
+    is_kept = np.isin(session.unit_ids, kept.unit_ids)
     learner = _Linear if plan.method in get_args(Kind) else _Adapting
     learned = learner(plan, ready, on_step)
     with tempfile.TemporaryDirectory() as folder:
         compared = cross_validate(
-            lambda fold, number: learned.fold(fold, number, Path(folder) / f"{number}.bundle"),
+            lambda fold, number: learned.fold(
+                with_units(fold, is_kept), number, Path(folder) / f"{number}.bundle"
+            ),
             session, active, tick_s=INSTANT_TICK_S if plan.method == "instant" else SCORE_TICK_S,
         )  # fmt: skip
-    made, method = learned.all(session, path)
+    made, method = learned.all(kept, path)
     return Candidate(
         made=made,
         method=method,
         evidence=compared.evidence() if compared else Evidence.none(),
         doubts=doubts(session, compared, active),
+        notes=notes,
     )
 
 

@@ -82,7 +82,7 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     done = train_candidate(session, active, Path(order.output), plan, ready, Report())
     took_s = time.monotonic() - began
     log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
-             done.evidence.active_r2(), done.doubts)  # fmt: skip
+             done.evidence.active_r2(), [*done.doubts, *done.notes])  # fmt: skip
     evidence, doubts = done.evidence, done.doubts
     if order.labels in OWN:
         evidence, doubts = Evidence.none(), [*doubts, NO_EVIDENCE]
@@ -90,6 +90,7 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
         "method": done.method,
         "evidence": evidence.as_lists(),
         "doubts": doubts,
+        "notes": done.notes,
         "learned_s": took_s,
     }
 
