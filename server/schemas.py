@@ -308,6 +308,11 @@ class Calibration(Answer):
     took_s: float | None = Field(
         default=None, description="time from the end of collection to the swap or the verdict, s"
     )
+    phases_s: dict[str, float] = Field(
+        default={},
+        description="what `took_s` was spent on, s: processes that work at the same time are all "
+        "in it",
+    )
     verdict: str = Field(default="", description="why the candidate was rejected or left undecided")
     doubts: list[str] = Field(
         default=[], description="what to check before activating the candidate, whatever its score"

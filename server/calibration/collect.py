@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from decoder.errors import SessionError, VolitionError
+from decoder.stopwatch import Stopwatch
 from server.calibration.driven import DaemonLog, before_filters, read_driving
 from streaming.inlets.spikes import StreamKind, StreamQuery
 from streaming.recording.raw import read_recording
@@ -87,13 +88,17 @@ class Collector:
         address = self.order.frames
         with self._recorder, DaemonLog(self._recorder.path, address) as self._daemon:
             self._recorder.run(self.order.seconds, self._report)
+            send(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
+            self.stopwatch = Stopwatch()
         if self.abandoned and not self.finish:
             return None
-        send(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
+        self.stopwatch.lap("closing the recording")
         session = read_recording(self._recorder.path, cut=False)
         session = before_filters(session, read_driving(self._recorder.path))
         check_calibration(session)
-        return sessions.save(session, Path(self.order.folder))
+        path = sessions.save(session, Path(self.order.folder))
+        self.stopwatch.lap("saving the session")
+        return path
 
     def _report(self, recorder: Recorder) -> None:
         self._daemon.poll()
@@ -153,7 +158,7 @@ def main() -> None:
         )
     else:
         if path is not None:
-            send(done=str(path))
+            send(done=str(path), phases_s=collector.stopwatch.phases_s)
 
 
 if __name__ == "__main__":

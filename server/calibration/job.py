@@ -24,6 +24,7 @@ from pathlib import Path
 
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.gate import Evidence, decide
+from decoder.stopwatch import Stopwatch
 from server.problems import ConflictError, NotFoundError, problem_of
 from server.schemas import RUNNING, Calibration, Scores, State
 from server.settings import ServerSettings, environment
@@ -71,7 +72,7 @@ class Job:
         self._starting = threading.Lock()
         self._collector: Child | None = None
         self._saved_at = 0.0
-        self._collected_at = 0.0
+        self._stopwatch: Stopwatch | None = None  # from the last sample on
         self._held_out = self._live = Evidence.none()
         self._thread = threading.Thread(target=self._run, name=calibration.id, daemon=True)
 
@@ -173,7 +174,10 @@ class Job:
         self.calibration.base = base.manifest.decoder_id
         self.calibration.before = self._active()
         trainer = self._child("training.calibration.worker")
-        trainer.send(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
+        trainer.send(
+            prepare=str(base.path.absolute()), method=self.calibration.request.method,
+            threads=self._settings.trainer_threads,
+        )  # fmt: skip
         session = self._collect(trainer)
         self._enter("training")
         self._learn(trainer, session, ALLOWED_S[base.manifest.family])
@@ -221,7 +225,7 @@ class Job:
         request = self.calibration.request
         self.folder.mkdir(parents=True, exist_ok=True)
         if request.data is not None:
-            self._collected_at = time.monotonic()
+            self._stopwatch = Stopwatch()
             return str(session_file(self._settings, request.data))
         if self._resume:
             with contextlib.suppress(NotFoundError):
@@ -245,10 +249,11 @@ class Job:
         self._collector = collector
         for message in collector.messages(silent_s=self._patience_s(request.seconds)):
             if "done" in message:
+                self.calibration.phases_s |= message["phases_s"]
                 return str(message["done"])
             self.calibration.collected_s = float(message["collected"])
             self.calibration.spikes = int(message["spikes"])
-            self._collected_at = time.monotonic()
+            self._stopwatch = Stopwatch()
             trainer.check()
             if time.monotonic() - self._saved_at > SAVE_EVERY_S:
                 self.save()
@@ -274,15 +279,31 @@ class Job:
             if "phase" in message:
                 self.calibration.phase = str(message["phase"])
                 self.calibration.share = float(message["share"])
+            elif "made" in message:
+                self._take(Path(message["made"]))
             elif "done" in message:
                 made = message["done"]
+                self.calibration.phases_s |= made["phases_s"]
                 self._held_out = Evidence.from_lists(made["evidence"])
                 self.calibration.held_out = scores_of(self._held_out)
                 self.calibration.method = made["method"]
                 self.calibration.doubts = made["doubts"]
-        entry = self._registry.add(candidate)
-        shutil.rmtree(candidate, ignore_errors=True)
+
+    def _take(self, made: Path) -> None:
+        """Register the candidate, and load it into the daemon while it is still being compared.
+
+        So an activation takes one tick. If loading fails, the activation tries again and reports.
+        """
+        stopwatch = Stopwatch()
+        entry = self._registry.add(made)
+        shutil.rmtree(made, ignore_errors=True)
         self.calibration.candidate = entry.manifest.decoder_id
+        stopwatch.lap("registering")
+        if self.calibration.request.promote == "auto":
+            with contextlib.suppress(VolitionError):
+                self._supervisor.load(entry.manifest.decoder_id)
+            stopwatch.lap("loading in the daemon")
+        self.calibration.phases_s |= stopwatch.phases_s
 
     def _shadow(self) -> None:
         status = self._supervisor.status
@@ -335,8 +356,8 @@ class Job:
                 state = "rejected"
             case "undecided":
                 state = "undecided"
-        if self._collected_at:
-            calibration.took_s = time.monotonic() - self._collected_at
+        if self._stopwatch is not None:
+            calibration.took_s = self._stopwatch.total_s
         self._enter(state)
 
     def _promote(self) -> State:
@@ -346,7 +367,10 @@ class Job:
         if self._active() != calibration.before:  # the candidate was not compared with this one
             calibration.verdict = f"{self._active()} was activated since; compare with it"
             return "ready"
+        stopwatch = Stopwatch()
         self._supervisor.activate(calibration.candidate, who=f"{self._who}, {calibration.id}")
+        stopwatch.lap("swapping")
+        calibration.phases_s |= stopwatch.phases_s
         return "promoted"
 
 

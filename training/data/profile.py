@@ -17,7 +17,7 @@ import numpy as np
 from decoder.arrays import Floats
 from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
-from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, tuning
+from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, binned_counts, tuning
 
 # Tuning, activity, log of the seconds, flag "labelled"; the channel's tuning, flag "known".
 N_PROFILE = N_FEATURES - 1 + N_ACTIVITY + 2 + N_FEATURES + 1
@@ -35,10 +35,12 @@ def profiles(
     channels: tuning features (n_units, N_FEATURES) of the units' channels on the subject's known
         days; rows of NaN for channels that are not known.
     """
-    n = session.n_units
-    movement = tuning(session, domain)[:, :-1] if labelled else np.zeros((n, N_FEATURES - 1))
+    n, count = session.n_units, binned_counts(session, domain)
+    movement = np.zeros((n, N_FEATURES - 1))
+    if labelled:
+        movement = tuning(session, domain, count=count)[:, :-1]
     seconds = np.log(max(duration_s(domain), 1.0) / USUAL_S)
-    today = [movement, activity(session, domain), np.tile([seconds, float(labelled)], (n, 1))]
+    today = [movement, activity(count), np.tile([seconds, float(labelled)], (n, 1))]
     if channels is None:
         return np.hstack([*today, np.zeros((n, N_FEATURES + 1))])
     known = ~np.isnan(channels[:, :1])

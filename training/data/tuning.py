@@ -30,27 +30,30 @@ FANO_FLOOR = 0.01  # spikes per bin; keeps the ratio of silent units near 1
 MAX_DISTANCES = 2**22  # held at a time: 32 MB, and about as much again to find the nearest
 
 
-def tuning(session: Session, domain: Floats | None = None) -> Floats:
+def tuning(
+    session: Session, domain: Floats | None = None, *, count: Floats | None = None
+) -> Floats:
     """Tuning features (n_units, N_FEATURES) of all units, from a domain.
 
     domain: intervals (n, 2), s; default: the training domain.
+    count: `binned_counts` of the domain, if they are known.
     """
     domain = session.train_domain if domain is None else domain
+    count = binned_counts(session, domain) if count is None else count
+    if len(count) == 0:
+        return np.zeros((session.n_units, N_FEATURES))
     moving = within(session.cursor_times, domain)
     deviation = np.maximum(session.cursor_vel[moving].std(axis=0), 1e-12)
-    counts, movement = [], []
+    movement = []
     for times in _grids(domain):
-        counts.append(_counts(session, times - LEAD_S))
         velocity = session.velocity_at(times) / deviation
         ahead, behind = session.velocity_at(times + BIN_S), session.velocity_at(times - BIN_S)
         position = [np.interp(times, session.cursor_times, xy) for xy in session.cursor_pos.T]
         movement.append(
             np.column_stack([velocity, np.linalg.norm(velocity, axis=1), *position, ahead - behind])
         )
-    if not counts:
-        return np.zeros((session.n_units, N_FEATURES))
-    count, regressors = np.concatenate(counts), np.concatenate(movement)
-    regressors = regressors - regressors.mean(axis=0)
+    regressors = np.concatenate(movement)
+    regressors -= regressors.mean(axis=0)
     regressors /= np.maximum(regressors.std(axis=0), 1e-12)
     mean = np.maximum(count.mean(axis=0), MIN_RATE_HZ * BIN_S)
     response = (count - count.mean(axis=0)) / np.sqrt(mean)
@@ -60,18 +63,22 @@ def tuning(session: Session, domain: Floats | None = None) -> Floats:
     return np.hstack([COEFFICIENT_SCALE * coefficients, LOG_RATE_SCALE * log_rate])
 
 
-def activity(session: Session, domain: Floats) -> Floats:
+def activity(count: Floats) -> Floats:
     """Features (n_units, N_ACTIVITY) of the spikes alone: rate, and variance of counts over mean.
 
-    domain: intervals (n, 2), s. The rate is the same feature as in `tuning`.
+    count: `binned_counts` (n_bins, n_units). The rate is the same feature as in `tuning`.
     """
-    counts = [_counts(session, times - LEAD_S) for times in _grids(domain)]
-    if not counts:
-        return np.zeros((session.n_units, N_ACTIVITY))
-    count = np.concatenate(counts)
+    if len(count) == 0:
+        return np.zeros((count.shape[1], N_ACTIVITY))
     mean = np.maximum(count.mean(axis=0), MIN_RATE_HZ * BIN_S)
     ratio = np.log((count.var(axis=0) + FANO_FLOOR) / (mean + FANO_FLOOR))
     return np.column_stack([LOG_RATE_SCALE * np.log(mean / BIN_S), ratio])
+
+
+def binned_counts(session: Session, domain: Floats) -> Floats:
+    """Spike counts (n_bins, n_units) in the bins of a domain, intervals (n, 2) in s."""
+    counts = [_counts(session, times - LEAD_S) for times in _grids(domain)]
+    return np.concatenate(counts) if counts else np.empty((0, session.n_units))
 
 
 def _grids(domain: Floats) -> Iterator[Floats]:
