@@ -25,6 +25,7 @@ from streaming.recording.raw import read_recording
 from streaming.recording.record import Recorder, RecordSettings
 from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s
+from streaming.sessions.layout import load_libraries
 from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages, send, send_problem
 
@@ -84,6 +85,7 @@ class Collector:
     def collect(self) -> Path | None:
         """Collect, and return the session's file; None if the server went away first."""
         check_space(Path(self.order.folder))
+        threading.Thread(target=load_libraries, daemon=True).start()
         self._recorder.start()
         address = self.order.frames
         with self._recorder, DaemonLog(self._recorder.path, address) as self._daemon:

@@ -12,6 +12,7 @@ Training is in `training.calibration.adapt`, the decision in `decoder.gate`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -71,6 +72,7 @@ def cross_validate(
     *,
     compares: bool = True,
     tick_s: float = SCORE_TICK_S,
+    at_most_s: float = math.inf,
     opened: dict[str, Runtime] | None = None,
     on_learned: Callable[[int], None] = lambda number: None,
 ) -> Compared | None:
@@ -79,6 +81,7 @@ def cross_validate(
     learn: makes a bundle from a fold's training domain; called with the fold and its number.
     compares: whether to decode; if not, the models are only trained.
     tick_s: between the instants that are compared.
+    at_most_s: of labels that are compared, the first of each fold.
     opened: see `decode_split`.
     on_learned: called with the number of a fold before it is decoded.
     Returns None if no fold is long enough to train on and decode, or none is decoded.
@@ -91,6 +94,10 @@ def cross_validate(
             if not compares:
                 continue
             on_learned(number)
+            test = fold.test_domain
+            if (most_s := at_most_s / N_FOLDS) < duration_s(test):
+                compared = intersect(test, test[0, 0], time_after(test, most_s))
+                fold = replace(fold, test_domain=compared)
             parts.append(_compared(made, fold, active, tick_s, opened))
         except TrainingError as error:
             log.info("fold %d was skipped: %s", number, error)
