@@ -38,7 +38,9 @@ from training.pretraining.scoring import decode_windows, window_source
 
 Reads = Literal["nothing", "spikes", "labels"]
 
-COMPARED_S, STEP_S = 20.0, 0.1  # of labels, at most, that two starts are compared on
+# Of labels, at most, that two starts are compared on. In 20 stretches of unseen simulated subjects
+# the choice lost 0.002 of the velocity's variance on average, and 0.003 with 45 s.
+COMPARED_S, STEP_S = 10.0, 0.2
 SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
 
 
