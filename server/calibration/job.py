@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from decoder.bundles.bundle import identifies_units
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.gate import Evidence, decide
 from decoder.stopwatch import Stopwatch
+from server.calibration.scores import scores_of
 from server.problems import ConflictError, NotFoundError, problem_of
-from server.schemas import RUNNING, Calibration, Scores, State
+from server.schemas import RUNNING, Calibration, State
 from server.settings import ServerSettings, environment
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Entry, Registry
@@ -79,6 +80,18 @@ class Job:
     @property
     def runs(self) -> bool:
         return self.calibration.state in RUNNING
+
+    def check(self) -> None:
+        """Raise ConflictError if the method can't be used with the base. Nothing has started."""
+        if self.calibration.request.method != "instant":
+            return
+        base = self._base()
+        if not identifies_units(base.path):
+            raise ConflictError(
+                f"{base.manifest.decoder_id} has no network that identifies units, which the "
+                "method instant needs; choose the method units, or name a base that was pretrained "
+                "on four sessions or more"
+            )
 
     def start(self) -> None:
         """Start the thread."""
@@ -381,21 +394,3 @@ def session_file(settings: ServerSettings, identity: str) -> Path:
     raise NotFoundError(
         f"{identity} has no complete session to train on; resume it, or collect again"
     )
-
-
-def scores_of(evidence: Evidence) -> Scores:
-    """The scores that the gate's evidence amounts to."""
-    better, r2, active = evidence.better_by(), evidence.r2().value, evidence.active_r2()
-    return Scores(
-        candidate=_known(r2),
-        active=_known(active),
-        seconds=evidence.compared_s,
-        better_by=_known(better.value) if better else None,
-        at_least=_known(better.low) if better else None,
-        at_most=_known(better.high) if better else None,
-    )
-
-
-def _known(value: float | None) -> float | None:
-    """A finite number, or None, because JSON has neither NaN nor infinity."""
-    return value if value is not None and math.isfinite(value) else None
