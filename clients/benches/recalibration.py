@@ -11,6 +11,7 @@ before and after is scored on the live frames; ticks are counted before and duri
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -30,11 +31,11 @@ from decoder.errors import VolitionError
 from server.schemas import Calibration, CalibrationRequest, Method
 from streaming.recording.replay import ReplaySettings
 from streaming.sessions import format as sessions
-from streaming.sessions.intervals import intersect, time_after
+from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session, Split
 from streaming.wire import messages as wire
 
-N_DAYS = 4  # simulated, for a decoder that identifies units
+STEPS = 300  # of pretraining a decoder that identifies units
 UNSEEN = 9  # a simulated subject; the shipped decoders know 0 to 3
 BEFORE_S, AFTER_S = 15.0, 20.0
 AFTER_BENCH_S = 10.0
@@ -221,7 +222,8 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         if bundle is None and method == "instant":
             with console.status("pretraining a decoder that identifies units…"):
-                bundle = identifying(Path(folder), preset)
+                bundle, today = identifying(Path(folder), preset)
+            session = session or today
         bundle = bundle or BUNDLES / f"{SHIPPED[preset]}.bundle"
         for run in range(runs):
             with console.status(f"run {run + 1} of {runs}…"):
@@ -238,29 +240,41 @@ def bench(
 
 
 def _played_in(run: int, path: Path | None, seconds: float) -> Session:
-    """The session that a run plays."""
+    """The session that a run plays: another day, or another part of the session."""
     from training.data.simulate import simulate
 
     if path is None:
         return simulate(n_units=96, minutes=4.0, subject=UNSEEN, seed=5000 + run)
     session = sessions.load(path)
-    start, end = time_after(session.domain, run * seconds), float(session.domain[-1, 1])
-    return replace(session, domain=intersect(session.domain, start, end))
+    start_s = run * seconds % (duration_s(session.domain) / 2)
+    return _part(session, start_s, math.inf, session.session_id)
 
 
-def identifying(folder: Path, preset: str, *, steps: int = 150) -> Path:
-    """Pretrain a small decoder that identifies units, on simulated days; returns its bundle."""
+def _part(session: Session, start_s: float, end_s: float, name: str) -> Session:
+    """The part of a session's domain between two times since its start, as a session."""
+    start, end = (time_after(session.domain, at) for at in (start_s, end_s))
+    domain = intersect(session.domain, start, end)
+    return replace(session, session_id=name, domain=domain, train_domain=domain)
+
+
+def identifying(folder: Path, preset: str, *, steps: int = STEPS) -> tuple[Path, Path]:
+    """Pretrain a small decoder that identifies units, on simulated sessions.
+
+    Returns its bundle, for one of another subject's sessions, and a later session of the subject
+    whose units it knows from three days.
+    """
     from training.data.simulate import simulate
     from training.exports.export import export_run
     from training.pretraining.pretrain import pretrain
     from training.pretraining.settings import PretrainSettings
 
-    days = [
-        simulate(n_units=96, minutes=2.0, subject=day % 2, seed=4000 + day) for day in range(N_DAYS)
-    ]
+    lasting = simulate(n_units=96, minutes=16.0, subject=0, seed=4000)
+    days = [_part(lasting, 120.0 * day, 120.0 * (day + 1), f"day-{day}") for day in range(3)]
+    other = simulate(n_units=96, minutes=2.0, subject=1, seed=4001)
     settings = PretrainSettings(preset=preset, minutes=None, steps=steps, threads=1)
-    pretrain(days, folder / "run", settings)
-    return export_run(folder / "run", days[0].session_id, folder / "base.bundle").path
+    pretrain([*days, other], folder / "run", settings)
+    made = export_run(folder / "run", other.session_id, folder / "base.bundle")
+    return made.path, sessions.save(_part(lasting, 360.0, math.inf, "today"), folder)
 
 
 def totals(results: list[dict[str, Any]]) -> dict[str, Any]:
