@@ -217,10 +217,11 @@ class CalibrationRequest(Body):
     seconds: float = Field(default=40.0, ge=5, le=3600, description="labelled data to collect, s")
     method: Method = Field(
         default="auto",
-        description="what to train. instant: nothing, units are identified in closed form; units: "
-        "only today's units; units+head: the units, then the readout too; full: the units, then "
-        "all weights; scratch: a new model; auto: units, then full within the allowed time; "
-        "kalman, ridge: a velocity Kalman filter or a ridge regression, fitted to these data alone",
+        description="what to train. instant: nothing, units are identified in closed form, if the "
+        "base was pretrained on four sessions or more; units: only today's units; units+head: the "
+        "units, then the readout too; full: the units, then all weights; scratch: a new model; "
+        "auto: units, then full within the allowed time; kalman, ridge: a velocity Kalman filter "
+        "or a ridge regression, fitted to these data alone",
     )
     labels: Labels = Field(
         default="kinematics",
@@ -330,6 +331,11 @@ class Calibration(Answer):
     )
     took_s: float | None = Field(
         default=None, description="time from the end of collection to the swap or the verdict, s"
+    )
+    phases_s: dict[str, float] = Field(
+        default={},
+        description="what `took_s` was spent on, s: processes that work at the same time are all "
+        "in it",
     )
     verdict: str = Field(default="", description="why the candidate was rejected or left undecided")
     doubts: list[str] = Field(

@@ -17,7 +17,9 @@ from decoder.bundles.bundle import Bundle, open_bundle
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from tests import isolation
+from training.data.profile import N_PROFILE
 from training.data.simulate import simulate
+from training.data.tuning import tuning
 from training.data.windows import OutputScale, unit_words
 from training.exports.export import export_model
 from training.models.config import ModelConfig, PossmConfig
@@ -129,6 +131,19 @@ def make_tiny(family: str, folder: Path) -> None:
     )
     export_model(model, record, name, folder / "tiny.bundle")
     sessions.save(session, folder)
+
+
+def identifying(tiny: TinyDecoder, folder: Path) -> Bundle:
+    """The bundle of a tiny decoder with a network of random weights that identifies units."""
+    model, record = runs.load_model(tiny.bundle.path)
+    record.n_profile = N_PROFILE
+    record.unit_tuning = tuning(tiny.session).round(3).tolist()
+    torch.manual_seed(1)
+    other = record.build()
+    runs.set_weights(other, runs.weights(other) | runs.weights(model))
+    return export_model(
+        other.eval(), record, tiny.session.session_id, folder / "identifying.bundle"
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

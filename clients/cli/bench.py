@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
 from clients.cli.options import (
     Json,
     require_training,
-    styled,
     terminal,
 )
 
@@ -69,27 +68,38 @@ def bench_recalibrate(
     seconds: Annotated[
         float, typer.Option(min=5.0, help="Seconds of labelled data in each run.")
     ] = 40.0,
+    method: Annotated[
+        str, typer.Option(help="auto, instant, units, units+head, full, scratch, kalman or ridge.")
+    ] = "auto",
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Decoder to start from (default: the shipped one; for instant, a new)."),
+    ] = None,
+    session: Annotated[
+        Path | None, typer.Option(help="Session to play (default: an unseen simulated subject).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time a recalibration, from the last sample to the first frame of the new decoder."""
+    """Time a recalibration, from the last sample to the new decoder's first valid frame."""
     require_training()
     from clients.benches.recalibration import bench
     from clients.harness.server import SHIPPED
+    from clients.reports.tables import print_bench_recalibrate
     from decoder.errors import SettingsError
+    from server.schemas import Method
 
     if preset not in SHIPPED:
         raise SettingsError(f"preset {preset!r}; expected {' or '.join(SHIPPED)}")
-    result = bench(terminal(stderr=as_json), preset=preset, runs=runs, seconds=seconds)
+    if method not in get_args(Method):
+        raise SettingsError(f"method {method!r}; expected one of {', '.join(get_args(Method))}")
+    result = bench(
+        terminal(stderr=as_json), preset=preset, runs=runs, seconds=seconds,
+        method=cast("Method", method), bundle=bundle, session=session,
+    )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, indent=2))
-    elif result["took_s_p50"] is not None:
-        terminal().print(
-            styled(
-                f"{result['promoted']} of {runs} promoted, p50 ",
-                (f"{result['took_s_p50']:.1f} s", "bold"),
-                " from the last sample to the first frame",
-            )
-        )
+    else:
+        print_bench_recalibrate(terminal(), result)
 
 
 @verbs.command("corpus", epilog="Example: volition bench corpus sessions --json")

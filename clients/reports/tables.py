@@ -241,3 +241,32 @@ def print_bench_corpus(console: Console, result: dict[str, Any]) -> None:
         f"{result['of_one_session']:.2f} of it",
     )
     console.print(table)
+
+
+def print_bench_recalibrate(console: Console, result: dict[str, Any]) -> None:
+    """Print the times of recalibrations, by phase, and the ticks that they cost, as a table."""
+    if result["took_s_p50"] is None:
+        return
+    n_runs = len(result["runs"])
+    table = Table(
+        title=f"{result['method']} on {result['seconds']:g} s: {result['promoted']} of {n_runs} "
+        "promoted",
+        title_justify="left",
+    )
+    for name in ("s, after the last sample", "p50", "worst"):
+        table.add_column(name, justify="left" if name.startswith("s,") else "right")
+    rows = {name: (value, result["phases_s_worst"][name]) for name, value in
+            result["phases_s_p50"].items()}  # fmt: skip
+    for name, (p50, worst) in rows.items():
+        table.add_row(name, f"{p50:.3f}", f"{worst:.3f}")
+    table.add_section()
+    table.add_row(
+        "first valid frame", f"{result['took_s_p50']:.3f}", f"{result['took_s_worst']:.3f}",
+        style="bold",
+    )  # fmt: skip
+    console.print(table)
+    before, during = result["ticks_before"], result["ticks_during"]
+    console.print(
+        f"missed {during['missed']} of {during['ticks']} ticks, late {during['late']}; as long "
+        f"before: {before['missed']} of {before['ticks']}, {before['late']}"
+    )

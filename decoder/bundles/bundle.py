@@ -47,12 +47,13 @@ from decoder.usual import N_AXES, Usual
 
 __all__ = [
     "GRAPH", "MANIFEST", "RUN", "TABLES", "WEIGHTS", "Bundle", "HistoryPoint", "Manifest", "Output",
-    "new_decoder_id", "open_bundle", "read_manifest", "write",
+    "identifies_units", "new_decoder_id", "open_bundle", "read_manifest", "write",
 ]  # fmt: skip
 
 log = logging.getLogger("volition.bundle")
 
 RUN = "run"  # metadata key in the weights file
+IDENTIFIER = "identifier."  # prefix of the weights of the network that identifies units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,15 @@ class Bundle:
     @property
     def weights_path(self) -> Path:
         return self.path / WEIGHTS
+
+
+def identifies_units(path: Path) -> bool:
+    """Whether a bundle's model has the network that identifies new units. Raises BundleError."""
+    try:
+        with safe_open(path / WEIGHTS, framework="numpy") as opened:
+            return any(name.startswith(IDENTIFIER) for name in opened.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path}: {WEIGHTS} can't be read ({brief(error)})") from error
 
 
 def new_decoder_id(session_id: str) -> str:

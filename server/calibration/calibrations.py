@@ -105,8 +105,8 @@ class Calibrations:
         """Start a calibration, or return the one that was started with the same key.
 
         Raises ConflictError if another one is running, the key was used for another request or the
-        data to train on are of several subjects, and NotFoundError if the base is not registered or
-        data to train on are missing.
+        data to train on are of several subjects, or the method needs another base, and
+        NotFoundError if the base is not registered or data to train on are missing.
         """
         with self._lock:
             if key is not None and key in self._keys:
@@ -212,6 +212,7 @@ class Calibrations:
         self, calibration: Calibration, key: str | None, *, who: str, resume: bool = False
     ) -> None:
         job = Job(calibration, key, who=who, resume=resume, **self._parts)  # type: ignore[arg-type]
+        job.check()
         job.save()  # before anything else: on a full disk, nothing is started
         self._known[calibration.id], self._job = calibration, job
         if key is not None:

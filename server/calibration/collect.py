@@ -17,10 +17,12 @@ from pathlib import Path
 import msgspec
 
 from decoder.errors import SessionError, VolitionError
+from decoder.stopwatch import Stopwatch
 from server.calibration.blocks import saved
 from server.calibration.driven import DaemonLog
 from streaming.inlets.spikes import StreamKind, StreamQuery
 from streaming.recording.record import Recorder, RecordSettings
+from streaming.sessions.layout import load_libraries
 from streaming.wire.lines import Message, parent_messages, send, send_problem
 
 REPORT_EVERY_S = 0.2
@@ -76,14 +78,19 @@ class Collector:
     def collect(self) -> Path | None:
         """Collect, and return the session's file; None if the server went away first."""
         check_space(Path(self.order.folder))
+        threading.Thread(target=load_libraries, daemon=True).start()
         self._recorder.start()
         address = self.order.frames
         with self._recorder, DaemonLog(self._recorder.path, address) as self._daemon:
             self._recorder.run(self.order.seconds, self._report)
+            send(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
+            self.stopwatch = Stopwatch()
         if self.abandoned and not self.finish:
             return None
-        send(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
-        return saved(self._recorder.path, Path(self.order.folder))
+        self.stopwatch.lap("closing the recording")
+        path = saved(self._recorder.path, Path(self.order.folder))
+        self.stopwatch.lap("saving the session")
+        return path
 
     def _report(self, recorder: Recorder) -> None:
         self._daemon.poll()
@@ -120,7 +127,7 @@ def main() -> None:
         )
     else:
         if path is not None:
-            send(done=str(path))
+            send(done=str(path), phases_s=collector.stopwatch.phases_s)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,22 @@ daemon decodes undisturbed. The data are in the calibration's folder.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from decoder.bundles.bundle import identifies_units
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.gate import Evidence, decide
+from decoder.stopwatch import Stopwatch
 from server.calibration.blocks import session_file, session_of
+from server.calibration.scores import scores_of
 from server.problems import ConflictError, NotFoundError, problem_of
-from server.schemas import RUNNING, Calibration, Scores, State
+from server.schemas import RUNNING, Calibration, State
 from server.settings import ServerSettings, environment
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Entry, Registry
@@ -71,13 +75,25 @@ class Job:
         self._starting = threading.Lock()
         self._collector: Child | None = None
         self._saved_at = 0.0
-        self._collected_at = 0.0
+        self._stopwatch: Stopwatch | None = None  # from the last sample on
         self._held_out = self._live = Evidence.none()
         self._thread = threading.Thread(target=self._run, name=calibration.id, daemon=True)
 
     @property
     def runs(self) -> bool:
         return self.calibration.state in RUNNING
+
+    def check(self) -> None:
+        """Raise ConflictError if the method can't be used with the base. Nothing has started."""
+        if self.calibration.request.method != "instant":
+            return
+        base = self._base()
+        if not identifies_units(base.path):
+            raise ConflictError(
+                f"{base.manifest.decoder_id} has no network that identifies units, which the "
+                "method instant needs; choose the method units, or name a base that was pretrained "
+                "on four sessions or more"
+            )
 
     def start(self) -> None:
         """Start the thread."""
@@ -173,7 +189,10 @@ class Job:
         self.calibration.base = base.manifest.decoder_id
         self.calibration.before = self._active()
         trainer = self._child("training.calibration.worker")
-        trainer.send(prepare=str(base.path.absolute()), threads=self._settings.trainer_threads)
+        trainer.send(
+            prepare=str(base.path.absolute()), method=self.calibration.request.method,
+            threads=self._settings.trainer_threads,
+        )  # fmt: skip
         sessions = self._collect(trainer)
         self._enter("training")
         self._learn(trainer, sessions, ALLOWED_S[base.manifest.family])
@@ -225,7 +244,7 @@ class Job:
         ]
         if self.calibration.request.data is None:
             return [*earlier, self._collected(trainer)]
-        self._collected_at = time.monotonic()
+        self._stopwatch = Stopwatch()
         return earlier
 
     def _collected(self, trainer: Child) -> str:
@@ -252,10 +271,11 @@ class Job:
         self._collector = collector
         for message in collector.messages(silent_s=self._patience_s(request.seconds)):
             if "done" in message:
+                self.calibration.phases_s |= message["phases_s"]
                 return str(message["done"])
             self.calibration.collected_s = float(message["collected"])
             self.calibration.spikes = int(message["spikes"])
-            self._collected_at = time.monotonic()
+            self._stopwatch = Stopwatch()
             trainer.check()
             if time.monotonic() - self._saved_at > SAVE_EVERY_S:
                 self.save()
@@ -282,16 +302,32 @@ class Job:
             if "phase" in message:
                 self.calibration.phase = str(message["phase"])
                 self.calibration.share = float(message["share"])
+            elif "made" in message:
+                self._take(Path(message["made"]))
             elif "done" in message:
                 made = message["done"]
+                self.calibration.phases_s |= made["phases_s"]
                 self._held_out = Evidence.from_lists(made["evidence"])
                 self.calibration.held_out = scores_of(self._held_out)
                 self.calibration.method = made["method"]
                 self.calibration.doubts = made["doubts"]
                 self.calibration.notes = made["notes"]
-        entry = self._registry.add(candidate)
-        shutil.rmtree(candidate, ignore_errors=True)
+
+    def _take(self, made: Path) -> None:
+        """Register the candidate, and load it into the daemon while it is still being compared.
+
+        So an activation takes one tick. If loading fails, the activation tries again and reports.
+        """
+        stopwatch = Stopwatch()
+        entry = self._registry.add(made)
+        shutil.rmtree(made, ignore_errors=True)
         self.calibration.candidate = entry.manifest.decoder_id
+        stopwatch.lap("registering")
+        if self.calibration.request.promote == "auto":
+            with contextlib.suppress(VolitionError):
+                self._supervisor.load(entry.manifest.decoder_id)
+            stopwatch.lap("loading in the daemon")
+        self.calibration.phases_s |= stopwatch.phases_s
 
     def _shadow(self) -> None:
         status = self._supervisor.status
@@ -344,8 +380,8 @@ class Job:
                 state = "rejected"
             case "undecided":
                 state = "undecided"
-        if self._collected_at:
-            calibration.took_s = time.monotonic() - self._collected_at
+        if self._stopwatch is not None:
+            calibration.took_s = self._stopwatch.total_s
         self._enter(state)
 
     def _promote(self) -> State:
@@ -355,23 +391,8 @@ class Job:
         if self._active() != calibration.before:  # the candidate was not compared with this one
             calibration.verdict = f"{self._active()} was activated since; compare with it"
             return "ready"
+        stopwatch = Stopwatch()
         self._supervisor.activate(calibration.candidate, who=f"{self._who}, {calibration.id}")
+        stopwatch.lap("swapping")
+        calibration.phases_s |= stopwatch.phases_s
         return "promoted"
-
-
-def scores_of(evidence: Evidence) -> Scores:
-    """The scores that the gate's evidence amounts to."""
-    better, r2, active = evidence.better_by(), evidence.r2().value, evidence.active_r2()
-    return Scores(
-        candidate=_known(r2),
-        active=_known(active),
-        seconds=evidence.compared_s,
-        better_by=_known(better.value) if better else None,
-        at_least=_known(better.low) if better else None,
-        at_most=_known(better.high) if better else None,
-    )
-
-
-def _known(value: float | None) -> float | None:
-    """A finite number, or None, because JSON has neither NaN nor infinity."""
-    return value if value is not None and math.isfinite(value) else None

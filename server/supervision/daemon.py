@@ -175,11 +175,23 @@ class SupervisedDaemon(Supervisor):
                 else:
                     return
 
+    def load(self, decoder: str) -> None:
+        """Load a registered decoder into the running daemon, so that its activation takes one tick.
+
+        Raises NotFoundError, BundleError or DaemonError.
+        """
+        path = self._registry.get(decoder).path
+        with self._decoder_lock:
+            process, now = self._running()
+            if decoder not in (now.decoder, now.candidate):
+                self._load(process, decoder, path)
+
     def _activate(self, decoder: str, path: Path, *, who: str) -> None:
         """Activate in the running daemon. Raises NoAnswerError if it died."""
         process, now = self._running()
         if now.decoder != decoder:
-            self._load(process, decoder, path)
+            if now.candidate != decoder:
+                self._load(process, decoder, path)
             self._swap(control.Activate(decoder=decoder), decoder, now, who=who, what="activate")
         elif self.wanted.active != decoder:
             self._swap(control.GetStatus(), decoder, now, who=who, what="activate")

@@ -31,6 +31,11 @@ CURSORS = ("cursor", "hand", "finger")  # groups with kinematics, in order of pr
 NO_DATE = datetime.datetime(1970, 1, 1)  # stored if the date is unknown
 
 
+def load_libraries() -> None:
+    """Import what `to_data` needs, which takes half a second, ahead of time."""
+    import torch_brain.data  # noqa: F401
+
+
 def to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain has no types
     from torch_brain.data import (
         ArrayDict,

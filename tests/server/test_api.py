@@ -224,6 +224,20 @@ def test_a_calibration_names_the_missing_stream(idle: Server) -> None:
     assert "nobody-streams-this" in ended.problem.detail
 
 
+def test_a_base_that_cannot_identify_units_is_refused_before_anything_is_collected(
+    idle: Server,
+) -> None:
+    answer = httpx.post(
+        f"{idle.url}/v1/calibrations", json={"method": "instant"},
+        headers={"Authorization": f"Bearer {TOKEN}"},
+    )  # fmt: skip
+    assert answer.status_code == 409
+    assert answer.json()["type"] == "/problems/conflict"
+    assert "choose the method units" in answer.json()["detail"]
+    with idle.client() as client:
+        assert not [one for one in client.calibrations() if one.request.method == "instant"]
+
+
 def failed(server: Server, request: CalibrationRequest) -> str:
     with server.client() as client:
         ended = list(client.calibrate(request))[-1]

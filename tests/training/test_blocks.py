@@ -225,7 +225,7 @@ def test_a_bundle_is_adapted_to_several_sessions(
     ]
     summary = run_adaptation(
         Console(file=io.StringIO()), tiny.bundle.path, paths, tmp_path / "both.bundle",
-        AdaptSettings(method="instant"),
+        AdaptSettings(method="units", steps=1),
     )  # fmt: skip
     assert summary["session"] == "20 s"
     assert set(open_bundle(tmp_path / "both.bundle").manifest.unit_ids) == set(whole.unit_ids)

@@ -25,7 +25,7 @@ from training.days.plan import METHODS, Plan
 from training.days.report import table
 from training.days.study import study
 
-CHEAP = ("unlabelled", "instant", "together")
+CHEAP = ("unlabelled", "together")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,10 @@ def test_methods_without_a_gradient_and_together_are_scored(folder: Path, tmp_pa
         for method in ("as is", *CHEAP):
             assert np.isfinite(list(lines[f"{preset}, {method}"].values())).all()
     assert list(lines["rt, together"]) == ["all"]
+    with pytest.raises(
+        TrainingError, match="2 days to train on; the method instant needs at least 4"
+    ):
+        plan(folder, tmp_path, methods=METHODS).jobs()
     with pytest.raises(TrainingError, match="method 'some'; expected one of unlabelled, instant"):
         plan(folder, tmp_path, methods=("some",))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from decoder.errors import TrainingError
 from streaming.sessions.session import Session
-from tests.conftest import TinyDecoder
+from tests.conftest import TinyDecoder, identifying
 from training.calibration import adapt
 from training.calibration.adapt import HEADS, AdaptSettings, calibrate
 from training.data.simulate import simulate
@@ -43,9 +44,10 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 
 @pytest.mark.parametrize("method", ["instant", "units", "units+head", "full"])
 def test_a_method_trains_its_own_weights_and_no_known_unit(
-    tiny: TinyDecoder, today, method
+    tiny: TinyDecoder, today, method, tmp_path: Path
 ) -> None:
-    model, record = runs.load_model(tiny.bundle.path)
+    base = identifying(tiny, tmp_path) if method == "instant" else tiny.bundle
+    model, record = runs.load_model(base.path)
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     adapted = calibrate(model, record, today, replace(FEW, method=method))
     assert adapted.method == method
@@ -60,6 +62,12 @@ def test_a_method_trains_its_own_weights_and_no_known_unit(
     assert all(parameter.requires_grad for parameter in adapted.model.parameters())
     assert not adapted.model.training
     assert adapted.record.session_words == [tiny.session.session_id, today.session_id]
+
+
+def test_instant_needs_a_model_that_identifies_units(tiny: TinyDecoder, today) -> None:
+    model, record = runs.load_model(tiny.bundle.path)
+    with pytest.raises(TrainingError, match="choose the method units, or pretrain on four"):
+        calibrate(model, record, today, AdaptSettings(method="instant"))
 
 
 def test_scratch_knows_only_this_session(tiny: TinyDecoder, today) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from streaming.sessions.session import Session
+from training.calibration.adapt import first_seconds
 from training.data.profile import N_PROFILE, OWN, draw_identity, profiles
 from training.data.simulate import simulate
 from training.data.tuning import N_FEATURES, tuning
 from training.models.families import forward
 from training.pretraining import runs
-from training.pretraining.newcomer import with_session
+from training.pretraining.newcomer import COMPARED_S, STEP_S, with_session
 from training.pretraining.pretrain import pretrain
 from training.pretraining.scoring import decode_windows, window_source
 from training.pretraining.settings import PretrainSettings
@@ -119,13 +120,12 @@ def test_units_of_unknown_channels_start_from_what_decodes_the_labels_better(
     run: Path, session: Session
 ) -> None:
     model, record = runs.load_model(run)
+    session = first_seconds(session, COMPARED_S)
     best = with_session(model, record, session)
     by_tuning = with_session(model, record.model_copy(update={"n_profile": 0}), session)
     source = window_source([session], best[0], record.config(), best[1])
     errors = []
     for extended, _ in (best, by_tuning):
-        true, decoded = decode_windows(
-            extended, record.config(), source, 0, "train", step_s=0.1, at_most=200
-        )
+        true, decoded = decode_windows(extended, record.config(), source, 0, "train", step_s=STEP_S)
         errors.append(np.square(true - decoded).mean())
     assert errors[0] <= errors[1]

@@ -13,7 +13,7 @@ from clients.harness.daemon import BUNDLES
 from decoder.bundles.bundle import open_bundle
 from decoder.gate import Evidence
 from streaming.sessions import format as sessions
-from tests.conftest import TinyDecoder
+from tests.conftest import TinyDecoder, identifying
 from training.calibration import worker
 from training.calibration.candidate import WARM_UP, prepare
 from training.calibration.labels import Labels
@@ -34,15 +34,14 @@ def test_a_base_that_knows_the_warm_up_session_can_be_prepared(tmp_path: Path) -
 def carried_out(tiny: TinyDecoder, folder: Path, labels: Labels) -> dict[str, Any]:
     """An instant calibration on a minute of units that the active decoder knows."""
     today = replace(tiny.session, session_id="today")
+    base = identifying(tiny, folder)
     order = worker.Order(
-        sessions=[str(sessions.save(today, folder))], active=str(tiny.bundle.path),
+        sessions=[str(sessions.save(today, folder))], active=str(base.path),
         output=str(folder / "candidate.bundle"), method="instant", labels=labels,
         allowed_s=10.0, seed=0,
     )  # fmt: skip
-    ready = worker.Ready(
-        bundle=tiny.bundle, model=tiny.model, record=runs.load_model(tiny.bundle.path)[1]
-    )
-    return worker.carry_out(order, ready)
+    model, record = runs.load_model(base.path)
+    return worker.carry_out(order, worker.Ready(bundle=base, model=model, record=record))
 
 
 def test_an_instant_candidate_is_compared_without_a_gradient_step(
@@ -51,8 +50,8 @@ def test_an_instant_candidate_is_compared_without_a_gradient_step(
     done = carried_out(tiny, tmp_path, "kinematics")
     assert done["method"] == "instant"
     assert Evidence.from_lists(done["evidence"]).compared_s > 10.0
-    made = open_bundle(tmp_path / "candidate.bundle")
-    assert made.manifest.checksums["graph.onnx"] == tiny.bundle.manifest.checksums["graph.onnx"]
+    made, base = (open_bundle(tmp_path / f"{n}.bundle") for n in ("candidate", "identifying"))
+    assert made.manifest.checksums["graph.onnx"] == base.manifest.checksums["graph.onnx"]
     assert "validation_r2" not in made.manifest.metrics
 
 

@@ -2,7 +2,8 @@
 
     volition adapt RUN SESSION [SESSION ...] --seconds 40 --method units -o RUN2
 
-    instant     trains nothing: new units get what is known of them in closed form
+    instant     trains nothing: new units are identified in closed form, by a model pretrained on
+                four sessions or more
     units       trains the embeddings of the session and its units, and freezes the rest (unit
                 identification, Azabou et al., NeurIPS 2023)
     units+head  `units`, then the output layers as well
@@ -155,9 +156,16 @@ def calibrate(
     on_step: called with the phase's progress (0 to 1), the held-out R² of the weights that would be
         kept now, and the phase's name.
     The returned record's `best_r2` is the held-out R²; after `instant`, NaN. Raises TrainingError
-    if the run knows the session already (except for `scratch`), or the session has too little data.
+    if the run knows the session already (except for `scratch`), the session has too little data, or
+    the model can't identify units by `instant`.
     """
     settings = settings or AdaptSettings()
+    if settings.method == "instant" and not record.n_profile:
+        raise TrainingError(
+            f"the model knows {len(record.sessions)} sessions and has no network that identifies "
+            "units, which the method instant needs; choose the method units, or pretrain on four "
+            "sessions or more"
+        )
     clock = Clock(settings.allowed_s)
     labelled = labelled_by(model, record, session, settings)
     if settings.method == "instant":

@@ -12,18 +12,22 @@ Callers: `training.calibration.worker`, `training.studies.trust`.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 
-from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.arrays import Bools
+from decoder.bundles.bundle import GRAPH, Bundle, open_bundle
 from decoder.gate import Evidence
+from decoder.runtimes.base import Runtime
+from decoder.runtimes.opening import open_runtime
 from streaming.sessions.session import Session
 from training.baselines.linear import Kind, fit_linear
 from training.calibration.adapt import (
@@ -34,26 +38,35 @@ from training.calibration.adapt import (
     calibrate,
     hold_out_last_fifth,
 )
-from training.calibration.crossval import N_FOLDS, SCORE_TICK_S, cross_validate
+from training.calibration.crossval import N_FOLDS, SCORE_TICK_S, Compared, cross_validate
 from training.calibration.doubts import doubts
 from training.calibration.excluded import with_units, without_copies
 from training.data.simulate import simulate
+from training.exports.export import folded
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
 from training.pretraining import runs
 
-INSTANT_TICK_S = 0.1  # between compared instants; half as many, so that it is ready sooner
+# `instant` compares fewer instants, so that it is ready sooner. The errors of reach decoders are
+# correlated over 0.2 to 0.5 s, so little is lost.
+INSTANT_TICK_S, INSTANT_COMPARED_S = 0.2, 40.0
+COMPARING = "comparing"  # a phase
 OWN_SHARE = 0.4  # share of the time limit for training once more on all seconds
+OnMade = Callable[[Bundle], None]
 WARM_UP = {"n_units": 32, "minutes": 0.5, "subject": 0, "seed": 0}  # of a simulation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A pretrained decoder, loaded in advance."""
+    """A pretrained decoder, loaded in advance.
+
+    opened: warm runtimes by the checksum of their graphs, see `decode_split`.
+    """
 
     bundle: Bundle
     model: Model
     record: runs.RunRecord
+    opened: dict[str, Runtime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +75,14 @@ class Plan:
 
     allowed_s: time limit in seconds for all folds together; None for no limit.
     steps: steps of the method's last phase; None for the default of the method.
+    compares: whether to compare with the active decoder.
     """
 
     method: Method | Kind
     allowed_s: float | None
     steps: int | None = None
     seed: int = 0
+    compares: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +101,32 @@ class Candidate:
     notes: list[str]
 
 
-def prepare(path: Path, on_step: Callable[[str], None] = lambda phase: None) -> Ready:
-    """Load a bundle and train for two steps, so that later training starts without a delay.
+def prepare(
+    path: Path,
+    method: Method | Kind = "auto",
+    on_step: Callable[[str], None] = lambda phase: None,
+) -> Ready:
+    """Load a bundle and calibrate it to a simulation, so that the calibration loses no time.
 
     on_step: called with the name of each step.
     """
     on_step("loading")
     model, record = runs.load_model(path)
+    bundle = open_bundle(path)
     on_step("warming up")
-    settings = AdaptSettings(method="full", seconds=None, steps=2)
+    runtime = open_runtime(bundle, epoch=0.0)
+    runtime.warm_up()
+    opened = {bundle.manifest.checksums[GRAPH]: runtime}
+    ready = Ready(bundle=bundle, model=model, record=record, opened=opened)
     warm_up = unknown_to(record, simulate(**WARM_UP))  # type: ignore[arg-type]
-    calibrate(model, record, warm_up, settings)
-    return Ready(bundle=open_bundle(path), model=model, record=record)
+    if method == "instant":
+        plan = Plan(method=method, allowed_s=None)
+        with tempfile.TemporaryDirectory() as folder:
+            train_candidate(warm_up, None, Path(folder, "warm-up.bundle"), plan, ready)
+    else:
+        settings = AdaptSettings(method="full", seconds=None, steps=2)
+        calibrate(model, record, warm_up, settings)
+    return ready
 
 
 def unknown_to(record: runs.RunRecord, session: Session) -> Session:
@@ -110,26 +139,28 @@ def unknown_to(record: runs.RunRecord, session: Session) -> Session:
 
 def train_candidate(
     session: Session, active: Bundle | None, path: Path, plan: Plan, ready: Ready,
-    on_step: OnStep = lambda share, r2, phase: None,
+    on_step: OnStep = lambda share, r2, phase: None, on_made: OnMade = lambda made: None,
 ) -> Candidate:  # fmt: skip
     """Train on a session's training domain, and compare with the active decoder.
 
     path: where the candidate's bundle is written.
     on_step: as in `training.calibration.adapt.calibrate`, with the progress of all folds together.
+    on_made: called with the candidate's bundle once it is on disk, if possible before it has been
+        compared.
     """
     session = unknown_to(ready.record, session)
     kept, notes = without_copies(session)
     is_kept = np.isin(session.unit_ids, kept.unit_ids)
-    learner = _Linear if plan.method in get_args(Kind) else _Adapting
-    learned = learner(plan, ready, on_step)
-    with tempfile.TemporaryDirectory() as folder:
-        compared = cross_validate(
-            lambda fold, number: learned.fold(
-                with_units(fold, is_kept), number, Path(folder) / f"{number}.bundle"
-            ),
-            session, active, tick_s=INSTANT_TICK_S if plan.method == "instant" else SCORE_TICK_S,
-        )  # fmt: skip
+    learned = (_Linear if plan.method in get_args(Kind) else _Adapting)(plan, ready, on_step)
+
+    def compare() -> Compared | None:
+        return _cross_validated(learned, session, is_kept, active, plan, ready, on_step)
+
+    compared = compare() if learned.needs_folds else None
     made, method = learned.all(kept, path)
+    on_made(made)
+    if not learned.needs_folds and plan.compares:
+        compared = compare()
     return Candidate(
         made=made,
         method=method,
@@ -139,8 +170,32 @@ def train_candidate(
     )
 
 
+def _cross_validated(
+    learned: _Linear | _Adapting, session: Session, is_kept: Bools, active: Bundle | None,
+    plan: Plan, ready: Ready, on_step: OnStep,
+) -> Compared | None:  # fmt: skip
+    """See `cross_validate`. is_kept: (n_units,), the units that the candidate learns."""
+    is_instant = plan.method == "instant"
+    with tempfile.TemporaryDirectory() as folder:
+        return cross_validate(
+            lambda fold, number: learned.fold(
+                with_units(fold, is_kept), number, Path(folder) / f"{number}.bundle"
+            ),
+            session, active, compares=plan.compares,
+            tick_s=INSTANT_TICK_S if is_instant else SCORE_TICK_S,
+            at_most_s=INSTANT_COMPARED_S if is_instant else math.inf,
+            opened=dict(ready.opened),
+            on_learned=lambda number: on_step((number + 1) / N_FOLDS, 0.0, COMPARING),
+        )  # fmt: skip
+
+
 class _Linear:
-    """Fits a linear decoder to each fold, then to all seconds."""
+    """Fits a linear decoder to each fold, and to all seconds.
+
+    needs_folds: whether the candidate is made of the folds' decoders.
+    """
+
+    needs_folds = False
 
     def __init__(self, plan: Plan, ready: Ready, on_step: OnStep) -> None:
         self._kind, self._base = plan.method, ready.bundle.manifest.decoder_id
@@ -153,7 +208,7 @@ class _Linear:
 
     def all(self, session: Session, path: Path) -> tuple[Bundle, str]:
         """Fit to the whole training domain; returns the bundle and the method."""
-        self._on_step(1.0, 0.0, self._kind)
+        self._on_step(0.0, 0.0, self._kind)
         return self._fit(session, path), self._kind
 
     def _fit(self, session: Session, path: Path) -> Bundle:
@@ -167,6 +222,7 @@ class _Adapting:
     def __init__(self, plan: Plan, ready: Ready, on_step: OnStep) -> None:
         self._plan, self._ready, self._on_step = plan, ready, on_step
         self._averages = plan.method not in ("scratch", "instant")
+        self.needs_folds = plan.method != "instant"
         self._members: list[Adapted] = []
 
     def fold(self, fold: Session, number: int, path: Path) -> Bundle:
@@ -177,6 +233,9 @@ class _Adapting:
 
         share = (1.0 if self._averages else 1.0 - OWN_SHARE) / N_FOLDS
         adapted = self._adapt(fold, share, on_step)
+        if self._plan.method == "instant":
+            ready, record = self._ready, adapted.record
+            return folded(ready.bundle, adapted.model, record, record.session_words[-1])
         self._members.append(adapted)
         return self._write(adapted, path)
 
@@ -186,11 +245,13 @@ class _Adapting:
             adapted = mean_of(self._members)
         else:  # too few seconds for folds, or a method that learns from all seconds at once
             adapted = self._adapt(session, OWN_SHARE, self._on_step)
-        self._on_step(1.0, np.nan_to_num(adapted.record.best_r2), "writing the bundle")
+        self._on_step(1.0, float(np.nan_to_num(adapted.record.best_r2)), "writing the bundle")
         return self._write(adapted, path), adapted.method
 
     def _adapt(self, session: Session, share: float, on_step: OnStep) -> Adapted:
         plan, ready = self._plan, self._ready
+        if plan.method == "instant":
+            on_step(0.0, 0.0, "identifying units")
         settings = AdaptSettings(
             method=plan.method,  # type: ignore[arg-type]
             seconds=None, steps=plan.steps, seed=plan.seed,

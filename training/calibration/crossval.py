@@ -13,6 +13,7 @@ Training is in `training.calibration.adapt`, the decision in `decoder.gate`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,6 +24,7 @@ from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle
 from decoder.errors import TrainingError
 from decoder.gate import Evidence
+from decoder.runtimes.base import Runtime
 from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
 from training.calibration.blocks import recent
@@ -66,18 +68,39 @@ def folds(session: Session, n_folds: int = N_FOLDS) -> list[Session]:
 
 
 def cross_validate(
-    learn: Learn, session: Session, active: Bundle | None, *, tick_s: float = SCORE_TICK_S
+    learn: Learn,
+    session: Session,
+    active: Bundle | None,
+    *,
+    compares: bool = True,
+    tick_s: float = SCORE_TICK_S,
+    at_most_s: float = math.inf,
+    opened: dict[str, Runtime] | None = None,
+    on_learned: Callable[[int], None] = lambda number: None,
 ) -> Compared | None:
     """Decode a session's recent training domain with models trained on the other folds.
 
     learn: makes a bundle from a fold's training domain; called with the fold and its number.
+    compares: whether to decode; if not, the models are only trained.
     tick_s: between the instants that are compared.
-    Returns None if no fold is long enough to train on and decode.
+    at_most_s: of labels that are compared, the first of each fold.
+    opened: see `decode_split`.
+    on_learned: called with the number of a fold before it is decoded.
+    Returns None if no fold is long enough to train on and decode, or none is decoded.
     """
+    opened = {} if opened is None else opened
     parts: list[Compared] = []
     for number, fold in enumerate(folds(session)):
         try:
-            parts.append(_compared(learn(fold, number), fold, active, tick_s))
+            made = learn(fold, number)
+            if not compares:
+                continue
+            on_learned(number)
+            test = fold.test_domain
+            if (most_s := at_most_s / N_FOLDS) < duration_s(test):
+                compared = intersect(test, test[0, 0], time_after(test, most_s))
+                fold = replace(fold, test_domain=compared)
+            parts.append(_compared(made, fold, active, tick_s, opened))
         except TrainingError as error:
             log.info("fold %d was skipped: %s", number, error)
     if not parts:
@@ -92,12 +115,14 @@ def cross_validate(
     )
 
 
-def _compared(made: Bundle, fold: Session, active: Bundle | None, tick_s: float) -> Compared:
+def _compared(
+    made: Bundle, fold: Session, active: Bundle | None, tick_s: float, opened: dict[str, Runtime]
+) -> Compared:
     after_s = made.manifest.sizes.window_s
     if active is not None:
         after_s = max(after_s, active.manifest.sizes.window_s)
-    candidate = decode_split(made, fold, "test", tick_s=tick_s, after_s=after_s)
-    other = _decoded(active, fold, after_s, tick_s)
+    candidate = decode_split(made, fold, "test", tick_s=tick_s, after_s=after_s, opened=opened)
+    other = _decoded(active, fold, after_s, tick_s, opened)
     return Compared(
         times=candidate.times,
         true=fold.velocity_at(candidate.times),
@@ -106,12 +131,14 @@ def _compared(made: Bundle, fold: Session, active: Bundle | None, tick_s: float)
     )
 
 
-def _decoded(active: Bundle | None, fold: Session, after_s: float, tick_s: float) -> Decoded | None:
+def _decoded(
+    active: Bundle | None, fold: Session, after_s: float, tick_s: float, opened: dict[str, Runtime]
+) -> Decoded | None:
     """Output of the active decoder; None if there is none, or it knows none of the units."""
     if active is None:
         return None
     try:
-        return decode_split(active, fold, "test", tick_s=tick_s, after_s=after_s)
+        return decode_split(active, fold, "test", tick_s=tick_s, after_s=after_s, opened=opened)
     except TrainingError as error:
         log.info("%s can't be scored: %s", active.path.name, error)
         return None

@@ -26,7 +26,7 @@ import torch
 from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.errors import TrainingError, VolitionError
-from decoder.gate import Evidence
+from decoder.stopwatch import Stopwatch
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages_or_exit, send, send_problem
@@ -49,9 +49,10 @@ NO_EVIDENCE = (
 
 
 class Prepare(msgspec.Struct, kw_only=True):
-    """Request to load a bundle in advance."""
+    """Request to load a bundle in advance, for a method."""
 
     prepare: str
+    method: Literal[Method, Kind]
     threads: int
 
 
@@ -71,27 +72,34 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
-    """Train, write the bundle, and compare with the active decoder."""
-    began = time.monotonic()
-    send(phase="loading", share=0.0)
+    """Train, write the bundle, and compare with the active decoder.
+
+    Sends `made` once the bundle is on disk.
+    """
+    report = Report()
+    report(0.0, 0.0, "loading")
     active = open_bundle(order.active) if order.active else None
     blocks = [whole(sessions.load(path)) for path in order.sessions]
     decode = partial(_decoded_by, active)
     session = joined([relabelled(block, order.labels, decode=decode) for block in blocks])
-    plan = Plan(method=order.method, allowed_s=order.allowed_s, seed=order.seed)
-    done = train_candidate(session, active, Path(order.output), plan, ready, Report())
-    took_s = time.monotonic() - began
+    plan = Plan(
+        method=order.method, allowed_s=order.allowed_s, seed=order.seed,
+        compares=order.labels not in OWN,
+    )  # fmt: skip
+    done = train_candidate(
+        session, active, Path(order.output), plan, ready, report,
+        on_made=lambda made: send(made=str(made.path)),
+    )  # fmt: skip
+    took_s = report.stopwatch.total_s
     log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
              done.evidence.active_r2(), [*done.doubts, *done.notes])  # fmt: skip
-    evidence, doubts = done.evidence, done.doubts
-    if order.labels in OWN:
-        evidence, doubts = Evidence.none(), [*doubts, NO_EVIDENCE]
     return {
         "method": done.method,
-        "evidence": evidence.as_lists(),
-        "doubts": doubts,
+        "evidence": done.evidence.as_lists(),
+        "doubts": done.doubts if plan.compares else [*done.doubts, NO_EVIDENCE],
         "notes": done.notes,
         "learned_s": took_s,
+        "phases_s": report.phases_s(),
     }
 
 
@@ -113,9 +121,17 @@ class Report:
 
     def __init__(self) -> None:
         self._said_at, self._phase = 0.0, ""
+        self.stopwatch = Stopwatch()
+
+    def phases_s(self) -> dict[str, float]:
+        """The duration of each phase, s; ends the last."""
+        self.stopwatch.lap(self._phase)
+        return self.stopwatch.phases_s
 
     def __call__(self, share: float, held_out_r2: float, phase: str) -> None:
         if phase != self._phase or time.monotonic() - self._said_at > SAY_EVERY_S:
+            if self._phase:
+                self.stopwatch.lap(self._phase)
             self._said_at, self._phase = time.monotonic(), phase
             send(phase=phase, share=share, r2=held_out_r2)
 
@@ -136,7 +152,9 @@ def serve(messages: Iterator[Message]) -> None:
             if "prepare" in message:
                 ahead = msgspec.convert(message, Prepare)
                 torch.set_num_threads(ahead.threads)
-                ready = prepare(Path(ahead.prepare), lambda phase: send(preparing=phase))
+                ready = prepare(
+                    Path(ahead.prepare), ahead.method, lambda phase: send(preparing=phase)
+                )
                 send(prepared=str(ready.bundle.path))
                 continue
             assert ready is not None, "an Order came before a Prepare"

@@ -17,7 +17,7 @@ import numpy as np
 from decoder.arrays import Floats
 from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
-from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, tuning
+from training.data.tuning import N_ACTIVITY, N_FEATURES, activity, binned_counts, tuning
 
 # Tuning, activity, log of the seconds, flag "labelled"; the channel's tuning, flag "known".
 N_PROFILE = N_FEATURES - 1 + N_ACTIVITY + 2 + N_FEATURES + 1
@@ -35,11 +35,13 @@ def profiles(
     channels: tuning features (n_units, N_FEATURES) of the units' channels on the subject's known
         days; rows of NaN for channels that are not known.
     """
-    n = session.n_units
-    movement = tuning(session, domain)[:, :-1] if labelled else np.zeros((n, N_FEATURES - 1))
+    n, count = session.n_units, binned_counts(session, domain)
+    movement = np.zeros((n, N_FEATURES - 1))
+    if labelled:
+        movement = tuning(session, domain, count=count)[:, :-1]
     seconds = np.log(np.maximum(session.observed_s(domain, weighted=True), 1.0) / USUAL_S)
     of_data = np.column_stack([seconds, np.full(n, float(labelled))])
-    today = [movement, activity(session, domain), of_data]
+    today = [movement, activity(session, domain, count), of_data]
     if channels is None:
         return np.hstack([*today, np.zeros((n, N_FEATURES + 1))])
     known = ~np.isnan(channels[:, :1])

@@ -31,23 +31,25 @@ FANO_FLOOR = 0.01  # spikes per bin; keeps the ratio of silent units near 1
 MAX_DISTANCES = 2**22  # held at a time: 32 MB, and about as much again to find the nearest
 
 
-def tuning(session: Session, domain: Floats | None = None) -> Floats:
+def tuning(
+    session: Session, domain: Floats | None = None, *, count: Floats | None = None
+) -> Floats:
     """Tuning features (n_units, N_FEATURES) of all units, from a domain.
 
     domain: intervals (n, 2), s; default: the training domain.
+    count: `binned_counts` of the domain, if they are known.
     """
     domain = session.train_domain if domain is None else domain
     features = np.zeros((session.n_units, N_FEATURES))
-    at, counts, movement = [], [], []
-    for times in _grids(domain):
-        at.append(times)
-        counts.append(_counts(session, times - LEAD_S))
+    count = binned_counts(session, domain) if count is None else count
+    at, movement = list(_grids(domain)), []
+    if not at:
+        return features
+    for times in at:
         ahead, behind = session.velocity_at(times + BIN_S), session.velocity_at(times - BIN_S)
         position = [np.interp(times, session.cursor_times, xy) for xy in session.cursor_pos.T]
         movement.append(np.column_stack([session.velocity_at(times), *position, ahead - behind]))
-    if not counts:
-        return features
-    count, moved = np.concatenate(counts), np.concatenate(movement)
+    moved = np.concatenate(movement)
     sampled = within(session.cursor_times, domain)
     samples = session.weighed(session.cursor_times[sampled])
     for (units, weight), (_, share) in zip(
@@ -81,16 +83,15 @@ def _coefficients(count: Floats, regressors: Floats, weight: Floats) -> Floats:
     return np.hstack([COEFFICIENT_SCALE * coefficients, LOG_RATE_SCALE * log_rate])
 
 
-def activity(session: Session, domain: Floats) -> Floats:
+def activity(session: Session, domain: Floats, count: Floats) -> Floats:
     """Features (n_units, N_ACTIVITY) of the spikes alone: rate, and variance of counts over mean.
 
-    domain: intervals (n, 2), s. The rate is the same feature as in `tuning`.
+    count: `binned_counts` of the domain. The rate is the same feature as in `tuning`.
     """
     features = np.zeros((session.n_units, N_ACTIVITY))
     grids = list(_grids(domain))
     if not grids:
         return features
-    count = np.concatenate([_counts(session, times - LEAD_S) for times in grids])
     for units, weight in session.weighed(np.concatenate(grids)):
         if weight.any():
             of_units = count[:, units]
@@ -102,6 +103,12 @@ def activity(session: Session, domain: Floats) -> Floats:
             ratio = np.log((variance + FANO_FLOOR) / (mean + FANO_FLOOR))
             features[units] = np.column_stack([LOG_RATE_SCALE * np.log(mean / BIN_S), ratio])
     return features
+
+
+def binned_counts(session: Session, domain: Floats) -> Floats:
+    """Spike counts (n_bins, n_units) in the bins of a domain, intervals (n, 2) in s."""
+    counts = [_counts(session, times - LEAD_S) for times in _grids(domain)]
+    return np.concatenate(counts) if counts else np.empty((0, session.n_units))
 
 
 def _grids(domain: Floats) -> Iterator[Floats]:

@@ -19,6 +19,7 @@ from decoder.files import read_json, write_text
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from training.baselines.multiday import N_STEPS
+from training.pretraining.settings import PretrainSettings
 
 MULTI_DAY, OWN_DAY = "multi-day gru", "own day"
 SPIKES, TOGETHER = "unlabelled", "together"  # beside the methods of an adaptation
@@ -98,8 +99,17 @@ class Plan:
         return [Split(name="", train=names[: self.n_train], test=names[self.n_train :])]
 
     def jobs(self) -> list[Job]:
-        """The jobs, the longest first. Decoders of a day alone take one job for all days."""
+        """The jobs, the longest first. Decoders of a day alone take one job for all days.
+
+        Raises TrainingError if there are too few days, to decode or for `instant`.
+        """
         splits = self.splits()
+        least, fewest = PretrainSettings.profiled_from, min(len(split.train) for split in splits)
+        if self.presets and "instant" in self.methods and fewest < least:
+            raise TrainingError(
+                f"{fewest} days to train on; the method instant needs at least {least}. Train on "
+                "more days, or name the other methods (--method)"
+            )
         pairs = [(split, seed) for seed in self.seeds for split in splits]
         tested = tuple(dict.fromkeys(day for split in splits for day in split.test))
         return [

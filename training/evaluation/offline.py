@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from decoder.arrays import Floats, Ints
-from decoder.bundles.bundle import Bundle
+from decoder.bundles.bundle import GRAPH, Bundle
 from decoder.errors import TrainingError
 from decoder.runtimes.base import Runtime
 from decoder.runtimes.onnx import RuntimeSettings
@@ -42,12 +42,14 @@ def decode_split(
     after_s: float = 0.0,
     only_units: Ints | None = None,
     threads: int = 1,
+    opened: dict[str, Runtime] | None = None,
 ) -> Decoded:
     """Decode a split every `tick_s`, from the first complete window of each interval.
 
     after_s: skip at least this much of each interval, so that decoders with different window
         lengths decode the same instants.
     only_units: indices of the session's units to use; spikes of the others are left out.
+    opened: warm runtimes by the checksum of their graphs, which are shared; new ones are added.
     Raises TrainingError if the session has none of the bundle's units, or no window fits.
     """
     if tick_s >= bundle.manifest.sizes.window_s:
@@ -59,10 +61,14 @@ def decode_split(
     if only_units is not None:
         unit_index = np.where(np.isin(np.arange(session.n_units), only_units), unit_index, -1)
     parts = []
+    opened, graph = {} if opened is None else opened, bundle.manifest.checksums[GRAPH]
     runtime = open_runtime(
-        bundle, epoch=float(session.domain[0, 0]), settings=RuntimeSettings(threads=threads)
-    )
-    runtime.warm_up()
+        bundle, epoch=float(session.domain[0, 0]), settings=RuntimeSettings(threads=threads),
+        graph_from=opened.get(graph),
+    )  # fmt: skip
+    if graph not in opened:
+        runtime.warm_up()
+        opened[graph] = runtime
     for start, end in session.intervals(split):
         runtime.reset()
         parts.append(_decode_interval(runtime, session, unit_index, (start, end), tick_s, after_s))

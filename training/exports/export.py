@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from decoder.bundles import bundle
+from decoder.bundles.families import AttentionTables
 from decoder.errors import TrainingError
 from training.data.identity import is_subject, subject_word
 from training.exports.graph import OPSET, export_graph
@@ -84,6 +85,21 @@ def refold(
     return write_bundle(model, record, session_id, path, base.graph_path, metrics)
 
 
+def folded(
+    base: bundle.Bundle, model: Model, record: runs.RunRecord, session_id: str
+) -> bundle.Bundle:
+    """A model that differs from `base` only in embeddings, in memory: new tables, `base`'s files.
+
+    It can be decoded with at once. It is not on disk, and its weights file is `base`'s.
+    """
+    manifest, tables = _described(model, record, session_id, {})
+    checksums = base.manifest.checksums
+    return bundle.Bundle(
+        path=base.path, manifest=manifest.model_copy(update={"checksums": checksums}),
+        tables=tables, usual=None, is_sealed=True,
+    )  # fmt: skip
+
+
 def changed_weights(base: bundle.Bundle, model: Model) -> list[str]:
     """Names of the weights that differ from a bundle's, except embeddings."""
     before = runs.load_tensors(base.weights_path)
@@ -112,6 +128,22 @@ def write_bundle(
     metrics: dict[str, float] | None,
 ) -> bundle.Bundle:
     """Write a model as a bundle with an existing streaming graph of the model."""
+    manifest, tables = _described(model, record, session_id, metrics or {})
+    return bundle.write(
+        path,
+        manifest=manifest,
+        graph=graph,
+        tables=tables,
+        usual=record.states.usual() if record.states else None,
+        weights={k: np.ascontiguousarray(v.numpy()) for k, v in runs.weights(model).items()},
+        run=runs.portable(record),
+    )
+
+
+def _described(
+    model: Model, record: runs.RunRecord, session_id: str, metrics: dict[str, float]
+) -> tuple[bundle.Manifest, AttentionTables]:
+    """The manifest, without checksums, and the tables of a model for one session."""
     config = record.config()
     prefix = f"{session_id}/"
     words = [word for word in record.unit_words if word.startswith(prefix)]
@@ -128,23 +160,14 @@ def write_bundle(
         session_id=session_id.removeprefix("/"),
         unit_ids=tuple(word.removeprefix(prefix) for word in words),
         provenance=_provenance(record),
-        metrics={name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         history=tuple(_point(point) for point in record.history),
         checksums={},
     )
-    return bundle.write(
-        path,
-        manifest=manifest,
-        graph=graph,
-        tables=fold_tables(model, config, words, session_id),
-        usual=record.states.usual() if record.states else None,
-        weights={k: np.ascontiguousarray(v.numpy()) for k, v in runs.weights(model).items()},
-        run=runs.portable(record),
-    )
+    return manifest, fold_tables(model, config, words, session_id)
 
 
 def _provenance(record: runs.RunRecord) -> dict[str, str | float | int]:
-
     base = record.settings.get("base")  # the decoder it was recalibrated from
     return {
         **({"base": base} if base else {}),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from training.models.encoder import (
     omega,
     unit_tables,
 )
-from training.models.families import Config, Model
+from training.models.families import Config, Model, copied
 from training.models.rotary import Phases, from_pairs, rotate
 
 
@@ -43,7 +41,7 @@ def fold_tables(
             f"{sorted(set(sessions) - {'NA'})}"
         )
     encoder = config.encoder if isinstance(config, PossmConfig) else config
-    precise = copy.deepcopy(model).double()
+    precise = copied(model).double()
     units = torch.tensor([words[word] for word in unit_words])
     rows = from_pairs(unit_tables(precise, encoder, precise.unit_emb.weight[units]), encoder)
     heads = encoder.cross_heads

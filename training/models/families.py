@@ -8,9 +8,10 @@ Sampling, optimisation, adaptation and evaluation call these functions for eithe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch_brain.models.poyo import POYO
@@ -90,6 +91,13 @@ def build(
     if n_profile:
         model.identifier = Identifier(n_profile, config.dim)
     return model
+
+
+def copied(model: Model) -> Model:
+    """A copy of a model. A deep copy of every word of its vocabularies would take longer."""
+    embeddings: Any = (model.unit_emb, model.session_emb)
+    vocabularies = {id(one.vocab): one.vocab.copy() for one in embeddings}
+    return copy.deepcopy(model, vocabularies)
 
 
 def forward(model: Model, config: Config, **inputs: Tensor) -> Tensor:

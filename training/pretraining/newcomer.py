@@ -34,14 +34,14 @@ from training.data.identity import home, shared_words
 from training.data.profile import profiles
 from training.data.tuning import nearest_mean, tuning
 from training.data.windows import OutputScale, unit_words
-from training.models.families import Model
+from training.models.families import Model, copied
 from training.models.possm import EMB_INIT_SCALE
 from training.pretraining import runs
 from training.pretraining.scoring import decode_windows, window_source
 
 Reads = Literal["nothing", "spikes", "labels"]
 
-COMPARED_S, STEP_S = 120.0, 0.1  # the last labels, at most, that two starts are compared on
+COMPARED_S, STEP_S = 20.0, 0.2  # the last labels, at most, that starts are compared on
 SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
 
 
@@ -77,7 +77,7 @@ def with_session(
     like = _like(record, session) if subject is None else None
     with torch.no_grad():
         starts = _starts(model, record, session, subject, channels, like, reads)
-    model, record = copy.deepcopy(model), record.model_copy(deep=True)
+    model, record = copied(model), _own_lists(record)
     model.unit_emb.extend_vocab(words)
     model.session_emb.extend_vocab([session.session_id])
     scale = _scale(record, session, subject, like, reads)
@@ -106,6 +106,13 @@ def with_session(
         starts = [starts[int(np.argmin(errors))]]
     begin(starts[0])
     return model, record
+
+
+def _own_lists(record: runs.RunRecord) -> runs.RunRecord:
+    """A copy of a record that a session can be added to. A deep copy of many units takes longer."""
+    grow = ("unit_words", "unit_tuning", "session_words", "output_mean", "output_std")
+    own = {name: copy.copy(getattr(record, name)) for name in (*grow, "settings", "history")}
+    return record.model_copy(update=own)
 
 
 def _starts(

@@ -1,0 +1,26 @@
+"""The scores that a calibration reports, from the gate's evidence."""
+
+from __future__ import annotations
+
+import math
+
+from decoder.gate import Evidence
+from server.schemas import Scores
+
+
+def scores_of(evidence: Evidence) -> Scores:
+    """The scores that the gate's evidence amounts to."""
+    better, r2, active = evidence.better_by(), evidence.r2().value, evidence.active_r2()
+    return Scores(
+        candidate=_known(r2),
+        active=_known(active),
+        seconds=evidence.compared_s,
+        better_by=_known(better.value) if better else None,
+        at_least=_known(better.low) if better else None,
+        at_most=_known(better.high) if better else None,
+    )
+
+
+def _known(value: float | None) -> float | None:
+    """A finite number, or None, because JSON has neither NaN nor infinity."""
+    return value if value is not None and math.isfinite(value) else None
