@@ -107,7 +107,9 @@ def adapt(
     ] = 40.0,
     method: Annotated[
         str,
-        typer.Option(help="instant, units, units+head, full, scratch or auto: what is trained."),
+        typer.Option(
+            help="instant, align, units, units+head, full, scratch or auto: what is trained."
+        ),
     ] = "units",
     allow: Annotated[
         float | None,

@@ -4,6 +4,8 @@
 
     instant     trains nothing: new units are identified in closed form, by a model pretrained on
                 four sessions or more
+    align       trains the embeddings of the units too, but without labels: so that the states of a
+                streaming model are distributed as on the days that it knows
     units       trains the embeddings of the session and its units, and freezes the rest (unit
                 identification, Azabou et al., NeurIPS 2023)
     units+head  `units`, then the output layers as well
@@ -14,7 +16,7 @@
 A new unit starts from what is known without training (`training.pretraining.newcomer`), which
 decodes already. Every method except `scratch` keeps the embeddings of other units bit for bit. The
 last fifth of the data is held out to score the result (of the recent blocks, if there are several:
-`training.calibration.blocks`); `instant` needs no score and uses all.
+`training.calibration.blocks`); `instant` and `align` need no score and use all.
 """
 
 from __future__ import annotations
@@ -33,25 +35,27 @@ from streaming.sessions.session import Session
 from training.calibration.blocks import recent
 from training.calibration.fitting import (
     CHECK_STEP_S,
+    Alignment,
     Averaged,
     Best,
     Clock,
     Fitted,
+    Last,
     Lesson,
     Recipe,
     fit,
 )
 from training.calibration.labels import OWN, Labels, relabelled
-from training.data.tuning import tuning
-from training.data.windows import OutputScale, unit_words, window_ends
+from training.data.windows import window_ends
 from training.models.config import SHORTER_S, PossmConfig
 from training.models.families import Model
+from training.models.states import short
 from training.pretraining import runs
-from training.pretraining.newcomer import with_session
+from training.pretraining.newcomer import alone, knows_units, with_session
 from training.pretraining.optimizer import Optimizers, build_optimizers
-from training.pretraining.scoring import decode_training_domain, window_source
+from training.pretraining.scoring import decode_training_domain, usual_states, window_source
 
-Method = Literal["instant", "units", "units+head", "full", "scratch", "auto"]
+Method = Literal["instant", "align", "units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]
 
 VALID_SHARE = 0.2
@@ -59,6 +63,9 @@ VALID_SHARE = 0.2
 KEEP_HALF, KEEP_MOST, KEEP_MANY = (0.5, 1.0), (0.8, 1.0), (0.4, 1.0)
 WARM = Recipe(
     steps=40, learning_rate=5e-3, embedding_rate=5e-3, batch_size=16, keep_units=KEEP_HALF
+)
+ALIGN = Recipe(
+    steps=60, learning_rate=3e-3, embedding_rate=3e-3, batch_size=16, keep_units=(1.0, 1.0)
 )
 COLD = replace(WARM, steps=100, learning_rate=2e-2, embedding_rate=2e-2)
 HEAD = Recipe(
@@ -78,6 +85,7 @@ MUON_TURNS, N_CARRIED = 3, 2  # pretraining: 5, 4; as accurate here, and a step 
 HEADS = ("state_out.", "out_ffn.", "dec_ffn.", "readout.")  # the output layers of both families
 EMBEDDINGS = ("unit_emb.", "session_emb.")
 LEARNS = {
+    "align": EMBEDDINGS,
     "units": EMBEDDINGS,
     "units+head": EMBEDDINGS + HEADS,
     "full": ("",),
@@ -155,18 +163,20 @@ def calibrate(
 
     on_step: called with the phase's progress (0 to 1), the held-out R² of the weights that would be
         kept now, and the phase's name.
-    The returned record's `best_r2` is the held-out R²; after `instant`, NaN. Raises TrainingError
-    if the run knows the session already (except for `scratch`), the session has too little data, or
-    the model can't identify units by `instant`.
+    The returned record's `best_r2` is the held-out R²; after `instant` and `align`, NaN. Raises
+    TrainingError if the run knows the session already (except for `scratch`), the session has too
+    little data, or the model lacks what `instant` or `align` need.
     """
     settings = settings or AdaptSettings()
+    clock = Clock(settings.allowed_s)
+    if settings.method == "align":
+        return _align(model, record, session, settings, clock, on_step)
     if settings.method == "instant" and not record.n_profile:
         raise TrainingError(
             f"the model knows {len(record.sessions)} sessions and has no network that identifies "
             "units, which the method instant needs; choose the method units, or pretrain on four "
             "sessions or more"
         )
-    clock = Clock(settings.allowed_s)
     labelled = labelled_by(model, record, session, settings)
     if settings.method == "instant":
         return Adapted(*with_session(model, record, labelled), "instant")
@@ -200,6 +210,44 @@ def calibrate(
     return _adapted(lesson, record, fitted, "full")
 
 
+def _align(
+    model: Model,
+    record: runs.RunRecord,
+    session: Session,
+    settings: AdaptSettings,
+    clock: Clock,
+    on_step: OnStep,
+) -> Adapted:
+    if record.states is None:
+        raise TrainingError(
+            "the model does not know how its states are usually distributed, which the method "
+            "align needs; choose another method, or pretrain a streaming model (possm) again"
+        )
+    if not knows_units(record, session):
+        raise TrainingError(
+            f"{session.session_id} has other units than the sessions that the model knows; align "
+            "finds its neurons only among those, so collect labels and choose the method units"
+        )
+    if settings.seconds is not None:
+        session = first_seconds(session, settings.seconds)
+    model, record = with_session(model, record, session, reads="nothing")
+    config = record.config()
+    assert record.states is not None
+    assert isinstance(config, PossmConfig)
+    config = short(config.training_on([session.train_domain]))
+    source = window_source([session], model, config, record)
+    lesson = Alignment(
+        model=model, config=config, source=source, seed=settings.seed, states=record.states
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("unit_emb."))
+    fitted = fit(
+        lesson, _optimizers(model, "align", settings.of(ALIGN)), settings.of(ALIGN), clock, Last(),
+        on_step=lambda share, r2: on_step(share, r2, "align"),
+    )  # fmt: skip
+    return _adapted(lesson, record, fitted, "align")
+
+
 def labelled_by(
     model: Model, record: runs.RunRecord, session: Session, settings: AdaptSettings
 ) -> Session:
@@ -225,6 +273,8 @@ def _without_labels(
 
 def _adapted(lesson: Lesson, record: runs.RunRecord, fitted: Fitted, method: Method) -> Adapted:
     record.best_r2 = fitted.score.r2
+    if method not in ("align", "units"):  # other weights have other states
+        record.states = usual_states(lesson.model, record, lesson.source.sessions)
     return Adapted(lesson.model.requires_grad_(True).eval(), record, method)
 
 
@@ -293,7 +343,7 @@ def _learn(
 
 
 def _optimizers(model: Model, phase: str, recipe: Recipe) -> Optimizers:
-    if phase == "units":
+    if phase in ("align", "units"):
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # Adam leaves embeddings without a gradient unchanged.
         return [torch.optim.Adam(learned, lr=recipe.embedding_rate)]
@@ -327,23 +377,3 @@ def hold_out_last_fifth(session: Session) -> Session:
             "collect 40 s"
         )
     return replace(session, train_domain=train, valid_domain=valid)
-
-
-def alone(record: runs.RunRecord, session: Session) -> tuple[Model, runs.RunRecord]:
-    """A new model with a run's sizes that knows one session only, and its record."""
-    scale = OutputScale.of(session)
-    record = record.model_copy(
-        deep=True,
-        update={
-            "unit_words": unit_words(session),
-            "unit_tuning": tuning(session).round(3).tolist(),
-            "session_words": [session.session_id],
-            "session_paths": {},
-            "output_mean": {session.session_id: (scale.mean[0], scale.mean[1])},
-            "output_std": {session.session_id: (scale.std[0], scale.std[1])},
-            "step": 0,
-            "seconds": 0.0,
-            "history": [],
-        },
-    )
-    return record.build(), record

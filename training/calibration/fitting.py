@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 from decoder.score import pooled_r2
 from training.data.windows import WindowSource
+from training.models.config import PossmConfig
 from training.models.families import Config, Model, forward
+from training.models.possm import Possm
+from training.models.states import States, settled_states
 from training.pretraining.optimizer import Optimizers
 from training.pretraining.scoring import decode_windows
 
@@ -129,6 +132,25 @@ class Lesson:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alignment(Lesson):
+    """A model whose states today should be distributed as on the days that it knows.
+
+    No labels are used. `config` has short windows (`training.models.states.short`).
+    """
+
+    states: States
+
+    def loss(self, step: int, recipe: Recipe) -> Tensor:
+        """Distance, in nats, from the known days: the smooth minimum over them."""
+        rng = np.random.default_rng([self.seed, step])
+        inputs = self.source.draw(rng, recipe.batch_size, keep_units=recipe.keep_units).inputs()
+        assert isinstance(self.model, Possm)
+        assert isinstance(self.config, PossmConfig)
+        states = settled_states(self.model, self.config, inputs).flatten(0, 1)
+        return -(-self.states.distances(states)).logsumexp(dim=0)
+
+
 def fit(
     lesson: Lesson,
     optimizers: Optimizers,
@@ -183,6 +205,22 @@ class Keeper(Protocol):
 
     def settle(self) -> None:
         """Set the model to the weights that are kept."""
+
+
+class Last:
+    """Keeps the last weights: without labels, none can be chosen."""
+
+    def __init__(self) -> None:
+        self.score = HeldOut(r2=math.nan, error=math.nan)
+
+    def took(self, share: float) -> None:
+        """See `Keeper`."""
+
+    def check(self) -> None:
+        """See `Keeper`."""
+
+    def settle(self) -> None:
+        """See `Keeper`."""
 
 
 class Best:

@@ -115,6 +115,15 @@ def _own_lists(record: runs.RunRecord) -> runs.RunRecord:
     return record.model_copy(update=own)
 
 
+def knows_units(record: runs.RunRecord, session: Session) -> bool:
+    """Whether a session's units have names that the run knows, of its subject or another day."""
+    subject = home(session, record.session_words, record.unit_words)
+    if subject is None:
+        return _like(record, session) is not None
+    n_known = np.count_nonzero(_channels(record, session, subject))
+    return bool(2 * n_known >= session.n_units)
+
+
 def _starts(
     model: Model,
     record: runs.RunRecord,
@@ -229,3 +238,23 @@ def _scale(
         mean=usual.mean + share * (own.mean - usual.mean),
         std=usual.std + share * (own.std - usual.std),
     )
+
+
+def alone(record: runs.RunRecord, session: Session) -> tuple[Model, runs.RunRecord]:
+    """A new model with a run's sizes that knows one session only, and its record."""
+    scale = OutputScale.of(session)
+    record = record.model_copy(
+        deep=True,
+        update={
+            "unit_words": unit_words(session),
+            "unit_tuning": tuning(session).round(3).tolist(),
+            "session_words": [session.session_id],
+            "session_paths": {},
+            "output_mean": {session.session_id: (scale.mean[0], scale.mean[1])},
+            "output_std": {session.session_id: (scale.std[0], scale.std[1])},
+            "step": 0,
+            "seconds": 0.0,
+            "history": [],
+        },
+    )
+    return record.build(), record

@@ -19,7 +19,8 @@ from training.models.states import States, settled_states, short
 from training.pretraining import runs
 
 WALKED_S = 128.0  # of windows in a batch, at most
-USUAL_S, STRETCH_S = 1200.0, 120.0  # see `usual_states`
+USUAL_S, USUAL_OF_EACH_S = 4800.0, 240.0  # of all sessions, and of each at least
+N_STRETCHES = 4
 
 
 def window_source(
@@ -83,7 +84,7 @@ def usual_states(
 ) -> States | None:
     """How the states over sessions that a model knows are distributed; None if it has no state.
 
-    Reads at most `USUAL_S` of the training domains, in stretches of one session each.
+    Reads up to `USUAL_S` of the training domains, each session's in `N_STRETCHES` parts.
     """
     config = record.config()
     if not isinstance(model, Possm) or not isinstance(config, PossmConfig):
@@ -91,7 +92,7 @@ def usual_states(
     model.eval()
     config = short(config)
     source = window_source(sessions, model, config, record)
-    at_most = max(STRETCH_S, USUAL_S / len(sessions)) / config.train_s
+    at_most = max(USUAL_OF_EACH_S, USUAL_S / len(sessions)) / config.train_s
     days = []
     for index in range(len(sessions)):
         batches = source.walk(
@@ -100,8 +101,8 @@ def usual_states(
         states = [settled_states(model, config, batch.inputs()) for _, batch in batches]
         if states:
             windows = torch.cat(states)
-            n_stretches = max(1, round(len(windows) * config.train_s / STRETCH_S))
-            days.append([part.flatten(0, 1) for part in windows.tensor_split(n_stretches)])
+            parts = windows.tensor_split(min(N_STRETCHES, len(windows)))
+            days.append([part.flatten(0, 1) for part in parts])
     return States.of(days) if days else None
 
 
