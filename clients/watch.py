@@ -89,9 +89,15 @@ def _status_line(status: wire.Status) -> Text:
     return Text(
         f"last second: {latency}   {status.spikes_per_s:.0f} spikes/s   "
         f"{status.skipped_ticks} skipped ticks   {status.unknown_units} unknown and "
-        f"{status.missing_units} missing units   {status.detail}",
+        f"{status.missing_units} missing units   {_drift(status)}{status.detail}",
         style="dim",
     )
+
+
+def _drift(status: wire.Status) -> str:
+    if status.distance is None or status.distance_limit is None:
+        return ""
+    return f"distance {status.distance:.2f} (usual below {status.distance_limit:.2f})   "
 
 
 def _bar(axis: str, value: float, *, valid: bool) -> Text:

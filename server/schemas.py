@@ -17,7 +17,9 @@ from decoder.filters import LIMITS, Filters
 from streaming.inlets.spikes import StreamKind
 from streaming.wire import messages as wire
 
-Method = Literal["auto", "instant", "units", "units+head", "full", "scratch", "kalman", "ridge"]
+Method = Literal[
+    "auto", "instant", "align", "units", "units+head", "full", "scratch", "kalman", "ridge"
+]
 Labels = Literal["kinematics", "intention", "retrospective", "targets", "decoded"]
 Promote = Literal["auto", "manual", "never"]
 Name = Annotated[  # of an LSL stream or a decoder; it becomes part of a query or a path
@@ -218,9 +220,10 @@ class CalibrationRequest(Body):
     method: Method = Field(
         default="auto",
         description="what to train. instant: nothing, units are identified in closed form, if the "
-        "base was pretrained on four sessions or more; units: only today's units; units+head: the "
-        "units, then the readout too; full: the units, then all weights; scratch: a new model; "
-        "auto: units, then full within the allowed time; kalman, ridge: a velocity Kalman filter "
+        "base was pretrained on four sessions or more; align: the units, without labels, if the "
+        "base is a streaming model that knows their names; units: only today's units; "
+        "units+head: the units, then the readout too; full: the units, then all weights; "
+        "scratch: a new model; auto: units, then full within the allowed time; kalman, ridge: a velocity Kalman filter "
         "or a ridge regression, fitted to these data alone",
     )
     labels: Labels = Field(

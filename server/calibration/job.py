@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from decoder.bundles.bundle import identifies_units
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.gate import Evidence, decide
 from decoder.stopwatch import Stopwatch
+from server.calibration.bases import PARTICULAR, check_base
 from server.calibration.blocks import session_file, session_of
 from server.calibration.scores import scores_of
 from server.problems import ConflictError, NotFoundError, problem_of
@@ -85,15 +85,8 @@ class Job:
 
     def check(self) -> None:
         """Raise ConflictError if the method can't be used with the base. Nothing has started."""
-        if self.calibration.request.method != "instant":
-            return
-        base = self._base()
-        if not identifies_units(base.path):
-            raise ConflictError(
-                f"{base.manifest.decoder_id} has no network that identifies units, which the "
-                "method instant needs; choose the method units, or name a base that was pretrained "
-                "on four sessions or more"
-            )
+        if self.calibration.request.method in PARTICULAR:
+            check_base(self._base(), self.calibration.request.method)
 
     def start(self) -> None:
         """Start the thread."""

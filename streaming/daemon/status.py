@@ -6,6 +6,7 @@ import os
 
 from decoder.runtimes.base import MAX_RATE_HZ, Runtime
 from decoder.runtimes.onnx import PROVIDERS
+from decoder.usual import Drift
 from streaming.daemon.tick import Ticker
 from streaming.wire import messages as wire
 from streaming.wire.states import State
@@ -31,12 +32,13 @@ def status_of(
     n_skipped: deadlines skipped since the start. latency, spikes_per_s: of the last period.
     """
     inlet, drift = ticker.inlet, ticker.runtime.drift
+    explanations = (explain(ticker), drift_warning(drift), provider_warning(ticker))
     return wire.Status(
         schema=wire.SCHEMA_VERSION,
         session=ticker.bundle.manifest.session_id,
         decoder=ticker.bundle.manifest.decoder_id,
         state=ticker.state.value,
-        detail=_printable("; ".join(filter(None, (explain(ticker), provider_warning(ticker))))),
+        detail=_printable("; ".join(filter(None, explanations))),
         provider=ticker.runtime.provider,
         started=ticker.started,
         uptime_s=now - ticker.started,
@@ -69,6 +71,16 @@ def status_of(
         distance_limit=drift.limit if drift else None,
         pid=os.getpid(),
         unit_faults=ticker.unit_watch.faults(tuple(inlet.unit_ids)) if inlet else None,
+    )
+
+
+def drift_warning(drift: Drift | None) -> str:
+    """A warning if the neurons are not those of the days that the decoder knows, else empty."""
+    if drift is None or (distance := drift.distance) is None or distance <= drift.limit:
+        return ""
+    return (
+        f"the neurons have changed since the decoder's last days (distance {distance:.2f} nats, "
+        f"usually below {drift.limit:.2f}); recalibrate"
     )
 
 

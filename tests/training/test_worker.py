@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from clients.harness.daemon import BUNDLES
@@ -21,6 +22,7 @@ from training.data.simulate import simulate
 from training.exports.export import export_model
 from training.pretraining import runs
 from training.pretraining.newcomer import with_session
+from training.pretraining.scoring import usual_states
 
 
 def test_a_base_that_knows_the_warm_up_session_can_be_prepared(tmp_path: Path) -> None:
@@ -63,3 +65,30 @@ def test_labels_of_the_decoders_own_output_prove_nothing(
         msgspec.json.decode(line)  # which refuses NaN
     assert Evidence.from_lists(done["evidence"]).compared_s == 0.0
     assert "can't show whether the candidate is better" in done["doubts"][-1]
+
+
+@pytest.mark.parametrize("tiny", ["possm"], indirect=True)
+def test_an_aligned_candidate_is_compared_on_labels_that_it_has_not_seen(
+    tiny: TinyDecoder, tmp_path: Path
+) -> None:
+    model, record = runs.load_model(tiny.bundle.path)
+    usual = usual_states(model, record, [tiny.session])
+    assert usual is not None
+    record.states = usual.model_copy(update={"limit": 0.0})  # so that any day is unusual
+    base = export_model(model, record, tiny.session.session_id, tmp_path / "base.bundle")
+    assert base.usual is not None
+    today = replace(
+        tiny.session, session_id="today", spike_units=tiny.session.spike_units[::-1].copy()
+    )
+    order = worker.Order(
+        sessions=[str(sessions.save(today, tmp_path))], active=str(base.path),
+        output=str(tmp_path / "candidate.bundle"), method="align", labels="kinematics",
+        allowed_s=2.0, seed=0,
+    )  # fmt: skip
+    done = worker.carry_out(order, worker.Ready(bundle=base, model=model, record=record))
+    assert done["method"] == "align"
+    assert Evidence.from_lists(done["evidence"]).compared_s > 20.0
+    made = open_bundle(tmp_path / "candidate.bundle")
+    assert made.manifest.checksums["graph.onnx"] == base.manifest.checksums["graph.onnx"]
+    assert not np.array_equal(made.tables.tokens, base.tables.tokens)
+    assert np.array_equal(made.usual.axes, base.usual.axes)

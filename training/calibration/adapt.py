@@ -4,8 +4,8 @@
 
     instant     trains nothing: new units are identified in closed form, by a model pretrained on
                 four sessions or more
-    align       trains the embeddings of the units too, but without labels: so that the states of a
-                streaming model are distributed as on the days that it knows
+    align       trains the embeddings of the units without labels, so that the states of a
+                streaming model are distributed as on the days that it knows; nothing, if they are
     units       trains the embeddings of the session and its units, and freezes the rest (unit
                 identification, Azabou et al., NeurIPS 2023)
     units+head  `units`, then the output layers as well
@@ -239,6 +239,8 @@ def _align(
     lesson = Alignment(
         model=model, config=config, source=source, seed=settings.seed, states=record.states
     )
+    if lesson.is_usual():
+        return Adapted(model, record, "align")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("unit_emb."))
     fitted = fit(

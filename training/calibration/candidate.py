@@ -52,6 +52,7 @@ from training.pretraining import runs
 INSTANT_TICK_S, INSTANT_COMPARED_S = 0.2, 40.0
 COMPARING = "comparing"  # a phase
 OWN_SHARE = 0.4  # share of the time limit for training once more on all seconds
+WHOLE = ("instant", "align")  # methods whose candidate is made before it is compared
 OnMade = Callable[[Bundle], None]
 WARM_UP = {"n_units": 32, "minutes": 0.5, "subject": 0, "seed": 0}  # of a simulation
 
@@ -221,12 +222,15 @@ class _Adapting:
 
     def __init__(self, plan: Plan, ready: Ready, on_step: OnStep) -> None:
         self._plan, self._ready, self._on_step = plan, ready, on_step
-        self._averages = plan.method not in ("scratch", "instant")
-        self.needs_folds = plan.method != "instant"
+        self._averages = plan.method not in ("scratch", *WHOLE)
+        self.needs_folds = plan.method not in WHOLE
         self._members: list[Adapted] = []
+        self._made: Bundle | None = None
 
     def fold(self, fold: Session, number: int, path: Path) -> Bundle:
-        """See `_Linear`."""
+        """See `_Linear`. What `align` made of all seconds has seen none of their labels."""
+        if self._plan.method == "align" and self._made is not None:
+            return self._made
 
         def on_step(share: float, r2: float, phase: str) -> None:
             self._on_step((number + share) / N_FOLDS, r2, phase)
@@ -246,7 +250,8 @@ class _Adapting:
         else:  # too few seconds for folds, or a method that learns from all seconds at once
             adapted = self._adapt(session, OWN_SHARE, self._on_step)
         self._on_step(1.0, float(np.nan_to_num(adapted.record.best_r2)), "writing the bundle")
-        return self._write(adapted, path), adapted.method
+        self._made = self._write(adapted, path)
+        return self._made, adapted.method
 
     def _adapt(self, session: Session, share: float, on_step: OnStep) -> Adapted:
         plan, ready = self._plan, self._ready

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ CHECK_STEP_S = 0.1  # between scored times of the held-out fifth
 MAX_NORM = 1.0  # the gradient is clipped to this norm
 AVERAGED_FROM = 0.25  # share of a phase; earlier steps are not averaged
 FORGIVEN = 0.04  # variances of velocity; error tolerated at a reach of 1 (`Averaged`)
+N_JUDGED = 30  # windows, at most, that decide whether the states are as usual
 UNCOUNTED = 0.1  # share of the time limit before annealing starts; absorbs a slow first step
 
 
@@ -141,14 +142,25 @@ class Alignment(Lesson):
 
     states: States
 
+    @torch.no_grad()
+    def is_usual(self) -> bool:
+        """Whether the states are as near to those of a known day as that day's own."""
+        plans = self.source.walk(
+            0, "train", step_s=self.config.window_s, layout=self.config, at_most=N_JUDGED
+        )
+        states = torch.cat([self._states(batch.inputs()) for _, batch in plans])
+        return bool(self.states.distances(states).min() <= self.states.limit)
+
     def loss(self, step: int, recipe: Recipe) -> Tensor:
         """Distance, in nats, from the known days: the smooth minimum over them."""
         rng = np.random.default_rng([self.seed, step])
         inputs = self.source.draw(rng, recipe.batch_size, keep_units=recipe.keep_units).inputs()
+        return -(-self.states.distances(self._states(inputs))).logsumexp(dim=0)
+
+    def _states(self, inputs: dict[str, Any]) -> Tensor:
         assert isinstance(self.model, Possm)
         assert isinstance(self.config, PossmConfig)
-        states = settled_states(self.model, self.config, inputs).flatten(0, 1)
-        return -(-self.states.distances(states)).logsumexp(dim=0)
+        return settled_states(self.model, self.config, inputs).flatten(0, 1)
 
 
 def fit(
