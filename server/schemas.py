@@ -223,8 +223,8 @@ class CalibrationRequest(Body):
         "base was pretrained on four sessions or more; align: the units, without labels, if the "
         "base is a streaming model that knows their names; units: only today's units; "
         "units+head: the units, then the readout too; full: the units, then all weights; "
-        "scratch: a new model; auto: units, then full within the allowed time; kalman, ridge: a velocity Kalman filter "
-        "or a ridge regression, fitted to these data alone",
+        "scratch: a new model; auto: units, then full within the allowed time; kalman, ridge: a "
+        "velocity Kalman filter or a ridge regression, fitted to these data alone",
     )
     labels: Labels = Field(
         default="kinematics",
