@@ -43,8 +43,8 @@ def days(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="unlabelled, instant, units, units+head, full, auto, scratch or together; may be "
-            "repeated (default: all but units+head and auto)."
+            help="unlabelled, align, instant, units, units+head, full, auto, scratch or together; "
+            "may be repeated (default: all but units+head and auto)."
         ),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Minutes of each pretraining.")] = 20.0,

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(folder: Path, output: Path, **changes) -> Plan:
     given = {
         "n_train": 2, "presets": ("stream",), "seeds": (0,), "seconds": (20.0,),
-        "methods": ("units",), "minutes": None, "steps": 10, "network_steps": 100,
+        "methods": ("units", "align"), "minutes": None, "steps": 10, "network_steps": 100,
     } | changes  # fmt: skip
     return Plan(folder=folder, output=output, **given)
 
@@ -61,7 +61,8 @@ def test_a_study_scores_every_decoder(studied) -> None:
     assert {row["apart"] for row in rows if row["model"] != "own day"} == {7}
     lines = table(rows)
     assert set(lines) == {
-        "stream, as is", "stream, units", "multi-day gru, as is", "multi-day gru, fine-tuned",
+        "stream, as is", "stream, align", "stream, units",
+        "multi-day gru, as is", "multi-day gru, fine-tuned",
         "ridge", "kalman", "gru",
     }  # fmt: skip
     assert set(lines["stream, as is"]) == {"0"}
@@ -102,7 +103,7 @@ def test_methods_without_a_gradient_and_together_are_scored(folder: Path, tmp_pa
         TrainingError, match="2 days to train on; the method instant needs at least 4"
     ):
         plan(folder, tmp_path, methods=METHODS).jobs()
-    with pytest.raises(TrainingError, match="method 'some'; expected one of unlabelled, instant"):
+    with pytest.raises(TrainingError, match="method 'some'; expected one of unlabelled, align"):
         plan(folder, tmp_path, methods=("some",))
 
 

@@ -23,7 +23,7 @@ from training.pretraining.settings import PretrainSettings
 
 MULTI_DAY, OWN_DAY = "multi-day gru", "own day"
 SPIKES, TOGETHER = "unlabelled", "together"  # beside the methods of an adaptation
-METHODS = (SPIKES, "instant", "units", "full", "scratch", TOGETHER)
+METHODS = (SPIKES, "align", "instant", "units", "full", "scratch", TOGETHER)
 FILE = "plan.json"
 
 
@@ -45,7 +45,8 @@ class Plan:
     leave_one_out: pretrain on all days but one, for each day; `n_train` is ignored.
     without: ids of sessions that are neither trained on nor decoded.
     seconds: labelled seconds of a new day; None for its whole training domain.
-    methods: of an adaptation; `unlabelled`: units by their activity alone; `together`: the day's
+    methods: of an adaptation (`align` of streaming models only); `unlabelled`: units by their
+        activity alone; `together`: the day's
         training domain together with the days of pretraining, for a quarter of its time.
     """
 

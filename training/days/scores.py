@@ -26,7 +26,8 @@ from training.calibration.adapt import (
     hold_out_last_fifth,
 )
 from training.days.plan import MULTI_DAY, OWN_DAY, SPIKES, TOGETHER, Job, Row, Rows
-from training.models.families import Model
+from training.models.config import PossmConfig
+from training.models.families import Model, preset
 from training.pretraining import runs
 from training.pretraining.newcomer import with_session
 from training.pretraining.pretrain import pretrain
@@ -85,10 +86,16 @@ def _of_model(job: Job) -> Iterator[Task]:
 
     for day in job.days():
         yield Task(day=day, seconds=0.0, method=AS_IS, score=partial(_as_is, pretrained, day))
-        for method in job.plan.methods:
+        for method in _methods(job):
             for seconds in (None,) if method == TOGETHER else job.plan.seconds:
                 score = partial(_with_labels, job, pretrained, day, seconds, method)
                 yield Task(day=day, seconds=seconds, method=method, score=score)
+
+
+def _methods(job: Job) -> list[str]:
+    """The plan's methods that a job's model can be adapted by."""
+    is_streaming = isinstance(preset(job.model), PossmConfig)
+    return [method for method in job.plan.methods if method != "align" or is_streaming]
 
 
 def _as_is(pretrained: Callable[[], Learned], day: Session) -> float:
