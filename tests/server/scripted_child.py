@@ -26,7 +26,7 @@ def main(module: str, folder: Path) -> None:
         send(collected=5.0, spikes=1000)
         session = Path(order["folder"]) / "session.h5"
         session.write_bytes(b"")
-        send(done=str(session))
+        send(done=str(session), phases_s={"saving the session": 0.0})
         return
     varied = [0.9 + 0.01 * (block % 20) for block in range(60)]  # errors of each second
     evidence = {
@@ -46,9 +46,9 @@ def main(module: str, folder: Path) -> None:
     chosen = candidates[int.from_bytes(os.urandom(1), "big") % len(candidates)]
     shutil.copytree(chosen, order["output"])
     send(phase="units", share=0.5, r2=0.5)
-    send(
-        done={"method": "units", "evidence": evidence, "doubts": [], "notes": [], "learned_s": 0.0}
-    )
+    send(made=order["output"])
+    judged = {"method": "units", "evidence": evidence, "doubts": [], "notes": []}
+    send(done=judged | {"learned_s": 0.0, "phases_s": {"comparing": 0.0}})
 
 
 main(sys.argv[1], Path(sys.argv[2]))

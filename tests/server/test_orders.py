@@ -227,12 +227,13 @@ def test_a_shadow_can_decide_an_undecided_calibration(rig: Rig) -> None:
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_a_calibration_that_is_being_promoted_can_not_be_cancelled(rig: Rig, how: str) -> None:
-    rig.script.set(load_ms=1e6)
+    rig.script.set(before_ms=400)  # the candidate is loaded already, so only the swap takes time
     identity = rig.ask("calibrate")
-    wait_for("the promotion", lambda: rig.daemon.ask(GetStatus()).status.loading)
+    wait_for("the promotion", calibration_in(rig, identity, "promoting"))
+    time.sleep(0.1)  # until it is decided
     with pytest.raises(RefusedError, match="too late to cancel"):
         rig.ask(how, identity=identity)
-    rig.script.set(load_ms=0)
+    rig.script.set()
     wait_for("its end", calibration_in(rig, identity, "promoted"))
 
 
@@ -266,6 +267,7 @@ def test_a_server_that_dies_during_a_promotion_knows_its_outcome_after_a_restart
     rig.script.set(after_ms=100)
     identity = rig.ask("calibrate")
     wait_for("the promotion", calibration_in(rig, identity, "promoting"))
+    time.sleep(0.1)  # until it is decided
     rig.kill_server()
     rig.start_server()
     found = rig.ask("calibration", identity=identity)

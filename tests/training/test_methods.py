@@ -140,7 +140,7 @@ def test_invalid_settings_and_too_little_data_are_refused(
     model, record = runs.load_model(tiny.bundle.path)
     with pytest.raises(TrainingError, match="collect more data"):
         calibrate(model, record, today, replace(FEW, seconds=4.0))
-    with pytest.raises(TrainingError, match=r"expected one of instant, units, units\+head"):
+    with pytest.raises(TrainingError, match=r"expected one of instant, align, units, units\+head"):
         AdaptSettings(method="some")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="more than 0"):
         AdaptSettings(allowed_s=0.0)

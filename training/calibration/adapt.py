@@ -65,7 +65,7 @@ WARM = Recipe(
     steps=40, learning_rate=5e-3, embedding_rate=5e-3, batch_size=16, keep_units=KEEP_HALF
 )
 ALIGN = Recipe(
-    steps=60, learning_rate=3e-3, embedding_rate=3e-3, batch_size=16, keep_units=(1.0, 1.0)
+    steps=24, learning_rate=3e-3, embedding_rate=3e-3, batch_size=16, keep_units=(1.0, 1.0)
 )
 COLD = replace(WARM, steps=100, learning_rate=2e-2, embedding_rate=2e-2)
 HEAD = Recipe(
