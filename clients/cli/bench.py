@@ -69,7 +69,10 @@ def bench_recalibrate(
         float, typer.Option(min=5.0, help="Seconds of labelled data in each run.")
     ] = 40.0,
     method: Annotated[
-        str, typer.Option(help="auto, instant, units, units+head, full, scratch, kalman or ridge.")
+        str,
+        typer.Option(
+            help="auto, instant, align, units, units+head, full, scratch, kalman or ridge."
+        ),
     ] = "auto",
     bundle: Annotated[
         Path | None,

@@ -162,7 +162,10 @@ def calibrate(
         float, typer.Option(min=5.0, help="Seconds of labelled data to collect.")
     ] = 40.0,
     method: Annotated[
-        str, typer.Option(help="auto, instant, units, units+head, full, scratch, kalman or ridge.")
+        str,
+        typer.Option(
+            help="auto, instant, align, units, units+head, full, scratch, kalman or ridge."
+        ),
     ] = "auto",
     labels: Annotated[
         str,

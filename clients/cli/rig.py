@@ -143,7 +143,10 @@ def rig(
     ] = None,
     preset: Annotated[str, typer.Option(help="stream or rt: the shipped decoder.")] = "stream",
     method: Annotated[
-        str, typer.Option(help="auto, instant, units, units+head, full, scratch, kalman or ridge.")
+        str,
+        typer.Option(
+            help="auto, instant, align, units, units+head, full, scratch, kalman or ridge."
+        ),
     ] = "units",
     name: Annotated[str, typer.Option("--task", help="center-out, random or grid.")] = "center-out",
     trials: Annotated[int, typer.Option(min=1, help="Trials per closed-loop block.")] = 64,

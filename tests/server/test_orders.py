@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from streaming.wire.children import Child, ChildEndedError
-from streaming.wire.control import GetStatus
 from tests.rig import wait_for
 from tests.server.orders_rig import RefusedError, Rig, World, a_world
 from tests.server.scripted import QUICK
