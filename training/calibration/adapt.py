@@ -218,6 +218,7 @@ def _align(
     clock: Clock,
     on_step: OnStep,
 ) -> Adapted:
+    """`calibrate` without labels; on_step gets no R²."""
     if record.states is None:
         raise TrainingError(
             "the model does not know how its states are usually distributed, which the method "
