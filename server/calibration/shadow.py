@@ -28,6 +28,7 @@ from server.calibration.driven import FRAME, DaemonFrames, Driving
 from streaming.clock import Metronome
 from streaming.columns import POSITION, VELOCITY
 from streaming.inlets.admission import Admission
+from streaming.inlets.inlet import Inlet
 from streaming.inlets.kinematics import KinematicsInlet, find_kinematics
 from streaming.inlets.spikes import SPIKES, SpikeInlet, StreamKind, StreamQuery, find_spikes
 from streaming.sessions.intervals import continuous_domain, within
@@ -36,7 +37,8 @@ from streaming.units import UnitMatch
 from streaming.wire.lines import parent_messages_or_exit, send, send_problem
 
 TICK_S = 0.02
-RESOLVE_S, OPEN_S = 2.0, 10.0
+RESOLVE_S, OPEN_S = 2.0, 20.0
+SENDS_WITHIN_S = 2.0  # after a stream was opened; a silent one is searched for again
 REPORT_EVERY_S = 1.0
 LONGEST_STEP_S = 0.25  # longest step between compared ticks, on a machine that skips some
 LOOKS = (1.0, 2.0, 4.0)  # multiples of the requested seconds at which it may end
@@ -167,14 +169,29 @@ def _opened_once(order: Order) -> tuple[SpikeInlet, KinematicsInlet]:
     spikes = find_spikes(StreamQuery(kind=order.spikes_kind, name=order.spikes), RESOLVE_S)
     if spikes is None:
         raise _missing(order.spikes)
+    kinematics: KinematicsInlet | None = None
     try:
         kinematics = find_kinematics(order.kinematics, RESOLVE_S)
         if kinematics is None:
             raise _missing(order.kinematics or "of type 'Kinematics'")
+        for inlet in (spikes, kinematics):
+            _check_sends(inlet)
     except StreamError:
         spikes.close()
+        if kinematics is not None:
+            kinematics.close()
         raise
     return spikes, kinematics
+
+
+def _check_sends(inlet: Inlet) -> None:
+    """Raise StreamError if a stream is silent: on a busy machine, one that a crashed sender left
+    may answer before the one that sends."""
+    deadline = time.monotonic() + SENDS_WITHIN_S
+    while not inlet.has_samples:
+        if time.monotonic() > deadline:
+            raise StreamError(f"stream {inlet.name!r} is open, but sends nothing; is it paused?")
+        time.sleep(TICK_S)
 
 
 def _missing(stream: str) -> StreamError:

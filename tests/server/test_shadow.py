@@ -97,23 +97,25 @@ def _until_done(shadow: Child, *, run_s: float, stop_s: float) -> Iterator[dict[
 def test_a_stale_stream_of_the_same_name_is_skipped(
     unseen: Session, play: Play, tmp_path: Path
 ) -> None:
-    """A sender that crashed and was restarted leaves such a stream."""
+    """A sender that crashed and was restarted leaves such a stream, which may answer first."""
     spikes, kinematics = (f"{unseen.session_id}-{what}" for what in ("spikes", "kinematics"))
     leftovers = [
         pylsl.StreamOutlet(spikes_info(spikes, f"{spikes}-old", unseen.unit_ids)),
         pylsl.StreamOutlet(kinematics_info(kinematics, f"{kinematics}-old", POSITIONS, 100.0)),
     ]
-    with play(unseen):
-        shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
-        try:
-            shadow.send(
-                active=str(POSSM), candidate=str(POSSM), seconds=SECONDS, spikes=spikes,
-                kinematics=kinematics,
-            )  # fmt: skip
+    shadow = Child("server.calibration.shadow", log=tmp_path / "shadow.log")
+    try:
+        shadow.send(
+            active=str(POSSM), candidate=str(POSSM), seconds=SECONDS, spikes=spikes,
+            kinematics=kinematics,
+        )  # fmt: skip
+        for _ in range(2):  # it has opened the leftovers, and searches again
+            shadow.wait_for("phase", 120.0)
+        with play(unseen):
             while not _compared_s(shadow.wait_for("evidence", 120.0)):
                 pass
-        finally:
-            shadow.stop()
+    finally:
+        shadow.stop()
     del leftovers
 
 
