@@ -83,6 +83,7 @@ def test_a_bundle_prints_as_json(tiny) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timing  # beside others, a reader misses frames
 def test_the_demo_ends_by_itself_with_a_score() -> None:
     done = volition("demo", "--seconds", "8", "--json")
     assert done.returncode == 0, done.stderr
