@@ -9,6 +9,7 @@ from typing import Annotated, cast, get_args
 import typer
 
 from clients.cli.options import (
+    CalibrationMethod,
     Json,
     require_training,
     terminal,
@@ -68,12 +69,7 @@ def bench_recalibrate(
     seconds: Annotated[
         float, typer.Option(min=5.0, help="Seconds of labelled data in each run.")
     ] = 40.0,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="auto, instant, align, units, units+head, full, scratch, kalman or ridge."
-        ),
-    ] = "auto",
+    method: CalibrationMethod = "auto",
     bundle: Annotated[
         Path | None,
         typer.Option(help="Decoder to start from (default: the shipped one; for instant, a new)."),

@@ -13,6 +13,7 @@ import typer
 from clients.cli.options import (
     DEFAULT_ADDRESS,
     Address,
+    CalibrationMethod,
     Json,
     OutDir,
     require_training,
@@ -161,12 +162,7 @@ def calibrate(
     seconds: Annotated[
         float, typer.Option(min=5.0, help="Seconds of labelled data to collect.")
     ] = 40.0,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="auto, instant, align, units, units+head, full, scratch, kalman or ridge."
-        ),
-    ] = "auto",
+    method: CalibrationMethod = "auto",
     labels: Annotated[
         str,
         typer.Option(

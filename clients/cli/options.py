@@ -21,6 +21,11 @@ OutDir = Annotated[Path, typer.Option("-o", "--output", help="Folder to write to
 
 Address = Annotated[str, typer.Option(help="ZeroMQ address of the daemon.")]
 
+CalibrationMethod = Annotated[
+    str,
+    typer.Option(help="auto, instant, align, units, units+head, full, scratch, kalman or ridge."),
+]
+
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
 
 

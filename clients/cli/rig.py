@@ -10,6 +10,7 @@ import typer
 from clients.cli.options import (
     DEFAULT_ADDRESS,
     Address,
+    CalibrationMethod,
     Json,
     require_training,
     terminal,
@@ -142,12 +143,7 @@ def rig(
         typer.Option(min=0, help="Number of the participant's day; may be repeated."),
     ] = None,
     preset: Annotated[str, typer.Option(help="stream or rt: the shipped decoder.")] = "stream",
-    method: Annotated[
-        str,
-        typer.Option(
-            help="auto, instant, align, units, units+head, full, scratch, kalman or ridge."
-        ),
-    ] = "units",
+    method: CalibrationMethod = "units",
     name: Annotated[str, typer.Option("--task", help="center-out, random or grid.")] = "center-out",
     trials: Annotated[int, typer.Option(min=1, help="Trials per closed-loop block.")] = 64,
     seconds: Annotated[float, typer.Option(min=5.0, help="Seconds per calibration.")] = 40.0,

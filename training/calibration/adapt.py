@@ -40,6 +40,7 @@ from training.calibration.fitting import (
     Best,
     Clock,
     Fitted,
+    Keeper,
     Last,
     Lesson,
     Recipe,
@@ -242,12 +243,7 @@ def _align(
     )
     if lesson.is_usual():
         return Adapted(model, record, "align")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("unit_emb."))
-    fitted = fit(
-        lesson, _optimizers(model, "align", settings.of(ALIGN)), settings.of(ALIGN), clock, Last(),
-        on_step=lambda share, r2: on_step(share, r2, "align"),
-    )  # fmt: skip
+    fitted = _learn(lesson, "align", settings.of(ALIGN), clock, on_step)
     return _adapted(lesson, record, fitted, "align")
 
 
@@ -331,14 +327,21 @@ def _learn(
 ) -> Fitted:
     """Train one phase.
 
-    `units` keeps the weights with the best held-out score. Phases that train more weights keep an
-    average of their later steps instead, as a few held-out seconds are too noisy to choose by
-    (see TRUST).
+    `units` keeps the weights with the best held-out score, `align` its last. Phases that train more
+    weights keep an average of their later steps instead, as a few held-out seconds are too noisy to
+    choose by (see TRUST).
     """
     torch.manual_seed(lesson.seed)
     for name, parameter in lesson.model.named_parameters():
         parameter.requires_grad_(name.startswith(LEARNS[phase]))
-    keeper = Best(lesson) if phase == "units" else Averaged(lesson, reaches)
+    keeper: Keeper
+    match phase:
+        case "align":
+            keeper = Last()
+        case "units":
+            keeper = Best(lesson)
+        case _:
+            keeper = Averaged(lesson, reaches)
     return fit(
         lesson, _optimizers(lesson.model, phase, recipe), recipe, clock, keeper,
         on_step=lambda share, r2: on_step(share, r2, phase),

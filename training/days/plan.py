@@ -46,8 +46,8 @@ class Plan:
     without: ids of sessions that are neither trained on nor decoded.
     seconds: labelled seconds of a new day; None for its whole training domain.
     methods: of an adaptation (`align` of streaming models only); `unlabelled`: units by their
-        activity alone; `together`: the day's
-        training domain together with the days of pretraining, for a quarter of its time.
+        activity alone; `together`: the day's training domain together with the days of
+        pretraining, for a quarter of its time.
     """
 
     folder: Path

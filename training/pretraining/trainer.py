@@ -370,7 +370,8 @@ class Trainer:
         if self.record.step and self._scored_step() != self.record.step:
             self.validate(self._last_loss)
         if self.fabric.is_global_zero:
-            if (self.run / runs.BEST).exists():
+            took_steps = not math.isnan(self._last_loss)
+            if (took_steps or self.record.states is None) and (self.run / runs.BEST).exists():
                 best, _ = runs.load_model(self.run)
                 self.record.states = usual_states(best, self.record, self.source.sessions)
             runs.save_record(self.run, self.record)
