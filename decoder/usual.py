@@ -43,7 +43,7 @@ class Usual:
 class Drift:
     """The distance of the last minutes' states from the usual ones.
 
-    Costs a few microseconds a state. every_s: time between two states.
+    Costs about ten microseconds a state. every_s: time between two states.
     """
 
     def __init__(self, usual: Usual, *, every_s: float) -> None:
