@@ -227,8 +227,8 @@ def _align(
         )
     if not knows_units(record, session):
         raise TrainingError(
-            f"{session.session_id} has other units than the sessions that the model knows, and align "
-            "matches them by name; collect labels, and choose the method units"
+            f"{session.session_id} has other units than the sessions that the model knows, and "
+            "align matches them by name; collect labels, and choose the method units"
         )
     if settings.seconds is not None:
         session = first_seconds(session, settings.seconds)
