@@ -101,7 +101,7 @@ def domain_r2(bundle: Path, session: Session) -> float:
 def ridge(session: Session, seconds: float) -> float:
     """R² of ridge fitted on the same seconds, with the penalty chosen on their last fifth."""
     from training.baselines.ridge import ridge_score
-    from training.calibration.adapt import first_seconds, hold_out_last_fifth
+    from training.calibration.blocks import first_seconds, hold_out_last_fifth
 
     held_out = hold_out_last_fifth(first_seconds(session, seconds))
     return round(ridge_score(replace(held_out, test_domain=session.test_domain)).r2_mean, 3)

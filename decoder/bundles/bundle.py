@@ -35,6 +35,7 @@ from decoder.bundles.manifest import (
     MANIFEST,
     TABLES,
     WEIGHTS,
+    WITHOUT_READOUT,
     HistoryPoint,
     Manifest,
     Output,
@@ -165,6 +166,8 @@ def _read_tables(file: Path, manifest: Manifest) -> tuple[Tables, Usual | None]:
     Other content of the file is ignored.
     """
     expected = manifest.sizes.table_shapes(len(manifest.unit_ids))
+    if manifest.schema_version == WITHOUT_READOUT:
+        expected.pop("readout", None)
     try:
         with safe_open(file, framework="numpy") as opened:
             names = set(opened.keys())

@@ -206,6 +206,7 @@ def _attention_shapes(sizes: PoyoSizes | PossmSizes, n_units: int) -> Shapes:
         "boundary_lse": (heads, latents),
         "boundary_value": (heads, latents, width),
         "session": (sizes.dim,),
+        "readout": (sizes.dim_out, sizes.dim + 1),
         "omega": (sizes.n_rotary,),
     }
 
@@ -220,7 +221,11 @@ class Tables:
     tokens: Float32s
 
     def as_dict(self) -> dict[str, NDArray[np.generic]]:
-        return {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
+        return {
+            name: np.ascontiguousarray(value)
+            for name, value in vars(self).items()
+            if value is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,12 +240,15 @@ class AttentionTables(Tables):
         the frame of the window (or chunk).
     session: (dim,) float32, the session embedding.
     omega: (n_rotary,) float64, rotary frequencies in rad/s.
+    readout: (dim_out, dim + 1) float32, weights and offset of the output layer; None in a bundle of
+        version 1, whose graph has them.
     """
 
     boundary_lse: Float32s
     boundary_value: Float32s
     session: Float32s
     omega: Floats
+    readout: Float32s | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from decoder.bundles.families import FAMILIES, AnySizes, Strict
 from decoder.errors import BundleError, invalid_fields
 from decoder.files import read_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+WITHOUT_READOUT = 1  # the version whose graphs have their output layer as constants
 MANIFEST = "manifest.json"
 GRAPH, TABLES, WEIGHTS = "graph.onnx", "tables.safetensors", "weights.safetensors"
 
@@ -127,10 +128,11 @@ def read_manifest(bundle: Path) -> tuple[Manifest, bool]:
         )
     content = read_json(file, BundleError)
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in (WITHOUT_READOUT, SCHEMA_VERSION):
         raise BundleError(
             f"{bundle}: bundle schema version {version!r:.40}, this Volition reads "
-            f"{SCHEMA_VERSION}; export the run again"
+            f"{WITHOUT_READOUT} and {SCHEMA_VERSION}; export the run again, or install a newer "
+            "Volition"
         )
     own = checksum(content)
     written = _without_own(content)

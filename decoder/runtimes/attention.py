@@ -28,7 +28,8 @@ class AttentionRuntime(Runtime):
         super().__init__(bundle, epoch=epoch, settings=settings, graph_from=graph_from)
         self._constant = {
             name: getattr(self._tables, name)
-            for name in ("boundary_lse", "boundary_value", "session")
+            for name in ("boundary_lse", "boundary_value", "session", "readout")
+            if getattr(self._tables, name) is not None
         }
         self._silence = _silence(self._tables)
 

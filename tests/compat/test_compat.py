@@ -25,6 +25,8 @@ from server.schemas import Calibration, CalibrationRequest, ServerStatus
 from streaming.recording.raw import read_recording
 from streaming.sessions.format import load
 from streaming.wire import messages as wire
+from training.calibration.candidate import Plan, prepare, train_candidate
+from training.data.simulate import simulate
 
 OLD = Path(__file__).parent / "v0.1"
 
@@ -48,6 +50,23 @@ def test_an_old_bundle_decodes_the_same_velocities(family: str, expected: dict[s
     runtime.append(session.spike_times, session.spike_units)
     decoded = [runtime.decode(time) for time in expected[family]["times"]]
     np.testing.assert_allclose(decoded, expected[family]["velocity"], atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["poyo", "possm"])
+def test_an_old_bundle_can_be_calibrated(family: str, tmp_path: Path) -> None:
+    ready = prepare(OLD / f"{family}.bundle", "units")
+    assert (
+        ready.bundle.manifest.decoder_id
+        == open_bundle(OLD / f"{family}.bundle").manifest.decoder_id
+    )
+    session = simulate(n_units=8, minutes=0.7, subject=0, seed=0)
+    plan = Plan(method="units", allowed_s=None, steps=2)
+    candidate = train_candidate(session, None, tmp_path / "new.bundle", plan, ready)
+    assert candidate.made.manifest.provenance["base"] == ready.bundle.manifest.decoder_id
+    checksums = [
+        bundle.manifest.checksums["graph.onnx"] for bundle in (candidate.made, ready.bundle)
+    ]
+    assert checksums[0] == checksums[1], "the graph is shared"
 
 
 def test_an_old_session_loads(expected: dict[str, Any]) -> None:

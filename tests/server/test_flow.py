@@ -14,7 +14,8 @@ from streaming.sessions.session import Session
 from tests.rig import learning_s
 from tests.server.conftest import POSSM
 from training.baselines.ridge import Ridge, r2
-from training.calibration.adapt import AdaptSettings, calibrate, hold_out_last_fifth
+from training.calibration.adapt import AdaptSettings, calibrate
+from training.calibration.blocks import hold_out_last_fifth
 from training.data.simulate import simulate
 from training.evaluation.offline import decode_split
 from training.exports.reweigh import write_adapted

@@ -1,4 +1,4 @@
-"""Unit identification: learns a new session, and keeps all known weights bit for bit."""
+"""Unit identification: learns a new session, and keeps all known embeddings bit for bit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from decoder.errors import TrainingError
 from decoder.runtimes.opening import open_runtime
 from streaming.sessions.intervals import duration_s
 from streaming.sessions.session import Session
-from training.calibration.adapt import (
-    AdaptSettings,
-    first_seconds,
-    hold_out_last_fifth,
-    identify_units,
-    with_session,
-)
+from training.calibration.adapt import AdaptSettings, calibrate
+from training.calibration.blocks import first_seconds, hold_out_last_fifth
 from training.data.simulate import simulate
 from training.exports.export import export_model, refold
+from training.models.families import copied
 from training.pretraining import runs
+from training.pretraining.newcomer import fit_readout, with_session
 from training.pretraining.pretrain import pretrain
+from training.pretraining.scoring import read_training_domain
 from training.pretraining.settings import PretrainSettings
 
 
@@ -43,19 +41,21 @@ def today() -> Session:
     return simulate(n_units=30, minutes=2.0, subject=4, seed=9)
 
 
-def test_new_units_are_learned_and_all_other_weights_stay_bit_for_bit(pretrained, today) -> None:
+def test_new_units_and_the_output_layer_are_learned_and_nothing_else(pretrained, today) -> None:
     model, record = pretrained
     before = {name: tensor.clone() for name, tensor in runs.weights(model).items()}
     scores: list[float] = []
-    adapted, extended = identify_units(
+    adapted, extended, _ = calibrate(
         model, record, today, AdaptSettings(steps=60, learning_rate=3e-3),
-        on_step=lambda step, r2: scores.append(r2),
+        on_step=lambda share, r2, phase: scores.append(r2) if phase == "units" else None,
     )  # fmt: skip
-    assert extended.best_r2 == scores[-1] == max(scores) > scores[0]
+    assert scores[-1] == max(scores) > scores[0]
+    assert extended.best_r2 > scores[-1], "the output layer is corrected last"
     after = runs.weights(adapted)
     for name, tensor in before.items():
         assert torch.equal(runs.weights(model)[name], tensor), "the original model was changed"
-        assert torch.equal(after[name][: len(tensor)], tensor), f"{name} changed"
+        is_same = torch.equal(after[name][: len(tensor)], tensor)
+        assert is_same != name.startswith("readout"), name
     assert len(after["unit_emb.weight"]) == len(before["unit_emb.weight"]) + today.n_units
     new = after["unit_emb.weight"][-today.n_units :]
     assert (new.std(dim=0) > 0.01).any(), "the embeddings of the new units are almost equal"
@@ -88,17 +88,35 @@ def test_only_the_first_seconds_are_used_and_their_last_fifth_is_held_out(today:
     assert labelled.valid_domain[-1, 1] <= labelled.test_domain[0, 0]
 
 
+def test_the_output_layer_is_corrected_the_more_the_longer_the_labels(pretrained, today) -> None:
+    known, extended = with_session(*pretrained, today)
+    turned = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    errors, apart = [], []
+    for seconds in (0.1, 5.0, 60.0):
+        model = copied(known)
+        with torch.no_grad():
+            model.readout.weight.copy_(turned @ model.readout.weight)
+        before = model.readout.weight.detach().clone()
+        fit_readout(model, extended, first_seconds(today, seconds))
+        apart.append(float((model.readout.weight.detach() - before).norm()))
+        read = read_training_domain(model, extended, today, step_s=0.1)
+        errors.append(float(np.square(read.true - read.decoded).mean()))
+    assert apart[0] == 0.0, "no window fits"
+    assert apart[0] < apart[1] < apart[2]
+    assert errors[2] < errors[1] < errors[0]
+
+
 def test_a_known_session_is_refused(pretrained, today) -> None:
     model, record = pretrained
     known = simulate(n_units=24, minutes=2.0, subject=0, seed=1)
     with pytest.raises(TrainingError, match="known to this run already"):
-        identify_units(model, record, known, AdaptSettings(steps=1))
+        calibrate(model, record, known, AdaptSettings(steps=1))
 
 
 def test_an_adapted_model_is_saved_and_loaded_as_a_run(pretrained, today, tmp_path: Path) -> None:
     from training.exports.checkpoints import save_run
 
-    model, record = identify_units(*pretrained, today, AdaptSettings(steps=2))
+    model, record, _ = calibrate(*pretrained, today, AdaptSettings(steps=2))
     save_run(tmp_path / "today", record, runs.weights(model))
     loaded, loaded_record = runs.load_model(tmp_path / "today")
     assert loaded_record.session_words == record.session_words
@@ -116,7 +134,7 @@ def test_a_bundle_can_be_adapted_without_its_run_and_keeps_its_graph(
     assert loaded_record.unit_words == record.unit_words
     assert not loaded_record.session_paths, "the bundle contains a local path"
     assert loaded_record.unit_tuning == record.unit_tuning
-    adapted, extended = identify_units(
+    adapted, extended, _ = calibrate(
         loaded, loaded_record, today, AdaptSettings(steps=4, learning_rate=2e-2)
     )
     folded = refold(base, adapted, extended, today.session_id, tmp_path / "today.bundle")
@@ -133,7 +151,7 @@ def test_a_bundle_can_be_adapted_without_its_run_and_keeps_its_graph(
     np.testing.assert_allclose(*outputs, atol=1e-6)
 
     with torch.no_grad():
-        adapted.readout.weight += 0.1
+        adapted.enc_atn.to_out.weight += 0.1
     with pytest.raises(TrainingError, match="weight differs from"):
         refold(base, adapted, extended, today.session_id, tmp_path / "wrong.bundle")
     assert not (tmp_path / "wrong.bundle").exists()

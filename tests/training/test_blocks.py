@@ -22,8 +22,14 @@ from streaming.sessions.session import Session, Trials
 from tests.conftest import TinyDecoder
 from training.baselines.linear import Kind, fit_linear
 from training.baselines.ridge import r2
-from training.calibration.adapt import AdaptSettings, hold_out_last_fifth
-from training.calibration.blocks import GAP_S, HALF_LIFE_S, joined, recent
+from training.calibration.adapt import AdaptSettings
+from training.calibration.blocks import (
+    GAP_S,
+    HALF_LIFE_S,
+    hold_out_last_fifth,
+    joined,
+    recent,
+)
 from training.calibration.crossval import folds
 from training.calibration.doubts import doubts
 from training.data.profile import profiles

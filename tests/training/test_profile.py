@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from streaming.sessions.session import Session
-from training.calibration.adapt import first_seconds
+from training.calibration.blocks import first_seconds
 from training.data.profile import N_PROFILE, OWN, draw_identity, profiles
 from training.data.simulate import simulate
 from training.data.tuning import N_FEATURES, tuning

@@ -78,7 +78,7 @@ def test_a_graph_with_unknown_constants_is_exported_in_full(
     model, record, _ = learned(tiny, today, "scratch")
     other, other_record = runs.load_model(tiny.bundle.path)
     with torch.no_grad():
-        other.readout.weight += 1.0
+        other.enc_atn.to_out.weight += 1.0
     monkeypatch.setattr(runs, "load_model", lambda path: (other, other_record))
     calls: list[str] = []
 

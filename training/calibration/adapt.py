@@ -2,20 +2,21 @@
 
     volition adapt RUN SESSION [SESSION ...] --seconds 40 --method units -o RUN2
 
-    instant     trains nothing: new units are identified in closed form, by a model pretrained on
-                four sessions or more
+    instant     trains nothing: new units are identified and the output layer corrected in closed
+                form, by a model pretrained on four sessions or more
     align       trains the embeddings of the units without labels, so that the states of a
                 streaming model are distributed as on the days that it knows; nothing, if they are
-    units       trains the embeddings of the session and its units, and freezes the rest (unit
-                identification, Azabou et al., NeurIPS 2023)
+    units       `align` if it can help, then trains the embeddings of the session and its units and
+                freezes the rest (unit identification, Azabou et al., NeurIPS 2023), then corrects
+                the output layer in closed form
     units+head  `units`, then the output layers as well
     full        `units`, then all weights
     scratch     trains a new model of the same sizes on this session only
     auto        `units`, then `full` until the time is up; keeps `full` unless it is much worse
 
-A new unit starts from what is known without training (`training.pretraining.newcomer`), which
-decodes already. Every method except `scratch` keeps the embeddings of other units bit for bit. The
-last fifth of the data is held out to score the result (of the recent blocks, if there are several:
+A new unit starts from what is known without training (`training.pretraining.newcomer`). Every
+method except `scratch` keeps the embeddings of other units bit for bit. The last fifth of the data
+is held out to score the result (of the recent blocks, if there are several:
 `training.calibration.blocks`); `instant` and `align` need no score and use all.
 """
 
@@ -30,9 +31,9 @@ import torch
 
 from decoder.arrays import Floats
 from decoder.errors import TrainingError
-from streaming.sessions.intervals import duration_s, intersect, time_after
+from streaming.sessions.intervals import duration_s
 from streaming.sessions.session import Session
-from training.calibration.blocks import recent
+from training.calibration.blocks import first_seconds, hold_out_last_fifth
 from training.calibration.fitting import (
     CHECK_STEP_S,
     Alignment,
@@ -52,14 +53,13 @@ from training.models.config import SHORTER_S, PossmConfig
 from training.models.families import Model
 from training.models.states import short
 from training.pretraining import runs
-from training.pretraining.newcomer import alone, knows_units, with_session
+from training.pretraining.newcomer import Start, alone, fit_readout, knows_units, with_session
 from training.pretraining.optimizer import Optimizers, build_optimizers
 from training.pretraining.scoring import decode_training_domain, usual_states, window_source
 
 Method = Literal["instant", "align", "units", "units+head", "full", "scratch", "auto"]
 OnStep = Callable[[float, float, str], None]
 
-VALID_SHARE = 0.2
 # The measurements behind the recipes: docs/RECALIBRATION.md, "Why these values".
 KEEP_HALF, KEEP_MOST, KEEP_MANY = (0.5, 1.0), (0.8, 1.0), (0.4, 1.0)
 WARM = Recipe(
@@ -98,6 +98,7 @@ NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
 MANY_SESSIONS = 8
 LONG_WINDOWS_FROM_S = 120.0  # of labels; on less, windows of 1 s are as accurate and half the work
 TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
+ALIGN_SHARE = 0.3  # of the time allowed
 WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
 
 
@@ -158,10 +159,12 @@ def calibrate(
     session: Session,
     settings: AdaptSettings | None = None,
     *,
+    aligned: Start | None = None,
     on_step: OnStep = lambda share, r2, phase: None,
 ) -> Adapted:
     """Adapt a copy of a model to a session; `model` and `record` are not changed.
 
+    aligned: of the session, if that is known already (`aligned_start`).
     on_step: called with the phase's progress (0 to 1), the held-out R² of the weights that would be
         kept now, and the phase's name.
     The returned record's `best_r2` is the held-out R²; after `instant` and `align`, NaN. Raises
@@ -180,7 +183,9 @@ def calibrate(
         )
     labelled = labelled_by(model, record, session, settings)
     if settings.method == "instant":
-        return Adapted(*with_session(model, record, labelled), "instant")
+        model, record = with_session(model, record, labelled)
+        fit_readout(model, record, labelled)
+        return Adapted(model, record, "instant")
     labelled = hold_out_last_fifth(labelled)
     torch.manual_seed(settings.seed)
     if settings.method == "scratch":
@@ -189,14 +194,17 @@ def calibrate(
         fitted = _learn(lesson, "scratch", settings.of(SCRATCH), clock, on_step)
         return _adapted(lesson, record, fitted, "scratch")
     reaches = NEAR if len(record.sessions) >= MANY_SESSIONS else FAR
-    model, record = with_session(model, record, labelled)
+    if aligned is None:
+        of_align, seed = clock.part(ALIGN_SHARE), settings.seed
+        aligned = aligned_start(model, record, labelled, of_align, seed=seed, on_step=on_step)
+    model, record = with_session(model, record, labelled, aligned=aligned)
     lesson = _lesson(model, record, labelled, settings)
     first = WARM if record.unit_tuning else COLD
     if settings.method == "units":
-        fitted = _learn(lesson, "units", settings.of(first), clock, on_step)
+        fitted = _identified(lesson, record, settings.of(first), clock, on_step)
         return _adapted(lesson, record, fitted, "units")
     share = WARM_SHARE if record.unit_tuning else COLD_SHARE
-    units = _learn(lesson, "units", first, clock.part(share), on_step)
+    units = _identified(lesson, record, first, clock.part(share), on_step)
     if settings.method == "units+head":
         fitted = _learn(lesson, "units+head", settings.of(HEAD), clock.part(), on_step, reaches)
         return _adapted(lesson, record, fitted, "units+head")
@@ -209,6 +217,34 @@ def calibrate(
         runs.set_weights(model, before)
         return _adapted(lesson, record, units, "units")
     return _adapted(lesson, record, fitted, "full")
+
+
+def _identified(
+    lesson: Lesson, record: runs.RunRecord, recipe: Recipe, clock: Clock, on_step: OnStep
+) -> Fitted:
+    """Train the embeddings, then correct the output layer."""
+    fitted = _learn(lesson, "units", recipe, clock, on_step)
+    (session,) = lesson.source.sessions
+    fit_readout(lesson.model, record, session)
+    return replace(fitted, score=lesson.score())
+
+
+def aligned_start(
+    model: Model, record: runs.RunRecord, session: Session, clock: Clock, *, seed: int = 0,
+    on_step: OnStep = lambda share, r2, phase: None,
+) -> Start | None:  # fmt: skip
+    """Where `align` ends; None if the day is as usual, or the model or the units don't allow it.
+
+    No labels are used, so the folds of a session can share it.
+    """
+    if record.states is None or not knows_units(record, session):
+        return None
+    lesson, _ = _alignment(model, record, session, seed)
+    if lesson.is_usual():
+        return None
+    _learn(lesson, "align", ALIGN, clock, on_step)
+    units, days = lesson.model.unit_emb.weight, lesson.model.session_emb.weight
+    return Start(units=units[-session.n_units :].detach(), session=days[-1].detach())
 
 
 def _align(
@@ -232,19 +268,25 @@ def _align(
         )
     if settings.seconds is not None:
         session = first_seconds(session, settings.seconds)
+    lesson, record = _alignment(model, record, session, settings.seed)
+    if lesson.is_usual():
+        return Adapted(lesson.model, record, "align")
+    fitted = _learn(lesson, "align", settings.of(ALIGN), clock, on_step)
+    return _adapted(lesson, record, fitted, "align")
+
+
+def _alignment(
+    model: Model, record: runs.RunRecord, session: Session, seed: int
+) -> tuple[Alignment, runs.RunRecord]:
+    """A copy of the model that knows the session without its labels, to be aligned."""
     model, record = with_session(model, record, session, reads="nothing")
     config = record.config()
     assert record.states is not None
     assert isinstance(config, PossmConfig)
     config = short(config.training_on([session.train_domain]))
     source = window_source([session], model, config, record)
-    lesson = Alignment(
-        model=model, config=config, source=source, seed=settings.seed, states=record.states
-    )
-    if lesson.is_usual():
-        return Adapted(model, record, "align")
-    fitted = _learn(lesson, "align", settings.of(ALIGN), clock, on_step)
-    return _adapted(lesson, record, fitted, "align")
+    lesson = Alignment(model=model, config=config, source=source, seed=seed, states=record.states)
+    return lesson, record
 
 
 def labelled_by(
@@ -275,27 +317,6 @@ def _adapted(lesson: Lesson, record: runs.RunRecord, fitted: Fitted, method: Met
     if method not in ("align", "units"):  # other weights have other states
         record.states = usual_states(lesson.model, record, lesson.source.sessions)
     return Adapted(lesson.model.requires_grad_(True).eval(), record, method)
-
-
-def identify_units(
-    model: Model,
-    record: runs.RunRecord,
-    session: Session,
-    settings: AdaptSettings | None = None,
-    *,
-    on_step: Callable[[int, float], None] = lambda step, r2: None,
-) -> tuple[Model, runs.RunRecord]:
-    """`calibrate` with the method `units`; the settings' method is ignored.
-
-    on_step: called with the step and the best held-out R² so far.
-    """
-    settings = replace(settings or AdaptSettings(), method="units")
-    steps = settings.of(WARM if record.unit_tuning else COLD).steps
-    adapted = calibrate(
-        model, record, session, settings,
-        on_step=lambda share, r2, phase: on_step(round(share * steps), r2),
-    )  # fmt: skip
-    return adapted.model, adapted.record
 
 
 def _lesson(
@@ -362,24 +383,3 @@ def _optimizers(model: Model, phase: str, recipe: Recipe) -> Optimizers:
     for group in optimizers[1].param_groups:  # the embeddings
         group["lr"] = recipe.embedding_rate
     return optimizers
-
-
-def first_seconds(session: Session, seconds: float) -> Session:
-    """The session with its training domain cut to the first `seconds`."""
-    domain = session.train_domain
-    first = intersect(domain, domain[0, 0], time_after(domain, seconds))
-    return replace(session, train_domain=first)
-
-
-def hold_out_last_fifth(session: Session) -> Session:
-    """The session with the last fifth of its recent training domain as validation domain."""
-    domain, judged = session.train_domain, recent(session)
-    cut = time_after(judged, (1 - VALID_SHARE) * duration_s(judged))
-    train = intersect(domain, domain[0, 0], cut)
-    valid = intersect(domain, cut, domain[-1, 1])
-    if len(train) == 0 or len(valid) == 0:
-        raise TrainingError(
-            f"{session.session_id}: {duration_s(domain):.1f} s of labelled data are too few; "
-            "collect 40 s"
-        )
-    return replace(session, train_domain=train, valid_domain=valid)

@@ -1,6 +1,7 @@
-"""Joins the labelled blocks of several calibrations or days into one session.
+"""Which seconds a calibration learns from: the first ones, a held-out fifth, joined blocks.
 
-Blocks are recordings of one subject. They are laid one after the other, oldest first, with gaps
+The labelled blocks of several calibrations or days can be joined into one session. They are
+recordings of one subject. They are laid one after the other, oldest first, with gaps
 between them that no window crosses. Units are matched by id; a block may lack some. Labels are made
 before, within each block.
 
@@ -20,10 +21,12 @@ import numpy as np
 
 from decoder.arrays import Floats, Ints
 from decoder.errors import TrainingError
+from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Block, Session, Trials
 
 HALF_LIFE_S = 86_400.0  # measured: docs/RECALIBRATION.md, "Why these values"
 RECENT = 0.5  # weight of the blocks that judge a decoder, at least
+VALID_SHARE = 0.2
 GAP_S = 60.0  # between blocks; longer than any window, return movement or lag
 
 
@@ -79,6 +82,27 @@ def recent(session: Session) -> Floats:
     """The training domain (n, 2) of the blocks that judge a decoder; they are the last ones."""
     domain = session.train_domain
     return domain[session.weight_at(domain[:, 0]) >= RECENT]
+
+
+def first_seconds(session: Session, seconds: float) -> Session:
+    """The session with its training domain cut to the first `seconds`."""
+    domain = session.train_domain
+    first = intersect(domain, domain[0, 0], time_after(domain, seconds))
+    return replace(session, train_domain=first)
+
+
+def hold_out_last_fifth(session: Session) -> Session:
+    """The session with the last fifth of its recent training domain as validation domain."""
+    domain, judged = session.train_domain, recent(session)
+    cut = time_after(judged, (1 - VALID_SHARE) * duration_s(judged))
+    train = intersect(domain, domain[0, 0], cut)
+    valid = intersect(domain, cut, domain[-1, 1])
+    if len(train) == 0 or len(valid) == 0:
+        raise TrainingError(
+            f"{session.session_id}: {duration_s(domain):.1f} s of labelled data are too few; "
+            "collect 40 s"
+        )
+    return replace(session, train_domain=train, valid_domain=valid)
 
 
 def _check_subject(blocks: Sequence[Session]) -> None:

@@ -19,12 +19,8 @@ from training.baselines.gru import Gru
 from training.baselines.kalman import Kalman
 from training.baselines.multiday import MultiDayGru
 from training.baselines.ridge import Ridge, evaluation_times, r2
-from training.calibration.adapt import (
-    AdaptSettings,
-    calibrate,
-    first_seconds,
-    hold_out_last_fifth,
-)
+from training.calibration.adapt import AdaptSettings, calibrate
+from training.calibration.blocks import first_seconds, hold_out_last_fifth
 from training.days.plan import MULTI_DAY, OWN_DAY, SPIKES, TOGETHER, Job, Row, Rows
 from training.models.config import PossmConfig
 from training.models.families import Model, preset

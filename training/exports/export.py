@@ -24,7 +24,7 @@ from training.exports.tables import fold_tables
 from training.models.families import Model, sizes
 from training.pretraining import runs
 
-OUTSIDE_GRAPH = ("unit_emb", "session_emb", "identifier")
+OUTSIDE_GRAPH = ("unit_emb", "session_emb", "identifier", "readout")
 
 
 def export_run(
@@ -76,10 +76,12 @@ def refold(
     path: Path | str,
     metrics: dict[str, float] | None = None,
 ) -> bundle.Bundle:
-    """Write a model that differs from `base` only in embeddings: the same graph, new tables.
+    """Write a model whose graph is that of `base`: only embeddings and output layer may differ.
 
-    Raises TrainingError if any other weight differs from the bundle's.
+    Raises TrainingError if any other weight does, or if `base` is of version 1.
     """
+    if not takes_readout(base):
+        raise TrainingError(f"{base.path} is a bundle of version 1; export the model in full")
     if changed := changed_weights(base, model):
         raise TrainingError(f"{changed[0]} differs from {base.path}; export the model in full")
     return write_bundle(model, record, session_id, path, base.graph_path, metrics)
@@ -88,7 +90,7 @@ def refold(
 def folded(
     base: bundle.Bundle, model: Model, record: runs.RunRecord, session_id: str
 ) -> bundle.Bundle:
-    """A model that differs from `base` only in embeddings, in memory: new tables, `base`'s files.
+    """A model whose graph is that of `base`, in memory: new tables, `base`'s files.
 
     It can be decoded with at once. It is not on disk, and its weights file is `base`'s.
     """
@@ -100,8 +102,15 @@ def folded(
     )  # fmt: skip
 
 
+def takes_readout(base: bundle.Bundle) -> bool:
+    """Whether a bundle's graph takes its output layer from the tables: one of version 1 does not,
+    so it can't be shared with an adapted model."""
+    assert isinstance(base.tables, AttentionTables)
+    return base.tables.readout is not None
+
+
 def changed_weights(base: bundle.Bundle, model: Model) -> list[str]:
-    """Names of the weights that differ from a bundle's, except embeddings."""
+    """Names of the weights in a bundle's graph that differ from a model's."""
     before = runs.load_tensors(base.weights_path)
     return [
         name

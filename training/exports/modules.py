@@ -30,8 +30,11 @@ from training.models.poyo import process, read_out
 from training.models.rotary import Phases, rotate
 
 EXAMPLE_SPIKES = 64
-SPIKE_INPUTS = ("tokens", "window_cos", "window_sin", "boundary_lse", "boundary_value", "session")
-INPUTS = {"poyo": SPIKE_INPUTS, "possm": (*SPIKE_INPUTS, "state", "share")}
+SPIKE_INPUTS = ("tokens", "window_cos", "window_sin", "boundary_lse", "boundary_value")
+INPUTS = {
+    "poyo": (*SPIKE_INPUTS, "session", "readout"),
+    "possm": (*SPIKE_INPUTS, "session", "readout", "state", "share"),
+}
 OUTPUTS = {"poyo": ("output",), "possm": ("output", "next_state")}
 
 
@@ -101,8 +104,12 @@ class StreamingPOYO(nn.Module):
         boundary_lse: Tensor,
         boundary_value: Tensor,
         session: Tensor,
+        readout: Tensor,
     ) -> Tensor:
-        """Outputs (dim_out,) at the window's end, in units of the output scale."""
+        """Outputs (dim_out,) at the window's end, in units of the output scale.
+
+        session, readout: see `decoder.bundles.families.AttentionTables`.
+        """
         latents_at = Phases(cos=self.latent_cos, sin=self.latent_sin)
         outputs_at = Phases(cos=self.output_cos, sin=self.output_sin)
         attended = self.gather(tokens, window_cos, window_sin, boundary_lse, boundary_value)
@@ -115,6 +122,7 @@ class StreamingPOYO(nn.Module):
             session[None],
             latents_at=latents_at,
             outputs_at=outputs_at,
+            readout=readout,
         )
         return output[0, 0]
 
@@ -135,18 +143,20 @@ class StreamingPossm(nn.Module):
         boundary_lse: Tensor,
         boundary_value: Tensor,
         session: Tensor,
+        readout: Tensor,
         state: Tensor,
         share: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Outputs (dim_out,) in units of the output scale, and the state after the chunk.
 
+        session, readout: see `decoder.bundles.families.AttentionTables`.
         state: (hidden,), after the last closed chunk.
         share: (), how much of the open chunk has passed, 0 to 1.
         """
         gathered = self.gather(tokens, window_cos, window_sin, boundary_lse, boundary_value)
         inputs = possm.chunk_input(self.model, self.config, gathered, share)
         state = possm.step(self.model, inputs, state)
-        return possm.read_state(self.model, state, session), state
+        return possm.read_state(self.model, state, session, readout), state
 
 
 def streaming_module(model: Model, config: Config) -> StreamingPOYO | StreamingPossm:
@@ -171,6 +181,7 @@ def example_inputs(module: StreamingPOYO | StreamingPossm) -> tuple[Tensor, ...]
         torch.zeros(heads, n_latents),
         torch.zeros(heads, n_latents, width),
         torch.zeros(encoder.dim),
+        torch.zeros(config.dim_out, encoder.dim + 1),
     )
     if isinstance(config, PossmConfig):
         return (*inputs, torch.zeros(config.hidden), torch.ones(()))

@@ -1,7 +1,7 @@
 """Put new weights into a bundle's graph of the same sizes, without a new export.
 
 `torch.onnx.export` takes seconds, and models of the same sizes always give the same graph. If more
-than the embeddings was learned, the base bundle's graph is kept and its constants are replaced.
+than the tables was learned, the base bundle's graph is kept and its constants are replaced.
 Constants are identified by value: a constant is a parameter, as it is, transposed or with the rows
 of its heads reordered, or it is a part of the folded latent queries (`_parts`). Nothing is guessed.
 If no part of the base model matches a constant, or the new graph's output differs from torch's, the
@@ -31,6 +31,7 @@ from training.exports.export import (
     changed_weights,
     export_model,
     refold,
+    takes_readout,
     write_bundle,
 )
 from training.exports.modules import (
@@ -68,9 +69,11 @@ def write_adapted(
 ) -> bundle.Bundle:
     """Write a model adapted from `base` as a bundle, by the fastest exact way.
 
-    If only embeddings differ, the base's graph is copied. Otherwise its constants are replaced, or
-    the model is exported in full if they can't be.
+    If only embeddings and the output layer differ, the base's graph is copied. Otherwise its
+    constants are replaced, or the model is exported in full if they can't be.
     """
+    if not takes_readout(base):
+        return export_model(model, record, session_id, path, metrics)
     write = reweigh if changed_weights(base, model) else refold
     return write(base, model, record, session_id, path, metrics)
 
@@ -83,7 +86,10 @@ def reweigh(
     path: Path | str,
     metrics: dict[str, float] | None = None,
 ) -> bundle.Bundle:
-    """`export_model` by replacing the constants of `base`'s graph, or in full if they don't fit."""
+    """`export_model` by replacing the constants of `base`'s graph, or in full if they don't fit.
+
+    `base` is of version 2 or later.
+    """
     before, base_record = runs.load_model(base.path)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / bundle.GRAPH

@@ -60,6 +60,7 @@ def fold_tables(
         boundary_value=attended.float().numpy(),
         session=model.session_emb.weight[sessions[session_word]].float().numpy(),
         omega=frequencies.numpy(),
+        readout=torch.cat([model.readout.weight, model.readout.bias[:, None]], dim=1).numpy(),
     )
 
 

@@ -1,7 +1,7 @@
-"""The spike encoder of both model families: a few latents attend to the spikes of a window.
+"""The ends that both model families share: the spike encoder and the output layer.
 
-The functions compute torch_brain's encoder from its weights, equal to float32 rounding, but with
-less work (`training.models.poyo`).
+In the encoder, a few latents attend to the spikes of a window. Its functions compute torch_brain's
+encoder from its weights, equal to float32 rounding, but with less work (`training.models.poyo`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,18 @@ class SpikeEncoder(Protocol):
     rotary_emb: Any
     enc_atn: Any
     enc_ffn: nn.Sequential
+
+
+def output_layer(layer: nn.Linear, features: Tensor, readout: Tensor | None) -> Tensor:
+    """Outputs (..., dim_out) of features (..., dim).
+
+    readout: (dim_out, dim + 1), weights and offset to use in place of the layer's own; a streaming
+        graph gets them as an input (`decoder.bundles.families.AttentionTables`).
+    """
+    if readout is not None:
+        return F.linear(features, readout[:, :-1], readout[:, -1])
+    outputs: Tensor = layer(features)
+    return outputs
 
 
 def omega(model: SpikeEncoder, config: ModelConfig) -> Tensor:

@@ -33,6 +33,7 @@ from training.models.encoder import (
     latent_queries,
     merge_spikes,
     omega,
+    output_layer,
 )
 from training.models.rotary import Phases, from_pairs, to_pairs
 
@@ -103,11 +104,15 @@ def step(model: Possm, inputs: Tensor, state: Tensor) -> Tensor:
     return stepped
 
 
-def read_state(model: Possm, state: Tensor, session: Tensor) -> Tensor:
-    """Decode outputs (..., dim_out) from states (..., hidden) and session embeddings (..., dim)."""
+def read_state(
+    model: Possm, state: Tensor, session: Tensor, readout: Tensor | None = None
+) -> Tensor:
+    """Decode outputs (..., dim_out) from states (..., hidden) and session embeddings (..., dim).
+
+    readout: as for `training.models.encoder.output_layer`.
+    """
     hidden = model.state_out(model.state_dropout(state)) + session
-    outputs: Tensor = model.readout(hidden + model.out_ffn(hidden))
-    return outputs
+    return output_layer(model.readout, hidden + model.out_ffn(hidden), readout)
 
 
 def forward(

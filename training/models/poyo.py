@@ -18,7 +18,14 @@ from torch_brain.models.poyo import POYO
 
 from training.models.attention import attend
 from training.models.config import ModelConfig
-from training.models.encoder import compact, latent_phases, latent_queries, merge_spikes, omega
+from training.models.encoder import (
+    compact,
+    latent_phases,
+    latent_queries,
+    merge_spikes,
+    omega,
+    output_layer,
+)
 from training.models.rotary import Phases, from_pairs, rotate, split_rows, to_pairs
 
 
@@ -48,12 +55,14 @@ def read_out(
     *,
     latents_at: Phases,
     outputs_at: Phases,
+    readout: Tensor | None = None,
 ) -> Tensor:
     """Decode outputs (B, n_outputs, dim_out) from the latents.
 
     latents: (B, n_latents, dim).
     session: (B, dim), session embeddings.
     outputs_at: phases (B, n_outputs, n_rotary) of the queries.
+    readout: as for `training.models.encoder.output_layer`.
     """
     attention = model.dec_atn
     heads = (config.cross_heads, config.dim_head)
@@ -73,8 +82,7 @@ def read_out(
         dropout_p=config.atn_dropout if model.training else 0.0,
     )
     queries = session[:, None] + attention.to_out(out.transpose(1, 2).flatten(-2))
-    outputs: Tensor = model.readout(queries + model.dec_ffn(queries))
-    return outputs
+    return output_layer(model.readout, queries + model.dec_ffn(queries), readout)
 
 
 def forward(

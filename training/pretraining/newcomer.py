@@ -1,4 +1,4 @@
-"""Gives the units of a new session embeddings in closed form, without any training.
+"""Learns a new session in closed form, without any training: its units, and the output layer.
 
 What a unit starts from:
 
@@ -10,9 +10,11 @@ What a unit starts from:
               them, if the run knows no subject: a run of one day has nothing that days share
     tuning    the mean of the known units with the most similar tuning (`training.data.tuning`), for
               units whose channel isn't known
+    aligned   channel or namesake, moved until the states are distributed as on known days, if
+              that was done (`training.calibration.adapt.aligned_start`)
 
-Without a known subject, labels choose among profiles, namesakes and tuning: whichever decodes them
-best. Without labels, the first that there is counts.
+Of a known subject, aligned embeddings count before all others. Without one, labels choose:
+whichever decodes them best. Without labels, the first that there is counts.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ from training.data.windows import OutputScale, unit_words
 from training.models.families import Model, copied
 from training.models.possm import EMB_INIT_SCALE
 from training.pretraining import runs
-from training.pretraining.scoring import decode_windows, window_source
+from training.pretraining.scoring import decode_windows, read_training_domain, window_source
 
 Reads = Literal["nothing", "spikes", "labels"]
 
 COMPARED_S, STEP_S = 20.0, 0.2  # the last labels, at most, that starts are compared on
 SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
+READOUT_S = 20.0  # seconds of labels that weigh as much as the output layer of earlier days
+READ_STEP_S = 0.1  # between the instants that the output layer is corrected on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +66,13 @@ class Like:
 
 
 def with_session(
-    model: Model, record: runs.RunRecord, session: Session, *, reads: Reads = "labels"
-) -> tuple[Model, runs.RunRecord]:
+    model: Model, record: runs.RunRecord, session: Session, *, reads: Reads = "labels",
+    aligned: Start | None = None,
+) -> tuple[Model, runs.RunRecord]:  # fmt: skip
     """Copies of a model and its record, with embeddings for a new session and its units.
 
     reads: what of the session's training domain is used: nothing, the spikes, or the movement too.
+    aligned: where `align` ended, if it was carried out (`training.calibration.adapt`).
     Raises TrainingError if the run knows the session already.
     """
     if session.session_id in record.session_words:
@@ -77,6 +83,8 @@ def with_session(
     like = _like(record, session) if subject is None else None
     with torch.no_grad():
         starts = _starts(model, record, session, subject, channels, like, reads)
+    if aligned is not None:
+        starts = [aligned] if subject is not None else [*starts, aligned]
     model, record = copied(model), _own_lists(record)
     model.unit_emb.extend_vocab(words)
     model.session_emb.extend_vocab([session.session_id])
@@ -167,6 +175,32 @@ def _starts(
     mean = days[1:].mean(dim=0) if subject is None else of_subject
     starts.append(Start(units=torch.where(is_known[:, None], channel, others), session=mean))
     return starts if reads == "labels" else starts[:1]
+
+
+@torch.no_grad()
+def fit_readout(model: Model, record: runs.RunRecord, session: Session) -> None:
+    """Correct the output layer by what it gets wrong on a session's training domain.
+
+    A ridge regression of the errors on the layer's inputs. The fewer the labels, the stronger it is
+    pulled to no correction. The mean stays, as it depends on which movements a few seconds hold. A
+    session in which no window fits changes nothing.
+    """
+    try:
+        read = read_training_domain(model, record, session, step_s=READ_STEP_S)
+    except TrainingError:
+        return
+    weight = session.weight_at(read.times)
+    seconds, weight = READ_STEP_S * weight.sum(), weight / weight.sum()
+    mean = weight @ read.features
+    features = read.features - mean
+    weighed = features.T * weight
+    covariance = weighed @ features
+    pull = READOUT_S / seconds * float(np.trace(covariance)) / len(covariance)
+    correction = np.linalg.solve(
+        covariance + pull * np.eye(len(covariance)), weighed @ (read.true - read.decoded)
+    )
+    model.readout.weight += torch.from_numpy(correction.T).float()
+    model.readout.bias -= torch.from_numpy(mean @ correction).float()
 
 
 def _error(model: Model, record: runs.RunRecord, session: Session) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -76,6 +77,43 @@ def decode_windows(
     parts = [(batch.target.flatten(0, 1), output) for _, batch, output in walked]
     true, decoded = (torch.cat(column).double().numpy() for column in zip(*parts, strict=True))
     return true, decoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What an output layer reads and gives at times (n,): features (n, dim), true and decoded
+    velocity (n, 2) in the session's output scale."""
+
+    times: Floats
+    features: Floats
+    true: Floats
+    decoded: Floats
+
+
+def read_training_domain(
+    model: Model, record: runs.RunRecord, session: Session, *, step_s: float
+) -> Read:
+    """What the output layer reads and gives every `step_s` of a session's training domain.
+
+    Raises TrainingError if no window fits.
+    """
+    config = record.config().training_on([session.train_domain])
+    source = window_source([session], model, config, record)
+    features: list[Tensor] = []
+    hook = model.readout.register_forward_pre_hook(
+        lambda layer, inputs: features.append(inputs[0].flatten(0, -2))
+    )
+    try:
+        walked = list(_walked(model, config, source, 0, "train", step_s=step_s))
+    finally:
+        hook.remove()
+    true = [batch.target.flatten(0, 1) for _, batch, _ in walked]
+    return Read(
+        times=np.concatenate([times.ravel() for times, _, _ in walked]),
+        features=torch.cat(features).double().numpy(),
+        true=torch.cat(true).double().numpy(),
+        decoded=torch.cat([output for _, _, output in walked]).double().numpy(),
+    )
 
 
 @torch.no_grad()

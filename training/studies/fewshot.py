@@ -28,12 +28,8 @@ from decoder.files import write_text
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from training.baselines.ridge import r2, ridge_score
-from training.calibration.adapt import (
-    AdaptSettings,
-    first_seconds,
-    hold_out_last_fifth,
-    identify_units,
-)
+from training.calibration.adapt import AdaptSettings, calibrate
+from training.calibration.blocks import first_seconds, hold_out_last_fifth
 from training.evaluation.offline import decode_split
 from training.evaluation.plots import COLOURS, finish
 from training.exports.export import export_model
@@ -61,7 +57,7 @@ def identified(
     """Identify units on the first `seconds`; None for the whole training domain and more steps."""
     settings = AdaptSettings(seconds=seconds, steps=STEPS_ON_ALL if seconds is None else None)
     began = time.perf_counter()
-    adapted, extended = identify_units(model, record, session, settings)
+    adapted, extended, _ = calibrate(model, record, session, settings)
     took_s = time.perf_counter() - began
     return Outcome(r2=score(adapted, extended, session), took_s=took_s)
 
