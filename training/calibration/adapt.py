@@ -6,9 +6,8 @@
                 form, by a model pretrained on four sessions or more
     align       trains the embeddings of the units without labels, so that the states of a
                 streaming model are distributed as on the days that it knows; nothing, if they are
-    units       `align` if it can help, then trains the embeddings of the session and its units and
-                freezes the rest (unit identification, Azabou et al., NeurIPS 2023), then corrects
-                the output layer in closed form
+    units       trains the embeddings of the session and its units (unit identification, Azabou et
+                al., NeurIPS 2023), then corrects the output layer in closed form
     units+head  `units`, then the output layers as well
     full        `units`, then all weights
     scratch     trains a new model of the same sizes on this session only
@@ -53,7 +52,7 @@ from training.models.config import SHORTER_S, PossmConfig
 from training.models.families import Model
 from training.models.states import short
 from training.pretraining import runs
-from training.pretraining.newcomer import Start, alone, fit_readout, knows_units, with_session
+from training.pretraining.newcomer import alone, fit_readout, knows_units, with_session
 from training.pretraining.optimizer import Optimizers, build_optimizers
 from training.pretraining.scoring import decode_training_domain, usual_states, window_source
 
@@ -98,7 +97,6 @@ NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
 MANY_SESSIONS = 8
 LONG_WINDOWS_FROM_S = 120.0  # of labels; on less, windows of 1 s are as accurate and half the work
 TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
-ALIGN_SHARE = 0.3  # of the time allowed
 WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
 
 
@@ -159,12 +157,10 @@ def calibrate(
     session: Session,
     settings: AdaptSettings | None = None,
     *,
-    aligned: Start | None = None,
     on_step: OnStep = lambda share, r2, phase: None,
 ) -> Adapted:
     """Adapt a copy of a model to a session; `model` and `record` are not changed.
 
-    aligned: of the session, if that is known already (`aligned_start`).
     on_step: called with the phase's progress (0 to 1), the held-out R² of the weights that would be
         kept now, and the phase's name.
     The returned record's `best_r2` is the held-out R²; after `instant` and `align`, NaN. Raises
@@ -194,10 +190,7 @@ def calibrate(
         fitted = _learn(lesson, "scratch", settings.of(SCRATCH), clock, on_step)
         return _adapted(lesson, record, fitted, "scratch")
     reaches = NEAR if len(record.sessions) >= MANY_SESSIONS else FAR
-    if aligned is None:
-        of_align, seed = clock.part(ALIGN_SHARE), settings.seed
-        aligned = aligned_start(model, record, labelled, of_align, seed=seed, on_step=on_step)
-    model, record = with_session(model, record, labelled, aligned=aligned)
+    model, record = with_session(model, record, labelled)
     lesson = _lesson(model, record, labelled, settings)
     first = WARM if record.unit_tuning else COLD
     if settings.method == "units":
@@ -229,24 +222,6 @@ def _identified(
     return replace(fitted, score=lesson.score())
 
 
-def aligned_start(
-    model: Model, record: runs.RunRecord, session: Session, clock: Clock, *, seed: int = 0,
-    on_step: OnStep = lambda share, r2, phase: None,
-) -> Start | None:  # fmt: skip
-    """Where `align` ends; None if the day is as usual, or the model or the units don't allow it.
-
-    No labels are used, so the folds of a session can share it.
-    """
-    if record.states is None or not knows_units(record, session):
-        return None
-    lesson, _ = _alignment(model, record, session, seed)
-    if lesson.is_usual():
-        return None
-    _learn(lesson, "align", ALIGN, clock, on_step)
-    units, days = lesson.model.unit_emb.weight, lesson.model.session_emb.weight
-    return Start(units=units[-session.n_units :].detach(), session=days[-1].detach())
-
-
 def _align(
     model: Model,
     record: runs.RunRecord,
@@ -268,25 +243,19 @@ def _align(
         )
     if settings.seconds is not None:
         session = first_seconds(session, settings.seconds)
-    lesson, record = _alignment(model, record, session, settings.seed)
-    if lesson.is_usual():
-        return Adapted(lesson.model, record, "align")
-    fitted = _learn(lesson, "align", settings.of(ALIGN), clock, on_step)
-    return _adapted(lesson, record, fitted, "align")
-
-
-def _alignment(
-    model: Model, record: runs.RunRecord, session: Session, seed: int
-) -> tuple[Alignment, runs.RunRecord]:
-    """A copy of the model that knows the session without its labels, to be aligned."""
     model, record = with_session(model, record, session, reads="nothing")
     config = record.config()
     assert record.states is not None
     assert isinstance(config, PossmConfig)
     config = short(config.training_on([session.train_domain]))
     source = window_source([session], model, config, record)
-    lesson = Alignment(model=model, config=config, source=source, seed=seed, states=record.states)
-    return lesson, record
+    lesson = Alignment(
+        model=model, config=config, source=source, seed=settings.seed, states=record.states
+    )
+    if lesson.is_usual():
+        return Adapted(model, record, "align")
+    fitted = _learn(lesson, "align", settings.of(ALIGN), clock, on_step)
+    return _adapted(lesson, record, fitted, "align")
 
 
 def labelled_by(

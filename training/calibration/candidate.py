@@ -33,25 +33,21 @@ from decoder.runtimes.opening import open_runtime
 from streaming.sessions.session import Session
 from training.baselines.linear import Kind, fit_linear
 from training.calibration.adapt import (
-    ALIGN_SHARE,
     Adapted,
     AdaptSettings,
     Method,
     OnStep,
-    aligned_start,
     calibrate,
 )
 from training.calibration.blocks import hold_out_last_fifth
 from training.calibration.crossval import N_FOLDS, SCORE_TICK_S, Compared, cross_validate
 from training.calibration.doubts import doubts
 from training.calibration.excluded import with_units, without_copies
-from training.calibration.fitting import Clock
 from training.data.simulate import simulate
 from training.exports.export import export_model, folded, takes_readout
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
 from training.pretraining import runs
-from training.pretraining.newcomer import Start
 
 # `instant` compares fewer instants, so that it is ready sooner. The errors of reach decoders are
 # correlated over 0.2 to 0.5 s, so little is lost.
@@ -244,7 +240,6 @@ class _Adapting:
         self._plan, self._ready, self._on_step = plan, ready, on_step
         self._averages = plan.method not in ("scratch", *WHOLE)
         self.needs_folds = plan.method not in WHOLE
-        self._aligned: Start | None = None  # of the first fold; no fold's labels influence it
         self._members: list[Adapted] = []
         self._made: Bundle | None = None
 
@@ -276,25 +271,14 @@ class _Adapting:
 
     def _adapt(self, session: Session, share: float, on_step: OnStep) -> Adapted:
         plan, ready = self._plan, self._ready
-        allowed_s = plan.allowed_s
         if plan.method == "instant":
             on_step(0.0, 0.0, "identifying units")
-        elif self._averages:
-            if self._aligned is None:
-                clock = Clock(None if allowed_s is None else ALIGN_SHARE * allowed_s)
-                self._aligned = aligned_start(
-                    ready.model, ready.record, session, clock, seed=plan.seed, on_step=on_step
-                )
-            if self._aligned is not None and allowed_s is not None:
-                allowed_s *= 1.0 - ALIGN_SHARE
         settings = AdaptSettings(
             method=plan.method,  # type: ignore[arg-type]
             seconds=None, steps=plan.steps, seed=plan.seed,
-            allowed_s=None if allowed_s is None else share * allowed_s,
+            allowed_s=None if plan.allowed_s is None else share * plan.allowed_s,
         )  # fmt: skip
-        adapted = calibrate(
-            ready.model, ready.record, session, settings, aligned=self._aligned, on_step=on_step
-        )
+        adapted = calibrate(ready.model, ready.record, session, settings, on_step=on_step)
         adapted.record.settings["base"] = ready.bundle.manifest.decoder_id
         return adapted
 

@@ -21,7 +21,6 @@ import torch._dynamo  # else the first optimizer imports it, in a second of the 
 from torch import Tensor, nn
 
 from decoder.score import pooled_r2
-from streaming.sessions.intervals import duration_s
 from training.data.windows import WindowSource
 from training.models.config import PossmConfig
 from training.models.families import Config, Model, forward
@@ -34,7 +33,6 @@ CHECK_STEP_S = 0.1  # between scored times of the held-out fifth
 MAX_NORM = 1.0  # the gradient is clipped to this norm
 AVERAGED_FROM = 0.25  # share of a phase; earlier steps are not averaged
 FORGIVEN = 0.04  # variances of velocity; error tolerated at a reach of 1 (`Averaged`)
-FEWEST = 4  # windows, at least, whose states are aligned in a step
 N_JUDGED = 30  # windows, at most, that decide whether the states are as usual
 UNCOUNTED = 0.1  # share of the time limit before annealing starts; absorbs a slow first step
 
@@ -156,10 +154,7 @@ class Alignment(Lesson):
     def loss(self, step: int, recipe: Recipe) -> Tensor:
         """Distance, in nats, from the known days: the smooth minimum over them."""
         rng = np.random.default_rng([self.seed, step])
-        (session,) = self.source.sessions
-        enough = math.ceil(duration_s(session.train_domain) / self.config.window_s)
-        n_windows = max(FEWEST, min(enough, recipe.batch_size))
-        inputs = self.source.draw(rng, n_windows, keep_units=recipe.keep_units).inputs()
+        inputs = self.source.draw(rng, recipe.batch_size, keep_units=recipe.keep_units).inputs()
         return -(-self.states.distances(self._states(inputs))).logsumexp(dim=0)
 
     def _states(self, inputs: dict[str, Any]) -> Tensor:

@@ -10,11 +10,9 @@ What a unit starts from:
               them, if the run knows no subject: a run of one day has nothing that days share
     tuning    the mean of the known units with the most similar tuning (`training.data.tuning`), for
               units whose channel isn't known
-    aligned   channel or namesake, moved until the states are distributed as on known days, if
-              that was done (`training.calibration.adapt.aligned_start`)
 
-Of a known subject, aligned embeddings count before all others. Without one, labels choose:
-whichever decodes them best. Without labels, the first that there is counts.
+Without a known subject, labels choose among profiles, namesakes and tuning: whichever decodes them
+best. Without labels, the first that there is counts.
 """
 
 from __future__ import annotations
@@ -66,13 +64,11 @@ class Like:
 
 
 def with_session(
-    model: Model, record: runs.RunRecord, session: Session, *, reads: Reads = "labels",
-    aligned: Start | None = None,
-) -> tuple[Model, runs.RunRecord]:  # fmt: skip
+    model: Model, record: runs.RunRecord, session: Session, *, reads: Reads = "labels"
+) -> tuple[Model, runs.RunRecord]:
     """Copies of a model and its record, with embeddings for a new session and its units.
 
     reads: what of the session's training domain is used: nothing, the spikes, or the movement too.
-    aligned: where `align` ended, if it was carried out (`training.calibration.adapt`).
     Raises TrainingError if the run knows the session already.
     """
     if session.session_id in record.session_words:
@@ -83,8 +79,6 @@ def with_session(
     like = _like(record, session) if subject is None else None
     with torch.no_grad():
         starts = _starts(model, record, session, subject, channels, like, reads)
-    if aligned is not None:
-        starts = [aligned] if subject is not None else [*starts, aligned]
     model, record = copied(model), _own_lists(record)
     model.unit_emb.extend_vocab(words)
     model.session_emb.extend_vocab([session.session_id])
