@@ -42,7 +42,7 @@ class Calibrations:
     ) -> None:
         self._parts = {
             "settings": settings, "journal": journal, "supervisor": supervisor,
-            "registry": registry, "start_child": start_child,
+            "registry": registry, "get": self.get, "start_child": start_child,
         }  # fmt: skip
         self._settings, self._journal = settings, journal
         self._registry = registry
