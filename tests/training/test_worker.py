@@ -16,6 +16,7 @@ from decoder.gate import Evidence, Unlabelled
 from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s
 from tests.conftest import TinyDecoder, identifying
+from tests.training.test_states import states_of
 from training.calibration import worker
 from training.calibration.candidate import WARM_UP, prepare, train_candidate
 from training.calibration.labels import Labels
@@ -112,14 +113,18 @@ def test_without_labels_an_aligned_candidate_is_judged_on_the_last_third(
         return train_candidate(session, *arguments, **options)
 
     monkeypatch.setattr(worker, "train_candidate", noted)
-    _, done = aligned(tiny, tmp_path, labelled=False)
+    base, done = aligned(tiny, tmp_path, labelled=False)
     (session,) = learned_from
     assert session.train_domain[-1, 1] < session.test_domain[0, 0]
     assert duration_s(session.test_domain) == pytest.approx(duration_s(session.domain) / 3)
     found = Unlabelled(**done["unlabelled"])
     assert found.seconds == pytest.approx(duration_s(session.test_domain), abs=2.0)
-    assert found.candidate < found.active
-    assert found.active_limit == 0.0
+    model, record = runs.load_model(base.path)
+    named = replace(session, session_id=tiny.session.session_id, train_domain=session.test_domain)
+    expected = record.states.distances(states_of(model, record, named)).min()
+    assert found.active == pytest.approx(float(expected), rel=0.3, abs=0.1)
+    assert found.candidate > 0.0
+    assert found.active_limit == found.candidate_limit == 0.0
     assert found.agreement > 0.0
     assert 0.1 < found.speed_ratio < 10.0
     assert Evidence.from_lists(done["evidence"]).compared_s == 0.0
