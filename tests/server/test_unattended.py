@@ -148,7 +148,13 @@ def last(rig: Rig, *states: str) -> dict[str, Any]:
 
 
 def until(rig: Rig, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    return wait_for("the state", lambda: (s := state_of(rig)) if is_so(state_of(rig)) else None)
+    """The state, once it is so."""
+
+    def found() -> dict[str, Any] | None:
+        state = state_of(rig)
+        return state if is_so(state) else None
+
+    return wait_for("the state", found)
 
 
 def test_an_alarm_starts_an_ordinary_calibration_once(rig: Rig) -> None:
@@ -196,7 +202,7 @@ def test_a_rollback_freezes_it_until_it_is_set_again(rig: Rig) -> None:
     assert state_of(rig, **AT_ONCE)["state"] != "frozen"
 
 
-def test_a_rollback_while_no_server_runs_is_noticed(rig: Rig) -> None:
+def test_a_rollback_just_before_the_server_dies_is_noticed(rig: Rig) -> None:
     (rig.folder / "far").touch()
     state_of(rig, **AT_ONCE)
     last(rig, "promoted")
@@ -216,9 +222,7 @@ def test_an_operators_request_comes_first(rig: Rig) -> None:
     assert until(rig, lambda state: state["state"] == "calibrating")["last"] == own["id"]
     with pytest.raises(RefusedError, match="no decoder"):
         rig.ask("calibrate", method="units", base="never")
-    assert rig.ask("calibration", identity=own["id"])["state"] == "collecting", (
-        "nothing to yield to"
-    )
+    assert rig.ask("calibration", identity=own["id"])["state"] == "collecting", "no reason"
     asked = rig.ask("calibrate", method="units")
     assert rig.ask("calibration", identity=own["id"])["state"] == "cancelled"
     assert rig.ask("calibration", identity=asked)["state"] == "collecting"
