@@ -16,10 +16,11 @@ from clients.harness.server import Server
 from clients.rest import ProblemError
 from clients.subscriber import CursorSubscriber
 from server.schemas import CalibrationRequest
+from server.unattended.bodies import Unattended
 from streaming.recording.outlets import MAX_CHUNK_S, chunks, spikes_info
 from streaming.sessions.session import Session
 from tests.conftest import TinyDecoder
-from tests.rig import frames_until
+from tests.rig import frames_until, wait_for
 from tests.streaming.test_live import is_decoding
 from training.exports.export import export_model
 from training.pretraining import runs
@@ -104,3 +105,28 @@ def test_without_kinematics_align_is_promoted_by_distance(
         client.activate(done.before)
         again = list(client.calibrate(CalibrationRequest(method="align", data=done.id)))[-1]
         assert again.distances is not None, again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiny", ["possm"], indirect=True)
+def test_an_alarm_recalibrates_unattended_and_a_rollback_freezes_it(
+    tiny: TinyDecoder, tmp_path: Path
+) -> None:
+    base, yesterday = decoders(tiny, tmp_path)
+    name = f"alarm-{time.time_ns()}"
+    with (
+        spikes_of(tiny.session, name),
+        Server(yesterday, tmp_path / "home", name) as server,
+        server.client() as client,
+    ):
+        client.add_decoder(str(base))
+        client.set_unattended(Unattended(when="alarm", seconds=40.0))
+        begun = wait_for("an alarm", lambda: client.unattended().last, timeout_s=300.0)
+        done = list(client.follow(begun))[-1]
+        assert (done.state, done.who, done.movement) == ("promoted", "unattended", "none"), done
+        wait_for("a rest", lambda: "rests" in client.status().unattended)
+        assert client.rollback().daemon.decoder == done.before
+        wait_for("a freeze", lambda: client.unattended().state == "frozen")
+        assert f"in place of {done.candidate}" in client.status().unattended
+        who = [change.who for change in client.journal() if change.what == "activate"]
+        assert who[0] == f"unattended, {done.id}"
