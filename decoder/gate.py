@@ -197,6 +197,8 @@ class Unlabelled:
     """What the spikes alone tell about two decoders, on seconds that the candidate has not seen.
 
     candidate, active: distances in nats of their states from those of the days that they know.
+    active_all: the same on all of the data, of which the active decoder has seen none. Distances of
+        few seconds are too large by chance, and too large for the limit.
     candidate_limit, active_limit: nats; beyond them, the neurons count as changed.
     agreement: correlation of both velocities, both axes pooled.
     speed_ratio: mean speed of the candidate, relative to that of the active decoder.
@@ -207,6 +209,7 @@ class Unlabelled:
     candidate: float | None
     candidate_limit: float | None
     active: float | None
+    active_all: float | None
     active_limit: float | None
     agreement: float | None
     speed_ratio: float | None
@@ -223,7 +226,7 @@ def judge_unlabelled(found: Unlabelled, doubts: Sequence[str] = ()) -> Verdict:
             f"{found.seconds:.1f} s without labels are too few to decide, expected at least "
             f"{LEAST_UNLABELLED_S:g} s; collect longer"
         )
-    if found.active is None or found.active_limit is None:
+    if found.active is None or found.active_all is None or found.active_limit is None:
         return undecided("the active decoder does not know its usual states, or today's units")
     if found.candidate is None or found.candidate_limit is None:
         return undecided("the candidate does not know its usual states, or today's units")
@@ -232,8 +235,11 @@ def judge_unlabelled(found: Unlabelled, doubts: Sequence[str] = ()) -> Verdict:
         f"{found.candidate:.2f}, and that of the active decoder {found.active:.2f} "
         f"(limit {found.active_limit:.2f})"
     )
-    if found.active <= found.active_limit:
-        return undecided(f"{distances}: nothing to gain, the neurons are as usual")
+    if found.active_all <= found.active_limit:
+        return undecided(
+            f"the distance of the active decoder is {found.active_all:.2f} on all of the data "
+            f"(limit {found.active_limit:.2f}): nothing to gain, the neurons are as usual"
+        )
     if not found.candidate <= found.active:  # also true of NaN
         return Verdict(answer="reject", why=f"{distances}: it is farther from the known days")
     if found.candidate > max(NEARER * found.active, found.candidate_limit):

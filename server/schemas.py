@@ -317,6 +317,7 @@ class Distances(Answer):
     candidate: float | None
     candidate_limit: float | None = Field(description="beyond it, the neurons count as changed")
     active: float | None
+    active_all: float | None = Field(description="on all of the data; above its limit for an alarm")
     active_limit: float | None
     agreement: float | None = Field(description="correlation of both velocities, both axes pooled")
     speed_ratio: float | None = Field(description="mean speed of the candidate, of the active's")

@@ -124,6 +124,7 @@ def test_without_labels_an_aligned_candidate_is_judged_on_the_last_third(
     expected = record.states.distances(states_of(model, record, named)).min()
     assert found.active == pytest.approx(float(expected), rel=0.3, abs=0.1)
     assert found.candidate > 0.0
+    assert found.active_all == pytest.approx(found.active, abs=0.2)
     assert found.active_limit == found.candidate_limit == 0.0
     assert found.agreement > 0.0
     assert 0.1 < found.speed_ratio < 10.0

@@ -38,6 +38,7 @@ log = logging.getLogger("volition.crossval")
 N_FOLDS = 4
 APART_S = 0.5  # gap between training and test data, as velocity is autocorrelated
 SCORE_TICK_S = 0.05
+STATES_TICK_S = 0.2  # if only the states matter; they are as many at any tick
 THIRD = 1 / 3  # share of the data that a candidate without labels is judged on
 Learn = Callable[[Session, int], Bundle]
 
@@ -136,8 +137,9 @@ def _compared(
 
 
 def _decoded(
-    active: Bundle | None, fold: Session, after_s: float, tick_s: float, opened: dict[str, Runtime]
-) -> Decoded | None:
+    active: Bundle | None, fold: Session, after_s: float, tick_s: float,
+    opened: dict[str, Runtime],
+) -> Decoded | None:  # fmt: skip
     """Output of the active decoder; None if there is none, or it knows none of the units."""
     if active is None:
         return None
@@ -184,8 +186,11 @@ def without_labels(
     if other is None:
         return Unlabelled(
             seconds=seconds, candidate=candidate.distance, candidate_limit=candidate.limit,
-            active=None, active_limit=None, agreement=None, speed_ratio=None,
+            active=None, active_all=None, active_limit=None, agreement=None, speed_ratio=None,
         )  # fmt: skip
+    judged = intersect(session.domain, recent(session)[0, 0], session.test_domain[-1, 1])
+    whole = replace(session, test_domain=judged)
+    everywhere = _decoded(active, whole, after_s, STATES_TICK_S, opened)
     first, second = candidate.velocity, other.velocity
     power = float(np.square(_centred(first)).sum() * np.square(_centred(second)).sum())
     alike = float((_centred(first) * _centred(second)).sum()) / max(math.sqrt(power), 1e-12)
@@ -195,6 +200,7 @@ def without_labels(
         candidate=candidate.distance,
         candidate_limit=candidate.limit,
         active=other.distance,
+        active_all=everywhere.distance if everywhere else None,
         active_limit=other.limit,
         agreement=alike,
         speed_ratio=speeds[0] / max(speeds[1], 1e-9),
