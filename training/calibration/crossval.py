@@ -137,9 +137,8 @@ def _compared(
 
 
 def _decoded(
-    active: Bundle | None, fold: Session, after_s: float, tick_s: float,
-    opened: dict[str, Runtime],
-) -> Decoded | None:  # fmt: skip
+    active: Bundle | None, fold: Session, after_s: float, tick_s: float, opened: dict[str, Runtime]
+) -> Decoded | None:
     """Output of the active decoder; None if there is none, or it knows none of the units."""
     if active is None:
         return None
