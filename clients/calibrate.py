@@ -116,6 +116,11 @@ def print_calibration(console: Console, calibration: Calibration) -> None:
             if scores is not None:
                 table.add_row(*_row(name, scores))
         console.print(table)
+    if (found := calibration.distances) is not None:
+        console.print(
+            f"distance {_nats(found.active)} before (limit {_nats(found.active_limit)}), "
+            f"{_nats(found.candidate)} after, on {found.seconds:.0f} s without labels"
+        )
     for note in calibration.notes:
         console.print(Text(note, "yellow"))
     style, meaning = VERDICTS.get(calibration.state, ("bold", ""))
@@ -139,6 +144,10 @@ def _row(name: str, scores: Scores) -> tuple[str, str, Text]:
         _r2(scores.active),
         Text(_r2(scores.candidate), "bold"),
     )
+
+
+def _nats(distance: float | None) -> str:
+    return "unknown" if distance is None else f"{distance:.2f}"
 
 
 def _r2(score: float | None) -> str:

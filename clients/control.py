@@ -52,6 +52,7 @@ from server.schemas import (
     ServerStatus,
     Stream,
 )
+from server.unattended.bodies import Unattended, UnattendedState
 
 T = TypeVar("T")
 
@@ -184,6 +185,18 @@ class ControlClient:
     def delete_calibration(self, identity: str) -> None:
         """Cancel a running calibration, or delete an ended one."""
         return self._ask("DELETE", f"/v1/calibrations/{part_of(identity)}", NoneType)
+
+    def unattended(self) -> UnattendedState:
+        """When the server recalibrates by itself, and what it waits for."""
+        return self._ask("GET", "/v1/unattended", UnattendedState)
+
+    def set_unattended(self, body: Unattended) -> UnattendedState:
+        """Change when the server recalibrates by itself; ends a freeze."""
+        return self._ask("PUT", "/v1/unattended", UnattendedState, body)
+
+    def freeze_unattended(self) -> UnattendedState:
+        """Stop unattended recalibration until it is set again; cancels a running one."""
+        return self._ask("POST", "/v1/unattended/freeze", UnattendedState)
 
     def follow(self, identity: str) -> Iterator[Calibration]:
         """Yield a calibration each time it changes, until it ends.

@@ -42,6 +42,7 @@ from server.schemas import (
     ServerStatus,
     Stream,
 )
+from server.unattended.bodies import Unattended, UnattendedState
 
 T = TypeVar("T")
 
@@ -174,6 +175,18 @@ class AsyncControlClient:
     async def delete_calibration(self, identity: str) -> None:
         """Cancel a running calibration, or delete an ended one."""
         return await self._ask("DELETE", f"/v1/calibrations/{part_of(identity)}", NoneType)
+
+    async def unattended(self) -> UnattendedState:
+        """When the server recalibrates by itself, and what it waits for."""
+        return await self._ask("GET", "/v1/unattended", UnattendedState)
+
+    async def set_unattended(self, body: Unattended) -> UnattendedState:
+        """Change when the server recalibrates by itself; ends a freeze."""
+        return await self._ask("PUT", "/v1/unattended", UnattendedState, body)
+
+    async def freeze_unattended(self) -> UnattendedState:
+        """Stop unattended recalibration until it is set again; cancels a running one."""
+        return await self._ask("POST", "/v1/unattended/freeze", UnattendedState)
 
     async def follow(self, identity: str) -> AsyncIterator[Calibration]:
         """Yield a calibration each time it changes, until it ends.

@@ -10,6 +10,9 @@ Cochran, Sampling Techniques, 1977, 6.4), widened if neighbouring blocks are sti
     reject      worse: the interval is below zero; or no better than chance
     undecided   the data are not enough to tell
 
+Without labels (`judge_unlabelled`), a candidate is judged by how far the states of both decoders
+are from those of the days that they know (`decoder.usual`), and by how alike their velocities are.
+
 The data come from `training.calibration.crossval` and `server.calibration.shadow`.
 """
 
@@ -31,6 +34,11 @@ BLOCK_S = 2.0  # the errors of reach decoders are correlated over 0.2 to 0.5 s
 MIN_BLOCKS = 5  # fewer give no estimate of their spread
 CONFIDENCE = 0.95  # of each bound: that a promoted decoder is better, a rejected one worse
 LEAST_R2 = 0.1  # a decoder trained on shuffled labels scores about 0
+# Without labels.
+LEAST_UNLABELLED_S = 10.0
+NEARER = 0.5  # the greatest distance of the candidate beyond its limit, of the active decoder's
+LEAST_AGREEMENT = 0.5  # correlation of both velocities
+SPEED_RATIOS = 0.5, 2.0  # mean speed of the candidate, relative to that of the active decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +190,76 @@ def decide(held_out: Evidence, live: Evidence, doubts: Sequence[str] = ()) -> Ve
     if verdict.answer == "promote" and doubts:
         return Verdict(answer="undecided", why="; ".join(doubts))
     return verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlabelled:
+    """What the spikes alone tell about two decoders, on seconds that the candidate has not seen.
+
+    candidate, active: distances in nats of their states from those of the days that they know.
+    active_all: the same on all of the data, of which the active decoder has seen none. Distances of
+        few seconds are too large by chance, and too large for the limit.
+    candidate_limit, active_limit: nats; beyond them, the neurons count as changed.
+    agreement: correlation of both velocities, both axes pooled.
+    speed_ratio: mean speed of the candidate, relative to that of the active decoder.
+    A value is None if it can't be known: another family, an older bundle, no known unit.
+    """
+
+    seconds: float
+    candidate: float | None
+    candidate_limit: float | None
+    active: float | None
+    active_all: float | None
+    active_limit: float | None
+    agreement: float | None
+    speed_ratio: float | None
+
+
+def judge_unlabelled(found: Unlabelled, doubts: Sequence[str] = ()) -> Verdict:
+    """Decide without labels. doubts: as for `decide`."""
+
+    def undecided(why: str) -> Verdict:
+        return Verdict(answer="undecided", why=why)
+
+    if found.seconds < LEAST_UNLABELLED_S:
+        return undecided(
+            f"{found.seconds:.1f} s without labels are too few to decide, expected at least "
+            f"{LEAST_UNLABELLED_S:g} s; collect longer"
+        )
+    if found.active is None or found.active_all is None or found.active_limit is None:
+        return undecided("the active decoder does not know its usual states, or today's units")
+    if found.candidate is None or found.candidate_limit is None:
+        return undecided("the candidate does not know its usual states, or today's units")
+    distances = (
+        f"on {found.seconds:.0f} s without labels, the distance of the candidate is "
+        f"{found.candidate:.2f}, and that of the active decoder {found.active:.2f} "
+        f"(limit {found.active_limit:.2f})"
+    )
+    if found.active_all <= found.active_limit:
+        return undecided(
+            f"the distance of the active decoder is {found.active_all:.2f} on all of the data "
+            f"(limit {found.active_limit:.2f}): nothing to gain, the neurons are as usual"
+        )
+    if not found.candidate <= found.active:  # also true of NaN
+        return Verdict(answer="reject", why=f"{distances}: it is farther from the known days")
+    if found.candidate > max(NEARER * found.active, found.candidate_limit):
+        return undecided(f"{distances}: not near enough to the known days; collect longer")
+    agreement, ratio = found.agreement or 0.0, found.speed_ratio or 0.0
+    if not agreement >= LEAST_AGREEMENT:  # also true of NaN
+        return undecided(
+            f"the velocities of both decoders correlate by {agreement:.2f}, expected at least "
+            f"{LEAST_AGREEMENT:g}; compare them in use"
+        )
+    if not SPEED_RATIOS[0] <= ratio <= SPEED_RATIOS[1]:
+        return undecided(
+            f"the candidate is {ratio:.2f} times as fast as the active decoder, expected "
+            f"{SPEED_RATIOS[0]:g} to {SPEED_RATIOS[1]:g} times; compare them in use"
+        )
+    if doubts:
+        return undecided("; ".join(doubts))
+    return Verdict(
+        answer="promote", why=f"{distances}; both velocities correlate by {agreement:.2f}"
+    )
 
 
 def _text(interval: Interval) -> str:

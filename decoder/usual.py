@@ -71,9 +71,12 @@ class Drift:
     @property
     def distance(self) -> float | None:
         """Distance in nats; None before `KNOWN_AFTER_S` of states."""
-        if self._n * self._every_s < KNOWN_AFTER_S:
-            return None
-        return float(self._from_days().min())
+        return None if self._n * self._every_s < KNOWN_AFTER_S else self.of_few
+
+    @property
+    def of_few(self) -> float | None:
+        """Distance in nats of however few states; the fewer they are, the more is chance."""
+        return None if self._n == 0 else float(self._from_days().min())
 
     def _from_days(self) -> Floats:
         """Distances (n_days,) from each known day."""

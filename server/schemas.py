@@ -21,6 +21,8 @@ Method = Literal[
     "auto", "instant", "align", "units", "units+head", "full", "scratch", "kalman", "ridge"
 ]
 Labels = Literal["kinematics", "intention", "retrospective", "targets", "decoded"]
+OWN: tuple[Labels, ...] = ("targets", "decoded")  # made from the decoder's own output
+Movement = Literal["recorded", "decoded", "none"]  # where that of a calibration comes from
 Promote = Literal["auto", "manual", "never"]
 Name = Annotated[  # of an LSL stream or a decoder; it becomes part of a query or a path
     str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .:+\-]*$")
@@ -195,6 +197,7 @@ class ServerStatus(Answer):
     restarts: int = Field(description="number of daemons that have died since the server started")
     daemon: DaemonStatus | None  # type: ignore[valid-type]
     calibration: str | None = Field(description="id of the running calibration")
+    unattended: str = Field(default="off", description="see GET /v1/unattended")
 
 
 class Health(Answer):
@@ -305,12 +308,29 @@ class Scores(Answer):
     )
 
 
+class Distances(Answer):
+    """What the spikes alone tell about two decoders, on seconds that the candidate has not seen.
+
+    Distances, in nats, are of a decoder's states from those of its known days; null if unknown.
+    """
+
+    candidate: float | None
+    candidate_limit: float | None = Field(description="beyond it, the neurons count as changed")
+    active: float | None
+    active_all: float | None = Field(description="on all of the data; above its limit for an alarm")
+    active_limit: float | None
+    agreement: float | None = Field(description="correlation of both velocities, both axes pooled")
+    speed_ratio: float | None = Field(description="mean speed of the candidate, of the active's")
+    seconds: float = Field(description="data judged, s")
+
+
 class Calibration(Answer):
     """One calibration, from its first sample to the swap."""
 
     id: str
     state: State
     request: CalibrationRequest
+    who: str = Field(default="", description="who started it")
     created: datetime
     ended: datetime | None = None
     collected_s: float = Field(
@@ -318,6 +338,9 @@ class Calibration(Answer):
     )
     earlier_s: float = Field(default=0.0, description="labelled data named by with_data, s")
     spikes: int = 0
+    movement: Movement | None = Field(
+        default=None, description="decoded: it was mostly the daemon's own output"
+    )
     phase: str = Field(default="", description="current phase of the training")
     share: float = Field(default=0.0, description="completed fraction of the training, 0 to 1")
     base: str | None = Field(default=None, description="decoder that training started from")
@@ -328,6 +351,9 @@ class Calibration(Answer):
         default=None,
         description="cross-validated scores on all labelled data: each fold is decoded by a model "
         "trained on the others by the same method; the candidate itself has seen all folds",
+    )
+    distances: Distances | None = Field(
+        default=None, description="what the gate judges `align` by, if no labels can"
     )
     live: Scores | None = Field(
         default=None, description="scores of both decoders on the live stream"

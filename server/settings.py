@@ -17,7 +17,7 @@ import string
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -82,6 +82,9 @@ class ServerSettings(BaseSettings):
         default=False, description="leave the daemon running when the server stops"
     )
     trainer_threads: int = Field(default=1, ge=1, le=64)
+    unattended: str | None = Field(
+        default=None, description="off, alarm, or minutes between calibrations; null: as before"
+    )
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)
 
     @classmethod
@@ -96,6 +99,19 @@ class ServerSettings(BaseSettings):
         file = os.environ.get(CONFIG_FILE)
         toml = [_File(settings_cls, Path(file))] if file else []
         return init_settings, env_settings, *toml
+
+    @field_validator("unattended", mode="before")
+    @classmethod
+    def _alarm_or_minutes(cls, value: object) -> object:
+        if value is None or value in ("off", "alarm"):
+            return value
+        try:
+            minutes = float(str(value))
+        except ValueError:
+            minutes = math.nan
+        if not 1 <= minutes <= 1440:
+            raise ValueError(f"{value!r} is neither off, alarm, nor minutes from 1 to 1440")
+        return f"{minutes:g}"
 
     @model_validator(mode="after")
     def _others_need_a_token(self) -> Self:

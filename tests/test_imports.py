@@ -57,6 +57,7 @@ LAYERS = {
         {"server.store"},
         {"server.supervision"},
         {"server.calibration"},
+        {"server.unattended"},
         {"server.api"},
     ],
     "clients": [

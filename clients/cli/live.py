@@ -1,4 +1,6 @@
-"""Verbs of live streams: record, decode, serve, calibrate, replay, watch, watchdog, relay, demo."""
+"""Verbs of live streams: record, decode, serve, calibrate, unattended, replay, watch, watchdog,
+relay, demo.
+"""
 
 from __future__ import annotations
 
@@ -140,6 +142,12 @@ def serve(
     keep_daemon: Annotated[
         bool | None, typer.Option("--keep-daemon", help="Leave the daemon running on exit.")
     ] = None,
+    unattended: Annotated[
+        str | None,
+        typer.Option(
+            help="Recalibrate without being asked: at an alarm, or every so many minutes; or off."
+        ),
+    ] = None,
 ) -> None:
     """Serve the REST interface and keep a decode daemon running, until Ctrl-C or SIGTERM.
 
@@ -153,7 +161,10 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if config is not None:
         os.environ[CONFIG_FILE] = str(config)
-    given = {"home": home, "host": host, "port": port, "keep_daemon": keep_daemon}
+    given = {
+        "home": home, "host": host, "port": port, "keep_daemon": keep_daemon,
+        "unattended": unattended,
+    }  # fmt: skip
     run(settings_from(ServerSettings, given), bundle=bundle)
 
 
@@ -218,6 +229,39 @@ def calibrate(
     }  # fmt: skip
     with ControlClient(url, token=token) as client:
         sys.exit(run(terminal(stderr=as_json), client, given, as_json=as_json))
+
+
+@verbs.command(epilog="Example: volition unattended alarm --seconds 120")
+def unattended(
+    what: Annotated[
+        str | None,
+        typer.Argument(help="alarm, a number of minutes, off or freeze (default: show it)."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=5.0, help="Seconds of data to collect (default: 120).")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="As in `volition calibrate` (default: align).")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="As in `volition calibrate` (default: kinematics).")
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="First compare live with the active decoder.")
+    ] = False,
+    url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    token: Annotated[
+        str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recalibrate without being asked: show, set or freeze it."""
+    from clients.control import ControlClient
+    from clients.unattended import unattended as run
+
+    given = {"seconds": seconds, "method": method, "labels": labels, "shadow": shadow or None}
+    with ControlClient(url, token=token) as client:
+        run(terminal(), client, what, given, as_json=as_json)
 
 
 @verbs.command(epilog="Example: volition replay sessions/monkey.h5 --from test --score")

@@ -37,6 +37,7 @@ from server.settings import ServerSettings
 from server.store.journal import Journal
 from server.store.registry import Registry
 from server.supervision.daemon import SupervisedDaemon, known_bundle
+from server.unattended.unattended import UnattendedCalibrations
 
 log = logging.getLogger("volition.server")
 
@@ -69,12 +70,14 @@ def assemble(settings: ServerSettings) -> Parts:
     """The parts of a server. Nothing runs before the app starts."""
     journal, registry = Journal(settings.home / "journal.sqlite"), Registry(settings.decoders)
     supervisor = SupervisedDaemon(settings, journal, registry)
+    calibrations = Calibrations(settings, journal, supervisor, registry)
     return Parts(
         settings=settings,
         journal=journal,
         registry=registry,
         supervisor=supervisor,
-        calibrations=Calibrations(settings, journal, supervisor, registry),
+        calibrations=calibrations,
+        unattended=UnattendedCalibrations(settings, journal, supervisor, registry, calibrations),
     )
 
 
@@ -146,6 +149,8 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
             ends.callback(parts.journal.close)
             ends.callback(parts.supervisor.stop)
             ends.callback(parts.calibrations.stop)
+            ends.callback(parts.unattended.stop)
+            parts.unattended.start()
             yield
 
     app = FastAPI(

@@ -42,6 +42,8 @@ from server.settings import ServerSettings
 from server.store.journal import Journal
 from server.store.registry import Entry, Registry
 from server.supervision.daemon import SupervisedDaemon
+from server.unattended.bodies import Unattended, UnattendedState
+from server.unattended.unattended import UnattendedCalibrations
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import control
 from streaming.wire import messages as wire
@@ -59,6 +61,7 @@ class Parts:
     registry: Registry
     supervisor: SupervisedDaemon
     calibrations: Calibrations
+    unattended: UnattendedCalibrations
     stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
@@ -98,6 +101,7 @@ def status(on: On) -> ServerStatus:
         restarts=on.supervisor.restarts,
         daemon=view(on.supervisor.status),
         calibration=running.id if running else None,
+        unattended=on.unattended.summary(),
     )
 
 
@@ -324,6 +328,27 @@ def cancel_calibration(id: Id, on: On, who: Operator) -> Calibration:
 def delete_calibration(id: Id, on: On, who: Operator) -> None:
     """Cancel a running calibration, or discard one that has ended, with its data."""
     on.calibrations.remove(id, who=who)
+
+
+@v1.get("/unattended", tags=["calibrations"])
+def get_unattended(on: On) -> UnattendedState:
+    """When the server recalibrates by itself, what it waits for, and whether it is frozen."""
+    return on.unattended.state()
+
+
+@v1.put("/unattended", tags=["calibrations"], responses=documented(409))
+def put_unattended(body: Unattended, on: On, who: Operator) -> UnattendedState:
+    """Change when the server recalibrates by itself. Ends a freeze and the present rest."""
+    return on.unattended.set(body, who=who)
+
+
+@v1.post("/unattended/freeze", tags=["calibrations"], responses=documented(409))
+def freeze_unattended(on: On, who: Operator) -> UnattendedState:
+    """Start nothing more until the settings are put again; cancel a running unattended calibration.
+
+    It stays frozen when the server restarts. A repeated request changes nothing.
+    """
+    return on.unattended.freeze(who=who)
 
 
 @v1.get("/journal", tags=["decoding"])

@@ -1,13 +1,47 @@
-"""Which methods a decoder can be the base of."""
+"""The decoder that a calibration starts from, and which methods it is fit for."""
 
 from __future__ import annotations
 
 from decoder.bundles.bundle import identifies_units, open_bundle
-from server.problems import ConflictError
+from server.problems import ConflictError, NotFoundError
 from server.schemas import Method
-from server.store.registry import Entry
+from server.store.registry import Entry, Registry
 
 PARTICULAR: tuple[Method, ...] = ("instant", "align")  # methods that not every base is fit for
+# Default training time of `auto`, s. On two cores the new decoder then takes over within 10 s of
+# the last sample (poyo: 30 s). Measured: docs/RECALIBRATION.md.
+ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
+
+
+def base_of(registry: Registry, asked: str | None, active: str | None) -> Entry:
+    """The decoder that training starts from: the one asked for, or the active one's base.
+
+    Raises ConflictError if there is none, or it can't be trained, and NotFoundError.
+    """
+    entry = _pretrained(registry, active) if asked is None else registry.get(asked)
+    if entry.manifest.family not in ALLOWED_S:
+        raise ConflictError(
+            f"{entry.manifest.decoder_id} is a {entry.manifest.family} decoder, which can't be "
+            f"trained further; name a base of family {' or '.join(ALLOWED_S)}"
+        )
+    return entry
+
+
+def _pretrained(registry: Registry, active: str | None) -> Entry:
+    """The pretrained decoder that the active one is based on.
+
+    If it is not registered, the active decoder itself, which has all weights too.
+    """
+    if active is None:
+        raise ConflictError("no decoder to start training from; register one, or name a base")
+    entry = registry.get(active)
+    base = entry.manifest.provenance.get("base")
+    if base is None:
+        return entry
+    try:
+        return registry.get(str(base))
+    except NotFoundError:
+        return entry
 
 
 def check_base(base: Entry, method: Method) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from decoder.errors import SessionError
 from server.calibration.driven import before_filters, read_driving
 from server.problems import ConflictError, NotFoundError
-from server.schemas import ANY_SUBJECT, Calibration, CalibrationRequest
+from server.schemas import ANY_SUBJECT, Calibration, CalibrationRequest, Movement
 from server.settings import ServerSettings
 from streaming.recording.raw import SUFFIX, read_recording
 from streaming.sessions import format as sessions
@@ -25,6 +25,7 @@ from streaming.sessions.session import Session
 MIN_SECONDS = 5.0
 MIN_UNITS, MIN_SPIKES = 4, 20  # at least MIN_UNITS units need at least MIN_SPIKES spikes
 MIN_SPEED_M_S = 0.005  # the 90th percentile of the calibration's speeds
+MOSTLY = 0.5  # share of the samples that followed the daemon; above, the movement is its own
 
 
 def named_in(
@@ -35,8 +36,9 @@ def named_in(
     """The earlier calibrations that a request names, each with a block on disk.
 
     get: finds a calibration by its id; raises NotFoundError.
-    Raises NotFoundError if one has no block, and ConflictError if one is named twice, they are of
-    different subjects, or the request has both `data` and `with_data`.
+    Raises NotFoundError if one has no block, and ConflictError if one is named twice or lacks the
+    labels that the method needs, they are of different subjects, or the request has both `data` and
+    `with_data`.
     """
     ids = request.earlier
     if request.data is not None and request.with_data is not None:
@@ -50,6 +52,11 @@ def named_in(
     named = [get(identity) for identity in ids]
     for calibration in named:
         _check_has_block(calibration, settings)
+        if calibration.movement == "none" and request.method != "align":
+            raise ConflictError(
+                f"{calibration.id} recorded no movement, which the method {request.method} needs; "
+                "choose the method align, or leave it out"
+            )
     subjects = {calibration.id: calibration.request.subject for calibration in named}
     if request.with_data or request.subject != ANY_SUBJECT:
         subjects["this request"] = request.subject
@@ -79,7 +86,9 @@ def session_file(settings: ServerSettings, identity: str) -> Path | None:
     return _session(settings.calibrations / identity)
 
 
-def session_of(settings: ServerSettings, identity: str, folder: Path) -> Path:
+def session_of(
+    settings: ServerSettings, identity: str, folder: Path, *, needs_labels: bool = True
+) -> Path:
     """The session of an earlier calibration; one made in `folder` if only its recording exists.
 
     (In the calibration's own folder, it would pass for a complete session when that is resumed.)
@@ -91,30 +100,42 @@ def session_of(settings: ServerSettings, identity: str, folder: Path) -> Path:
     if (recording := _recording(own)) is None:
         raise NotFoundError(f"{identity} has no data in {own}; leave it out")
     try:
-        return saved(recording, folder)
+        return saved(recording, folder, needs_labels=needs_labels)[0]
     except SessionError as error:
         raise SessionError(f"the data of {identity} can't be used: {error}") from error
 
 
-def saved(recording: Path, folder: Path) -> Path:
+def saved(recording: Path, folder: Path, *, needs_labels: bool = True) -> tuple[Path, Movement]:
     """Turn a recording into a session with the velocity before the filters, and save it.
 
+    needs_labels: whether movement must have been recorded.
+    Returns the session's file, and where its movement comes from.
     Raises SessionError if it has too little time, spikes or movement to train on.
     """
-    session = read_recording(recording, cut=False)
-    session = before_filters(session, read_driving(recording))
-    check_calibration(session)
+    session = read_recording(recording, cut=False, needs_kinematics=needs_labels)
+    driving = read_driving(recording)
+    own = driving.share_of(session.cursor_times, session.cursor_vel)
+    session = before_filters(session, driving)
+    check_calibration(session, needs_labels=needs_labels)
     folder.mkdir(parents=True, exist_ok=True)
-    return sessions.save(session, folder)
+    movement: Movement = "decoded" if own > MOSTLY else "recorded"
+    if speed_of(session) < MIN_SPEED_M_S:
+        movement = "none"
+    return sessions.save(session, folder), movement
 
 
-def check_calibration(session: Session) -> None:
+def speed_of(session: Session) -> float:
+    """The 90th percentile of a session's speeds, m/s."""
+    return float(np.percentile(np.linalg.norm(session.cursor_vel, axis=1), 90))
+
+
+def check_calibration(session: Session, *, needs_labels: bool = True) -> None:
     """Raise SessionError if a session has too little time, spikes or movement to train on."""
     seconds = duration_s(session.domain)
     if seconds < MIN_SECONDS:
         raise SessionError(
-            f"{seconds:.1f} s of labelled data, expected at least {MIN_SECONDS:g} s, better 40 s; "
-            "collect longer"
+            f"{seconds:.1f} s of {'labelled ' * needs_labels}data, expected at least "
+            f"{MIN_SECONDS:g} s, better 40 s; collect longer"
         )
     n_active = int((np.bincount(session.spike_units) >= MIN_SPIKES).sum())
     if n_active < MIN_UNITS:
@@ -122,8 +143,8 @@ def check_calibration(session: Session) -> None:
             f"{n_active} of {session.n_units} units had at least {MIN_SPIKES} spikes in "
             f"{seconds:.0f} s, expected at least {MIN_UNITS}; check thresholds and the spike stream"
         )
-    speed = float(np.percentile(np.linalg.norm(session.cursor_vel, axis=1), 90))
-    if speed < MIN_SPEED_M_S:
+    speed = speed_of(session)
+    if needs_labels and speed < MIN_SPEED_M_S:
         raise SessionError(
             f"too little movement: the 90th percentile of speed is {speed:.4f} m/s, expected at "
             f"least {MIN_SPEED_M_S:g} m/s; move the cursor during the calibration, and check that "

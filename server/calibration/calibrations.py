@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 import uuid
+from contextlib import suppress
 
 from decoder.errors import SessionError
 from server.calibration.blocks import named_in
@@ -25,6 +26,7 @@ from streaming.wire.children import Child
 
 log = logging.getLogger("volition.server")
 
+UNATTENDED = "unattended"  # who starts the calibrations that no operator asked for
 CUT_SHORT: tuple[State, ...] = ("interrupted", "failed", "cancelled")
 
 
@@ -42,7 +44,7 @@ class Calibrations:
     ) -> None:
         self._parts = {
             "settings": settings, "journal": journal, "supervisor": supervisor,
-            "registry": registry, "start_child": start_child,
+            "registry": registry, "get": self.get, "start_child": start_child,
         }  # fmt: skip
         self._settings, self._journal = settings, journal
         self._registry = registry
@@ -104,6 +106,7 @@ class Calibrations:
     def start(self, request: CalibrationRequest, *, key: str | None, who: str) -> Calibration:
         """Start a calibration, or return the one that was started with the same key.
 
+        An unattended calibration that is running is cancelled for it, unless it is unattended too.
         Raises ConflictError if another one is running, the key was used for another request or the
         data to train on are of several subjects, or the method needs another base, and
         NotFoundError if the base is not registered or data to train on are missing.
@@ -116,7 +119,7 @@ class Calibrations:
                         f"key {key!r} started {known.id} with another request; use a new key"
                     )
                 return known
-            self._check_idle()
+            self._check_idle(who)
             if request.base is not None:
                 self._registry.get(request.base)
             if request.shadow and request.labels != "kinematics":
@@ -129,6 +132,7 @@ class Calibrations:
                 id=f"cal-{made_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
                 state="collecting",
                 request=request,
+                who=who,
                 created=made_at,
             )
             earlier = named_in(request, self.get, self._settings)
@@ -164,7 +168,7 @@ class Calibrations:
                     f"{identity} is {calibration.state}; only a calibration that was cut short and "
                     "has data can be resumed; start a new one"
                 )
-            self._check_idle()
+            self._check_idle(who)
             resumed = calibration.model_copy(
                 update={"state": "collecting", "ended": None, "problem": None, "verdict": ""}
             )
@@ -213,6 +217,7 @@ class Calibrations:
     ) -> None:
         job = Job(calibration, key, who=who, resume=resume, **self._parts)  # type: ignore[arg-type]
         job.check()
+        self._make_room(who)
         job.save()  # before anything else: on a full disk, nothing is started
         self._known[calibration.id], self._job = calibration, job
         if key is not None:
@@ -225,9 +230,21 @@ class Calibrations:
             raise ConflictError(f"{identity} is {calibration.state}, not running")
         return job
 
-    def _check_idle(self) -> None:
-        if (running := self.running) is not None:
+    def _check_idle(self, who: str) -> None:
+        if (running := self.running) is not None and not self._gives_way(running, who):
             raise ConflictError(
                 f"{running.id} is {running.state}; wait for it, or cancel it with "
                 f"DELETE /v1/calibrations/{running.id}"
             )
+
+    def _gives_way(self, running: Calibration, who: str) -> bool:
+        """Whether a running calibration is cancelled for another one."""
+        return running.who == UNATTENDED != who
+
+    def _make_room(self, who: str) -> None:
+        """Cancel an unattended calibration that is in the way of an operator's."""
+        job = self._job
+        if job is not None and job.runs and self._gives_way(job.calibration, who):
+            with suppress(ConflictError):  # it is about to end by itself
+                job.cancel(who=who)
+            job.wait()

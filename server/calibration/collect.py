@@ -20,6 +20,7 @@ from decoder.errors import SessionError, VolitionError
 from decoder.stopwatch import Stopwatch
 from server.calibration.blocks import saved
 from server.calibration.driven import DaemonLog
+from server.schemas import Movement
 from streaming.inlets.spikes import StreamKind, StreamQuery
 from streaming.recording.record import Recorder, RecordSettings
 from streaming.sessions.layout import load_libraries
@@ -32,6 +33,7 @@ MIN_FREE_BYTES = 200e6
 class Order(msgspec.Struct, kw_only=True):
     """What to collect, and where to save it. resume: continue the recording in `folder`.
 
+    needs_labels: whether there must be kinematics.
     frames: address of the daemon's frames, to detect whether the daemon moves the cursor.
     """
 
@@ -45,6 +47,7 @@ class Order(msgspec.Struct, kw_only=True):
     markers: str | None
     wait_s: float
     resume: bool
+    needs_labels: bool = True
     frames: str | None = None
 
 
@@ -54,6 +57,7 @@ class Collector:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.finish = self.abandoned = False
+        self.movement: Movement = "none"
         self._reported_at = 0.0
         self._recorder = Recorder(
             Path(order.folder),
@@ -62,6 +66,7 @@ class Collector:
                 spikes=StreamQuery(kind=order.spikes_kind, name=order.spikes),
                 kinematics=order.kinematics,
                 markers=order.markers,
+                needs_kinematics=order.needs_labels,
                 wait_s=order.wait_s,
             ),
             subject=order.subject,
@@ -82,13 +87,16 @@ class Collector:
         self._recorder.start()
         address = self.order.frames
         with self._recorder, DaemonLog(self._recorder.path, address) as self._daemon:
+            self.movement = "recorded" if self._recorder.has_kinematics else "none"
             self._recorder.run(self.order.seconds, self._report)
-            send(collected=self._recorder.labelled_s, spikes=self._recorder.n_spikes)
+            self._send_progress()
             self.stopwatch = Stopwatch()
         if self.abandoned and not self.finish:
             return None
         self.stopwatch.lap("closing the recording")
-        path = saved(self._recorder.path, Path(self.order.folder))
+        path, self.movement = saved(
+            self._recorder.path, Path(self.order.folder), needs_labels=self.order.needs_labels
+        )
         self.stopwatch.lap("saving the session")
         return path
 
@@ -96,7 +104,13 @@ class Collector:
         self._daemon.poll()
         if time.monotonic() - self._reported_at > REPORT_EVERY_S:
             self._reported_at = time.monotonic()
-            send(collected=recorder.labelled_s, spikes=recorder.n_spikes)
+            self._send_progress()
+
+    def _send_progress(self) -> None:
+        recorder = self._recorder
+        send(
+            collected=recorder.labelled_s, spikes=recorder.n_spikes, movement=self.movement,
+        )  # fmt: skip
 
 
 def check_space(folder: Path) -> None:
@@ -127,7 +141,7 @@ def main() -> None:
         )
     else:
         if path is not None:
-            send(done=str(path), phases_s=collector.stopwatch.phases_s)
+            send(done=str(path), phases_s=collector.stopwatch.phases_s, movement=collector.movement)
 
 
 if __name__ == "__main__":

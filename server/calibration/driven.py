@@ -64,7 +64,7 @@ class Driving:
         if len(times) == 0 or len(self.times) == 0:
             return driven
         speed = np.linalg.norm(velocity, axis=1)
-        moving = speed > MOVING * float(np.percentile(speed, 90))
+        moving = _moving(speed)
         lags = np.arange(0.0, LONGEST_WAY_S + LAG_STEP_S / 2, LAG_STEP_S)
         follows = [moving & self._alike(times - lag, velocity, speed) for lag in lags]
         best = follows[int(np.argmax([f.sum() for f in follows]))]
@@ -73,11 +73,21 @@ class Driving:
         n_following = np.bincount(block, weights=best)
         return np.asarray(((n_moving > 0) & (n_following >= MOST * n_moving))[block])
 
+    def share_of(self, times: Floats, velocity: Floats) -> float:
+        """The share of the moving samples that followed the frames; velocity is (n, 2)."""
+        moving = _moving(np.linalg.norm(velocity, axis=1))
+        driven = self.drove(times, velocity)
+        return float((driven & moving).sum() / max(1, moving.sum()))
+
     def _alike(self, at: Floats, velocity: Floats, speed: Floats) -> Bools:
         """A mask (n,): the newest frame at times `at` (n,) is close to `velocity` (n, 2)."""
         index = np.searchsorted(self.times, at, side="right") - 1
         error = np.linalg.norm(velocity - self.velocity[np.maximum(index, 0)], axis=1)
         return np.asarray((index >= 0) & (error <= ALIKE * speed))
+
+
+def _moving(speed: Floats) -> Bools:
+    return np.asarray(speed > MOVING * float(np.percentile(speed, 90)))
 
 
 def before_filters(session: Session, driving: Driving) -> Session:

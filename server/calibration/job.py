@@ -3,7 +3,8 @@
     collecting -> training -> [shadowing] -> promoting -> promoted | rejected | undecided | ready
                                              (or failed, cancelled, interrupted, at any point)
 
-`decoder.gate` makes the decision. If it is undecided, the operator may activate the candidate with
+`decoder.gate` makes the decision: by labels, or without them for the method `align` if no movement
+was recorded or the daemon made it. If it is undecided, the operator may activate the candidate with
 `POST /v1/decoders/{id}/activate`. A request for the data of earlier calibrations starts with the
 training; one with further data (`with_data`) adds them to what it has collected.
 
@@ -22,13 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from decoder.errors import SessionError, StreamError, VolitionError
-from decoder.gate import Evidence, decide
+from decoder.gate import Evidence, Unlabelled, decide, judge_unlabelled
 from decoder.stopwatch import Stopwatch
-from server.calibration.bases import PARTICULAR, check_base
+from server.calibration.bases import ALLOWED_S, PARTICULAR, base_of, check_base
 from server.calibration.blocks import session_file, session_of
-from server.calibration.scores import scores_of
-from server.problems import ConflictError, NotFoundError, problem_of
-from server.schemas import RUNNING, Calibration, State
+from server.calibration.scores import distances_of, scores_of
+from server.problems import ConflictError, problem_of
+from server.schemas import OWN, RUNNING, Calibration, State
 from server.settings import ServerSettings, environment
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Entry, Registry
@@ -39,11 +40,8 @@ log = logging.getLogger("volition.server")
 
 WAIT_FOR_STREAMS_S = 8.0  # on a busy machine LSL answers take seconds
 SAVE_EVERY_S = 1.0
+NO_SHADOW = "no shadow: it compares with movement that the daemon did not make, and there is none"
 EARLIER = "earlier"  # folder of sessions made from recordings of other calibrations
-# Default training time of `auto`, s. On two cores the new decoder then takes over within 10 s of
-# the last sample (poyo: 30 s). Measured: docs/RECALIBRATION.md.
-ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
-
 StartChild = Callable[..., Child]
 
 
@@ -59,6 +57,7 @@ class Job:
         journal: Journal,
         supervisor: SupervisedDaemon,
         registry: Registry,
+        get: Callable[[str], Calibration],
         who: str,
         resume: bool = False,
         start_child: StartChild = Child,
@@ -66,7 +65,7 @@ class Job:
         self.calibration = calibration
         self._key, self._who, self._resume = key, who, resume
         self._settings, self._journal = settings, journal
-        self._supervisor, self._registry = supervisor, registry
+        self._supervisor, self._registry, self._get = supervisor, registry, get
         self.folder = settings.calibrations / calibration.id
         self._start_child = start_child
         self._cancelled = threading.Event()
@@ -77,6 +76,7 @@ class Job:
         self._saved_at = 0.0
         self._stopwatch: Stopwatch | None = None  # from the last sample on
         self._held_out = self._live = Evidence.none()
+        self._unlabelled: Unlabelled | None = None
         self._thread = threading.Thread(target=self._run, name=calibration.id, daemon=True)
 
     @property
@@ -189,7 +189,7 @@ class Job:
         sessions = self._collect(trainer)
         self._enter("training")
         self._learn(trainer, sessions, ALLOWED_S[base.manifest.family])
-        if self.calibration.request.shadow:
+        if self.calibration.request.shadow and self._is_labelled:
             self._enter("shadowing")
             self._shadow()
         self._enter("promoting")
@@ -197,31 +197,19 @@ class Job:
 
     def _base(self) -> Entry:
         """The decoder that training starts from."""
-        asked = self.calibration.request.base
-        entry = self._pretrained() if asked is None else self._registry.get(asked)
-        if entry.manifest.family not in ALLOWED_S:
-            raise ConflictError(
-                f"{entry.manifest.decoder_id} is a {entry.manifest.family} decoder, which can't be "
-                f"trained further; name a base of family {' or '.join(ALLOWED_S)}"
-            )
-        return entry
+        return base_of(self._registry, self.calibration.request.base, self._active())
 
-    def _pretrained(self) -> Entry:
-        """The pretrained decoder that the active one is based on.
+    @property
+    def _needs_labels(self) -> bool:
+        return self.calibration.request.method != "align"
 
-        If it is not registered, the active decoder itself, which has all weights too.
-        """
-        active = self._active()
-        if active is None:
-            raise ConflictError("no decoder to start training from; register one, or name a base")
-        entry = self._registry.get(active)
-        base = entry.manifest.provenance.get("base")
-        if base is None:
-            return entry
-        try:
-            return self._registry.get(str(base))
-        except NotFoundError:
-            return entry
+    @property
+    def _is_labelled(self) -> bool:
+        """Whether labels can judge the candidate. `align` can be judged without them."""
+        request = self.calibration.request
+        blocks = [self.calibration, *map(self._get, request.earlier)]
+        are_recorded = all(block.movement in (None, "recorded") for block in blocks)
+        return self._needs_labels or (request.labels not in OWN and are_recorded)
 
     def _active(self) -> str | None:
         """The decoder in use, or the one that the next daemon will use."""
@@ -232,7 +220,11 @@ class Job:
         """The files of the sessions to train on: earlier ones, and the one collected now."""
         self.folder.mkdir(parents=True, exist_ok=True)
         earlier = [
-            str(session_of(self._settings, identity, self.folder / EARLIER))
+            str(
+                session_of(
+                    self._settings, identity, self.folder / EARLIER, needs_labels=self._needs_labels
+                )
+            )
             for identity in self.calibration.request.earlier
         ]
         if self.calibration.request.data is None:
@@ -260,9 +252,11 @@ class Job:
             frames=self._settings.daemon.address,
             wait_s=WAIT_FOR_STREAMS_S,
             resume=self._resume,
+            needs_labels=self._needs_labels,
         )
         self._collector = collector
         for message in collector.messages(silent_s=self._patience_s(request.seconds)):
+            self.calibration.movement = message.get("movement")
             if "done" in message:
                 self.calibration.phases_s |= message["phases_s"]
                 return str(message["done"])
@@ -286,6 +280,7 @@ class Job:
             output=str(candidate.absolute()),
             method=request.method,
             labels=request.labels,
+            labelled=self._is_labelled,
             allowed_s=request.allowed_s or allowed_s,
             seed=request.seed,
         )
@@ -302,9 +297,15 @@ class Job:
                 self.calibration.phases_s |= made["phases_s"]
                 self._held_out = Evidence.from_lists(made["evidence"])
                 self.calibration.held_out = scores_of(self._held_out)
+                if (found := made.get("unlabelled")) is not None:
+                    self._unlabelled = Unlabelled(**found)
+                    self.calibration.held_out = None
+                    self.calibration.distances = distances_of(self._unlabelled)
                 self.calibration.method = made["method"]
                 self.calibration.doubts = made["doubts"]
                 self.calibration.notes = made["notes"]
+                if request.shadow and not self._is_labelled:
+                    self.calibration.notes.append(NO_SHADOW)
 
     def _take(self, made: Path) -> None:
         """Register the candidate, and load it into the daemon while it is still being compared.
@@ -364,7 +365,10 @@ class Job:
             if self._cancelled.is_set():
                 raise ConflictError("cancelled")
             self._is_decided = True
-        verdict = decide(self._held_out, self._live, calibration.doubts)
+        if self._unlabelled is not None:
+            verdict = judge_unlabelled(self._unlabelled, calibration.doubts)
+        else:
+            verdict = decide(self._held_out, self._live, calibration.doubts)
         calibration.verdict = verdict.why
         match verdict.answer:
             case "promote":

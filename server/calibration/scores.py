@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from decoder.gate import Evidence
-from server.schemas import Scores
+from decoder.gate import Evidence, Unlabelled
+from server.schemas import Distances, Scores
 
 
 def scores_of(evidence: Evidence) -> Scores:
@@ -19,6 +19,12 @@ def scores_of(evidence: Evidence) -> Scores:
         at_least=_known(better.low) if better else None,
         at_most=_known(better.high) if better else None,
     )
+
+
+def distances_of(found: Unlabelled) -> Distances:
+    """What was found without labels."""
+    values = {name: _known(value) for name, value in vars(found).items()}
+    return Distances.model_validate(values)
 
 
 def _known(value: float | None) -> float | None:

@@ -38,6 +38,9 @@ ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (
     "kinematics.bin",
     "markers.jsonl",
 )
+NO_KINEMATICS = "no kinematics were recorded; the cursor stands still"
+STILL_HZ = 50.0  # samples of a cursor that stands still
+MAX_PAUSE_S = 0.5  # a longer pause of all spikes is a gap, if there are no kinematics
 UNSURE_S = 5.0  # a jump is noticed after two clock measurements, 2 s apart
 SPIKE = np.dtype([("time", "<f8"), ("unit", "<i8")])
 SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
@@ -51,6 +54,7 @@ def read_recording(
     cut: bool = True,
     metres: float | None = None,
     sure_of_times: bool = False,
+    needs_kinematics: bool = True,
 ) -> Session:
     """Convert a recording to a session.
 
@@ -58,6 +62,8 @@ def read_recording(
     metres: metres per unit of kinematics that named no unit. None: they are taken as m and m/s,
         and refused if they are implausible for a hand.
     sure_of_times: most spikes may lie outside the kinematics.
+    needs_kinematics: if false, a recording without a sample of kinematics becomes a session whose
+        cursor stands still, with the note `NO_KINEMATICS`.
 
     An incomplete last record is left out. Units without spikes are kept. If only velocity was sent,
     position is its integral from (0, 0), and targets are left out.
@@ -66,6 +72,9 @@ def read_recording(
     path = Path(path)
     about = about_of(path)
     notes: list[str] = []
+    if not (needs_kinematics or has_kinematics(path)):
+        session = _of_spikes(path, about)
+        return with_domains(session) if cut else session
     times, values = _kinematics(path, notes)
     values = values * _metres(path, about, metres, notes)
     pos, vel, targets = values[:, POSITION], values[:, VELOCITY], values[:, TARGET]
@@ -102,6 +111,43 @@ def read_recording(
     if not has_position:  # after the checks: an integral may drift out of a hand's reach
         session = replace(session, cursor_pos=position_of(vel, times))
     return with_domains(session) if cut else session
+
+
+def has_kinematics(path: Path) -> bool:
+    """Whether a recording has any sample of kinematics."""
+    return len(read_records(path / KINEMATICS_FILE, SAMPLE)) > 0
+
+
+def _of_spikes(path: Path, about: dict[str, Any]) -> Session:
+    """A session of spikes alone."""
+    notes = [NO_KINEMATICS]
+    times, units = _spikes(path, about, notes)
+    if len(times) < 2:
+        raise SessionError(f"{path}: {len(times)} spikes; expected many more")
+    pauses = np.flatnonzero(np.diff(times) > MAX_PAUSE_S)
+    domain = np.stack([times[[0, *(pauses + 1)]], times[[*pauses, -1]]], axis=1)
+    domain = domain[domain[:, 1] > domain[:, 0]]
+    n_samples = 2 + int(STILL_HZ * (times[-1] - times[0]))
+    still = np.zeros((n_samples, 2))
+    domain = _without_jumps(domain, about, notes)
+    session = Session(
+        session_id=about["session_id"],
+        subject_id=about["subject_id"],
+        recorded_at=_date(about.get("recorded_at"), notes),
+        unit_ids=tuple(about["unit_ids"]),
+        spike_times=times,
+        spike_units=units,
+        cursor_times=np.linspace(times[0], times[-1] + 1 / STILL_HZ, n_samples),
+        cursor_pos=still,
+        cursor_vel=still,
+        domain=domain,
+        train_domain=domain,
+        valid_domain=domain,
+        test_domain=domain,
+        source=f"recorded from {about.get('spikes')}",
+        notes=tuple(notes),
+    )
+    return judged(session, sure_of_unit=True)
 
 
 def _metres(path: Path, about: dict[str, Any], metres: float | None, notes: list[str]) -> float:

@@ -50,11 +50,15 @@ MAX_PAUSE_S = 0.5  # a longer pause of the kinematics is a gap without labels
 
 @dataclass(frozen=True, kw_only=True)
 class RecordSettings:
-    """The streams to record. Without a name, the only stream of the type is recorded."""
+    """The streams to record. Without a name, the only stream of the type is recorded.
+
+    needs_kinematics: if false, and `kinematics` names none, spikes are recorded without them.
+    """
 
     spikes: StreamQuery = field(default_factory=StreamQuery)
     kinematics: str | None = None
     markers: str | None = None
+    needs_kinematics: bool = True
     wait_s: float = 10.0
 
 
@@ -88,7 +92,7 @@ class Recorder:
                 f"`volition import {self.path}` makes a session from it"
             )
         self.n_spikes = self.n_samples = self.n_markers = 0
-        self.labelled_s = 0.0  # duration of the kinematics without gaps
+        self.labelled_s = 0.0  # duration without gaps, of the kinematics or else of the spikes
         self.should_stop = False
         self._settings, self._session_id, self._subject = settings, session_id, subject
         self._unit_ids: list[str] = []  # a unit in the file is an index into these
@@ -96,7 +100,7 @@ class Recorder:
         self._recorded_at = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self._names_unit = True  # of the recording that is resumed
         self._clock_jumps: list[float] = []  # of the recording that is resumed
-        self._last_sample: float | None = None
+        self._last_sample: float | None = None  # or spike, if there are no kinematics
         self._flushed_at = 0.0
         self._has_streams = False
 
@@ -116,9 +120,19 @@ class Recorder:
     def find_streams(self) -> None:
         """Open the streams. Nothing is on disk before `start`."""
         wanted = self._settings
-        self._streams = RigStreams(wanted.spikes, wanted.kinematics, wanted.markers)
+        samples = self.path / KINEMATICS_FILE  # of the recording that is resumed
+        is_labelled = samples.is_file() and samples.stat().st_size > 0
+        self._streams = RigStreams(
+            wanted.spikes, wanted.kinematics, wanted.markers,
+            needs_kinematics=wanted.needs_kinematics or is_labelled,
+        )  # fmt: skip
         self._streams.wait(wanted.wait_s)
         self._has_streams = True
+
+    @property
+    def has_kinematics(self) -> bool:
+        """Whether kinematics are recorded, once the streams are open."""
+        return self._streams.has_kinematics
 
     def start(self) -> None:
         """Open the streams if `find_streams` hasn't, and create the folder and its files."""
@@ -146,9 +160,12 @@ class Recorder:
                 self._write_about()
             spikes.write(_records(SPIKE, times[usable], self._row[units[usable]]))
             self.n_spikes += int(usable.sum())
+            if not self.has_kinematics:
+                self._count_seconds(times[usable])
             times, values = self._streams.kinematics()
             kinematics.write(_records(SAMPLE, times, values))
-            self._count_samples(times)
+            self.n_samples += len(times)
+            self._count_seconds(times)
             for at, text in self._streams.markers():
                 markers.write((json.dumps({"time": at, "text": text}) + "\n").encode())
                 self.n_markers += 1
@@ -168,7 +185,8 @@ class Recorder:
         while not self.should_stop and (seconds is None or self.labelled_s < seconds):
             self.poll()
             on_poll(self)
-            if self.n_spikes > n_seen[0] and self.n_samples > n_seen[1]:
+            goes_on = self.n_samples > n_seen[1] or not self.has_kinematics
+            if self.n_spikes > n_seen[0] and goes_on:
                 at, n_seen = time.monotonic(), (self.n_spikes, self.n_samples)
             elif seconds is not None and time.monotonic() - at > SILENT_S:
                 which = "spikes" if self.n_spikes == n_seen[0] else "kinematics"
@@ -193,8 +211,10 @@ class Recorder:
             "The recording so far is kept"
         )
 
-    def _count_samples(self, times: Floats) -> None:
-        self.n_samples += len(times)
+    def _count_seconds(self, times: Floats) -> None:
+        if not self.has_kinematics:  # spikes of different units may come out of order
+            times = np.sort(times[times <= pylsl.local_clock()])
+            times = times if self._last_sample is None else times[times > self._last_sample]
         if len(times):
             self.labelled_s += _covered_s(times, self._last_sample)
             self._last_sample = float(times[-1])
@@ -213,14 +233,17 @@ class Recorder:
             os.truncate(self.path / name, size // kind.itemsize * kind.itemsize)
         markers = self.path / MARKERS_FILE
         os.truncate(markers, markers.read_bytes().rfind(b"\n") + 1)
-        self.n_spikes = len(read_records(self.path / SPIKES_FILE, SPIKE))
+        spikes = read_records(self.path / SPIKES_FILE, SPIKE)["time"]
+        self.n_spikes = len(spikes)
         times = read_records(self.path / KINEMATICS_FILE, SAMPLE)["time"]
+        self.n_samples = len(times)
+        times = times if self.has_kinematics else np.sort(spikes)
         if len(times) and times[-1] > pylsl.local_clock():
             raise SessionError(
                 f"{self.path} was recorded before this host's last start: its times are on another "
                 "clock. Record under another name"
             )
-        self._count_samples(times)
+        self._count_seconds(times)
 
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()

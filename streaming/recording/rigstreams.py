@@ -1,6 +1,7 @@
 """The three streams of a rig: spikes, kinematics, markers.
 
-Senders may start late, go away and return, even with other units. Reading goes on.
+A rig may have no kinematics, if its user can't move. Senders may start late, go away and return,
+even with other units. Reading goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LEAST_S = 4.0  # shortest timeout: searching and opening take a second or two
 OPENING_S = 10.0  # extra time for a stream that has answered, on a busy machine
 HOPELESS_S = 4.0  # give up on a stream whose problem lasts this long
 MARKERS_WAIT_S = 4.0  # a rig may have no markers, or a stream of them that never opens
+KINEMATICS_WAIT_S = 4.0  # if a rig may have no kinematics
 
 AnInlet = TypeVar("AnInlet", bound=Inlet)
 
@@ -35,11 +37,21 @@ class RigStreams:
         streams. Both change with the sender: compare `changes` to notice it.
     names_unit: whether the kinematics have always named their unit.
     clock_jumps: when a jump of a sender's clock was noticed; LSL clock, s.
+    has_kinematics: false after `wait` if there are none, and none are needed.
     """
 
-    def __init__(self, spikes: StreamQuery, kinematics: str | None, markers: str | None) -> None:
+    def __init__(
+        self,
+        spikes: StreamQuery,
+        kinematics: str | None,
+        markers: str | None,
+        *,
+        needs_kinematics: bool = True,
+    ) -> None:
         self._spikes = Source(spikes, SpikeInlet)
         self._kinematics = Source(Query(kind=KINEMATICS, name=kinematics), KinematicsInlet)
+        self._needs_kinematics = needs_kinematics or kinematics is not None
+        self.has_kinematics = True
         self._markers = Markers(markers)
         self.unit_ids: list[str] = []
         self.names: dict[str, str | None] = {}
@@ -49,6 +61,7 @@ class RigStreams:
     def wait(self, timeout_s: float) -> None:
         """Wait until spikes and kinematics are open.
 
+        Kinematics that are not needed are left out if none answer within `KINEMATICS_WAIT_S`.
         Raises StreamError if they don't open within `timeout_s`. All streams are closed after an
         error or Ctrl-C.
         """
@@ -59,17 +72,27 @@ class RigStreams:
                     self._spikes,
                     f"no spike stream of {self._spikes.query}; is the rig sending?",
                 )
-            if not _opens(self._kinematics, deadline):
-                raise _unopened(
-                    self._kinematics,
-                    f"no kinematics stream ({self._kinematics.query}); nothing would label the "
-                    "spikes",
-                )
+            self._wait_for_kinematics(deadline)
             self._markers.wait(MARKERS_WAIT_S)
         except BaseException:  # also Ctrl-C
             self.close()
             raise
         self._update()
+
+    def _wait_for_kinematics(self, deadline: float) -> None:
+        stream = self._kinematics
+        if not self._needs_kinematics:
+            deadline = min(deadline, time.monotonic() + KINEMATICS_WAIT_S)
+        if _opens(stream, deadline):
+            return
+        if not self._needs_kinematics and stream.problem is None and not stream.is_opening:
+            self.has_kinematics = False
+            stream.close()
+            return
+        raise _unopened(
+            stream,
+            f"no kinematics stream ({stream.query}); nothing would label the spikes",
+        )
 
     @property
     def changes(self) -> tuple[object, ...]:
@@ -95,7 +118,7 @@ class RigStreams:
 
     def kinematics(self) -> tuple[Floats, Floats]:
         """Times (n,) and values (n, 6) of the waiting samples. Never blocks or raises."""
-        if (inlet := self._kinematics.tend()) is not None:
+        if self.has_kinematics and (inlet := self._kinematics.tend()) is not None:
             try:
                 return inlet.drain()
             except StreamError as error:
@@ -109,7 +132,7 @@ class RigStreams:
     def close(self) -> None:
         """Close all streams."""
         for stream in (self._spikes, self._kinematics, self._markers):
-            stream.close()
+            stream.close()  # a second time does nothing
 
     def _update(self) -> None:
         if (spikes := self._spikes.inlet) is not None:
@@ -118,6 +141,8 @@ class RigStreams:
         if (kinematics := self._kinematics.inlet) is not None:
             self.names["kinematics"] = kinematics.name
             self.names_unit &= kinematics.names_unit
+        elif not self.has_kinematics:
+            self.names["kinematics"] = None
         self.names["markers"] = ", ".join(self._markers.names) or None
         for inlet in (spikes, kinematics):
             if inlet is not None and inlet.take_offset_jump():

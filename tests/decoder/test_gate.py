@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from decoder.arrays import Floats
-from decoder.gate import BLOCK_S, LEAST_R2, MIN_BLOCKS, Evidence, decide, judge, student_t
+from decoder.gate import (
+    BLOCK_S,
+    LEAST_R2,
+    MIN_BLOCKS,
+    Evidence,
+    Unlabelled,
+    decide,
+    judge,
+    judge_unlabelled,
+    student_t,
+)
 
 TICK_S = 0.05
 N_TRIALS = 200
@@ -144,3 +154,40 @@ def test_students_t_matches_the_table() -> None:
     table = {4: 2.132, 9: 1.833, 19: 1.729, 29: 1.699}  # of 0.95
     for freedom, value in table.items():
         assert student_t(0.95, freedom) == pytest.approx(value, rel=0.01)
+
+
+NEAR = {
+    "seconds": 40.0, "candidate": 0.3, "candidate_limit": 0.4, "active": 1.0, "active_all": 0.9,
+    "active_limit": 0.4, "agreement": 0.9, "speed_ratio": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "answer", "why"), [
+    ({}, "promote", "correlate by 0.90"),
+    ({"candidate": 0.5}, "promote", "0.50"),  # half of the active decoder's, beyond the limit
+    ({"active": 0.41, "active_all": 0.41, "candidate": 0.4}, "promote", ""),  # within the limit
+    ({"candidate": 0.6}, "undecided", "not near enough"),
+    ({"candidate": 1.1}, "reject", "farther from the known days"),
+    ({"candidate": math.nan}, "reject", "farther from the known days"),
+    ({"active_all": 0.4}, "undecided", "nothing to gain, the neurons are as usual"),
+    ({"active_all": 0.1, "candidate": 2.0}, "undecided", "nothing to gain"),
+    ({"agreement": 0.49}, "undecided", "expected at least 0.5"),
+    ({"agreement": math.nan}, "undecided", "correlate by nan"),
+    ({"speed_ratio": 0.4}, "undecided", "0.40 times as fast"),
+    ({"speed_ratio": 2.1}, "undecided", "expected 0.5 to 2 times"),
+    ({"seconds": 9.0}, "undecided", "collect longer"),
+    ({"active": None}, "undecided", "the active decoder does not know its usual states"),
+    ({"candidate_limit": None}, "undecided", "the candidate does not know its usual states"),
+])  # fmt: skip
+def test_without_labels_distance_and_agreement_decide(
+    changes: dict[str, float | None], answer: str, why: str
+) -> None:
+    verdict = judge_unlabelled(Unlabelled(**(NEAR | changes)))
+    assert verdict.answer == answer, verdict
+    assert why in verdict.why
+
+
+def test_a_doubt_leaves_a_promotion_without_labels_to_the_operator() -> None:
+    verdict = judge_unlabelled(Unlabelled(**NEAR), ["half of the units were silent"])
+    assert verdict.answer == "undecided"
+    assert verdict.why == "half of the units were silent"

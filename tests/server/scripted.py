@@ -35,6 +35,8 @@ from server.store.registry import Registry
 from server.supervision.daemon import SupervisedDaemon, known_bundle
 from server.supervision.process import Adopted, Process
 from server.supervision.timing import Timing
+from server.unattended.bodies import Unattended
+from server.unattended.unattended import UnattendedCalibrations
 from streaming.daemon.settings import DaemonSettings
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import control
@@ -42,6 +44,7 @@ from streaming.wire.children import Child
 from tests.server.scripted_daemon import ScriptedDaemon
 
 PR_SET_PDEATHSIG = 1
+HOLD_S = 0.2  # of an alarm
 PATIENCE = float(os.environ.get("VOLITION_TEST_PATIENCE", "1"))  # more on a busy machine
 QUICK = Timing(
     look_every_s=0.003,
@@ -89,6 +92,10 @@ class ServerProcess:
         self.calibrations = Calibrations(
             settings, self.journal, self.supervisor, registry, start_child=ScriptedChild
         )
+        self.unattended = UnattendedCalibrations(
+            settings, self.journal, self.supervisor, registry, self.calibrations,
+            look_every_s=0.02, hold_s=HOLD_S,
+        )  # fmt: skip
 
     def _start_daemon(self, bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Process:
         order = {
@@ -102,6 +109,7 @@ class ServerProcess:
     def serve(self, address: str) -> None:
         with Listener(address, family="AF_UNIX") as listener:
             self.supervisor.start(self._given)
+            self.unattended.start()
             while True:
                 connection = listener.accept()
                 threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
@@ -163,6 +171,17 @@ class ServerProcess:
             "verdict": calibration.verdict,
         }
 
+    def on_unattended(self, **values: Any) -> dict[str, Any]:
+        if values:
+            self.unattended.set(Unattended(**values), who="test")
+        return self.unattended.state().model_dump(mode="json")
+
+    def on_freeze(self) -> dict[str, Any]:
+        return self.unattended.freeze(who="test").model_dump(mode="json")
+
+    def on_calibrations(self) -> list[dict[str, Any]]:
+        return [calibration.model_dump(mode="json") for calibration in self.calibrations.all()]
+
     def on_wanted(self) -> dict[str, Any]:
         wanted = self.supervisor.wanted
         return {
@@ -182,6 +201,7 @@ class ServerProcess:
         return [c for c in reversed(self.journal.changes(50)) if c["number"] > after]
 
     def on_stop(self) -> None:
+        self.unattended.stop()
         self.calibrations.stop()
         self.supervisor.stop()
         self.journal.close()

@@ -74,6 +74,7 @@ class ScriptedDaemon:
         self._input = StreamQuery(kind=settings.stream_type, name=settings.stream_name)
         self._started, self._ticks = time.monotonic(), 0
         self._socket = ControlSocket(settings.control)
+        self._far = folder / "far"  # exists: the neurons have changed
         birth = {"at": self._started, "pid": os.getpid(), **self.does()}
         with (folder / "births").open("a") as file:
             file.write(f"\n{json.dumps(birth)}\n")  # after the partial line of a killed one
@@ -178,6 +179,8 @@ class ScriptedDaemon:
                 "paused": self._paused,
                 "filters": self._filters,
                 "pid": os.getpid(),
+                "distance": 1.0 if self._far.exists() else 0.1,
+                "distance_limit": 0.5,
             }
         )
 

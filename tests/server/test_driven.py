@@ -70,6 +70,7 @@ def test_a_calibration_in_closed_loop_keeps_the_cursor_speed(
             *_, ended = client.calibrate(request)
         assert client.filters().gain == GAIN
     assert ended.held_out is not None, ended
+    assert ended.movement == "decoded"
     assert (
         ended.held_out.active > 0.3
     )  # its own velocity, a frame or two late; -7 with the filtered one
@@ -124,6 +125,7 @@ def test_a_cursor_moved_by_hand_is_unchanged_however_well_it_is_decoded(
         same = before_filters(session, frames)
         moved = np.abs(same.cursor_vel - session.cursor_vel).max(axis=1) > 0
         assert moved.mean() < 0.05, gain
+        assert frames.share_of(session.cursor_times, session.cursor_vel) < 0.05, gain
 
 
 def test_only_the_seconds_that_the_daemon_drove_change(session: Session) -> None:
@@ -134,9 +136,12 @@ def test_only_the_seconds_that_the_daemon_drove_change(session: Session) -> None
     changed = before_filters(session, frames).cursor_vel != session.cursor_vel
     at = session.cursor_times[changed.any(axis=1)]
     assert half - 1.0 <= at.min()
+    share = frames.share_of(session.cursor_times, session.cursor_vel)
+    assert share == pytest.approx(0.5, abs=0.1)
     assert len(at) > 1000
 
 
 def test_without_a_daemon_nothing_changes(session: Session, tmp_path: Path) -> None:
     nothing = read_driving(tmp_path)
     assert before_filters(session, nothing) is session
+    assert nothing.share_of(session.cursor_times, session.cursor_vel) == 0.0

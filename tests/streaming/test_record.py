@@ -17,7 +17,7 @@ from decoder.errors import SessionError, StreamError
 from streaming.inlets.spikes import StreamQuery
 from streaming.recording import rigstreams
 from streaming.recording.outlets import kinematics_info, spikes_info
-from streaming.recording.raw import KINEMATICS_FILE, SPIKES_FILE, read_recording
+from streaming.recording.raw import KINEMATICS_FILE, NO_KINEMATICS, SPIKES_FILE, read_recording
 from streaming.recording.record import Recorder, RecordSettings
 from streaming.sessions import format as sessions
 from streaming.sessions.checks import check
@@ -145,6 +145,35 @@ def test_a_rig_without_kinematics_is_refused(tmp_path: Path) -> None:
         Recorder(tmp_path, "today", settings).start()
     del outlet
     assert not (tmp_path / "today.recording").exists()
+
+
+def test_spikes_alone_are_recorded_if_no_kinematics_are_needed(tmp_path: Path) -> None:
+    name = f"alone-{time.time_ns()}"
+    unit_ids = ["a", "b", "c"]
+    outlet = pylsl.StreamOutlet(spikes_info(name, name, unit_ids))
+    settings = RecordSettings(spikes=StreamQuery(name=name), needs_kinematics=False)
+
+    def recorded(seconds: float, *, resume: bool = False) -> Recorder:
+        with Recorder(tmp_path, "today", settings, resume=resume) as recorder:
+            recorder.start()
+            assert not recorder.has_kinematics
+            recorder.run(
+                seconds, lambda _: outlet.push_sample([recorder.n_spikes % 3, 0])
+            )  # fmt: skip
+        return recorder
+
+    assert recorded(1.0).labelled_s == pytest.approx(1.0, abs=0.5)
+    again = recorded(2.0, resume=True)
+    assert again.labelled_s == pytest.approx(2.0, abs=0.5)
+    session = read_recording(again.path, cut=False, needs_kinematics=False)
+    assert duration_s(session.domain) == pytest.approx(again.labelled_s, abs=0.01)
+    assert len(session.domain) == 2, "the pause between both is a gap"
+    assert NO_KINEMATICS in session.notes
+    assert len(session.spike_times) == again.n_spikes
+    assert not session.cursor_vel.any()
+    assert sessions.load(sessions.save(session, tmp_path)).unit_ids == tuple(unit_ids)
+    with pytest.raises(SessionError, match="0 samples of kinematics"):
+        read_recording(again.path)
 
 
 def test_targets_and_trials_are_recorded(tmp_path: Path) -> None:

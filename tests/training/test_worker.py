@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from clients.harness.daemon import BUNDLES
-from decoder.bundles.bundle import open_bundle
-from decoder.gate import Evidence
+from decoder.bundles.bundle import Bundle, open_bundle
+from decoder.gate import Evidence, Unlabelled
 from streaming.sessions import format as sessions
+from streaming.sessions.intervals import duration_s
 from tests.conftest import TinyDecoder, identifying
+from tests.training.test_states import states_of
 from training.calibration import worker
-from training.calibration.candidate import WARM_UP, prepare
+from training.calibration.candidate import WARM_UP, prepare, train_candidate
 from training.calibration.labels import Labels
 from training.data.simulate import simulate
 from training.exports.export import export_model
@@ -67,10 +69,8 @@ def test_labels_of_the_decoders_own_output_prove_nothing(
     assert "can't show whether the candidate is better" in done["doubts"][-1]
 
 
-@pytest.mark.parametrize("tiny", ["possm"], indirect=True)
-def test_an_aligned_candidate_is_compared_on_labels_that_it_has_not_seen(
-    tiny: TinyDecoder, tmp_path: Path
-) -> None:
+def aligned(tiny: TinyDecoder, tmp_path: Path, *, labelled: bool) -> tuple[Bundle, dict[str, Any]]:
+    """The base and the result of `align`, on a day whose neurons have all changed."""
     model, record = runs.load_model(tiny.bundle.path)
     usual = usual_states(model, record, [tiny.session])
     assert usual is not None
@@ -83,12 +83,50 @@ def test_an_aligned_candidate_is_compared_on_labels_that_it_has_not_seen(
     order = worker.Order(
         sessions=[str(sessions.save(today, tmp_path))], active=str(base.path),
         output=str(tmp_path / "candidate.bundle"), method="align", labels="kinematics",
-        allowed_s=2.0, seed=0,
+        allowed_s=2.0, seed=0, labelled=labelled,
     )  # fmt: skip
-    done = worker.carry_out(order, worker.Ready(bundle=base, model=model, record=record))
+    return base, worker.carry_out(order, worker.Ready(bundle=base, model=model, record=record))
+
+
+@pytest.mark.parametrize("tiny", ["possm"], indirect=True)
+def test_an_aligned_candidate_is_compared_on_labels_that_it_has_not_seen(
+    tiny: TinyDecoder, tmp_path: Path
+) -> None:
+    base, done = aligned(tiny, tmp_path, labelled=True)
     assert done["method"] == "align"
+    assert done["unlabelled"] is None
     assert Evidence.from_lists(done["evidence"]).compared_s > 20.0
     made = open_bundle(tmp_path / "candidate.bundle")
     assert made.manifest.checksums["graph.onnx"] == base.manifest.checksums["graph.onnx"]
     assert not np.array_equal(made.tables.tokens, base.tables.tokens)
     assert np.array_equal(made.usual.axes, base.usual.axes)
+
+
+@pytest.mark.parametrize("tiny", ["possm"], indirect=True)
+def test_without_labels_an_aligned_candidate_is_judged_on_the_last_third(
+    tiny: TinyDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned_from = []
+
+    def noted(session, *arguments, **options):
+        learned_from.append(session)
+        return train_candidate(session, *arguments, **options)
+
+    monkeypatch.setattr(worker, "train_candidate", noted)
+    base, done = aligned(tiny, tmp_path, labelled=False)
+    (session,) = learned_from
+    assert session.train_domain[-1, 1] < session.test_domain[0, 0]
+    assert duration_s(session.test_domain) == pytest.approx(duration_s(session.domain) / 3)
+    found = Unlabelled(**done["unlabelled"])
+    assert found.seconds == pytest.approx(duration_s(session.test_domain), abs=2.0)
+    model, record = runs.load_model(base.path)
+    named = replace(session, session_id=tiny.session.session_id, train_domain=session.test_domain)
+    expected = record.states.distances(states_of(model, record, named)).min()
+    assert found.active == pytest.approx(float(expected), rel=0.3, abs=0.1)
+    assert found.candidate > 0.0
+    assert found.active_all == pytest.approx(found.active, abs=0.2)
+    assert found.active_limit == found.candidate_limit == 0.0
+    assert found.agreement > 0.0
+    assert 0.1 < found.speed_ratio < 10.0
+    assert Evidence.from_lists(done["evidence"]).compared_s == 0.0
+    assert done["doubts"] == []

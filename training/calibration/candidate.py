@@ -264,7 +264,8 @@ class _Adapting:
         if self._averages and self._members:
             adapted = mean_of(self._members)
         else:  # too few seconds for folds, or a method that learns from all seconds at once
-            adapted = self._adapt(session, OWN_SHARE, self._on_step)
+            share = 1.0 if self._plan.method in WHOLE else OWN_SHARE
+            adapted = self._adapt(session, share, self._on_step)
         self._on_step(1.0, float(np.nan_to_num(adapted.record.best_r2)), "writing the bundle")
         self._made = self._write(adapted, path)
         return self._made, adapted.method

@@ -7,6 +7,9 @@ was used to train or choose the model that decodes it. The candidate is trained 
 (`training.calibration.candidate`), more than any of these models, so the estimate is conservative.
 In a session of several blocks only the recent ones are folds; every model trains on the older ones.
 
+Without labels, the last third of the data is held out (`held_out_third`), and both decoders are
+compared on it by their states and velocities (`without_labels`).
+
 Training is in `training.calibration.adapt`, the decision in `decoder.gate`.
 """
 
@@ -23,7 +26,7 @@ import numpy as np
 from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle
 from decoder.errors import TrainingError
-from decoder.gate import Evidence
+from decoder.gate import Evidence, Unlabelled
 from decoder.runtimes.base import Runtime
 from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
@@ -35,6 +38,8 @@ log = logging.getLogger("volition.crossval")
 N_FOLDS = 4
 APART_S = 0.5  # gap between training and test data, as velocity is autocorrelated
 SCORE_TICK_S = 0.05
+STATES_TICK_S = 0.2  # if only the states matter; they are as many at any tick
+THIRD = 1 / 3  # share of the data that a candidate without labels is judged on
 Learn = Callable[[Session, int], Bundle]
 
 
@@ -142,3 +147,64 @@ def _decoded(
     except TrainingError as error:
         log.info("%s can't be scored: %s", active.path.name, error)
         return None
+
+
+def held_out_third(session: Session) -> Session:
+    """The session with the last third of its recent training domain as test domain."""
+    domain, judged = session.train_domain, recent(session)
+    cut = time_after(judged, (1 - THIRD) * duration_s(judged))
+    train = intersect(domain, float(domain[0, 0]), cut - APART_S)
+    test = intersect(judged, cut, float(domain[-1, 1]))
+    if len(train) == 0 or len(test) == 0:
+        raise TrainingError(
+            f"{session.session_id}: {duration_s(domain):.1f} s are too few; collect 60 s"
+        )
+    return replace(session, train_domain=train, test_domain=test)
+
+
+def without_labels(
+    made: Bundle,
+    session: Session,
+    active: Bundle | None,
+    *,
+    opened: dict[str, Runtime] | None = None,
+) -> Unlabelled:
+    """Compare a candidate with the active decoder on a session's test domain, by spikes alone.
+
+    opened: see `decode_split`. Raises TrainingError if the candidate can't decode the test domain.
+    """
+    after_s = made.manifest.sizes.window_s
+    if active is not None:
+        after_s = max(after_s, active.manifest.sizes.window_s)
+    opened = {} if opened is None else opened
+    candidate = decode_split(
+        made, session, "test", tick_s=SCORE_TICK_S, after_s=after_s, opened=opened
+    )
+    other = _decoded(active, session, after_s, SCORE_TICK_S, opened)
+    seconds = len(candidate.times) * SCORE_TICK_S
+    if other is None:
+        return Unlabelled(
+            seconds=seconds, candidate=candidate.distance, candidate_limit=candidate.limit,
+            active=None, active_all=None, active_limit=None, agreement=None, speed_ratio=None,
+        )  # fmt: skip
+    judged = intersect(session.domain, recent(session)[0, 0], session.test_domain[-1, 1])
+    whole = replace(session, test_domain=judged)
+    everywhere = _decoded(active, whole, after_s, STATES_TICK_S, opened)
+    first, second = candidate.velocity, other.velocity
+    power = float(np.square(_centred(first)).sum() * np.square(_centred(second)).sum())
+    alike = float((_centred(first) * _centred(second)).sum()) / max(math.sqrt(power), 1e-12)
+    speeds = [float(np.linalg.norm(one, axis=1).mean()) for one in (first, second)]
+    return Unlabelled(
+        seconds=seconds,
+        candidate=candidate.distance,
+        candidate_limit=candidate.limit,
+        active=other.distance,
+        active_all=everywhere.distance if everywhere else None,
+        active_limit=other.limit,
+        agreement=alike,
+        speed_ratio=speeds[0] / max(speeds[1], 1e-9),
+    )
+
+
+def _centred(velocity: Floats) -> Floats:
+    return np.asarray(velocity - velocity.mean(axis=0))

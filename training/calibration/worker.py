@@ -5,7 +5,8 @@
 It runs at the lowest priority and leaves one core free, so that the daemon's ticks are not late.
 The candidate is trained on all labelled seconds, of one block or several
 (`training.calibration.blocks`). It is compared with the active decoder by cross-validation
-(`training.calibration.crossval`), through the runtime that decodes live.
+(`training.calibration.crossval`), through the runtime that decodes live. `align` without usable
+labels learns from the first two thirds instead, and both decoders are compared on the last.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +34,8 @@ from streaming.wire.lines import Message, parent_messages_or_exit, send, send_pr
 from training.baselines.linear import Kind
 from training.calibration.adapt import Method
 from training.calibration.blocks import joined
-from training.calibration.candidate import Plan, Ready, prepare, train_candidate
-from training.calibration.crossval import SCORE_TICK_S
+from training.calibration.candidate import COMPARING, Plan, Ready, prepare, train_candidate
+from training.calibration.crossval import SCORE_TICK_S, held_out_third, without_labels
 from training.calibration.labels import OWN, Labels, relabelled
 from training.evaluation.offline import decode_split
 from training.pretraining.process import keep_freed_memory
@@ -60,6 +61,7 @@ class Order(msgspec.Struct, kw_only=True):
     """Request to train on the blocks in some session files, and to compare with the active decoder.
 
     sessions: paths, in any order.
+    labelled: whether labels can judge the candidate; if false, the method must be `align`.
     """
 
     sessions: list[str]
@@ -67,6 +69,7 @@ class Order(msgspec.Struct, kw_only=True):
     output: str
     method: Literal[Method, Kind]
     labels: Labels
+    labelled: bool = True
     allowed_s: float
     seed: int
 
@@ -80,23 +83,33 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     report(0.0, 0.0, "loading")
     active = open_bundle(order.active) if order.active else None
     blocks = [whole(sessions.load(path)) for path in order.sessions]
-    decode = partial(_decoded_by, active)
-    session = joined([relabelled(block, order.labels, decode=decode) for block in blocks])
+    if order.labelled:
+        decode = partial(_decoded_by, active)
+        blocks = [relabelled(block, order.labels, decode=decode) for block in blocks]
+    session = joined(blocks)
+    if not order.labelled:
+        session = held_out_third(session)
     plan = Plan(
         method=order.method, allowed_s=order.allowed_s, seed=order.seed,
-        compares=order.labels not in OWN,
+        compares=order.labelled and order.labels not in OWN,
     )  # fmt: skip
     done = train_candidate(
         session, active, Path(order.output), plan, ready, report,
         on_made=lambda made: send(made=str(made.path)),
     )  # fmt: skip
+    unlabelled = None
+    if not order.labelled:
+        report(1.0, 0.0, COMPARING)
+        opened = dict(ready.opened)
+        unlabelled = asdict(without_labels(done.made, session, active, opened=opened))
     took_s = report.stopwatch.total_s
     log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
              done.evidence.active_r2(), [*done.doubts, *done.notes])  # fmt: skip
     return {
         "method": done.method,
         "evidence": done.evidence.as_lists(),
-        "doubts": done.doubts if plan.compares else [*done.doubts, NO_EVIDENCE],
+        "unlabelled": unlabelled,
+        "doubts": done.doubts if plan.compares or unlabelled else [*done.doubts, NO_EVIDENCE],
         "notes": done.notes,
         "learned_s": took_s,
         "phases_s": report.phases_s(),

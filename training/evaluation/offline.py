@@ -26,11 +26,15 @@ class Decoded:
 
     times: (n_ticks,) seconds of the recording. velocity: (n_ticks, 2) m/s.
     tick_ms: (n_ticks,) time for appending and decoding.
+    distance, limit: nats, of the decoder's states in the longest interval from those of the days
+        that it knows (`decoder.usual`); None if they can't be known.
     """
 
     times: Floats
     velocity: Floats
     tick_ms: Floats
+    distance: float | None = None
+    limit: float | None = None
 
 
 def decode_split(
@@ -77,10 +81,13 @@ def decode_split(
         raise TrainingError(
             f"{session.session_id}: no window of {runtime.window_s:g} s fits the {split} domain"
         )
+    longest = max(parts, key=lambda part: len(part.times))
     return Decoded(
         times=times,
         velocity=np.concatenate([part.velocity for part in parts]),
         tick_ms=np.concatenate([part.tick_ms for part in parts]),
+        distance=longest.distance,
+        limit=longest.limit,
     )
 
 
@@ -125,4 +132,10 @@ def _decode_interval(
         velocity[tick] = runtime.decode(float(window_end))
         cost[tick] = (time.perf_counter() - began) * 1e3
         done = int(stop)
-    return Decoded(times=times, velocity=velocity, tick_ms=cost)
+        if tick == 0 and runtime.drift is not None:
+            runtime.drift.forget()  # the first states remember that they began from nothing
+    if (drift := runtime.drift) is None:
+        return Decoded(times=times, velocity=velocity, tick_ms=cost)
+    return Decoded(
+        times=times, velocity=velocity, tick_ms=cost, distance=drift.of_few, limit=drift.limit
+    )

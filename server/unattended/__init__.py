@@ -1,0 +1,1 @@
+"""Unattended recalibration: starts calibrations by alarm or by the clock; off unless asked for."""
