@@ -47,6 +47,7 @@ from training.calibration.fitting import (
     fit,
 )
 from training.calibration.labels import OWN, Labels, relabelled
+from training.data.identity import home
 from training.data.windows import window_ends
 from training.models.config import SHORTER_S, PossmConfig
 from training.models.families import Model
@@ -96,6 +97,7 @@ LEARNS = {
 NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
 MANY_SESSIONS = 8
 LONG_WINDOWS_FROM_S = 120.0  # of labels; on less, windows of 1 s are as accurate and half the work
+RELEARNED_S = 640.0  # of labels that `full` learns a known subject's day from at its whole rate
 TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
 WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
 
@@ -190,6 +192,7 @@ def calibrate(
         fitted = _learn(lesson, "scratch", settings.of(SCRATCH), clock, on_step)
         return _adapted(lesson, record, fitted, "scratch")
     reaches = NEAR if len(record.sessions) >= MANY_SESSIONS else FAR
+    is_home = home(labelled, record.session_words, record.unit_words) is not None
     model, record = with_session(model, record, labelled)
     lesson = _lesson(model, record, labelled, settings)
     first = WARM if record.unit_tuning else COLD
@@ -205,6 +208,9 @@ def calibrate(
     clock = clock.part()
     left_s = clock.left_s()
     full = FULL if left_s is None or left_s >= MANY * units.step_s else BRIEF
+    if is_home:
+        careful = min(1.0, duration_s(labelled.train_domain) / RELEARNED_S)
+        full = replace(full, learning_rate=careful * full.learning_rate)
     fitted = _learn(lesson, "full", settings.of(full), clock, on_step, reaches)
     if settings.method == "auto" and not fitted.score.error < units.score.error + TRUST:
         runs.set_weights(model, before)
