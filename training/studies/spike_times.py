@@ -1,10 +1,10 @@
 """What exact spike times are worth.
 
-    python -m training.studies.spike_times sessions/joystick_*.h5 --steps 1500 -o docs/spike-times
+    python -m training.studies.spike_times sessions/joystick_*.h5 --steps 700 -o docs/spike-times
 
 Models are trained on several sessions with their spike times as they are, rounded up to the end of
 bins of 10 and 50 ms (when a system that counts in such bins would report them), and as they are but
-half a bin later, which is the mean delay of rounding. The seconds of each session are cut into
+25 ms later, which is the mean delay of the longer bins. The seconds of each session are cut into
 blocks of 20 s; every fifth one is decoded by a model that never saw it, and another fifth chooses
 the checkpoint. Scores are causal R² over all blocks of a session. Ridge regression on bins of 50 ms
 has the same folds. Writes a line per session and fold (.jsonl), and continues after an
@@ -61,7 +61,6 @@ AS_THEY_ARE = Times(name="as they are")
 VARIANTS = (
     AS_THEY_ARE,
     Times(name="10 ms bins", bin_s=0.01),
-    Times(name="5 ms later", later_s=0.005),
     Times(name="50 ms bins", bin_s=0.05),
     Times(name="25 ms later", later_s=0.025),
 )
@@ -155,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("sessions", type=Path, nargs="+")
     parser.add_argument("--preset", default="stream")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(N_FOLDS)))
     parser.add_argument("--threads", type=int, default=None)
