@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -324,15 +324,23 @@ def test_a_sender_that_returns_with_other_units_is_refused(tiny, tmp_path: Path)
             frames = frames_until(cursor, is_decoding)
             source.popen.send_signal(signal.SIGKILL)
             frames += frames_until(cursor, lambda f: not f.valid)
-        status = StatusSubscriber(address)
+        seen: dict[str, int] = Counter()
+        with (
+            closing(StatusSubscriber(address)) as status,
+            running(tmp_path / "second.log", "replay", str(stranger)),
+        ):
 
-        def refusal() -> str | None:
-            report = status.receive(timeout_s=0.5)
-            return report.detail if report and "is this the right bundle" in report.detail else None
+            def refusal() -> str | None:
+                if (report := status.receive(timeout_s=0.5)) is None:
+                    return None
+                seen[f"{report.state}: {report.detail}"] += 1
+                return report.detail if "is this the right bundle" in report.detail else None
 
-        with running(tmp_path / "second.log", "replay", str(stranger)):
-            assert "other/0" in wait_for("the refusal", refusal)
-        status.close()
+            try:
+                assert "other/0" in wait_for("the refusal", refusal)
+            except AssertionError as error:
+                error.add_note(f"{dict(seen)}\n{(tmp_path / 'second.log').read_text()[-2000:]}")
+                raise
         after = frames_until(cursor, lambda f: f.seq > frames[-1].seq + 100)
     assert_safe(frames + after)
     assert not any(frame.valid for frame in after)
