@@ -1,10 +1,10 @@
-"""The decoder that a calibration starts from, and which methods it is fit for."""
+"""The decoder that a calibration starts from, and whether a request fits it and itself."""
 
 from __future__ import annotations
 
 from decoder.bundles.bundle import identifies_units, open_bundle
 from server.problems import ConflictError, NotFoundError
-from server.schemas import Method
+from server.schemas import CalibrationRequest, Method
 from server.store.registry import Entry, Registry
 
 PARTICULAR: tuple[Method, ...] = ("instant", "align")  # methods that not every base is fit for
@@ -44,8 +44,21 @@ def _pretrained(registry: Registry, active: str | None) -> Entry:
         return entry
 
 
-def check_base(base: Entry, method: Method) -> None:
-    """Raise ConflictError if a method needs what a base does not have."""
+def check_shadow(request: CalibrationRequest) -> None:
+    """Raise ConflictError if a request asks for a shadow that nothing could score."""
+    if request.shadow and request.labels != "kinematics":
+        raise ConflictError(
+            f"shadow is scored by kinematics, not by {request.labels}; omit shadow or use "
+            "labels=kinematics"
+        )
+
+
+def check_base(registry: Registry, request: CalibrationRequest, active: str | None) -> None:
+    """Raise ConflictError if the method needs what its base does not have, and as `base_of`."""
+    method = request.method
+    if method not in PARTICULAR:
+        return
+    base = base_of(registry, request.base, active)
     name = base.manifest.decoder_id
     if method == "instant" and not identifies_units(base.path):
         raise ConflictError(

@@ -14,6 +14,7 @@ import uuid
 from contextlib import suppress
 
 from decoder.errors import SessionError
+from server.calibration.bases import check_shadow
 from server.calibration.blocks import named_in
 from server.calibration.job import Job, StartChild
 from server.problems import ConflictError, NotFoundError
@@ -122,11 +123,7 @@ class Calibrations:
             self._check_idle(who)
             if request.base is not None:
                 self._registry.get(request.base)
-            if request.shadow and request.labels != "kinematics":
-                raise ConflictError(
-                    f"shadow is scored by kinematics, not by {request.labels}; omit shadow or use "
-                    "labels=kinematics"
-                )
+            check_shadow(request)
             made_at = now()
             calibration = Calibration(
                 id=f"cal-{made_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",

@@ -25,7 +25,7 @@ from pathlib import Path
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.gate import Evidence, Unlabelled, decide, judge_unlabelled
 from decoder.stopwatch import Stopwatch
-from server.calibration.bases import ALLOWED_S, PARTICULAR, base_of, check_base
+from server.calibration.bases import ALLOWED_S, base_of, check_base
 from server.calibration.blocks import session_file, session_of
 from server.calibration.scores import distances_of, scores_of
 from server.problems import ConflictError, problem_of
@@ -85,8 +85,7 @@ class Job:
 
     def check(self) -> None:
         """Raise ConflictError if the method can't be used with the base. Nothing has started."""
-        if self.calibration.request.method in PARTICULAR:
-            check_base(self._base(), self.calibration.request.method)
+        check_base(self._registry, self.calibration.request, self._active())
 
     def start(self) -> None:
         """Start the thread."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from decoder.errors import VolitionError
-from server.calibration.bases import PARTICULAR, base_of, check_base
+from server.calibration.bases import check_base, check_shadow
 from server.calibration.calibrations import UNATTENDED, Calibrations
 from server.problems import ConflictError, NotFoundError
 from server.schemas import RUNNING
@@ -139,16 +139,11 @@ class UnattendedCalibrations:
         return self.state()
 
     def _check(self, settings: Unattended) -> None:
-        if settings.shadow and settings.labels != "kinematics":
-            raise ConflictError(
-                f"shadow is scored by kinematics, not by {settings.labels}; omit shadow or use "
-                "labels=kinematics"
-            )
+        check_shadow(settings.request)
         active, status = self._supervisor.wanted.active, self._supervisor.status
         if settings.when == "off" or active is None:
             return
-        if settings.method in PARTICULAR:
-            check_base(base_of(self._registry, None, active), settings.method)
+        check_base(self._registry, settings.request, active)
         if settings.when == "alarm" and status is not None and status.distance_limit is None:
             raise ConflictError(
                 f"{status.decoder} does not know its usual states, so it gives no alarm; use every "
