@@ -37,7 +37,7 @@ from training.data.windows import OutputScale, unit_words
 from training.models.families import Model, copied
 from training.models.possm import EMB_INIT_SCALE
 from training.pretraining import runs
-from training.pretraining.scoring import decode_windows, read_training_domain, window_source
+from training.pretraining.scoring import read_training_domain
 
 Reads = Literal["nothing", "spikes", "labels"]
 
@@ -199,13 +199,11 @@ def fit_readout(model: Model, record: runs.RunRecord, session: Session) -> None:
 
 def _error(model: Model, record: runs.RunRecord, session: Session) -> float:
     """Squared error of the training domain's velocity; infinite if no window fits."""
-    config = record.config().training_on([session.train_domain])
     try:
-        source = window_source([session], model, config, record)
-        true, decoded = decode_windows(model, config, source, 0, "train", step_s=STEP_S)
+        read = read_training_domain(model, record, session, step_s=STEP_S)
     except TrainingError:
         return math.inf
-    return float(np.square(true - decoded).mean())
+    return float(np.square(read.true - read.decoded).mean())
 
 
 def _tuning(record: runs.RunRecord, session: Session, channels: Ints, reads: Reads) -> Floats:

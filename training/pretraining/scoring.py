@@ -55,13 +55,9 @@ def decode_training_domain(
 
     Raises TrainingError if no window fits.
     """
-    config = record.config().training_on([session.train_domain])
-    source = window_source([session], model, config, record)
-    walked = list(_walked(model, config, source, 0, "train", step_s=step_s))
-    at = np.concatenate([times.ravel() for times, _, _ in walked])
-    decoded = torch.cat([output for _, _, output in walked]).double().numpy()
-    scale, order = record.scale(session.session_id), np.argsort(at, kind="stable")
-    return at[order], (decoded * scale.std + scale.mean)[order]
+    read = read_training_domain(model, record, session, step_s=step_s)
+    scale, order = record.scale(session.session_id), np.argsort(read.times, kind="stable")
+    return read.times[order], (read.decoded * scale.std + scale.mean)[order]
 
 
 def decode_windows(
