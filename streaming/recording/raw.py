@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from decoder.arrays import Floats
+from decoder.arrays import Floats, Ints
 from decoder.errors import SessionError
 from streaming.columns import COLUMNS, NO_UNIT, POSITION, TARGET, VELOCITY
 from streaming.recording.markers import trials_of
 from streaming.sessions.intervals import continuous_domain, with_domains, without_gaps
 from streaming.sessions.kinematics import position_of, velocity_of
 from streaming.sessions.plausible import judged
-from streaming.sessions.session import Session, sorted_spikes
+from streaming.sessions.session import Session, Trials, sorted_spikes
 from streaming.sessions.stamps import in_order, spikes_on_line
 
 SUFFIX = ".recording"
@@ -40,7 +40,7 @@ ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (
 )
 NO_KINEMATICS = "no kinematics were recorded; the cursor stands still"
 STILL_HZ = 50.0  # samples of a cursor that stands still
-MAX_PAUSE_S = 0.5  # a longer pause of all spikes is a gap, if there are no kinematics
+MAX_PAUSE_S = 0.5  # a longer pause of the kinematics is a gap; of all spikes, if there are none
 UNSURE_S = 5.0  # a jump is noticed after two clock measurements, 2 s apart
 SPIKE = np.dtype([("time", "<f8"), ("unit", "<i8")])
 SAMPLE = np.dtype([("time", "<f8"), ("values", "<f8", (len(COLUMNS),))])
@@ -85,27 +85,13 @@ def read_recording(
     elif not np.isfinite(vel).all():
         vel = velocity_of(pos, times)
         notes.append("no velocity was sent; it is the gradient of position")
-    spike_times, spike_units = _spikes(path, about, notes)
+    spikes = _spikes(path, about, notes)
     domain = _without_jumps(without_gaps(continuous_domain(times), times), about, notes)
     trials = trials_of(_markers(path), times, targets, metres=metres or 1.0, notes=notes)
-    session = Session(
-        session_id=about["session_id"],
-        subject_id=about["subject_id"],
-        recorded_at=_date(about.get("recorded_at"), notes),
-        unit_ids=tuple(about["unit_ids"]),
-        spike_times=spike_times,
-        spike_units=spike_units,
-        cursor_times=times,
-        cursor_pos=pos,
-        cursor_vel=vel,
-        domain=domain,
-        train_domain=domain,
-        valid_domain=domain,
-        test_domain=domain,
-        trials=trials,
+    session = _session(
+        about, notes, spikes, cursor=(times, pos, vel), domain=domain, trials=trials,
         source=f"recorded from {about.get('spikes')} and {about.get('kinematics')}",
-        notes=tuple(notes),
-    )
+    )  # fmt: skip
     sure_of_unit = names_unit(about) or metres is not None
     session = _inside(judged(session, sure_of_unit=sure_of_unit, sure_of_times=sure_of_times))
     if not has_position:  # after the checks: an integral may drift out of a hand's reach
@@ -129,25 +115,47 @@ def _of_spikes(path: Path, about: dict[str, Any]) -> Session:
     domain = domain[domain[:, 1] > domain[:, 0]]
     n_samples = 2 + int(STILL_HZ * (times[-1] - times[0]))
     still = np.zeros((n_samples, 2))
-    domain = _without_jumps(domain, about, notes)
-    session = Session(
+    session = _session(
+        about, notes, (times, units),
+        cursor=(np.linspace(times[0], times[-1] + 1 / STILL_HZ, n_samples), still, still),
+        domain=_without_jumps(domain, about, notes),
+        source=f"recorded from {about.get('spikes')}",
+    )  # fmt: skip
+    return judged(session, sure_of_unit=True)
+
+
+def _session(
+    about: dict[str, Any],
+    notes: list[str],
+    spikes: tuple[Floats, Ints],
+    *,
+    cursor: tuple[Floats, Floats, Floats],
+    domain: Floats,
+    source: str,
+    trials: Trials | None = None,
+) -> Session:
+    """A recording as a session, uncut.
+
+    spikes: times and units. cursor: times, positions and velocities.
+    """
+    return Session(
         session_id=about["session_id"],
         subject_id=about["subject_id"],
         recorded_at=_date(about.get("recorded_at"), notes),
         unit_ids=tuple(about["unit_ids"]),
-        spike_times=times,
-        spike_units=units,
-        cursor_times=np.linspace(times[0], times[-1] + 1 / STILL_HZ, n_samples),
-        cursor_pos=still,
-        cursor_vel=still,
+        spike_times=spikes[0],
+        spike_units=spikes[1],
+        cursor_times=cursor[0],
+        cursor_pos=cursor[1],
+        cursor_vel=cursor[2],
         domain=domain,
         train_domain=domain,
         valid_domain=domain,
         test_domain=domain,
-        source=f"recorded from {about.get('spikes')}",
+        trials=trials,
+        source=source,
         notes=tuple(notes),
     )
-    return judged(session, sure_of_unit=True)
 
 
 def _metres(path: Path, about: dict[str, Any], metres: float | None, notes: list[str]) -> float:

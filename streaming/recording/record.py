@@ -30,6 +30,7 @@ from streaming.recording.raw import (
     ABOUT,
     KINEMATICS_FILE,
     MARKERS_FILE,
+    MAX_PAUSE_S,
     SAMPLE,
     SPIKE,
     SPIKES_FILE,
@@ -45,7 +46,6 @@ from streaming.units import UNKNOWN
 FLUSH_EVERY_S = 0.5
 POLL_S = 0.02
 SILENT_S = 10.0
-MAX_PAUSE_S = 0.5  # a longer pause of the kinematics is a gap without labels
 
 
 @dataclass(frozen=True, kw_only=True)
