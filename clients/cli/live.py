@@ -14,10 +14,13 @@ import typer
 
 from clients.cli.options import (
     DEFAULT_ADDRESS,
+    DEFAULT_URL,
     Address,
     CalibrationMethod,
     Json,
     OutDir,
+    ServerUrl,
+    Token,
     require_training,
     settings_from,
     split_named,
@@ -212,10 +215,8 @@ def calibrate(
     markers: Annotated[
         str | None, typer.Option(help="Name of the LSL stream (default: the only one).")
     ] = None,
-    url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
-    token: Annotated[
-        str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
-    ] = None,
+    url: ServerUrl = DEFAULT_URL,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Recalibrate the live decoder to today's units through a server. Ctrl-C cancels."""
@@ -249,10 +250,8 @@ def unattended(
     shadow: Annotated[
         bool, typer.Option("--shadow", help="First compare live with the active decoder.")
     ] = False,
-    url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
-    token: Annotated[
-        str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
-    ] = None,
+    url: ServerUrl = DEFAULT_URL,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Recalibrate without being asked: show, set or freeze it."""

@@ -26,6 +26,11 @@ CalibrationMethod = Annotated[
     typer.Option(help="auto, instant, align, units, units+head, full, scratch, kalman or ridge."),
 ]
 
+ServerUrl = Annotated[str, typer.Option(help="URL of the server.")]
+
+Token = Annotated[str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
 
 

@@ -12,6 +12,7 @@ from clients.cli.options import (
     Address,
     CalibrationMethod,
     Json,
+    Token,
     require_training,
     terminal,
 )
@@ -50,9 +51,7 @@ def task(
     window: Annotated[bool, typer.Option("--window", help="Show a window; space pauses.")] = False,
     log: Annotated[Path | None, typer.Option(help="Append a JSON line per trial.")] = None,
     url: Annotated[str | None, typer.Option(help="URL of a server to pause too.")] = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")
-    ] = None,
+    token: Token = None,
     lead: Annotated[float, typer.Option(min=0.0, help="Seconds before the first target.")] = 1.5,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until a stream has a consumer.")
