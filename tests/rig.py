@@ -70,6 +70,19 @@ def daemon(folder: Path, bundle: Path, stream: str, *more: str) -> Iterator[tupl
         yield process, address
 
 
+@contextmanager
+def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`work(ended)` in a thread during the `with` block, at whose end `ended` is set."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = DEADLINE_S) -> T:
     """Return the first true result of `condition`. Raises AssertionError after the deadline."""
     deadline = time.monotonic() + timeout_s

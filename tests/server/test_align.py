@@ -20,7 +20,7 @@ from server.unattended.bodies import Unattended
 from streaming.recording.outlets import MAX_CHUNK_S, chunks, spikes_info
 from streaming.sessions.session import Session
 from tests.conftest import TinyDecoder
-from tests.rig import frames_until, wait_for
+from tests.rig import frames_until, meanwhile, wait_for
 from tests.streaming.test_live import is_decoding
 from training.exports.export import export_model
 from training.pretraining import runs
@@ -33,10 +33,9 @@ CHANGED = 0.6  # factor of all embeddings in the decoder of yesterday
 def spikes_of(session: Session, name: str) -> Iterator[None]:
     """Sends a session's spikes over LSL in a loop, and nothing else."""
     outlet = pylsl.StreamOutlet(spikes_info(name, name, session.unit_ids))
-    ended = threading.Event()
     start, end = float(session.domain[0, 0]), float(session.domain[-1, 1])
 
-    def send() -> None:
+    def send(ended: threading.Event) -> None:
         began, done = pylsl.local_clock(), 0
         while not ended.wait(MAX_CHUNK_S):
             passed = pylsl.local_clock() - began
@@ -49,13 +48,8 @@ def spikes_of(session: Session, name: str) -> Iterator[None]:
             if passed > end - start:
                 began, done = pylsl.local_clock(), 0
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
+    with meanwhile(send):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def decoders(tiny: TinyDecoder, folder: Path) -> tuple[Path, Path]:

@@ -19,7 +19,7 @@ from server.calibration.driven import Driving, before_filters, read_driving
 from server.schemas import CalibrationRequest, FiltersPatch
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
-from tests.rig import frames_until
+from tests.rig import frames_until, meanwhile
 from tests.server.conftest import Play
 from tests.streaming.test_live import is_decoding
 from training.data.simulate import simulate
@@ -33,9 +33,9 @@ def cursor_that_follows(server: Server, name: str) -> Iterator[None]:
     """A rig whose kinematics over LSL follow the daemon's own frames."""
     info = pylsl.StreamInfo(name, "Kinematics", 4, 100.0, "double64", name)
     info.set_channel_labels(["pos_x", "pos_y", "vel_x", "vel_y"])
-    outlet, ended = pylsl.StreamOutlet(info), threading.Event()
+    outlet = pylsl.StreamOutlet(info)
 
-    def follow() -> None:
+    def follow(ended: threading.Event) -> None:
         pos, before = np.zeros(2), time.monotonic()
         with CursorSubscriber(server.address, latest_only=True) as cursor:
             while not ended.is_set():
@@ -47,13 +47,8 @@ def cursor_that_follows(server: Server, name: str) -> Iterator[None]:
                 pos, before = pos + velocity * (now - before), now
                 outlet.push_sample([*pos, *velocity])
 
-    thread = threading.Thread(target=follow)
-    thread.start()
-    try:
+    with meanwhile(follow):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @pytest.mark.slow

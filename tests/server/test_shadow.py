@@ -20,6 +20,7 @@ from streaming.recording.outlets import kinematics_info, spikes_info
 from streaming.sessions.session import Session
 from streaming.wire.children import Child
 from streaming.wire.lines import Message
+from tests.rig import meanwhile
 from tests.server.conftest import POSSM, Play
 from training.baselines.linear import fit_linear
 
@@ -30,21 +31,15 @@ POSITIONS = ("pos_x", "pos_y")
 @contextmanager
 def hardly_running(pid: int, *, run_s: float, stop_s: float) -> Iterator[None]:
     """Let a process run only part of the time, as on a busy machine."""
-    ended = threading.Event()
 
-    def share() -> None:
+    def share(ended: threading.Event) -> None:
         while not ended.wait(run_s):
             os.kill(pid, signal.SIGSTOP)
             ended.wait(stop_s)
             os.kill(pid, signal.SIGCONT)
 
-    thread = threading.Thread(target=share)
-    thread.start()
-    try:
+    with meanwhile(share):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @pytest.mark.slow

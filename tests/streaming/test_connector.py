@@ -18,7 +18,7 @@ from streaming.inlets.inlet import Inlet
 from streaming.inlets.kinematics import KinematicsInlet, MarkerInlet, Markers
 from streaming.inlets.search import Lookout, Query
 from streaming.inlets.spikes import SpikeInlet, StreamQuery
-from tests.rig import DEADLINE_S, wait_for
+from tests.rig import DEADLINE_S, meanwhile, wait_for
 
 
 def unique(name: str) -> str:
@@ -35,19 +35,13 @@ def outlet(name: str, kind: str, source_id: str | None = None) -> pylsl.StreamOu
 @contextmanager
 def sending(stream: pylsl.StreamOutlet) -> Iterator[None]:
     """Send ten samples per second."""
-    stop = threading.Event()
 
-    def send() -> None:
+    def send(stop: threading.Event) -> None:
         while not stop.wait(0.1):
             stream.push_sample([1, 0])
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
+    with meanwhile(send):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 NAMES = [

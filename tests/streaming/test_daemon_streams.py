@@ -20,7 +20,7 @@ from decoder.runtimes.onnx import CPU
 from streaming.recording.outlets import spikes_info
 from streaming.wire import messages as wire
 from tests.faults import decoders
-from tests.rig import daemon, frames_until, wait_for
+from tests.rig import daemon, frames_until, meanwhile, wait_for
 from tests.streaming.test_live import assert_safe, is_decoding, stream_of
 
 one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)
@@ -29,9 +29,9 @@ one_family = pytest.mark.parametrize("tiny", ["poyo"], indirect=True)
 @contextmanager
 def firing(outlet: pylsl.StreamOutlet, n_units: int) -> Iterator[None]:
     """Send about 1,000 spikes/s during the block."""
-    stop, rng = threading.Event(), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
-    def fire() -> None:
+    def fire(stop: threading.Event) -> None:
         before = pylsl.local_clock()
         while not stop.wait(0.005):
             now = pylsl.local_clock()
@@ -42,13 +42,8 @@ def firing(outlet: pylsl.StreamOutlet, n_units: int) -> Iterator[None]:
                 events = np.column_stack([units, np.zeros_like(units)]).astype(np.int32)
                 outlet.push_chunk(events, stamps.tolist())
 
-    thread = threading.Thread(target=fire)
-    thread.start()
-    try:
+    with meanwhile(fire):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @one_family
