@@ -17,6 +17,7 @@ from clients.harness.server import Server
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from tests.rig import DEADLINE_S, Process, running
+from tests.server.orders_rig import World, a_world
 from training.data.simulate import simulate
 
 POSSM = BUNDLES / "possm.bundle"
@@ -53,3 +54,9 @@ def server(tmp_path: Path, unseen: Session) -> Iterator[Server]:
     """A server that waits for the unseen subject's spikes."""
     with Server(POSSM, tmp_path / "home", f"{unseen.session_id}-spikes") as running_server:
         yield running_server
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with a_world() as made:
+        yield made

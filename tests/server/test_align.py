@@ -12,6 +12,7 @@ import pylsl
 import pytest
 import torch
 
+from clients.control import ControlClient
 from clients.harness.server import Server
 from clients.rest import ProblemError
 from clients.subscriber import CursorSubscriber
@@ -67,20 +68,29 @@ def decoders(tiny: TinyDecoder, folder: Path) -> tuple[Path, Path]:
     return made[0].path, made[1].path
 
 
+@contextmanager
+def changed_neurons(tiny: TinyDecoder, folder: Path) -> Iterator[tuple[Server, ControlClient]]:
+    """A server whose decoder is far from its usual states, and which knows the base of `align`."""
+    base, yesterday = decoders(tiny, folder)
+    name = f"still-{time.time_ns()}"
+    with (
+        spikes_of(tiny.session, name),
+        Server(yesterday, folder / "home", name) as server,
+        server.client() as client,
+    ):
+        client.add_decoder(str(base))
+        yield server, client
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tiny", ["possm"], indirect=True)
 def test_without_kinematics_align_is_promoted_by_distance(
     tiny: TinyDecoder, tmp_path: Path
 ) -> None:
-    base, yesterday = decoders(tiny, tmp_path)
-    name = f"still-{time.time_ns()}"
     with (
-        spikes_of(tiny.session, name),
-        Server(yesterday, tmp_path / "home", name) as server,
-        server.client() as client,
+        changed_neurons(tiny, tmp_path) as (server, client),
         CursorSubscriber(server.address, max_age_s=None) as cursor,
     ):
-        client.add_decoder(str(base))
         frames_until(cursor, is_decoding)
         request = CalibrationRequest(seconds=40.0, method="align", shadow=True, allowed_s=20.0)
         done = list(client.calibrate(request))[-1]
@@ -106,14 +116,7 @@ def test_without_kinematics_align_is_promoted_by_distance(
 def test_an_alarm_recalibrates_unattended_and_a_rollback_freezes_it(
     tiny: TinyDecoder, tmp_path: Path
 ) -> None:
-    base, yesterday = decoders(tiny, tmp_path)
-    name = f"alarm-{time.time_ns()}"
-    with (
-        spikes_of(tiny.session, name),
-        Server(yesterday, tmp_path / "home", name) as server,
-        server.client() as client,
-    ):
-        client.add_decoder(str(base))
+    with changed_neurons(tiny, tmp_path) as (_, client):
         client.set_unattended(Unattended(when="alarm", seconds=40.0))
         begun = wait_for("an alarm", lambda: client.unattended().last, timeout_s=300.0)
         done = list(client.follow(begun))[-1]

@@ -15,14 +15,8 @@ import pytest
 
 from streaming.wire.children import Child, ChildEndedError
 from tests.rig import wait_for
-from tests.server.orders_rig import RefusedError, Rig, World, a_world
+from tests.server.orders_rig import RefusedError, Rig, World
 from tests.server.scripted import QUICK
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with a_world() as made:
-        yield made
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from server.unattended.due import HOLD_S, Due, Seen
 from tests.clients.test_cli import volition
 from tests.rig import wait_for
 from tests.server.conftest import POSSM
-from tests.server.orders_rig import RefusedError, Rig, World, a_world
+from tests.server.orders_rig import RefusedError, Rig, World
 
 ALARM = Unattended(when="alarm")
 USUAL = Seen(is_decoding=True, is_beyond=False, is_busy=False)
@@ -109,12 +109,6 @@ def test_the_setting_is_alarm_or_minutes(given: object, kept: str) -> None:
 def test_other_settings_are_refused(given: object) -> None:
     with pytest.raises(ValueError, match="neither off, alarm, nor minutes from 1 to 1440"):
         ServerSettings(unattended=given)
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with a_world() as made:
-        yield made
 
 
 @pytest.fixture
