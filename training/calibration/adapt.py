@@ -97,7 +97,7 @@ LEARNS = {
 NEAR, FAR, ALL = (0.5, 0.75, 1.0), (0.75, 1.0), (1.0,)
 MANY_SESSIONS = 8
 LONG_WINDOWS_FROM_S = 120.0  # of labels; on less, windows of 1 s are as accurate and half the work
-RELEARNED_S = 640.0  # of labels that `full` learns a known subject's day from at its whole rate
+RELEARNED_S = 640.0  # of training labels; with fewer, `full` relearns a known subject more slowly
 TRUST = 0.1  # variances of velocity; `full` may add this much held-out squared error to `units`
 WARM_SHARE, COLD_SHARE = 0.2, 0.4  # of the time allowed: the `units` phase of a longer method
 

@@ -43,8 +43,8 @@ Reads = Literal["nothing", "spikes", "labels"]
 
 COMPARED_S, STEP_S = 20.0, 0.2  # the last labels, at most, that starts are compared on
 SCALE_S = 300.0  # seconds of labels that weigh as much as the subject's earlier days
-READOUT_S = 20.0  # seconds of labels that weigh as much as the output layer of earlier days
-READ_STEP_S = 0.1  # between the instants that the output layer is corrected on
+READOUT_S = 20.0  # penalty of the output layer's correction, in seconds of labels
+READ_STEP_S = 0.1  # between the instants that the correction is fitted to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +173,11 @@ def _starts(
 
 @torch.no_grad()
 def fit_readout(model: Model, record: runs.RunRecord, session: Session) -> None:
-    """Correct the output layer by what it gets wrong on a session's training domain.
+    """Correct the output layer with a ridge regression of its errors on its inputs.
 
-    A ridge regression of the errors on the layer's inputs. The fewer the labels, the stronger it is
-    pulled to no correction. The mean stays, as it depends on which movements a few seconds hold. A
-    session in which no window fits changes nothing.
+    Uses the labels of a session's training domain. The penalty weighs as much as `READOUT_S` of
+    labels. The mean output is not corrected: in a few seconds it depends on the movements. If no
+    window fits the domain, nothing changes.
     """
     try:
         read = read_training_domain(model, record, session, step_s=READ_STEP_S)
@@ -189,9 +189,9 @@ def fit_readout(model: Model, record: runs.RunRecord, session: Session) -> None:
     features = read.features - mean
     weighed = features.T * weight
     covariance = weighed @ features
-    pull = READOUT_S / seconds * float(np.trace(covariance)) / len(covariance)
+    penalty = READOUT_S / seconds * float(np.trace(covariance)) / len(covariance)
     correction = np.linalg.solve(
-        covariance + pull * np.eye(len(covariance)), weighed @ (read.true - read.decoded)
+        covariance + penalty * np.eye(len(covariance)), weighed @ (read.true - read.decoded)
     )
     model.readout.weight += torch.from_numpy(correction.T).float()
     model.readout.bias -= torch.from_numpy(mean @ correction).float()

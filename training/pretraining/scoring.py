@@ -77,8 +77,10 @@ def decode_windows(
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """What an output layer reads and gives at times (n,): features (n, dim), true and decoded
-    velocity (n, 2) in the session's output scale."""
+    """Inputs and outputs of the output layer at times (n,) s.
+
+    features: (n, dim). true, decoded: velocity (n, 2) in the session's output scale.
+    """
 
     times: Floats
     features: Floats
@@ -89,7 +91,7 @@ class Read:
 def read_training_domain(
     model: Model, record: runs.RunRecord, session: Session, *, step_s: float
 ) -> Read:
-    """What the output layer reads and gives every `step_s` of a session's training domain.
+    """Inputs and outputs of the output layer every `step_s` of a session's training domain.
 
     Raises TrainingError if no window fits.
     """
