@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
+import pylsl
+
 from clients.harness.daemon import free_port
 from clients.subscriber import CursorSubscriber
+from streaming.inlets.kinematics import KINEMATICS
 from streaming.wire import messages as wire
 
 T = TypeVar("T")
@@ -91,6 +95,12 @@ def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = DE
             return result
         time.sleep(0.005)
     raise FAILED(f"{what}: not within {timeout_s} s")
+
+
+def no_kinematics() -> None:
+    """Wait until no kinematics answer: outlets of earlier tests may await the garbage collector."""
+    gc.collect()
+    wait_for("no kinematics", lambda: not pylsl.resolve_byprop("type", KINEMATICS, timeout=1.0))
 
 
 def learning_s() -> float:

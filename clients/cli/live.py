@@ -18,6 +18,8 @@ from clients.cli.options import (
     Address,
     CalibrationMethod,
     Json,
+    Kinematics,
+    Markers,
     OutDir,
     ServerUrl,
     Token,
@@ -45,10 +47,8 @@ def record(
     stream_type: Annotated[
         str, typer.Option(help="Spikes, SpikeCounts or SpikeEvents.")
     ] = "Spikes",
-    kinematics: Annotated[
-        str | None, typer.Option(help="Name of the LSL kinematics stream.")
-    ] = None,
-    markers: Annotated[str | None, typer.Option(help="Name of the LSL marker stream.")] = None,
+    kinematics: Kinematics = None,
+    markers: Markers = None,
     subject: Annotated[str, typer.Option()] = "unknown",
     repair: Annotated[
         Path | None, typer.Option(help="Make a session from an unfinished .recording.")
@@ -209,12 +209,8 @@ def calibrate(
     subject: Annotated[
         str | None, typer.Option(help="Id of the subject, to store with the data.")
     ] = None,
-    kinematics: Annotated[
-        str | None, typer.Option(help="Name of the LSL stream (default: the only one of its type).")
-    ] = None,
-    markers: Annotated[
-        str | None, typer.Option(help="Name of the LSL stream (default: the only one).")
-    ] = None,
+    kinematics: Kinematics = None,
+    markers: Markers = None,
     url: ServerUrl = DEFAULT_URL,
     token: Token = None,
     as_json: Json = False,
@@ -250,6 +246,8 @@ def unattended(
     shadow: Annotated[
         bool, typer.Option("--shadow", help="First compare live with the active decoder.")
     ] = False,
+    kinematics: Kinematics = None,
+    markers: Markers = None,
     url: ServerUrl = DEFAULT_URL,
     token: Token = None,
     as_json: Json = False,
@@ -258,7 +256,10 @@ def unattended(
     from clients.control import ControlClient
     from clients.unattended import unattended as run
 
-    given = {"seconds": seconds, "method": method, "labels": labels, "shadow": shadow or None}
+    given = {
+        "seconds": seconds, "method": method, "labels": labels, "shadow": shadow or None,
+        "kinematics": kinematics, "markers": markers,
+    }  # fmt: skip
     with ControlClient(url, token=token) as client:
         run(terminal(), client, what, given, as_json=as_json)
 

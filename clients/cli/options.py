@@ -30,6 +30,14 @@ ServerUrl = Annotated[str, typer.Option(help="URL of the server.")]
 
 Token = Annotated[str | None, typer.Option(envvar="VOLITION_TOKEN", help="The server's token.")]
 
+Kinematics = Annotated[
+    str | None, typer.Option(help="Name of the LSL stream (default: the only one of its type).")
+]
+
+Markers = Annotated[
+    str | None, typer.Option(help="Name of the LSL stream (default: the only one).")
+]
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5556"
 

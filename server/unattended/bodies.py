@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from server.schemas import Answer, Body, CalibrationRequest, Labels, Method
+from server.schemas import Answer, Body, CalibrationRequest, Labels, Method, Name
 
 When = Literal["off", "alarm", "every"]
 Doing = Literal["off", "waiting", "calibrating", "frozen"]
@@ -33,6 +33,8 @@ class Unattended(Body):
     method: Method = Field(default="align", description="as in a calibration")
     labels: Labels = Field(default="kinematics", description="as in a calibration")
     shadow: bool = Field(default=False, description="as in a calibration")
+    kinematics: Name | None = Field(default=None, description="as in a calibration")
+    markers: Name | None = Field(default=None, description="as in a calibration")
     rest_minutes: float = Field(
         default=10.0,
         ge=1,
@@ -51,8 +53,9 @@ class Unattended(Body):
     def request(self) -> CalibrationRequest:
         """The calibration that is started when it is due."""
         return CalibrationRequest(
-            seconds=self.seconds, method=self.method, labels=self.labels, shadow=self.shadow
-        )
+            seconds=self.seconds, method=self.method, labels=self.labels, shadow=self.shadow,
+            kinematics=self.kinematics, markers=self.markers,
+        )  # fmt: skip
 
 
 class UnattendedState(Answer):

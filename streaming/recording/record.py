@@ -103,6 +103,7 @@ class Recorder:
         self._last_sample: float | None = None  # or spike, if there are no kinematics
         self._flushed_at = 0.0
         self._has_streams = False
+        self._files: list[_Appended] = []
 
     def __enter__(self) -> Self:
         return self
@@ -196,7 +197,8 @@ class Recorder:
 
     def close(self) -> None:
         """Close the streams, sync the files and close them."""
-        self._streams.close()
+        if self._has_streams:
+            self._streams.close()
         try:
             self._flush()
         except OSError as error:

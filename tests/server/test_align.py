@@ -21,7 +21,7 @@ from server.unattended.bodies import Unattended
 from streaming.recording.outlets import MAX_CHUNK_S, chunks, spikes_info
 from streaming.sessions.session import Session
 from tests.conftest import TinyDecoder
-from tests.rig import frames_until, meanwhile, wait_for
+from tests.rig import frames_until, meanwhile, no_kinematics, wait_for
 from tests.streaming.test_live import is_decoding
 from training.exports.export import export_model
 from training.pretraining import runs
@@ -73,6 +73,7 @@ def changed_neurons(tiny: TinyDecoder, folder: Path) -> Iterator[tuple[Server, C
     """A server whose decoder is far from its usual states, and which knows the base of `align`."""
     base, yesterday = decoders(tiny, folder)
     name = f"still-{time.time_ns()}"
+    no_kinematics()
     with (
         spikes_of(tiny.session, name),
         Server(yesterday, folder / "home", name) as server,

@@ -52,6 +52,7 @@ def cursor_that_follows(server: Server, name: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_a_calibration_in_closed_loop_keeps_the_cursor_speed(
     server: Server, unseen: Session, play: Play
 ) -> None:
@@ -66,8 +67,7 @@ def test_a_calibration_in_closed_loop_keeps_the_cursor_speed(
         assert client.filters().gain == GAIN
     assert ended.held_out is not None, ended
     assert ended.movement == "decoded"
-    # Its own velocity, later by a few frames on a busy machine; -7 with the filtered one.
-    assert ended.held_out.active > 0.0
+    assert ended.held_out.active > 0.3  # a frame or two late; -7 with the filtered velocity
     folder = server.home / "calibrations" / ended.id
     (path,) = folder.glob("*.h5")
     collected = sessions.load(path)

@@ -274,8 +274,9 @@ def test_it_is_seen_set_and_frozen_over_http_and_by_command(tmp_path) -> None:
     ) as server, server.client() as client:  # fmt: skip
         given = client.unattended()
         assert (given.settings.when, given.settings.every_minutes) == ("every", 90.0)
-        body = Unattended(when="every", every_minutes=30, method="units")
+        body = Unattended(when="every", every_minutes=30, method="units", kinematics="hand")
         assert client.set_unattended(body).settings == body
+        assert body.request.kinematics == "hand"
         wait_for("a look", lambda: client.status().unattended.startswith("waiting: the daemon"))
         with pytest.raises(ProblemError, match="gives no alarm"):
             client.set_unattended(Unattended(when="alarm", method="units"))

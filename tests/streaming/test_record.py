@@ -22,7 +22,7 @@ from streaming.recording.record import Recorder, RecordSettings
 from streaming.sessions import format as sessions
 from streaming.sessions.checks import check
 from streaming.sessions.intervals import duration_s
-from tests.rig import DEADLINE_S, Process, running, wait_for
+from tests.rig import DEADLINE_S, Process, no_kinematics, running, wait_for
 from tests.streaming.test_live import stream_of
 from training.calibration.labels import relabelled
 
@@ -141,8 +141,9 @@ def test_a_rig_without_kinematics_is_refused(tmp_path: Path) -> None:
     settings = RecordSettings(
         spikes=StreamQuery(name=name), kinematics=f"{name}-kinematics", wait_s=1.0
     )
-    with pytest.raises(StreamError, match="nothing would label"):
-        Recorder(tmp_path, "today", settings).start()
+    recorder = Recorder(tmp_path, "today", settings)
+    with pytest.raises(StreamError, match="nothing would label"), recorder:
+        recorder.start()
     del outlet
     assert not (tmp_path / "today.recording").exists()
 
@@ -152,6 +153,7 @@ def test_spikes_alone_are_recorded_if_no_kinematics_are_needed(tmp_path: Path) -
     unit_ids = ["a", "b", "c"]
     outlet = pylsl.StreamOutlet(spikes_info(name, name, unit_ids))
     settings = RecordSettings(spikes=StreamQuery(name=name), needs_kinematics=False)
+    no_kinematics()
 
     def recorded(seconds: float, *, resume: bool = False) -> Recorder:
         with Recorder(tmp_path, "today", settings, resume=resume) as recorder:
