@@ -258,7 +258,8 @@ class CalibrationRequest(Body):
     base: Name | None = Field(
         default=None,
         description="decoder to start training from; null for the pretrained decoder that the "
-        "active one is based on",
+        "active one is based on (align: if that knows neither its usual states nor today's units, "
+        "for the decoder between them that does)",
     )
     data: Name | Ids | None = Field(
         default=None,

@@ -196,7 +196,8 @@ class Job:
 
     def _base(self) -> Entry:
         """The decoder that training starts from."""
-        return base_of(self._registry, self.calibration.request.base, self._active())
+        request = self.calibration.request
+        return base_of(self._registry, request.method, request.base, self._active())
 
     @property
     def _needs_labels(self) -> bool:

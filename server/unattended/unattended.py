@@ -147,7 +147,7 @@ class UnattendedCalibrations:
         if settings.when == "alarm" and status is not None and status.distance_limit is None:
             raise ConflictError(
                 f"{status.decoder} does not know its usual states, so it gives no alarm; use every "
-                "with every_minutes, or activate a streaming decoder (possm) of this version"
+                "with every_minutes, or calibrate a streaming decoder (possm) first"
             )
 
     def _run(self) -> None:

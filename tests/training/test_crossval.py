@@ -86,6 +86,7 @@ def test_the_candidate_is_the_mean_of_the_cross_validated_models(
     model, record = runs.load_model(done.made.path)
     assert record.session_words[-1] == today.session_id
     assert len(record.unit_tuning) == len(record.unit_words)
+    assert (done.made.usual is not None) == (record.family == "possm")
     base, made = runs.weights(ready.model), runs.weights(model)
     moved = [n for n, w in base.items() if not torch.equal(made[n][: len(w)], w)]
     assert moved

@@ -163,8 +163,11 @@ def test_other_weights_have_other_usual_states(run: Path, days: list[Session]) -
     settings = AdaptSettings(method="units", seconds=40.0, steps=1)
     assert calibrate(model, record, days[2], settings).record.states == record.states
     full = calibrate(model, record, days[2], replace(settings, method="full"))
-    assert full.record.states is not None
-    assert len(full.record.states.day_means) == 1
+    unknown = record.model_copy(update={"states": None})
+    first = calibrate(model, unknown, days[2], settings)
+    for made in (full, first):
+        assert made.record.states is not None
+        assert len(made.record.states.day_means) == 1
     assert record.states is not None
     assert len(record.states.day_means) == 2
 

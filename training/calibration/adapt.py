@@ -289,9 +289,17 @@ def _without_labels(
 
 def _adapted(lesson: Lesson, record: runs.RunRecord, fitted: Fitted, method: Method) -> Adapted:
     record.best_r2 = fitted.score.r2
-    if method not in ("align", "units"):  # other weights have other states
+    if has_other_states(record, method):
         record.states = usual_states(lesson.model, record, lesson.source.sessions)
     return Adapted(lesson.model.requires_grad_(True).eval(), record, method)
+
+
+def has_other_states(base: runs.RunRecord, method: str) -> bool:
+    """Whether the usual states of a base don't hold for what a method with labels makes of it.
+
+    They do if only embeddings and the output layer are trained, and the base knows them.
+    """
+    return base.states is None or method not in ("align", "units")
 
 
 def _lesson(

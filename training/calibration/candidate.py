@@ -38,6 +38,7 @@ from training.calibration.adapt import (
     Method,
     OnStep,
     calibrate,
+    has_other_states,
 )
 from training.calibration.blocks import hold_out_last_fifth
 from training.calibration.crossval import N_FOLDS, SCORE_TICK_S, Compared, cross_validate
@@ -48,6 +49,7 @@ from training.exports.export import export_model, folded, takes_readout
 from training.exports.reweigh import write_adapted
 from training.models.families import Model
 from training.pretraining import runs
+from training.pretraining.scoring import usual_states
 
 # `instant` compares fewer instants, so that it is ready sooner. The errors of reach decoders are
 # correlated over 0.2 to 0.5 s, so little is lost.
@@ -263,6 +265,8 @@ class _Adapting:
         """See `_Linear`."""
         if self._averages and self._members:
             adapted = mean_of(self._members)
+            if has_other_states(self._ready.record, adapted.method):
+                adapted.record.states = usual_states(adapted.model, adapted.record, [session])
         else:  # too few seconds for folds, or a method that learns from all seconds at once
             share = 1.0 if self._plan.method in WHOLE else OWN_SHARE
             adapted = self._adapt(session, share, self._on_step)
