@@ -36,8 +36,12 @@ CONFIDENCE = 0.95  # of each bound: that a promoted decoder is better, a rejecte
 LEAST_R2 = 0.1  # a decoder trained on shuffled labels scores about 0
 # Without labels.
 LEAST_UNLABELLED_S = 10.0
+CHANGED = (
+    4.0  # distance of the active decoder, in limits; `align` may cost more than it gains below
+)
 NEARER = 0.5  # the greatest distance of the candidate beyond its limit, of the active decoder's
 LEAST_AGREEMENT = 0.5  # correlation of both velocities
+SAME = 0.98  # correlation of velocities between which there is nothing to gain
 SPEED_RATIOS = 0.5, 2.0  # mean speed of the candidate, relative to that of the active decoder
 
 
@@ -235,10 +239,11 @@ def judge_unlabelled(found: Unlabelled, doubts: Sequence[str] = ()) -> Verdict:
         f"{found.candidate:.2f}, and that of the active decoder {found.active:.2f} "
         f"(limit {found.active_limit:.2f})"
     )
-    if found.active_all <= found.active_limit:
+    if found.active_all <= CHANGED * found.active_limit:
         return undecided(
-            f"the distance of the active decoder is {found.active_all:.2f} on all of the data "
-            f"(limit {found.active_limit:.2f}): nothing to gain, the neurons are as usual"
+            f"the distance of the active decoder is {found.active_all:.2f} on all of the data, "
+            f"expected more than {CHANGED * found.active_limit:.2f} ({CHANGED:g} times its limit): "
+            "the neurons have changed too little to gain without labels"
         )
     if not found.candidate <= found.active:  # also true of NaN
         return Verdict(answer="reject", why=f"{distances}: it is farther from the known days")
@@ -249,6 +254,11 @@ def judge_unlabelled(found: Unlabelled, doubts: Sequence[str] = ()) -> Verdict:
         return undecided(
             f"the velocities of both decoders correlate by {agreement:.2f}, expected at least "
             f"{LEAST_AGREEMENT:g}; compare them in use"
+        )
+    if agreement >= SAME:
+        return undecided(
+            f"the velocities of both decoders correlate by {agreement:.2f}: they are nearly the "
+            "same, so there is little to gain without labels"
         )
     if not SPEED_RATIOS[0] <= ratio <= SPEED_RATIOS[1]:
         return undecided(

@@ -15,9 +15,7 @@ PARTICULAR: tuple[Method, ...] = ("instant", "align")  # methods that not every 
 ALLOWED_S = {"possm": 6.0, "poyo": 20.0}
 
 
-def base_of(
-    registry: Registry, method: Method, asked: str | None, active: str | None
-) -> Entry:
+def base_of(registry: Registry, method: Method, asked: str | None, active: str | None) -> Entry:
     """The decoder that training starts from: the one asked for, or one that the active one is
     based on.
 

@@ -23,8 +23,8 @@ class Unattended(Body):
     )
 
     when: When = Field(
-        description="alarm: once the daemon's distance has been beyond its limit for a minute; "
-        "every: at regular intervals"
+        description="alarm: once the daemon's distance has been beyond its limit for a minute "
+        "(`align`: four times its limit, as it gains nothing below); every: at regular intervals"
     )
     every_minutes: float = Field(
         default=60.0, ge=1, le=1440, description="interval for `every`, minutes"

@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from decoder.errors import VolitionError
+from decoder.gate import CHANGED
 from server.calibration.bases import check_base, check_shadow
 from server.calibration.calibrations import UNATTENDED, Calibrations
 from server.problems import ConflictError, NotFoundError
@@ -180,6 +181,8 @@ class UnattendedCalibrations:
         if status is None:
             return Seen(is_decoding=False, is_beyond=False, is_busy=False)
         distance, limit = status.distance, status.distance_limit
+        if limit is not None and self._kept.settings.method == "align":
+            limit *= CHANGED  # below, its candidate would not be promoted
         return Seen(
             is_decoding=status.state == "decoding" and self._supervisor.wanted.paused is None,
             is_beyond=distance is not None and limit is not None and distance > limit,

@@ -157,20 +157,21 @@ def test_students_t_matches_the_table() -> None:
 
 
 NEAR = {
-    "seconds": 40.0, "candidate": 0.3, "candidate_limit": 0.4, "active": 1.0, "active_all": 0.9,
+    "seconds": 40.0, "candidate": 0.3, "candidate_limit": 0.4, "active": 2.4, "active_all": 2.2,
     "active_limit": 0.4, "agreement": 0.9, "speed_ratio": 1.0,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "answer", "why"), [
     ({}, "promote", "correlate by 0.90"),
-    ({"candidate": 0.5}, "promote", "0.50"),  # half of the active decoder's, beyond the limit
-    ({"active": 0.41, "active_all": 0.41, "candidate": 0.4}, "promote", ""),  # within the limit
-    ({"candidate": 0.6}, "undecided", "not near enough"),
-    ({"candidate": 1.1}, "reject", "farther from the known days"),
+    ({"candidate": 1.2}, "promote", "1.20"),  # half of the active decoder's, beyond the limit
+    ({"active": 0.41, "active_all": 1.61, "candidate": 0.4}, "promote", ""),  # within the limit
+    ({"candidate": 1.3}, "undecided", "not near enough"),
+    ({"candidate": 2.5}, "reject", "farther from the known days"),
     ({"candidate": math.nan}, "reject", "farther from the known days"),
-    ({"active_all": 0.4}, "undecided", "nothing to gain, the neurons are as usual"),
-    ({"active_all": 0.1, "candidate": 2.0}, "undecided", "nothing to gain"),
+    ({"active_all": 1.6}, "undecided", "expected more than 1.60 (4 times its limit)"),
+    ({"agreement": 0.98}, "undecided", "nearly the same"),
+    ({"active_all": 0.1, "candidate": 3.0}, "undecided", "too little to gain without labels"),
     ({"agreement": 0.49}, "undecided", "expected at least 0.5"),
     ({"agreement": math.nan}, "undecided", "correlate by nan"),
     ({"speed_ratio": 0.4}, "undecided", "0.40 times as fast"),

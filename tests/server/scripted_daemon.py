@@ -179,7 +179,7 @@ class ScriptedDaemon:
                 "paused": self._paused,
                 "filters": self._filters,
                 "pid": os.getpid(),
-                "distance": 1.0 if self._far.exists() else 0.1,
+                "distance": 2.1 if self._far.exists() else 0.1,
                 "distance_limit": 0.5,
             }
         )
