@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 VALIDATE_EVERY_S = 60.0
 MAX_VALIDATING = 0.05  # share of a timed run spent validating
-N_VALIDATIONS = 20  # per run with a given number of steps
+N_VALIDATIONS, LEAST_STEPS = 20, 10  # per run with a given number of steps; between two
 VALIDATE_STEP_S = 0.1  # between scored times
 MAX_VALIDATED = 3000  # windows per validation, over all sessions
 SPLITS: tuple[Split, ...] = ("train", "valid")  # which windows of training and validation fit
@@ -285,7 +285,8 @@ class Trainer:
         Validation by steps makes such a run reproducible.
         """
         if self.settings.steps:
-            due = self.record.step % max(1, self.settings.steps // N_VALIDATIONS) == 0
+            every = max(LEAST_STEPS, self.settings.steps // N_VALIDATIONS)
+            due = self.record.step % every == 0
         else:
             pause_s = max(VALIDATE_EVERY_S, self._validation_s * (1.0 / MAX_VALIDATING - 1.0))
             due = self.record.seconds - self._validated_at >= pause_s
