@@ -17,7 +17,8 @@ from training.evaluation.reference import random_bundle, reference_inputs, refer
 
 OUTPUT_SCALE = 1.0  # of random_bundle
 TOLERANCE = 1e-5 * OUTPUT_SCALE
-SLOW = (("rt", 1), ("rt", 300), ("poyo-1.3m", 96), ("poyo-11.8m", 1), ("poyo-11.8m", 300))
+SLOW = (("rt", 1), ("rt", 300), ("poyo-1.3m", 96), ("poyo-11.8m", 300))
+CLOCKS_S = {"poyo-11.8m": (1e6,)}  # the largest model takes minutes
 CASES = [
     ("rt", 96),
     *(pytest.param(preset, n_units, marks=pytest.mark.slow) for preset, n_units in SLOW),
@@ -28,7 +29,7 @@ CASES = [
 def test_the_runtime_equals_torch_brain(preset: str, n_units: int, tmp_path: Path) -> None:
     model, config, bundle = random_bundle(preset, n_units, tmp_path, seed=n_units)
     rng = np.random.default_rng(n_units)
-    for clock_s in (0.0, 3.6e3, 1e6):
+    for clock_s in CLOCKS_S.get(preset, (0.0, 3.6e3, 1e6)):
         runtime = open_runtime(bundle, epoch=clock_s + 0.3)
         for n_spikes in (0, 1, 777, 10_000):
             end = clock_s + config.sequence_length
