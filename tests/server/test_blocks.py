@@ -15,7 +15,7 @@ from server.schemas import Calibration
 from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s
 from streaming.sessions.session import Session
-from tests.rig import wait_for
+from tests.rig import POLLED_LATE_S, wait_for
 from tests.server.conftest import Play
 from tests.server.test_survival import has_collected, request_for
 
@@ -55,7 +55,7 @@ def test_data_of_a_cancelled_calibration_are_learned_from_with_new_ones(
         first = cut_short(client, unseen, 7.0)
         second = ended(client, unseen, seconds=6.0, with_data=[first])
         assert second.candidate is not None, second
-        assert second.collected_s == pytest.approx(6.0, abs=0.5)
+        assert 5.5 < second.collected_s < 6.0 + POLLED_LATE_S
         assert second.earlier_s > 7.0
         (collected,) = (server.home / "calibrations" / second.id).glob("*.h5")
         own_s = duration_s(sessions.load(collected).domain)
