@@ -52,16 +52,13 @@ def test_a_stepped_loop_records_what_was_played_and_repeats_exactly() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["align", "targets"])
-def test_days_are_steered_and_followed(
-    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_days_are_steered_and_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(days, "OBSERVED_S", 30.0)
     monkeypatch.setattr(days, "LEARNED_TRIALS", 8)
-    rows = days.chain(way, 1, 2, 4, tmp_path / "rows.jsonl")
+    rows = days.chain("targets", 1, 2, 4, tmp_path / "rows.jsonl")
     assert [row["day"] for row in rows] == [1, 2]
     assert sum(row["successes"] for row in rows) >= 6
     assert rows[1]["answer"] in ("promote", "undecided", "reject")
     assert rows[1]["limit"] > 0
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
-    assert days.summary(rows)[way]["days"] == 2
+    assert days.summary(rows)["targets"]["days"] == 2
