@@ -1,7 +1,7 @@
 """The closed loop in simulated time: participant, decoder and task, stepped without sockets.
 
-It is much faster than `volition rig`, and repeats exactly. A decoded velocity moves the cursor without
-delay.
+It is much faster than `volition rig`, and repeats exactly. A decoded velocity moves the cursor at
+once.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ class Unattended(Body):
 
     when: When = Field(
         description="alarm: once the daemon's distance has been beyond its limit for a minute "
-        "(`align`: four times its limit, as the gate promotes none below); every: at regular intervals"
+        "(`align`: four times its limit, as the gate promotes none below); every: at regular "
+        "intervals"
     )
     every_minutes: float = Field(
         default=60.0, ge=1, le=1440, description="interval for `every`, minutes"
