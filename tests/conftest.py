@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import uuid
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import pylsl
 import pytest
 import torch
 
@@ -144,6 +147,28 @@ def identifying(tiny: TinyDecoder, folder: Path) -> Bundle:
     return export_model(
         other.eval(), record, tiny.session.session_id, folder / "identifying.bundle"
     )
+
+
+class _Outlet(pylsl.StreamOutlet):
+    """An outlet that `open_outlets` lists until it is closed."""
+
+    def __init__(self, *arguments: object, **more: object) -> None:
+        super().__init__(*arguments, **more)
+        open_outlets.add(self)
+
+
+open_outlets: weakref.WeakSet[_Outlet] = weakref.WeakSet()
+pylsl.StreamOutlet = _Outlet
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Close the outlets of a test: those in a circle of references wait for the collector."""
+    before = set(map(id, open_outlets))
+    result = yield
+    if any(id(outlet) not in before for outlet in open_outlets):
+        gc.collect()
+    return result
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import subprocess
 import sys
@@ -99,8 +98,7 @@ def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = DE
 
 
 def no_kinematics() -> None:
-    """Wait until no kinematics answer: outlets of earlier tests may await the garbage collector."""
-    gc.collect()
+    """Wait until no kinematics answer, of an earlier test or another rig."""
     wait_for("no kinematics", lambda: not pylsl.resolve_byprop("type", KINEMATICS, timeout=1.0))
 
 

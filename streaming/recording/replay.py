@@ -156,9 +156,10 @@ class Replay:
         part = self.session.spikes_between(self.start, self.end)
         units = self.session.spike_units[part]
         events = np.stack([units, np.zeros_like(units)], axis=1).astype(np.int32)
+        outlet = self.spikes  # no reference to self: without a circle, its streams end with it
 
         def send(chunk: slice, stamps: Floats) -> None:
-            self.spikes.push_chunk(
+            outlet.push_chunk(
                 events[chunk], stamps.tolist()
             )  # as a list: an array would count as one time stamp
 
@@ -170,18 +171,20 @@ class Replay:
         samples = np.concatenate(
             [self.session.cursor_pos[part], self.session.cursor_vel[part]], axis=1
         )
+        outlet = self.kinematics
 
         def send(chunk: slice, stamps: Floats) -> None:
-            self.kinematics.push_chunk(samples[chunk], stamps.tolist())
+            outlet.push_chunk(samples[chunk], stamps.tolist())
 
         return _Track(times=times[part], send=send)
 
     def _marker_track(self) -> _Track:
         times, labels = _trial_markers(self.session, self.start, self.end)
+        outlet = self.markers
 
         def send(chunk: slice, stamps: Floats) -> None:
             for label, stamp in zip(labels[chunk], stamps, strict=True):
-                self.markers.push_sample([label], float(stamp))
+                outlet.push_sample([label], float(stamp))
 
         return _Track(times=times, send=send)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -175,3 +176,16 @@ def test_invalid_settings_are_refused(wrong: dict[str, float]) -> None:
 def test_a_missing_split_is_refused(session: Session) -> None:
     with pytest.raises(SessionError, match="no test domain"):
         Replay(replace(session, test_domain=np.empty((0, 2))), ReplaySettings(split="test"))
+
+
+def test_streams_end_with_their_replay(session: Session) -> None:
+    """Not when the garbage collector comes: a later replay of the same name would be one of two."""
+    name = f"ended-{np.random.default_rng().integers(2**40)}"
+    gc.disable()
+    try:
+        replay = Replay(session, ReplaySettings(name_prefix=name))
+        assert len(pylsl.resolve_byprop("name", f"{name}-spikes", timeout=5.0)) == 1
+        del replay
+        assert not pylsl.resolve_byprop("name", f"{name}-spikes", timeout=1.0)
+    finally:
+        gc.enable()
