@@ -55,7 +55,7 @@ $(BASE): pyproject.toml
 	touch $(BASE)
 
 $(READY): $(BASE)
-	$(BIN)/python -m pip install --quiet --editable '.[train,rig,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,rig,dev,docs]'
 	touch $(READY)
 
 clean:
