@@ -36,6 +36,8 @@ log = logging.getLogger("volition.decode")
 
 HANGS_S = 10.0  # a tick still running this long after a signal hangs, even on a busy machine
 STATUS_EVERY_S = 1.0
+SHOW_EVERY_S = 0.05
+SHOWING_S = 5e-4  # enough for the spikes of a message and for sending it, on a busy machine
 
 
 class Daemon:
@@ -59,7 +61,8 @@ class Daemon:
         except SettingsError:
             self.ticker.publisher.close()
             raise
-        self._status_due = self._watch_due = 0.0
+        self._status_due = self._watch_due = self._show_due = 0.0
+        self._shown_until = 0.0
         self._watching_s = 0.0  # how long the last search for faulty units took
         self._latency: wire.Quantiles | None = None  # of the last period, like the rate
         self._spikes_per_s = 0.0
@@ -93,7 +96,7 @@ class Daemon:
         """Run a tick at every deadline, then handle a command if one waits.
 
         Publishes the status once a second and when the state changes; looks for faulty units once
-        a second.
+        a second; publishes spikes while somebody subscribes to them.
         """
         while not self.ticker.should_stop:
             before = self.ticker.state
@@ -106,6 +109,8 @@ class Daemon:
                 self.ticker.publisher.send_status(self.status(window_end))
             elif window_end >= self._watch_due:
                 self._watch_units(window_end)
+            elif window_end >= self._show_due and self.ticker.publisher.shows_spikes:
+                self._show_spikes(window_end)
 
     def _watch_units(self, window_end: float) -> None:
         """Look for faulty units, if this tick leaves enough time for it."""
@@ -116,6 +121,21 @@ class Daemon:
         self.ticker.watch_units(window_end)
         self._watch_due = window_end + STATUS_EVERY_S
         self._watching_s = self._clock() - began
+
+    def _show_spikes(self, window_end: float) -> None:
+        """Publish the spikes since the last time, if this tick leaves enough time for it."""
+        if self._clock() - window_end + SHOWING_S > self.settings.tick_ms / 1e3:
+            return
+        self._show_due = window_end + SHOW_EVERY_S
+        if self.ticker.inlet is not None:
+            spikes = self.ticker.recent.shown(
+                self._shown_until,
+                window_end,
+                started=self.ticker.started,
+                stream=self.ticker.inlet.name,
+            )
+            self.ticker.publisher.send_spikes(spikes)
+            self._shown_until = spikes.end
 
     def _obey(self, window_end: float) -> None:
         """Handle one command, if one waits."""

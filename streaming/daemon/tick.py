@@ -19,7 +19,7 @@ from decoder.runtimes.onnx import RuntimeSettings
 from decoder.runtimes.opening import open_runtime
 from streaming.clock import Clock
 from streaming.daemon.health import TickHealth
-from streaming.daemon.recent import KEEP_S, RecentSpikes
+from streaming.daemon.recent import KEEP_S, SETTLED_S, RecentSpikes
 from streaming.daemon.settings import DaemonSettings
 from streaming.daemon.swap import Loader, check_tick
 from streaming.inlets.admission import Admission
@@ -32,7 +32,6 @@ from streaming.wire.messages import ZERO
 from streaming.wire.publish import Publisher
 from streaming.wire.states import NEVER, State, StreamWatch
 
-SETTLED_S = 0.1  # spikes may arrive this late and still be watched
 BROKEN_M_S = 1000.0  # a faster output is a fault, whatever limits the filters have
 
 

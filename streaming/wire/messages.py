@@ -42,6 +42,11 @@ TOPICS = {
     "status": Topic(
         prefix=b"status:", rate="1 Hz and at every change of state", carries="Status, msgpack"
     ),
+    "spikes": Topic(
+        prefix=b"spikes:",
+        rate="20 Hz at most, while somebody subscribes and ticks leave time",
+        carries="Spikes, msgpack",
+    ),
 }
 
 
@@ -122,10 +127,26 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     unit_faults: Faults | None = None  # over the last minute; None: no spikes, or an older daemon
 
 
+class Spikes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The spikes of a short interval, for a screen: bounded, and not for decoding.
+
+    An interval follows the one before it, unless the daemon had no time to send.
+    """
+
+    schema: int
+    started: float  # s; same as in the frames
+    stream: str  # name of the stream
+    start: float  # s; LSL clock of the daemon's host
+    end: float  # s
+    n_spikes: int  # in the interval; more than are listed if they were too many
+    times: bytes  # (n,) float32, s since `start`, little-endian, ascending
+    units: bytes  # (n,) uint16, position in the stream's description, little-endian
+
+
 encode_frame = msgspec.msgpack.Encoder().encode
 encode_frame_json = msgspec.json.Encoder().encode
 
-Message = TypeVar("Message", CursorFrame, Status)
+Message = TypeVar("Message", CursorFrame, Status, Spikes)
 
 
 def cursor_frame(
@@ -200,3 +221,4 @@ def _unreadable(what: str, why: str) -> str:
 decode_frame = _reader("frame", msgspec.msgpack.Decoder(CursorFrame).decode)
 decode_frame_json = _reader("frame", msgspec.json.Decoder(CursorFrame).decode)
 decode_status = _reader("status", msgspec.msgpack.Decoder(Status).decode)
+decode_spikes = _reader("picture of spikes", msgspec.msgpack.Decoder(Spikes).decode)

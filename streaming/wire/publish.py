@@ -53,6 +53,10 @@ class Publisher(BoundSocket):
         """Publish the status."""
         self._send(wire.TOPICS["status"].prefix + wire.encode_frame(status))
 
+    def send_spikes(self, spikes: wire.Spikes) -> None:
+        """Publish the spikes of an interval."""
+        self._send(wire.TOPICS["spikes"].prefix + wire.encode_frame(spikes))
+
     def pass_on(self, message: bytes) -> None:
         """Publish a message of another publisher unchanged."""
         self._send(message)
@@ -76,6 +80,11 @@ class Publisher(BoundSocket):
     def has_listener(self) -> bool:
         """Whether anyone subscribes to cursor frames, as msgpack or JSON."""
         return self._wanted("cursor") or self._wanted("cursor.json")
+
+    @property
+    def shows_spikes(self) -> bool:
+        """Whether anyone subscribes to spikes."""
+        return self._wanted("spikes")
 
     def _wanted(self, topic: str) -> bool:
         prefix = wire.TOPICS[topic].prefix
