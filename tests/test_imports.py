@@ -57,7 +57,7 @@ LAYERS = {
         {"server.store"},
         {"server.supervision"},
         {"server.calibration"},
-        {"server.unattended"},
+        {"server.unattended", "server.dashboard"},
         {"server.api"},
     ],
     "clients": [

@@ -6,10 +6,6 @@ must be one of the server's names, against DNS rebinding, and so must the Origin
 
 from __future__ import annotations
 
-import hmac
-import logging
-import time
-from collections import OrderedDict
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -18,35 +14,38 @@ from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.dashboard.tokens import WITHIN_S, Tokens, too_many
 from server.problems import plain, response
 from server.schemas import Problem
 from server.settings import LOOPBACK, ServerSettings
 
-log = logging.getLogger("volition.server")
-
-OPEN_TO_ALL = ("/health/live", "/health/ready", "/openapi.json")
+PAGES = ("/", "/login", "/docs")  # they hold no data; what they show needs the token
+OPEN_TO_ALL = ("/health/live", "/health/ready", "/openapi.json", *PAGES)
+STATIC = "/static/"
 MOST_BODY = 65_536  # bytes; the longest documented body has a few thousand
-MOST_FAILURES, WITHIN_S = 10, 60.0  # wrong tokens from one address
-MOST_ADDRESSES = 1000
 
 
 class Gate:
     """Middleware that answers refused requests with a problem and passes the others to `app`."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, tokens: Tokens) -> None:
         self._app = app
         self._hosts = {name.lower() for name in (*LOOPBACK, settings.host, *settings.allowed_hosts)}
         self._origins = set(settings.allowed_origins)
-        token = settings.token
-        self._token = None if token is None else token.get_secret_value().encode()
-        self._failures = Failures()
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers, path = Headers(scope=scope), scope["path"]
-        refused = self._page(headers, path) or self._caller(headers, path, scope.get("client"))
+        refused = self._page(headers, path) or self._caller(scope, headers, path)
+        if scope["type"] == "websocket":
+            if refused is None:
+                await self._app(scope, receive, send)
+            else:  # before it is accepted: the browser's request is answered with 403
+                await send({"type": "websocket.close", "code": 1008, "reason": refused.detail})
+            return
         if refused is None:
             body = await _body(headers, receive)
             if body is not None:
@@ -63,7 +62,8 @@ class Gate:
 
     def _page(self, headers: Headers, path: str) -> Problem | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is None and headers.get("sec-fetch-site") == "cross-site":
+        is_link = path in PAGES and headers.get("sec-fetch-dest") == "document"
+        if origin is None and headers.get("sec-fetch-site") == "cross-site" and not is_link:
             origin = "another site"  # an image or a form on a foreign page
         if _name(f"//{host}") not in self._hosts:
             detail = f"Host {host!r} is not this server's; add it to VOLITION_ALLOWED_HOSTS"
@@ -73,43 +73,22 @@ class Gate:
             return plain(403, "origin", "The Origin is not allowed", detail, path)
         return None
 
-    def _caller(
-        self, headers: Headers, path: str, client: tuple[str, int] | None
-    ) -> Problem | None:
+    def _caller(self, scope: Scope, headers: Headers, path: str) -> Problem | None:
         """Accept the right token even from a limited address: guesses must not delay a pause.
 
         A token of 128 bits can't be guessed at any rate. The limit keeps the load of guesses low
         and puts them into the log.
         """
-        if self._token is None or path in OPEN_TO_ALL:
+        if path in OPEN_TO_ALL or path.startswith(STATIC):
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token):
+        if self._tokens.accepts(headers, scope.get("method", "GET")):
             return None
-        detail = "send the server's token as a bearer token"
-        if given and self._failures.are_too_many(client[0] if client else "unknown"):
-            detail = f"more than {MOST_FAILURES} wrong tokens within {WITHIN_S:.0f} s; {detail}"
-            return plain(429, "too-many", "Too many wrong tokens", detail, path)
+        detail = "send the server's token as a bearer token, or log in at /login"
+        client = scope.get("client")
+        given = headers.get("authorization", "").partition(" ")[2]
+        if given and self._tokens.are_too_many(client[0] if client else "unknown"):
+            return too_many(path)
         return plain(401, "http", "A bearer token is required", detail, path)
-
-
-class Failures:
-    """Counts wrong tokens per address."""
-
-    def __init__(self) -> None:
-        self._counted: OrderedDict[str, tuple[float, int]] = OrderedDict()  # start, count
-
-    def are_too_many(self, address: str) -> bool:
-        """Count one more; returns whether this address has sent too many lately."""
-        since, count = self._counted.pop(address, (time.monotonic(), 0))
-        if time.monotonic() - since > WITHIN_S:
-            since, count = time.monotonic(), 0
-        self._counted[address] = since, count + 1
-        if len(self._counted) > MOST_ADDRESSES:
-            self._counted.popitem(last=False)
-        if count == MOST_FAILURES:
-            log.warning("%s has sent %d wrong tokens", address, count)
-        return count >= MOST_FAILURES
 
 
 async def _body(headers: Headers, receive: Receive) -> bytes | None:

@@ -29,8 +29,11 @@ from decoder.errors import SettingsError
 from server import problems
 from server.api.access import Gate, documented_token
 from server.api.connections import ImpatientProtocol, most_waiting
-from server.api.routes import Parts, health, v1
+from server.api.routes import Parts, health, status, v1
 from server.calibration.calibrations import Calibrations
+from server.dashboard import routes as dashboard
+from server.dashboard.feed import Feed
+from server.dashboard.tokens import Tokens
 from server.problems import documented
 from server.schemas import Problem
 from server.settings import ServerSettings
@@ -42,6 +45,7 @@ from server.unattended.unattended import UnattendedCalibrations
 log = logging.getLogger("volition.server")
 
 GRACE_S = 2  # for open event streams when the server stops
+MOST_FROM_PAGE = 4096  # bytes; pages send nothing over their WebSocket
 
 
 def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
@@ -60,7 +64,9 @@ def serve(settings: ServerSettings, *, bundle: Path | None = None) -> None:
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
             http=ImpatientProtocol,
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=MOST_FROM_PAGE,
+            ws_per_message_deflate=False,  # numbers hardly shrink, and it takes time
             backlog=most_waiting(),
         )
         _Server(config, parts).run(sockets=[listener])
@@ -169,7 +175,12 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     app.include_router(
         v1, dependencies=needs_token, responses=documented(401, 429) if needs_token else None
     )
-    app.add_middleware(Gate, settings=parts.settings)
+    dashboard.install(app)
+    app.state.tokens = Tokens(parts.settings)
+    app.state.feed = Feed(
+        parts.settings.daemon.address, lambda: status(parts).model_dump_json().encode()
+    )
+    app.add_middleware(Gate, settings=parts.settings, tokens=app.state.tokens)
     if parts.settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
