@@ -255,6 +255,7 @@ def run_loop(
     """Calibrate, steer, drift, steer, recalibrate, steer. say: called with each step."""
     result = LoopResult(settings=settings)
     with running_loop(settings, **variables) as loop:
+        say(f"seed {settings.seed}: dashboard at {loop.server.url}")
         say(f"seed {settings.seed}: calibrating on {settings.seconds:g} s of observation")
         result.calibrations.append(loop.calibrate())
         for phase in PHASES:

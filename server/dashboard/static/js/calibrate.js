@@ -1,6 +1,6 @@
 // Calibrations: start one, follow it, compare the candidate with the active decoder, and decide.
 
-import { ask, button, byId, make, number, order, show, table } from "./dom.js";
+import { ask, button, byId, make, number, order, scrolling, show, table } from "./dom.js";
 import { at, call, get, post } from "./rest.js";
 import { drawHeldOut } from "./plots.js";
 
@@ -57,7 +57,7 @@ export async function refresh() {
   const all = await get("/v1/calibrations").catch(() => null);
   if (!all) return;
   show(byId("calibrations"), all.slice(0, SHOWN), () => all.length === 0 ? [make("p", { className: "note", textContent: "None yet." })] : [
-    make("div", { className: "scroll" }, table(["when", "method", "outcome", "R² before → after", ""], all.slice(0, SHOWN).map(row))),
+    scrolling("Calibrations", table(["when", "method", "outcome", "R² before → after", ""], all.slice(0, SHOWN).map(row))),
   ]);
 }
 

@@ -1,6 +1,6 @@
 // The decoders, with their aliases: activate, pin, label, delete; and rolling back.
 
-import { ask, button, byId, make, number, order, show, table } from "./dom.js";
+import { ask, button, byId, make, number, order, scrolling, show, table } from "./dom.js";
 import { at, call, get, post } from "./rest.js";
 
 export function start() {
@@ -16,8 +16,7 @@ export async function refresh() {
   const all = await get("/v1/decoders").catch(() => null);
   if (!all) return;
   byId("rollback").disabled = !all.some((decoder) => decoder.aliases.includes("previous"));
-  show(byId("decoders"), all, () => [make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Decoders" },
-    table(["decoder", "is", "units", "R²", "added", ""], all.map(row)))]);
+  show(byId("decoders"), all, () => [scrolling("Decoders", table(["decoder", "is", "units", "R²", "added", ""], all.map(row)))]);
 }
 
 function row(decoder) {

@@ -24,6 +24,10 @@ export function table(columns, rows) {
       cell instanceof Node ? make("td", {}, cell) : make("td", { className: "name", textContent: cell ?? "" }))))));
 }
 
+/** A part that scrolls, and that the keyboard can reach. */
+export const scrolling = (label, ...children) =>
+  make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": label }, ...children);
+
 /** Replace the children only if what they say has changed, so that focus and selection stay. */
 export function show(parent, key, build) {
   const text = JSON.stringify(key);

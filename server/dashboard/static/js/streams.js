@@ -1,6 +1,6 @@
 // The LSL streams, what each is used for, and the choice of the input.
 
-import { ask, button, byId, make, order, show, table } from "./dom.js";
+import { ask, button, byId, make, order, scrolling, show, table } from "./dom.js";
 import { call, get } from "./rest.js";
 
 export function start() {
@@ -15,7 +15,7 @@ async function look() {
   if (!found) return;
   show(byId("streams"), found, () => found.length === 0
     ? [make("p", { className: "note", textContent: "No stream answers. Is the sender running, on this network?" })]
-    : [make("div", { className: "scroll" }, table(["stream", "used for", ""], found.map((stream) => [
+    : [scrolling("LSL streams", table(["stream", "used for", ""], found.map((stream) => [
       make("span", {}, stream.name, make("small", { textContent: ` ${stream.type}, ${stream.host}` })),
       stream.open ? make("span", { className: "tag", textContent: "decoded" }) : stream.used_for === "nothing" ? "–" : stream.used_for,
       stream.used_for === "spikes" && !stream.open ? button("Read", () => read(stream), { "aria-label": `Read ${stream.name}` }) : make("span"),
