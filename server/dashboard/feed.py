@@ -83,10 +83,10 @@ class Feed:
             due, status_at = loop.time(), 0.0
             while self._viewers:
                 server = None
-                if self._status_due or loop.time() >= status_at:
-                    self._status_due, status_at = False, loop.time() + STATUS_EVERY_S
-                    server = await asyncio.to_thread(self._status)
                 try:
+                    if self._status_due or loop.time() >= status_at:
+                        self._status_due, status_at = False, loop.time() + STATUS_EVERY_S
+                        server = await asyncio.to_thread(self._status)
                     self._moments.append(source.take(server))
                 except Exception:  # the next moment may be fine
                     log.exception("no picture for the dashboard")

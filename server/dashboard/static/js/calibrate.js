@@ -12,8 +12,9 @@ let following = null;
 export function start() {
   byId("calibrate").addEventListener("submit", async (event) => {
     event.preventDefault();
-    const form = Object.fromEntries(new FormData(event.target));
-    const begun = await order(() => post("/v1/calibrations", { ...form, seconds: Number(form.seconds) }));
+    const { kinematics, seconds, ...form } = Object.fromEntries(new FormData(event.target));
+    const request = { ...form, seconds: Number(seconds), kinematics: kinematics || null };
+    const begun = await order(() => post("/v1/calibrations", request));
     if (begun) follow(begun.id);
   });
   byId("progress-finish").addEventListener("click", () => following && order(() => post(at("calibrations", following, "finish"))));
@@ -23,6 +24,13 @@ export function start() {
     }
   });
   refresh();
+}
+
+/** The kinematics streams to choose from, when there are several. */
+export function offer(names) {
+  const select = byId("calibrate").elements.kinematics;
+  show(select, names, () => ["", ...names].map((value) =>
+    make("option", { value, textContent: value || "the only stream", selected: value === select.value })));
 }
 
 /** Follow the running calibration, whoever started it. */

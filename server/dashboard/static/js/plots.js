@@ -70,12 +70,15 @@ export function drawTicks(daemon) {
   latency.setData([counts.map((_, i) => i), counts]);
   const sorted = latencies.map(([, ms]) => ms).sort((a, b) => a - b);
   const quantile = (q) => sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))] : null;
+  const steps = latencies.slice(1).map(([t], i) => 1e3 * (t - latencies[i][0])).sort((a, b) => a - b);
+  const tick = steps[Math.floor(steps.length / 2)] ?? Infinity;
   return {
     "p50": `${number(quantile(0.5))} ms`,
     "p99": `${number(quantile(0.99))} ms`,
     "p99.9": `${number(quantile(0.999))} ms`,
-    "missed": daemon ? daemon.skipped_ticks.toLocaleString("en") : "–",
-    "of": daemon ? daemon.ticks.toLocaleString("en") : "–",
+    "late, by more than a tick": `${sorted.filter((ms) => ms > tick).length}`,
+    "missed since the start": daemon ? daemon.skipped_ticks.toLocaleString("en") : "–",
+    "ticks": daemon ? daemon.ticks.toLocaleString("en") : "–",
     "backlog": daemon?.backlog_s == null ? "–" : `${number(1e3 * daemon.backlog_s, 0)} ms`,
     "overflowed": daemon ? `${daemon.overflowed + daemon.inlet_overflows}` : "–",
   };

@@ -2,6 +2,7 @@
 
 import { ask, button, byId, make, order, scrolling, show, table } from "./dom.js";
 import { call, get } from "./rest.js";
+import { offer } from "./calibrate.js";
 
 export function start() {
   byId("streams-look").addEventListener("click", look);
@@ -13,6 +14,7 @@ async function look() {
   const found = await order(() => get("/v1/streams"));
   byId("streams-look").disabled = false;
   if (!found) return;
+  offer(found.filter((stream) => stream.used_for === "kinematics").map((stream) => stream.name));
   show(byId("streams"), found, () => found.length === 0
     ? [make("p", { className: "note", textContent: "No stream answers. Is the sender running, on this network?" })]
     : [scrolling("LSL streams", table(["stream", "used for", ""], found.map((stream) => [
