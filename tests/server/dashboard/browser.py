@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,10 +61,14 @@ class Watched:
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser. Only one at a time in a process."""
+def chromium(nice: int = 0) -> Iterator[Browser]:
+    """A browser. Only one at a time in a process. nice: its priority, lower if higher."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder) / "chromium"
+            program.write_text(f'#!/bin/sh\nexec nice -n {nice} "{CHROMIUM}" "$@"\n')
+            program.chmod(0o755)
+            browser = playwright.chromium.launch(executable_path=program, args=list(QUIET))
         try:
             yield browser
         finally:
