@@ -27,6 +27,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from decoder.errors import SettingsError
 from server import problems
+from server.api import units
 from server.api.access import Gate, documented_token
 from server.api.connections import ImpatientProtocol, most_waiting
 from server.api.routes import Parts, health, v1
@@ -166,9 +167,9 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(health)
     needs_token = documented_token(parts.settings)
-    app.include_router(
-        v1, dependencies=needs_token, responses=documented(401, 429) if needs_token else None
-    )
+    refusals = documented(401, 429) if needs_token else None
+    for router in (v1, units.router):
+        app.include_router(router, dependencies=needs_token, responses=refusals)
     app.add_middleware(Gate, settings=parts.settings)
     if parts.settings.allowed_origins:
         app.add_middleware(

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from msgspec.structs import replace
 from pylsl import local_clock
 
 from decoder.bundles.bundle import Bundle, open_bundle
@@ -127,8 +128,11 @@ class Daemon:
             )
         except Exception as error:  # a failed command is answered and must not end the loop
             problem = f"the command failed: {named(error)}"
-        units = units_of(self.ticker) if isinstance(command, GetUnits) else None
-        self.control.answer(Reply(problem=problem, status=self.status(self._clock()), units=units))
+        reply = Reply(problem=problem, status=self.status(self._clock()))
+        if isinstance(command, GetUnits):
+            excluded = sorted(self.ticker.excluded)
+            reply = replace(reply, units=units_of(self.ticker), excluded=excluded)
+        self.control.answer(reply)
 
     def status(self, now: float) -> wire.Status:
         """The daemon's health at `now`, seconds on the LSL clock."""

@@ -125,12 +125,14 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to every command: the problem, if there is one, and the current status.
 
-    units: the open stream's units in its order, if they were asked for.
+    units, excluded: the open stream's units in its order, and the ids of all excluded ones, if
+        they were asked for.
     """
 
     problem: str | None
     status: wire.Status
     units: list[Unit] | None = None
+    excluded: list[str] | None = None
 
 
 _LOOK_MS = 10  # how often a waiting client checks that the daemon is alive
