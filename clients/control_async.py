@@ -27,6 +27,7 @@ from clients.rest import (
     read_answer,
     unreachable,
 )
+from server.notes import NewNote
 from server.schemas import (
     RUNNING,
     Calibration,
@@ -158,6 +159,10 @@ class AsyncControlClient:
     async def change_units(self, body: UnitsPatch) -> Units:
         """Exclude some units and include others again, in one order."""
         return await self._ask("PATCH", "/v1/units", Units, body)
+
+    async def note(self, text: str) -> Change:
+        """Write down what happens: in the journal, and as an LSL marker for recorders."""
+        return await self._ask("POST", "/v1/notes", Change, NewNote(text=text))
 
     async def journal(self, limit: int = 100) -> list[Change]:
         """The latest changes, newest first."""

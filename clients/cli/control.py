@@ -1,4 +1,4 @@
-"""Verbs that change a running server: units."""
+"""Verbs that act on a running server: units, note."""
 
 from __future__ import annotations
 
@@ -36,3 +36,27 @@ def units(
         print(found.model_dump_json(indent=2))
     else:
         print_units(terminal(), found)
+
+
+@verbs.command(epilog='Example: volition note "electrode 12 came loose, fixed"')
+def note(
+    text: Annotated[str, typer.Argument(help="At most 500 characters.")],
+    url: ServerUrl = DEFAULT_URL,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Write a note into the journal and, over LSL, into every recording."""
+    from pydantic import ValidationError
+
+    from clients.control import ControlClient
+    from decoder.errors import SettingsError, invalid_fields
+
+    with ControlClient(url, token=token) as client:
+        try:
+            written = client.note(text)
+        except ValidationError as error:
+            raise SettingsError(invalid_fields(error)) from error
+    if as_json:
+        print(written.model_dump_json(indent=2))
+    else:
+        terminal().print(f"noted at {written.at.astimezone():%H:%M:%S}")

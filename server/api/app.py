@@ -27,11 +27,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from decoder.errors import SettingsError
 from server import problems
-from server.api import units
+from server.api import notes, units
 from server.api.access import Gate, documented_token
 from server.api.connections import ImpatientProtocol, most_waiting
 from server.api.routes import Parts, health, v1
 from server.calibration.calibrations import Calibrations
+from server.notes import NotesOutlet
 from server.problems import documented
 from server.schemas import Problem
 from server.settings import ServerSettings
@@ -79,6 +80,7 @@ def assemble(settings: ServerSettings) -> Parts:
         supervisor=supervisor,
         calibrations=calibrations,
         unattended=UnattendedCalibrations(settings, journal, supervisor, registry, calibrations),
+        notes=NotesOutlet(settings.port),
     )
 
 
@@ -148,10 +150,12 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
         )  # fmt: skip
         with ExitStack() as ends:  # each runs even if another one fails
             ends.callback(parts.journal.close)
+            ends.callback(parts.notes.close)
             ends.callback(parts.supervisor.stop)
             ends.callback(parts.calibrations.stop)
             ends.callback(parts.unattended.stop)
             parts.unattended.start()
+            parts.notes.start()
             yield
 
     app = FastAPI(
@@ -168,7 +172,7 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     app.include_router(health)
     needs_token = documented_token(parts.settings)
     refusals = documented(401, 429) if needs_token else None
-    for router in (v1, units.router):
+    for router in (v1, units.router, notes.router):
         app.include_router(router, dependencies=needs_token, responses=refusals)
     app.add_middleware(Gate, settings=parts.settings)
     if parts.settings.allowed_origins:
