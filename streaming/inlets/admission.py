@@ -90,8 +90,9 @@ class Admission:
             known = unit_index >= 0
             timed, future, too_old = _by_time(times, window_end - self.max_age_s, now)
             take = known & timed & ~future & ~too_old
-            self._leave_out("unknown_unit", unit_index == UNKNOWN)
-            self._leave_out("excluded", unit_index == EXCLUDED)
+            if not known.all():
+                self._leave_out("unknown_unit", unit_index == UNKNOWN)
+                self._leave_out("excluded", unit_index == EXCLUDED)
             self._leave_out("no_time", known & ~timed)
             self._leave_out("future", known & future)
             self._leave_out("too_old", known & too_old)
