@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -12,7 +12,6 @@ from streaming.units import MAX_EXCLUDED
 UnitIds = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=MAX_EXCLUDED)
 ]
-Fault = Literal["silent", "noisy", "doubled", "artifact"]
 
 
 class Unit(Answer):
@@ -22,7 +21,9 @@ class Unit(Answer):
     id: str
     known: bool = Field(description="whether the decoder in use knows it")
     excluded: bool = Field(description="whether its spikes are left out")
-    fault: Fault | None = Field(description="what is wrong with it (docs/STREAMS.md), or null")
+    fault: str | None = Field(
+        description="silent, noisy, doubled or artifact (docs/STREAMS.md); null for none"
+    )
 
 
 class Units(Answer):

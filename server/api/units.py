@@ -39,7 +39,7 @@ def _view(on: Parts) -> Units:
             id=unit.id,
             known=unit.known,
             excluded=unit.excluded,
-            fault=unit.fault,  # type: ignore[arg-type]
+            fault=unit.fault,
         )
         for index, unit in enumerate(units)
     ]
