@@ -37,6 +37,7 @@ from clients.rest import (
     read_answer,
     unreachable,
 )
+from server.notes import NewNote
 from server.schemas import (
     RUNNING,
     Calibration,
@@ -53,6 +54,7 @@ from server.schemas import (
     Stream,
 )
 from server.unattended.bodies import Unattended, UnattendedState
+from server.units import Units, UnitsPatch
 
 T = TypeVar("T")
 
@@ -153,6 +155,26 @@ class ControlClient:
     def set_filters(self, body: FiltersPatch) -> FiltersView:
         """Change the output filters that are given."""
         return self._ask("PATCH", "/v1/filters", FiltersView, body)
+
+    def units(self) -> Units:
+        """The open stream's units: known, excluded, faulty."""
+        return self._ask("GET", "/v1/units", Units)
+
+    def exclude_units(self, *unit_ids: str) -> Units:
+        """Leave the spikes of these units out from the next tick on."""
+        return self.change_units(UnitsPatch(exclude=list(unit_ids)))
+
+    def include_units(self, *unit_ids: str) -> Units:
+        """Decode the spikes of these units again."""
+        return self.change_units(UnitsPatch(include=list(unit_ids)))
+
+    def change_units(self, body: UnitsPatch) -> Units:
+        """Exclude some units and include others again, in one order."""
+        return self._ask("PATCH", "/v1/units", Units, body)
+
+    def note(self, text: str) -> Change:
+        """Write down what happens: in the journal, and as an LSL marker for recorders."""
+        return self._ask("POST", "/v1/notes", Change, NewNote(text=text))
 
     def journal(self, limit: int = 100) -> list[Change]:
         """The latest changes, newest first."""

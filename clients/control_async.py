@@ -27,6 +27,7 @@ from clients.rest import (
     read_answer,
     unreachable,
 )
+from server.notes import NewNote
 from server.schemas import (
     RUNNING,
     Calibration,
@@ -43,6 +44,7 @@ from server.schemas import (
     Stream,
 )
 from server.unattended.bodies import Unattended, UnattendedState
+from server.units import Units, UnitsPatch
 
 T = TypeVar("T")
 
@@ -141,6 +143,26 @@ class AsyncControlClient:
     async def set_filters(self, body: FiltersPatch) -> FiltersView:
         """Change the output filters that are given."""
         return await self._ask("PATCH", "/v1/filters", FiltersView, body)
+
+    async def units(self) -> Units:
+        """The open stream's units: known, excluded, faulty."""
+        return await self._ask("GET", "/v1/units", Units)
+
+    async def exclude_units(self, *unit_ids: str) -> Units:
+        """Leave the spikes of these units out from the next tick on."""
+        return await self.change_units(UnitsPatch(exclude=list(unit_ids)))
+
+    async def include_units(self, *unit_ids: str) -> Units:
+        """Decode the spikes of these units again."""
+        return await self.change_units(UnitsPatch(include=list(unit_ids)))
+
+    async def change_units(self, body: UnitsPatch) -> Units:
+        """Exclude some units and include others again, in one order."""
+        return await self._ask("PATCH", "/v1/units", Units, body)
+
+    async def note(self, text: str) -> Change:
+        """Write down what happens: in the journal, and as an LSL marker for recorders."""
+        return await self._ask("POST", "/v1/notes", Change, NewNote(text=text))
 
     async def journal(self, limit: int = 100) -> list[Change]:
         """The latest changes, newest first."""

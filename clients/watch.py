@@ -89,9 +89,14 @@ def _status_line(status: wire.Status) -> Text:
     return Text(
         f"last second: {latency}   {status.spikes_per_s:.0f} spikes/s   "
         f"{status.skipped_ticks} skipped ticks   {status.unknown_units} unknown and "
-        f"{status.missing_units} missing units   {_drift(status)}{status.detail}",
+        f"{status.missing_units} missing units   {_excluded(status)}{_drift(status)}"
+        f"{status.detail}",
         style="dim",
     )
+
+
+def _excluded(status: wire.Status) -> str:
+    return f"{status.excluded_units} excluded   " if status.excluded_units else ""
 
 
 def _drift(status: wire.Status) -> str:

@@ -372,7 +372,7 @@ class Calibration(Answer):
         default=[], description="what to check before activating the candidate, whatever its score"
     )
     notes: list[str] = Field(
-        default=[], description="which units were left out, as copies of others"
+        default=[], description="which units were left out: excluded, or copies of others"
     )
     problem: Problem | None = None
 

@@ -181,6 +181,6 @@ def daemon_environment(settings: DaemonSettings) -> dict[str, str]:
     others = {n: value for n, value in environment().items() if n.upper() not in names.values()}
     values = settings.model_dump(mode="json", exclude_none=True)
     return others | {
-        names[name]: json.dumps(value) if isinstance(value, dict) else str(value)
+        names[name]: json.dumps(value) if isinstance(value, dict | list) else str(value)
         for name, value in values.items()
     }

@@ -58,6 +58,15 @@ class Faults:
     artifact: list[str]
     artifacts_per_min: float
 
+    def by_unit(self) -> dict[str, str]:
+        """The kind of fault of each faulty unit, by id: the name of its list."""
+        doubled = [copy for copy, _ in self.doubled]
+        kinds = {
+            "doubled": doubled, "noisy": self.noisy, "artifact": self.artifact,
+            "silent": self.silent,
+        }  # fmt: skip
+        return {unit_id: kind for kind, unit_ids in kinds.items() for unit_id in unit_ids}
+
     def sentences(self) -> list[str]:
         """One sentence for each kind of fault that was found, for people."""
         doubled = [f"{copy} of {original}" for copy, original in self.doubled]

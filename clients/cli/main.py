@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from clients.cli import bench, learning, live, rig, sessions, studies
+from clients.cli import bench, control, learning, live, rig, sessions, studies
 from clients.cli.options import styled, terminal
 from decoder.errors import VolitionError
 
@@ -27,7 +27,7 @@ app = typer.Typer(
         "[bold]Start here[/bold]  volition demo"
     ),
 )
-for group in (sessions, learning, live, rig):  # in the order of `volition --help`
+for group in (sessions, learning, live, control, rig):  # in the order of `volition --help`
     app.add_typer(group.verbs)
 app.add_typer(bench.verbs, name="bench")
 app.add_typer(studies.verbs, name="study")

@@ -67,6 +67,7 @@ def session_summary(session: Session) -> dict[str, Any]:
         },
         "unit_faults": asdict(faults_in(session)),
         "notes": list(session.notes),
+        "block_notes": [asdict(note) for note in session.block_notes],
     }
 
 
@@ -91,6 +92,9 @@ def print_session(console: Console, session: Session, path: Path) -> None:
         f"{kinematics['rate_hz']:.0f} Hz, speed p50 {kinematics['speed_p50_m_s']:.3f} "
         f"p99 {kinematics['speed_p99_m_s']:.3f} m/s",
     )
+    for note in session.block_notes:
+        at_s = note.time_s - session.domain[0, 0]
+        table.add_row("written", Text(f"at {at_s:.1f} s: {note.text}"))
     found = Faults(**s["unit_faults"]).sentences()
     for note in dict.fromkeys([*s["notes"], *found]):
         table.add_row("note", Text(note, "yellow"))

@@ -27,6 +27,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from decoder.errors import SettingsError
 from server import problems
+from server.api import notes, units
 from server.api.access import Gate, documented_token
 from server.api.connections import ImpatientProtocol, most_waiting
 from server.api.routes import Parts, health, status, v1
@@ -34,6 +35,7 @@ from server.calibration.calibrations import Calibrations
 from server.dashboard import routes as dashboard
 from server.dashboard.feed import Feed
 from server.dashboard.tokens import Tokens
+from server.notes import NotesOutlet
 from server.problems import documented
 from server.schemas import Problem
 from server.settings import ServerSettings
@@ -84,6 +86,7 @@ def assemble(settings: ServerSettings) -> Parts:
         supervisor=supervisor,
         calibrations=calibrations,
         unattended=UnattendedCalibrations(settings, journal, supervisor, registry, calibrations),
+        notes=NotesOutlet(settings.port),
     )
 
 
@@ -153,10 +156,12 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
         )  # fmt: skip
         with ExitStack() as ends:  # each runs even if another one fails
             ends.callback(parts.journal.close)
+            ends.callback(parts.notes.close)
             ends.callback(parts.supervisor.stop)
             ends.callback(parts.calibrations.stop)
             ends.callback(parts.unattended.stop)
             parts.unattended.start()
+            parts.notes.start()
             yield
 
     app = FastAPI(
@@ -172,9 +177,9 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(health)
     needs_token = documented_token(parts.settings)
-    app.include_router(
-        v1, dependencies=needs_token, responses=documented(401, 429) if needs_token else None
-    )
+    refusals = documented(401, 429) if needs_token else None
+    for router in (v1, units.router, notes.router):
+        app.include_router(router, dependencies=needs_token, responses=refusals)
     dashboard.install(app)
     app.state.tokens = Tokens(parts.settings)
     app.state.feed = Feed(

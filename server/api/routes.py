@@ -19,6 +19,7 @@ from decoder.errors import BundleError
 from server.api.access import Operator
 from server.api.streams import streams
 from server.calibration.calibrations import Calibrations
+from server.notes import NotesOutlet
 from server.problems import documented
 from server.schemas import (
     RUNNING,
@@ -62,6 +63,7 @@ class Parts:
     supervisor: SupervisedDaemon
     calibrations: Calibrations
     unattended: UnattendedCalibrations
+    notes: NotesOutlet
     stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 

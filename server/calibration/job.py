@@ -283,6 +283,7 @@ class Job:
             labelled=self._is_labelled,
             allowed_s=request.allowed_s or allowed_s,
             seed=request.seed,
+            excluded=sorted(self._supervisor.wanted.excluded),
         )
         data_s = self.calibration.collected_s + self.calibration.earlier_s
         silent_s = self._patience_s((request.allowed_s or allowed_s) + data_s)
@@ -339,6 +340,7 @@ class Job:
             kinematics=request.kinematics,
             frames=self._settings.daemon.address,
             held_out=self._held_out.as_lists(),
+            excluded=sorted(self._supervisor.wanted.excluded),
         )
         silent_s = self._patience_s(request.shadow_s)
         for message in shadow.messages(silent_s=silent_s, within_s=10 * silent_s):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Set
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ from streaming.inlets.kinematics import KinematicsInlet, find_kinematics
 from streaming.inlets.spikes import SPIKES, SpikeInlet, StreamKind, StreamQuery, find_spikes
 from streaming.sessions.intervals import continuous_domain, within
 from streaming.sessions.kinematics import velocity_of
-from streaming.units import UnitMatch
+from streaming.units import NONE, UnitMatch
 from streaming.wire.lines import parent_messages_or_exit, send, send_problem
 
 TICK_S = 0.02
@@ -52,6 +53,7 @@ class Order(msgspec.Struct, kw_only=True):
 
     frames: address of the daemon's frames, to detect whether the daemon moves the cursor.
     held_out: `Evidence.as_lists` of the cross-validation, which counts in the decision.
+    excluded: ids of units that neither decodes.
     """
 
     active: str
@@ -62,19 +64,20 @@ class Order(msgspec.Struct, kw_only=True):
     kinematics: str | None
     frames: str | None = None
     held_out: dict[str, list[float] | None] | None = None
+    excluded: list[str] = []
 
 
 class Shadow:
     """One decoder on the live stream."""
 
-    def __init__(self, path: str, inlet: SpikeInlet) -> None:
+    def __init__(self, path: str, inlet: SpikeInlet, excluded: Set[str] = NONE) -> None:
         self.runtime = open_runtime(
             open_bundle(Path(path)), epoch=local_clock(), settings=RuntimeSettings(provider="cpu")
         )
         self.runtime.warm_up()
         self._admission = Admission(self.runtime.window_s)
-        self._inlet = inlet
-        self._match = UnitMatch(inlet.unit_ids, self.runtime.bundle.manifest.unit_ids)
+        self._inlet, self._excluded = inlet, excluded
+        self._match = self._matched()
         self._began: float | None = None
         self.decoded: list[tuple[float, float, float]] = []  # time, x, y
 
@@ -84,12 +87,16 @@ class Shadow:
 
     @property
     def knows_units(self) -> bool:
-        return self._match.n_known > 0
+        return self._match.n_used > 0
+
+    def _matched(self) -> UnitMatch:
+        bundle_units = self.runtime.bundle.manifest.unit_ids
+        return UnitMatch(self._inlet.unit_ids, bundle_units, self._excluded)
 
     def tick(self, window_end: float, times: Floats, units: Ints) -> None:
         """Append the tick's spikes, and decode once the window is full."""
         if len(self._inlet.unit_ids) != self._match.n_stream:
-            self._match = UnitMatch(self._inlet.unit_ids, self.runtime.bundle.manifest.unit_ids)
+            self._match = self._matched()
         self._began = window_end if self._began is None else self._began
         self.runtime.append(
             *self._admission.admit(
@@ -206,7 +213,8 @@ def run(order: Order) -> Evidence:
     """
     send(phase="opening streams and decoders")
     inlet, kinematics = opened(order)
-    active, candidate = Shadow(order.active, inlet), Shadow(order.candidate, inlet)
+    excluded = frozenset(order.excluded)
+    active, candidate = (Shadow(p, inlet, excluded) for p in (order.active, order.candidate))
     labels, metronome = Labels(kinematics, order.frames), Metronome(TICK_S)
     held_out = Evidence.from_lists(order.held_out) if order.held_out else Evidence.none()
     looks = [order.seconds * factor for factor in LOOKS]

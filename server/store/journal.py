@@ -105,11 +105,15 @@ class Journal:
         except sqlite3.Error as error:
             raise JournalError(f"{self._path} can't be read ({error})") from error
 
-    def note(self, who: str, what: str, **detail: Any) -> None:
-        """Record that someone changed something now."""
-        entry = now().isoformat(), who, what, json.dumps(detail)
+    def note(self, who: str, what: str, **detail: Any) -> dict[str, Any]:
+        """Record that someone changed something now; returns the entry, as in `changes`."""
+        at = now().isoformat()
+        entry = at, who, what, json.dumps(detail)
         with self._write() as db:
-            db.execute("INSERT INTO changes (at, who, what, detail) VALUES (?, ?, ?, ?)", entry)
+            number = db.execute(
+                "INSERT INTO changes (at, who, what, detail) VALUES (?, ?, ?, ?)", entry
+            ).lastrowid
+        return {"number": number, "at": at, "who": who, "what": what, "detail": detail}
 
     def changes(self, limit: int) -> list[dict[str, Any]]:
         """The last `limit` changes, newest first."""

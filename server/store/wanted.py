@@ -22,8 +22,13 @@ from streaming.inlets.spikes import StreamQuery
 log = logging.getLogger("volition.server")
 
 CHECK = "check decoder, filters and input, then resume"
-KINDS: dict[str, Any] = {"filters": Filters, "input": StreamQuery, "pid": int}  # else str
-NAMES = ("active", "previous", "good", "paused", "filters", "input", "pid")
+KINDS: dict[str, Any] = {  # else str
+    "filters": Filters,
+    "input": StreamQuery,
+    "excluded": frozenset[str],
+    "pid": int,
+}
+NAMES = ("active", "previous", "good", "paused", "filters", "input", "excluded", "pid")
 
 
 class Wanted:
@@ -99,6 +104,12 @@ class Wanted:
             return value
         return StreamQuery(kind=self._settings.stream_type, name=self._settings.stream_name)
 
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The ids of the units that are not decoded."""
+        value: frozenset[str] | None = self._get("excluded")
+        return value if value is not None else frozenset(self._settings.excluded)
+
     def set(self, **values: Any) -> dict[str, Any]:
         """Set values; returns the old ones, so that they can be restored. Never waits."""
         with self._lock:
@@ -153,6 +164,7 @@ class Wanted:
                 "filters": self.filters,
                 "stream_type": self.input.kind,
                 "stream_name": self.input.name,
+                "excluded": tuple(sorted(self.excluded)),
             }
         )
 
@@ -162,4 +174,6 @@ class Wanted:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, frozenset):
+        return sorted(value)
     return dataclasses.asdict(value) if isinstance(value, Filters | StreamQuery) else value

@@ -24,9 +24,10 @@ from server.supervision.process import Adopted, Foreign, Process
 from server.supervision.timing import Timing
 from streaming.daemon.settings import RESTARTED
 from streaming.inlets.spikes import StreamQuery
+from streaming.units import mark_of
 from streaming.wire import control
 from streaming.wire import messages as wire
-from streaming.wire.control import Command, ControlClient, NoAnswerError
+from streaming.wire.control import Command, ControlClient, NoAnswerError, Reply, Unit
 from streaming.wire.states import State
 
 log = logging.getLogger("volition.server")
@@ -68,13 +69,39 @@ class DaemonConnection:
 
     def ask(self, command: Command) -> wire.Status:
         """Send a command. Raises DaemonError if the daemon refuses it or none is running."""
-        return self._ask(self._client, self._asking, command)
+        return self._ask(self._client, self._asking, command).status
+
+    def units(self) -> tuple[str | None, list[Unit]]:
+        """The open stream's name and its units; None and none if no stream or no daemon is there.
+
+        Raises NoAnswerError if the daemon hangs, DaemonError if it is of an older version.
+        """
+        process = self._process
+        if process is None or self.status is None:
+            return None, []
+        try:
+            reply = self._ask(self._client, self._asking, control.GetUnits())
+        except VolitionError:
+            if self._is_gone(process):
+                return None, []
+            raise
+        return reply.status.stream, reply.units or []
 
     def ask_at_once(self, command: Command) -> wire.Status:
         """Send a command without waiting for other commands. Raises as `ask` does."""
-        return self._ask(self._urgent, self._asking_urgently, command)
+        return self._ask(self._urgent, self._asking_urgently, command).status
 
-    def _ask(self, client: ControlClient, turn: threading.Lock, command: Command) -> wire.Status:
+    def _compare_excluded(self, status: wire.Status) -> None:
+        """Correct the daemon's excluded units. If none were ever wanted, take over the daemon's."""
+        if status.excluded_mark == mark_of(self.wanted.excluded):
+            return
+        there = self._ask(self._client, self._asking, control.GetUnits()).excluded or ()
+        self.wanted.set_missing(excluded=frozenset(there))
+        self.wanted.try_to_keep()
+        if status.excluded_mark != mark_of(excluded := self.wanted.excluded):
+            self.ask(control.SetExcluded(unit_ids=sorted(excluded)))
+
+    def _ask(self, client: ControlClient, turn: threading.Lock, command: Command) -> Reply:
         process = self._process
         if process is None:
             raise DaemonError("no daemon is running; activate a decoder first (GET /v1/decoders)")
@@ -85,7 +112,7 @@ class DaemonConnection:
         if reply.problem is not None:
             raise DaemonError(reply.problem)
         self._remember_answer(reply.status)
-        return reply.status
+        return reply
 
     def _is_gone(self, process: Process) -> bool:
         """Whether a process that a command was sent to has ended or been replaced."""

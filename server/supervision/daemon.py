@@ -1,4 +1,4 @@
-"""Orders to the decode daemon: pause, filters, input, decoders.
+"""Orders to the decode daemon: pause, filters, input, units, decoders.
 
 `server.store.wanted` holds what the daemon should do. Every heartbeat compares it with the daemon's
 status, so a daemon that was adopted, restarted by others, or missed a command is corrected.
@@ -10,11 +10,12 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from decoder.bundles.bundle import open_bundle
-from decoder.errors import VolitionError
+from decoder.errors import SettingsError, VolitionError
 from decoder.filters import Filters
 from server.problems import ConflictError, DaemonError
 from server.store.journal import Journal
@@ -24,6 +25,7 @@ from server.supervision.process import Process
 from server.supervision.supervisor import Supervisor
 from streaming.daemon.settings import RESTARTED
 from streaming.inlets.spikes import StreamQuery
+from streaming.units import mark_of, too_many_excluded
 from streaming.wire import control
 from streaming.wire import messages as wire
 from streaming.wire.control import Command, NoAnswerError
@@ -39,7 +41,7 @@ class SupervisedDaemon(Supervisor):
     is undone. Only a pause is sent before it is written to the journal.
     """
 
-    _settings_lock: threading.RLock  # filters, input, resume: sent and recorded together
+    _settings_lock: threading.RLock  # filters, input, units, resume: sent and recorded together
     _decoder_lock: threading.RLock  # one change of decoder at a time
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -122,6 +124,15 @@ class SupervisedDaemon(Supervisor):
         with self._settings_lock:
             self._order(control.SetInput(kind=query.kind, name=query.name), input=query)
         self._note("input", who, **dataclasses.asdict(query))
+
+    def exclude(self, exclude: Collection[str], include: Collection[str], *, who: str) -> None:
+        """Decode without the units `exclude` from now on, and with the units `include` again."""
+        with self._settings_lock:
+            excluded = (self.wanted.excluded | {*exclude}) - {*include}
+            if problem := too_many_excluded(excluded):
+                raise SettingsError(problem)
+            self._order(control.SetExcluded(unit_ids=sorted(excluded)), excluded=excluded)
+        self._note("units", who, exclude=list(exclude), include=list(include))
 
     def _order(self, command: Command, **wanted: Any) -> None:
         """Give an order to this daemon and all later ones, or to none if the daemon refuses.
@@ -320,6 +331,7 @@ class SupervisedDaemon(Supervisor):
             or status.paused != self.wanted.paused
             or status.filters != self.wanted.filters
             or (status.input_kind, status.input_name) != (query.kind, query.name)
+            or status.excluded_mark != mark_of(self.wanted.excluded)
         )
 
     def _compare_settings(self, status: wire.Status) -> bool:
@@ -334,6 +346,7 @@ class SupervisedDaemon(Supervisor):
             # Another client of the control socket has paused it.
             self.wanted.set_missing(paused=status.paused)
             self.wanted.try_to_keep()
+        self._compare_excluded(status)
         return True
 
     def _compare_decoder(self, status: wire.Status) -> bool:

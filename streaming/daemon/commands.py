@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from math import inf
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from streaming.daemon.recent import KEEP_S
 from streaming.daemon.swap import StreamSpikes
 from streaming.daemon.tick import Ticker
 from streaming.inlets.spikes import StreamQuery
-from streaming.units import UNKNOWN, UnitMatch
+from streaming.units import UnitMatch, none_left, too_many_excluded
 from streaming.wire import control
 from streaming.wire.control import Command
 from streaming.wire.states import State
@@ -36,6 +37,8 @@ def handle(ticker: Ticker, command: Command, window_end: float) -> str | None:
             return swap(ticker, ticker.previous, window_end)
         case control.SetInput(kind=kind, name=name):
             ticker.read_from(StreamQuery(kind=kind, name=name), window_end)
+        case control.SetExcluded(unit_ids=unit_ids):
+            return _exclude(ticker, frozenset(unit_ids))
         case control.Pause(why=why):
             ticker.paused = why
         case control.Resume(paused_for=why):
@@ -50,14 +53,47 @@ def handle(ticker: Ticker, command: Command, window_end: float) -> str | None:
     return None
 
 
+def units_of(ticker: Ticker) -> list[control.Unit]:
+    """The units of the open stream, at most `MAX_LISTED`, in its order."""
+    unit_ids = ticker.inlet.unit_ids[: control.MAX_LISTED] if ticker.inlet else []
+    known = set(ticker.bundle.manifest.unit_ids)
+    found = ticker.unit_watch.faults(tuple(ticker.inlet.unit_ids)) if ticker.inlet else None
+    fault_of = found.by_unit() if found else {}
+    return [
+        control.Unit(
+            id=unit_id,
+            known=unit_id in known,
+            excluded=unit_id in ticker.excluded,
+            fault=fault_of.get(unit_id),
+        )
+        for unit_id in unit_ids
+    ]
+
+
 def _recent_spikes(ticker: Ticker) -> StreamSpikes | None:
     """The recent spikes of the open stream; None if no stream is open."""
     if ticker.inlet is None:
         return None
     times, stream_units = ticker.recent.since(-inf)
     return StreamSpikes(
-        times=times, stream_units=stream_units, unit_ids=tuple(ticker.inlet.unit_ids)
+        times=times,
+        stream_units=stream_units,
+        unit_ids=tuple(ticker.inlet.unit_ids),
+        excluded=ticker.excluded,
     )
+
+
+def _exclude(ticker: Ticker, excluded: Set[str]) -> str | None:
+    """Exclude these units only. At least one that the decoder knows must remain."""
+    if problem := too_many_excluded(excluded):
+        return problem
+    known = ticker.bundle.manifest.unit_ids
+    stream_units = ticker.inlet.unit_ids if ticker.inlet else known
+    match = UnitMatch(stream_units, known, excluded)
+    if match.n_known and not match.n_used:
+        return none_left(match.n_known)
+    ticker.exclude(excluded)
+    return None
 
 
 def _arm(ticker: Ticker, window_end: float) -> str | None:
@@ -81,18 +117,20 @@ def swap(ticker: Ticker, runtime: Runtime, window_end: float) -> str | None:
     Returns why that is refused, or None.
     """
     unit_ids = runtime.bundle.manifest.unit_ids
-    match = UnitMatch(ticker.inlet.unit_ids if ticker.inlet else (), unit_ids)
+    match = ticker.match_to(runtime.bundle)
     least = max(ticker.settings.min_known_share * len(unit_ids), 1)
     if ticker.inlet and match.n_known < least:
         return (
             f"the stream has {match.n_known} of the decoder's {len(unit_ids)} units; expected "
             f"at least {ticker.settings.min_known_share:.0%} (--min-known-share)"
         )
+    if ticker.inlet and not match.n_used:
+        return none_left(match.n_known)
     runtime.reset()
     runtime.continue_from(ticker.runtime)
     times, stream_units = ticker.recent.since(window_end - KEEP_S)
     unit_index = match(stream_units)
-    times, unit_index = times[unit_index != UNKNOWN], unit_index[unit_index != UNKNOWN]
+    times, unit_index = times[unit_index >= 0], unit_index[unit_index >= 0]
     seen = times >= window_end - runtime.window_s
     runtime.append(times[seen], unit_index[seen])
     ticker.runtime, ticker.previous, ticker.match = runtime, ticker.runtime, match

@@ -16,20 +16,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from msgspec.structs import replace
 from pylsl import local_clock
 
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.errors import SettingsError
 from decoder.runtimes.proof import prove
 from streaming.clock import Clock, Metronome
-from streaming.daemon.commands import handle
+from streaming.daemon.commands import handle, units_of
 from streaming.daemon.settings import DaemonSettings
 from streaming.daemon.status import provider_warning, status_of
 from streaming.daemon.tick import Ticker, named
 from streaming.priority import real_time
 from streaming.signals import stop_on_signal
 from streaming.wire import messages as wire
-from streaming.wire.control import ControlSocket, Reply
+from streaming.wire.control import ControlSocket, GetUnits, Reply
 from streaming.wire.states import State
 
 log = logging.getLogger("volition.decode")
@@ -147,7 +148,11 @@ class Daemon:
             )
         except Exception as error:  # a failed command is answered and must not end the loop
             problem = f"the command failed: {named(error)}"
-        self.control.answer(Reply(problem=problem, status=self.status(self._clock())))
+        reply = Reply(problem=problem, status=self.status(self._clock()))
+        if isinstance(command, GetUnits):
+            excluded = sorted(self.ticker.excluded)
+            reply = replace(reply, units=units_of(self.ticker), excluded=excluded)
+        self.control.answer(reply)
 
     def status(self, now: float) -> wire.Status:
         """The daemon's health at `now`, seconds on the LSL clock."""

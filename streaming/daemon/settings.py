@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from decoder.filters import Filters
 from streaming.inlets.spikes import StreamKind
+from streaming.units import too_many_excluded
 from streaming.wire.messages import DEFAULT_ADDRESS
 
 # The reason for which a restarted daemon begins paused. Its server resumes it after sending the
@@ -55,9 +56,19 @@ class DaemonSettings(BaseSettings):
     realtime: bool = Field(default=True, description="real-time priority, if the system allows it")
     paused: str | None = Field(default=None, description="start paused, for this reason")
     filters: Filters = Field(default=Filters(), description="output filters, as JSON")
+    excluded: tuple[str, ...] = Field(
+        default=(), description="ids of units that are not decoded, as JSON"
+    )
 
     @model_validator(mode="after")
     def _required_provider_is_named(self) -> Self:
         if self.require_provider and self.provider == "auto":
             raise ValueError("require_provider needs a provider: cpu or cuda, not auto")
         return self
+
+    @field_validator("excluded")
+    @classmethod
+    def _excluded_are_few(cls, excluded: tuple[str, ...]) -> tuple[str, ...]:
+        if problem := too_many_excluded(excluded):
+            raise ValueError(problem)
+        return excluded

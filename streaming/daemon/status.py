@@ -8,6 +8,7 @@ from decoder.runtimes.base import MAX_RATE_HZ, Runtime
 from decoder.runtimes.onnx import PROVIDERS
 from decoder.usual import Drift
 from streaming.daemon.tick import Ticker
+from streaming.units import mark_of
 from streaming.wire import messages as wire
 from streaming.wire.states import State
 
@@ -16,6 +17,7 @@ LEFT_OUT = {  # why events can't be used, for the explanation
     "too_old": "are stamped before the decoder's window",
     "no_time": "have no time stamp",
     "unknown_unit": "are of units that are not in the bundle",
+    "excluded": "are of excluded units",
 }
 
 
@@ -70,6 +72,8 @@ def status_of(
         distance=drift.distance if drift else None,
         distance_limit=drift.limit if drift else None,
         pid=os.getpid(),
+        excluded_units=len(ticker.excluded),
+        excluded_mark=mark_of(ticker.excluded),
         unit_faults=ticker.unit_watch.faults(tuple(inlet.unit_ids)) if inlet else None,
     )
 
@@ -118,7 +122,7 @@ def _explain_no_spikes(ticker: Ticker, otherwise: str) -> str:
     if not left_out:
         return otherwise
     reasons = ", ".join(f"{n} {LEFT_OUT[name]}" for name, n in left_out.items())
-    clock = "" if left_out.keys() == {"unknown_unit"} else "the sender's clock and "
+    clock = "" if left_out.keys() <= {"unknown_unit", "excluded"} else "the sender's clock and "
     return f"events arrive, but none can be used: {reasons}; check {clock}the bundle's units"
 
 

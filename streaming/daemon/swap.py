@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,24 +20,28 @@ from decoder.errors import SettingsError, VolitionError
 from decoder.runtimes.base import Runtime
 from decoder.runtimes.opening import open_runtime
 from decoder.runtimes.proof import Spikes, prove, prove_apart
-from streaming.units import UNKNOWN, UnitMatch
+from streaming.units import NONE, UnitMatch
 
 log = logging.getLogger("volition.decode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpikes:
-    """Spikes with the stream's unit indices, (n_spikes,) each, and the stream's unit ids."""
+    """Spikes with the stream's unit indices, (n_spikes,) each, and the stream's unit ids.
+
+    excluded: ids of units whose spikes are left out.
+    """
 
     times: Floats
     stream_units: Ints
     unit_ids: Sequence[str]
+    excluded: Set[str] = NONE
 
     def for_units(self, bundle_units: Sequence[str]) -> Spikes:
         """The spikes of a bundle's units."""
-        unit_index = UnitMatch(self.unit_ids, bundle_units)(self.stream_units)
-        known = unit_index != UNKNOWN
-        return Spikes(times=self.times[known], unit_index=unit_index[known])
+        unit_index = UnitMatch(self.unit_ids, bundle_units, self.excluded)(self.stream_units)
+        used = unit_index >= 0
+        return Spikes(times=self.times[used], unit_index=unit_index[used])
 
 
 class Loader:

@@ -6,6 +6,7 @@ A tick doesn't log, lock, touch a file or wait for an event loop.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from math import hypot
 
 from pylsl import local_clock
@@ -40,6 +41,7 @@ class Ticker:
 
     fault: why the decoder's output can't be trusted, until a decode is plausible again.
     paused: why decoding is paused. detail: why the stream was lost. previous: for a rollback.
+    excluded: ids of units that are not decoded; change them with `exclude`.
     Raises ProviderError, BundleError or SettingsError at construction, never later: a lost stream
     is a state, not an error.
     """
@@ -74,9 +76,11 @@ class Ticker:
             StreamQuery(kind=settings.stream_type, name=settings.stream_name),
             bundle.manifest.unit_ids,
             min_known_share=settings.min_known_share,
+            excluded=frozenset(settings.excluded),
         )
         self.inlet: SpikeInlet | None = None
-        self.match = UnitMatch((), bundle.manifest.unit_ids)
+        self.excluded: Set[str] = frozenset(settings.excluded)
+        self.match = self.match_to(bundle)
         self.recent = RecentSpikes()
         self.unit_watch = UnitWatch()
         self.should_stop = False
@@ -197,7 +201,7 @@ class Ticker:
         """Pass admitted spikes to the decoder, and signs of life to the watch."""
         assert self.inlet is not None
         if len(self.inlet.unit_ids) != self.match.n_stream:
-            self.match = UnitMatch(self.inlet.unit_ids, self.bundle.manifest.unit_ids)
+            self.match = self.match_to(self.bundle)
         self.recent.append(times, stream_units, now=window_end)
         now = self._clock()
         times, unit_index = self.admission.admit(
@@ -235,7 +239,7 @@ class Ticker:
         if self.inlet is not None:
             self._lose_stream("", window_end)
         self.inlet = opened
-        self.match = UnitMatch(opened.unit_ids, self.bundle.manifest.unit_ids)
+        self.match = self.match_to(self.bundle)
         self.watch.forget(window_end)
         self.detail = ""
 
@@ -267,6 +271,19 @@ class Ticker:
         self.connector.query = query
         if self.inlet is not None:
             self._lose_stream("", window_end)
+
+    def match_to(self, bundle: Bundle) -> UnitMatch:
+        """The open stream's units among those of a bundle, without the excluded ones."""
+        stream_units = self.inlet.unit_ids if self.inlet is not None else ()
+        return UnitMatch(stream_units, bundle.manifest.unit_ids, self.excluded)
+
+    def exclude(self, excluded: Set[str]) -> None:
+        """Leave out the spikes of these units, and of no others, from the next tick on.
+
+        Those already in the decoder's window leave with it.
+        """
+        self.excluded = self.connector.excluded = excluded
+        self.match = self.match_to(self.bundle)
 
     def frame(
         self,

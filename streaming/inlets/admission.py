@@ -11,6 +11,7 @@
 | more than `STEP_BACK_S` before the previous   | judged by its own age | `backward_steps` |
 | zero, or not a number                         | left out              | `no_time`        |
 | any, of a unit that is not in the bundle      | left out              | `unknown_unit`   |
+| any, of a unit that is excluded               | left out              | `excluded`       |
 
 The end of a bin (`SpikeCounts`) is judged like a spike at that time.
 
@@ -27,7 +28,7 @@ import numpy as np
 
 from decoder.arrays import Bools, Floats, Ints
 from decoder.runtimes.base import FUTURE_S
-from streaming.units import UNKNOWN
+from streaming.units import EXCLUDED, UNKNOWN
 
 STEP_BACK_S = 0.1
 
@@ -45,6 +46,7 @@ class Counters:
     backward_steps: int = 0
     no_time: int = 0
     unknown_unit: int = 0
+    excluded: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -79,15 +81,18 @@ class Admission:
         """Returns the times and unit indices of the admitted events, in order of arrival.
 
         times: (n_events,) float64, s, LSL clock of this host.
-        unit_index: (n_events,) int64, `UNKNOWN` for units that are not in the bundle.
+        unit_index: (n_events,) int64, `UNKNOWN` for units that are not in the bundle, `EXCLUDED`
+            for those that are excluded.
         window_end: end of this tick's window; events older than the window are left out.
         now: when the events were drained; events stamped later are in the future.
         """
         if len(times):
-            known = unit_index != UNKNOWN
+            known = unit_index >= 0
             timed, future, too_old = _by_time(times, window_end - self.max_age_s, now)
             take = known & timed & ~future & ~too_old
-            self._leave_out("unknown_unit", ~known)
+            if not known.all():
+                self._leave_out("unknown_unit", unit_index == UNKNOWN)
+                self._leave_out("excluded", unit_index == EXCLUDED)
             self._leave_out("no_time", known & ~timed)
             self._leave_out("future", known & future)
             self._leave_out("too_old", known & too_old)

@@ -27,7 +27,7 @@ from streaming.inlets.inlet import Inlet
 from streaming.inlets.search import Lookout, Query
 from streaming.lengths import KNOWN, is_speed, metres_in, says_nothing
 
-KINEMATICS, MARKERS = "Kinematics", "Markers"
+KINEMATICS, MARKERS, NOTES = "Kinematics", "Markers", "Notes"
 MAX_MARKER_STREAMS = 16
 REMEMBERED = 4096  # markers, to drop duplicates from two connections to one sender
 
@@ -123,12 +123,14 @@ def find_markers(name: str | None, timeout_s: float) -> MarkerInlet | None:
 class Markers:
     """Reads all marker streams, or those of one name, as they come and go.
 
+    kind: the type of the streams; `NOTES` for the notes of people.
+
     Markers are optional, and devices send some of their own. So nothing is raised, and a failing
     stream doesn't affect the others. A sender whose link was cut is opened again.
     """
 
-    def __init__(self, name: str | None = None) -> None:
-        self._query = Query(kind=MARKERS, name=name)
+    def __init__(self, name: str | None = None, *, kind: str = MARKERS) -> None:
+        self._query = Query(kind=kind, name=name)
         self._open: dict[str, list[MarkerInlet]] = {}  # by uid, the newest connection last
         self._left: list[MarkerInlet] = []
         self._delivered: deque[tuple[str, float, str]] = deque(maxlen=REMEMBERED)

@@ -15,7 +15,7 @@ each frame reports the offset. Nothing is dejittered, because spikes are irregul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -28,7 +28,7 @@ from decoder.errors import StreamError
 from streaming.inlets.connector import Connector, open_stream
 from streaming.inlets.inlet import Inlet
 from streaming.inlets.search import Query
-from streaming.units import UNKNOWN, UnitMatch, repeated_units
+from streaming.units import NONE, UNKNOWN, UnitMatch, none_left, repeated_units
 
 StreamKind = Literal["Spikes", "SpikeCounts", "SpikeEvents"]
 KINDS: tuple[StreamKind, ...] = get_args(StreamKind)
@@ -68,7 +68,8 @@ class SpikeInlet(Inlet):
     unit_ids: ids of the stream's units; an event's unit index is a position in it. It grows if a
         stream without a description sends new units.
     bundle_units: the units to decode; None to accept all units.
-    min_known_share: least share of the bundle's units in the stream.
+    min_known_share: least share of the bundle's units in the stream, excluded or not.
+    excluded: ids of units that are not decoded.
     bin_ends: for a regular stream, the ends (n_bins,) of the bins drained last, also of empty
         bins; else None.
     Raises StreamError if the stream has too few of the bundle's units.
@@ -80,8 +81,10 @@ class SpikeInlet(Inlet):
         bundle_units: Sequence[str] | None = None,
         *,
         min_known_share: float = 0.0,
+        excluded: Set[str] = NONE,
     ) -> None:
         self._bundle_units, self._min_known_share = bundle_units, min_known_share
+        self._excluded = excluded
         regular = found.nominal_srate() > 0
         self.max_buflen = BUFFER_S if regular else BUFFER_HUNDREDS
         super().__init__(found)
@@ -93,7 +96,8 @@ class SpikeInlet(Inlet):
         if problem := repeated_units(self.unit_ids):
             raise StreamError(f"stream {self.name!r}: {problem}")
         if self._bundle_units is not None:
-            _check_match(self.name, self.unit_ids, self._bundle_units, self._min_known_share)
+            match = UnitMatch(self.unit_ids, self._bundle_units, self._excluded)
+            _check_match(self.name, self.unit_ids, self._bundle_units, match, self._min_known_share)
 
     @property
     def unit_ids(self) -> list[str]:
@@ -117,9 +121,12 @@ _NO_UNITS: Ints = np.empty(0, dtype=np.int64)
 
 
 def _check_match(
-    name: str, stream_units: Sequence[str], bundle_units: Sequence[str], min_known_share: float
+    name: str,
+    stream_units: Sequence[str],
+    bundle_units: Sequence[str],
+    match: UnitMatch,
+    min_known_share: float,
 ) -> None:
-    match = UnitMatch(stream_units, bundle_units)
     if match.n_known == 0 and stream_units:
         raise StreamError(
             f"none of the {len(stream_units)} units of stream {name!r} ({stream_units[0]}, …) is "
@@ -132,6 +139,8 @@ def _check_match(
             f"units; expected at least {min_known_share:.0%} (--min-known-share); "
             "recalibrate, or choose the bundle of these units"
         )
+    if match.n_known and not match.n_used:
+        raise StreamError(f"stream {name!r}: {none_left(match.n_known)}")
 
 
 class _EventParser:
@@ -282,17 +291,27 @@ def _count_parser(info: pylsl.StreamInfo) -> _CountParser:
 class SpikeConnector(Connector[SpikeInlet]):
     """Keeps a stream open that has the units of a decoder.
 
-    `query` and `bundle_units` may be changed at any time; a stream found with the old ones is
-    closed.
+    `query`, `bundle_units` and `excluded` may be changed at any time; a stream found with the old
+    ones is closed.
     """
 
     def __init__(
-        self, query: StreamQuery, bundle_units: Sequence[str], *, min_known_share: float = 0.0
+        self,
+        query: StreamQuery,
+        bundle_units: Sequence[str],
+        *,
+        min_known_share: float = 0.0,
+        excluded: Set[str] = NONE,
     ) -> None:
-        self._bundle_units = bundle_units
+        self._bundle_units, self._excluded = bundle_units, excluded
 
         def open_inlet(found: pylsl.StreamInfo) -> SpikeInlet:
-            return SpikeInlet(found, self._bundle_units, min_known_share=min_known_share)
+            return SpikeInlet(
+                found,
+                self._bundle_units,
+                min_known_share=min_known_share,
+                excluded=self._excluded,
+            )
 
         super().__init__(query, open_inlet)
 
@@ -304,4 +323,14 @@ class SpikeConnector(Connector[SpikeInlet]):
     @bundle_units.setter
     def bundle_units(self, bundle_units: Sequence[str]) -> None:
         self._bundle_units = bundle_units
+        self.forget_found()
+
+    @property
+    def excluded(self) -> Set[str]:
+        """The units that are not decoded."""
+        return self._excluded
+
+    @excluded.setter
+    def excluded(self, excluded: Set[str]) -> None:
+        self._excluded = excluded
         self.forget_found()

@@ -1,4 +1,4 @@
-"""Trials and their targets from markers, as sent by tasks and `volition replay`.
+"""Trials and their targets from markers, as sent by tasks and `volition replay`; written notes.
 
 | marker | meaning |
 |---|---|
@@ -16,8 +16,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from decoder.arrays import Floats
-from streaming.sessions.session import Trials
+from streaming.sessions.session import BlockNote, Trials
 
+NEAR_S = 3600.0  # a written note may be this far from the kinematics
+MAX_NOTE = 1000  # characters
 EDGE_S = 0.1  # a trial may begin this long before the first sample
 _EDGE = re.compile(r"trial_(start|end)\b\s*(\S*)")
 _TARGET = re.compile(r"target (\S+) (\S+) (\S+)")
@@ -79,6 +81,20 @@ def trials_of(
     return Trials(
         intervals=np.array(intervals), target_pos=np.array(at_end) if has_targets else None
     )
+
+
+def block_notes_of(
+    written: Iterable[tuple[float, str]], times: Floats, notes: list[str]
+) -> tuple[BlockNote, ...]:
+    """What people wrote within `NEAR_S` of the kinematics: times (n,), s, ascending.
+
+    written: times and texts. notes: gets a note on those that were left out.
+    """
+    written = sorted(written)
+    near = [(at, text) for at, text in written if times[0] - NEAR_S <= at <= times[-1] + NEAR_S]
+    if n_far := len(written) - len(near):
+        notes.append(f"{n_far} written notes are from another time and were left out")
+    return tuple(BlockNote(time_s=at, text=text[:MAX_NOTE]) for at, text in near)
 
 
 def _note_left_out(

@@ -9,7 +9,7 @@ import numpy as np
 import pylsl
 
 from decoder.arrays import Floats
-from streaming.inlets.kinematics import KINEMATICS, MARKERS
+from streaming.inlets.kinematics import KINEMATICS, MARKERS, NOTES
 
 MAX_CHUNK_S = 0.005  # longest chunk, also after a stall
 
@@ -40,6 +40,11 @@ def kinematics_info(
 def markers_info(name: str, source_id: str) -> pylsl.StreamInfo:
     """Description of a marker stream."""
     return pylsl.StreamInfo(name, MARKERS, 1, 0.0, pylsl.cf_string, source_id)
+
+
+def notes_info(name: str, source_id: str) -> pylsl.StreamInfo:
+    """Description of a stream of notes that people write during a session."""
+    return pylsl.StreamInfo(name, NOTES, 1, 0.0, pylsl.cf_string, source_id)
 
 
 def chunks(times: Floats, first: int, last: int) -> Iterator[slice]:

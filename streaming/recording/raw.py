@@ -6,6 +6,7 @@
       spikes.bin        one record per spike: float64 time (LSL clock, s), int64 unit
       kinematics.bin    one record per sample: float64 time, then float64 `COLUMNS`
       markers.jsonl     one line per marker: time and text
+      notes.jsonl       one line per note that someone wrote: time and text
 
 The files are only appended to, so that a recorder that is killed leaves a usable recording.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from decoder.arrays import Floats, Ints
 from decoder.errors import SessionError
 from streaming.columns import COLUMNS, NO_UNIT, POSITION, TARGET, VELOCITY
-from streaming.recording.markers import trials_of
+from streaming.recording.markers import block_notes_of, trials_of
 from streaming.sessions.intervals import continuous_domain, with_domains, without_gaps
 from streaming.sessions.kinematics import position_of, velocity_of
 from streaming.sessions.plausible import judged
@@ -32,11 +33,12 @@ from streaming.sessions.session import Session, Trials, sorted_spikes
 from streaming.sessions.stamps import in_order, spikes_on_line
 
 SUFFIX = ".recording"
-ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE = (
+ABOUT, SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE, NOTES_FILE = (
     "about.json",
     "spikes.bin",
     "kinematics.bin",
     "markers.jsonl",
+    "notes.jsonl",
 )
 NO_KINEMATICS = "no kinematics were recorded; the cursor stands still"
 STILL_HZ = 50.0  # samples of a cursor that stands still
@@ -87,9 +89,11 @@ def read_recording(
         notes.append("no velocity was sent; it is the gradient of position")
     spikes = _spikes(path, about, notes)
     domain = _without_jumps(without_gaps(continuous_domain(times), times), about, notes)
-    trials = trials_of(_markers(path), times, targets, metres=metres or 1.0, notes=notes)
+    trials = trials_of(
+        _texts(path / MARKERS_FILE), times, targets, metres=metres or 1.0, notes=notes
+    )
     session = _session(
-        about, notes, spikes, cursor=(times, pos, vel), domain=domain, trials=trials,
+        path, about, notes, spikes, cursor=(times, pos, vel), domain=domain, trials=trials,
         source=f"recorded from {about.get('spikes')} and {about.get('kinematics')}",
     )  # fmt: skip
     sure_of_unit = names_unit(about) or metres is not None
@@ -116,7 +120,7 @@ def _of_spikes(path: Path, about: dict[str, Any]) -> Session:
     n_samples = 2 + int(STILL_HZ * (times[-1] - times[0]))
     still = np.zeros((n_samples, 2))
     session = _session(
-        about, notes, (times, units),
+        path, about, notes, (times, units),
         cursor=(np.linspace(times[0], times[-1] + 1 / STILL_HZ, n_samples), still, still),
         domain=_without_jumps(domain, about, notes),
         source=f"recorded from {about.get('spikes')}",
@@ -125,6 +129,7 @@ def _of_spikes(path: Path, about: dict[str, Any]) -> Session:
 
 
 def _session(
+    path: Path,
     about: dict[str, Any],
     notes: list[str],
     spikes: tuple[Floats, Ints],
@@ -154,6 +159,7 @@ def _session(
         test_domain=domain,
         trials=trials,
         source=source,
+        block_notes=block_notes_of(_texts(path / NOTES_FILE), cursor[0], notes),
         notes=tuple(notes),
     )
 
@@ -229,10 +235,10 @@ def _spikes(path: Path, about: dict[str, Any], notes: list[str]) -> tuple[Floats
     return times, units
 
 
-def _markers(path: Path) -> Iterator[tuple[float, str]]:
-    """Times and texts, without incomplete lines."""
+def _texts(path: Path) -> Iterator[tuple[float, str]]:
+    """Times and texts of markers or notes, without incomplete lines."""
     try:
-        lines = (path / MARKERS_FILE).read_text(errors="replace").splitlines()
+        lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Records spikes, kinematics and markers to disk.
+"""Records spikes, kinematics, markers and notes to disk.
 
     volition record -o sessions --seconds 60
 
@@ -31,6 +31,7 @@ from streaming.recording.raw import (
     KINEMATICS_FILE,
     MARKERS_FILE,
     MAX_PAUSE_S,
+    NOTES_FILE,
     SAMPLE,
     SPIKE,
     SPIKES_FILE,
@@ -142,7 +143,7 @@ class Recorder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._resume()
-            names = (SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE)
+            names = (SPIKES_FILE, KINEMATICS_FILE, MARKERS_FILE, NOTES_FILE)
             self._files = [_Appended(self.path / name) for name in names]
             self._write_about()
         except (OSError, SessionError) as error:
@@ -153,7 +154,7 @@ class Recorder:
 
     def poll(self) -> None:
         """Write the data that wait on the streams."""
-        spikes, kinematics, markers = self._files
+        spikes, kinematics, markers, notes = self._files
         try:
             times, units = self._streams.spikes()
             usable = np.isfinite(times) & (units != UNKNOWN)
@@ -168,8 +169,10 @@ class Recorder:
             self.n_samples += len(times)
             self._count_seconds(times)
             for at, text in self._streams.markers():
-                markers.write((json.dumps({"time": at, "text": text}) + "\n").encode())
+                markers.write(_line(at, text))
                 self.n_markers += 1
+            for at, text in self._streams.notes():
+                notes.write(_line(at, text))
             if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
                 self._flush()
         except OSError as error:
@@ -233,8 +236,9 @@ class Recorder:
         for name, kind in ((SPIKES_FILE, SPIKE), (KINEMATICS_FILE, SAMPLE)):
             size = (self.path / name).stat().st_size
             os.truncate(self.path / name, size // kind.itemsize * kind.itemsize)
-        markers = self.path / MARKERS_FILE
-        os.truncate(markers, markers.read_bytes().rfind(b"\n") + 1)
+        for name in (MARKERS_FILE, NOTES_FILE):
+            if (texts := self.path / name).is_file():  # recordings of 0.1 have no notes
+                os.truncate(texts, texts.read_bytes().rfind(b"\n") + 1)
         spikes = read_records(self.path / SPIKES_FILE, SPIKE)["time"]
         self.n_spikes = len(spikes)
         times = read_records(self.path / KINEMATICS_FILE, SAMPLE)["time"]
@@ -293,6 +297,10 @@ def _covered_s(times: Floats, before: float | None) -> float:
     """Duration of samples, without pauses longer than `MAX_PAUSE_S`. before: the previous time."""
     steps = np.diff(times, prepend=times[0] if before is None else before)
     return float(steps[(steps > 0) & (steps <= MAX_PAUSE_S)].sum())
+
+
+def _line(at: float, text: str) -> bytes:
+    return (json.dumps({"time": at, "text": text}) + "\n").encode()
 
 
 def _records(kind: np.dtype[np.void], times: Floats, values: Floats | Ints) -> bytes:

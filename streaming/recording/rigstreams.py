@@ -1,4 +1,4 @@
-"""The three streams of a rig: spikes, kinematics, markers.
+"""The streams of a rig: spikes, kinematics, markers, and notes that people write.
 
 A rig may have no kinematics, if its user can't move. Senders may start late, go away and return,
 even with other units. Reading goes on.
@@ -17,7 +17,7 @@ from decoder.errors import StreamError
 from streaming.columns import COLUMNS
 from streaming.inlets.connector import POLL_S, Source
 from streaming.inlets.inlet import Inlet
-from streaming.inlets.kinematics import KINEMATICS, KinematicsInlet, Markers
+from streaming.inlets.kinematics import KINEMATICS, NOTES, KinematicsInlet, Markers
 from streaming.inlets.search import Query
 from streaming.inlets.spikes import SpikeInlet, StreamQuery
 
@@ -53,6 +53,7 @@ class RigStreams:
         self._needs_kinematics = needs_kinematics or kinematics is not None
         self.has_kinematics = True
         self._markers = Markers(markers)
+        self._notes = Markers(kind=NOTES)
         self.unit_ids: list[str] = []
         self.names: dict[str, str | None] = {}
         self.names_unit = True
@@ -74,6 +75,7 @@ class RigStreams:
                 )
             self._wait_for_kinematics(deadline)
             self._markers.wait(MARKERS_WAIT_S)
+            self._notes.wait(MARKERS_WAIT_S)
         except BaseException:  # also Ctrl-C
             self.close()
             raise
@@ -98,7 +100,8 @@ class RigStreams:
     def changes(self) -> tuple[object, ...]:
         """A value that differs whenever the units, the streams or their clocks have changed."""
         opened = self._spikes.n_opened, self._kinematics.n_opened, len(self.clock_jumps)
-        return *opened, len(self.unit_ids), *self._markers.names
+        texts = *self._markers.names, *self._notes.names
+        return *opened, len(self.unit_ids), *texts
 
     @property
     def problem(self) -> str | None:
@@ -129,9 +132,13 @@ class RigStreams:
         """Times and texts of the waiting markers. Never blocks or raises."""
         return self._markers.drain()
 
+    def notes(self) -> list[tuple[float, str]]:
+        """Times and texts of the waiting notes. Never blocks or raises."""
+        return self._notes.drain()
+
     def close(self) -> None:
         """Close all streams."""
-        for stream in (self._spikes, self._kinematics, self._markers):
+        for stream in (self._spikes, self._kinematics, self._markers, self._notes):
             stream.close()  # a second time does nothing
 
     def _update(self) -> None:
@@ -144,6 +151,7 @@ class RigStreams:
         elif not self.has_kinematics:
             self.names["kinematics"] = None
         self.names["markers"] = ", ".join(self._markers.names) or None
+        self.names["notes"] = ", ".join(self._notes.names) or None
         for inlet in (spikes, kinematics):
             if inlet is not None and inlet.take_offset_jump():
                 self.clock_jumps.append(pylsl.local_clock())

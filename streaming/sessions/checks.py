@@ -26,11 +26,12 @@ def check(session: Session) -> Session:
 
 def _check_span(name: str, session: Session) -> None:
     """Refuse a stray time stamp years away: torch_brain stores an index of every second."""
-    first = min(session.cursor_times[0], session.domain[0, 0])
-    last = max(session.cursor_times[-1], session.domain[-1, 1])
+    written = [note.time_s for note in session.block_notes]
+    first = min(session.cursor_times[0], session.domain[0, 0], *written)
+    last = max(session.cursor_times[-1], session.domain[-1, 1], *written)
     if last - first > MAX_SPAN_S:
         raise SessionError(
-            f"{name}: kinematics and domains span {last - first:.3g} s, from {first:.3f} to "
+            f"{name}: kinematics, domains and notes span {last - first:.3g} s, from {first:.3f} to "
             f"{last:.3f}; expected at most {MAX_SPAN_S:.0f} s (7 days). Are some time stamps from "
             "another clock, or in another unit?"
         )

@@ -21,7 +21,7 @@ from streaming.sessions.kinematics import (
     velocity_of,
     xy_of,
 )
-from streaming.sessions.session import Session, Trials, sorted_spikes
+from streaming.sessions.session import BlockNote, Session, Trials, sorted_spikes
 
 FASTEST_HAND = 5.0  # m/s; faster kinematics are in another unit
 TOO_FAST = "speeds reach "
@@ -86,6 +86,14 @@ def to_data(session: Session):  # type: ignore[no-untyped-def]  # torch_brain ha
         parts["trials"] = interval(session.trials.intervals)
         if session.trials.target_pos is not None:
             parts["trials"].target_pos = session.trials.target_pos
+    if session.block_notes:
+        at = np.array([note.time_s for note in session.block_notes])
+        begin, end = min(at[0], session.domain[0, 0]), max(at[-1], session.domain[-1, 1])
+        parts["block_notes"] = IrregularTimeSeries(
+            timestamps=at,
+            text=np.array([_ascii(note.text) for note in session.block_notes], dtype=str),
+            domain=interval(np.array([[begin, end + 1e-3]])),  # the end is not in an interval
+        )
     data = Data(**parts)
     data.train_domain = interval(session.train_domain)
     data.valid_domain = interval(session.valid_domain)
@@ -144,8 +152,25 @@ def from_hdf5(
         trials=trials,
         recorded_at=_date(_text(file, "session", "recording_date")),
         source=_text(file, "brainset", "source") or "unknown",
+        block_notes=_block_notes(file, notes) if ours else (),
         notes=tuple(notes),
     )
+
+
+def _block_notes(file: h5py.File, notes: list[str]) -> tuple[BlockNote, ...]:
+    """What people wrote down. Older files have none; unreadable ones are no reason to refuse."""
+    if "block_notes" not in file:
+        return ()
+    try:
+        times, texts = file["block_notes"]["timestamps"][:], file["block_notes"]["text"][:]
+        return tuple(
+            BlockNote(time_s=float(time), text=_unescaped(text.decode()))
+            for time, text in zip(times, texts, strict=True)
+            if np.isfinite(time)
+        )
+    except Exception as error:  # h5py and numpy raise many types
+        notes.append(f"block_notes can't be read ({error}) and were left out")
+        return ()
 
 
 def _date(text: str | None) -> datetime.datetime | None:

@@ -46,6 +46,17 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockNote:
+    """What someone wrote down during a recording, such as a change of task or a loose cable.
+
+    time_s: when; seconds on the session's time axis.
+    """
+
+    time_s: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Session:
     """A recorded session.
 
@@ -55,7 +66,9 @@ class Session:
     cursor_pos, cursor_vel: (n_samples, 2) float64, metres and metres per second.
     recorded_at: start of the recording, or None if unknown.
     domain, train_domain, valid_domain, test_domain: (n, 2) float64 intervals, seconds.
+    notes: what was repaired, derived, chosen or left out when it was made.
     blocks: the recordings that it was joined from, in time order; empty for one recording.
+    block_notes: what people wrote down meanwhile, in time order.
     """
 
     session_id: str
@@ -75,6 +88,7 @@ class Session:
     source: str = "unknown"
     notes: tuple[str, ...] = field(default=())
     blocks: tuple[Block, ...] = field(default=())
+    block_notes: tuple[BlockNote, ...] = field(default=())
 
     @property
     def n_units(self) -> int:

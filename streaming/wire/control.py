@@ -10,6 +10,8 @@ status reports its progress. Clients set their own timeout.
     Pause       publish zero velocity, not valid, until resumed
     Resume      decode again
     Arm         decode again, if there are a listener, a live stream and a warm decoder
+    SetExcluded decode without these units, and with all others
+    GetUnits    list the stream's units
     SetFilters, GetStatus, Stop
 """
 
@@ -26,13 +28,17 @@ import zmq
 from decoder.errors import SettingsError, VolitionError, brief
 from decoder.filters import Filters
 from streaming.inlets.spikes import StreamKind
+from streaming.units import MAX_EXCLUDED
 from streaming.wire import messages as wire
 from streaming.wire.sockets import BoundSocket, limited
 
 MAX_FRAMES = 100  # frames of a malformed message that are read per tick
 QUEUED = 16  # commands that may wait, per peer
 
+MAX_LISTED = 4096  # units in an answer
+
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
+UnitIds = Annotated[list[Text], msgspec.Meta(max_length=MAX_EXCLUDED)]
 
 
 class _Command(msgspec.Struct, frozen=True, tag_field="command", tag=str.lower):
@@ -72,7 +78,15 @@ class SetFilters(_Command, frozen=True):
     filters: Filters
 
 
+class SetExcluded(_Command, frozen=True):
+    unit_ids: UnitIds  # the whole set; the stream need not have them
+
+
 class GetStatus(_Command, frozen=True):
+    pass
+
+
+class GetUnits(_Command, frozen=True):
     pass
 
 
@@ -81,15 +95,44 @@ class Stop(_Command, frozen=True):
 
 
 Command = (
-    Load | Activate | Rollback | SetInput | Pause | Resume | Arm | SetFilters | GetStatus | Stop
+    Load
+    | Activate
+    | Rollback
+    | SetInput
+    | Pause
+    | Resume
+    | Arm
+    | SetFilters
+    | SetExcluded
+    | GetStatus
+    | GetUnits
+    | Stop
 )
 
 
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """A unit of the open stream.
+
+    known: whether the decoder in use knows it. fault: its kind in `streaming.faults.Faults`.
+    """
+
+    id: str
+    known: bool
+    excluded: bool
+    fault: str | None = None
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to every command: the problem, if there is one, and the current status."""
+    """The answer to every command: the problem, if there is one, and the current status.
+
+    units, excluded: the open stream's units in its order, and the ids of all excluded ones, if
+        they were asked for.
+    """
 
     problem: str | None
     status: wire.Status
+    units: list[Unit] | None = None
+    excluded: list[str] | None = None
 
 
 _LOOK_MS = 10  # how often a waiting client checks that the daemon is alive

@@ -125,6 +125,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     distance_limit: float | None = None  # nats; beyond it the population counts as changed
     pid: int  # process id of the daemon
     unit_faults: Faults | None = None  # over the last minute; None: no spikes, or an older daemon
+    excluded_units: int = 0  # units that are excluded, whether or not the stream has them
+    excluded_mark: str = ""  # identifies the set of excluded units; empty if none is
 
 
 class Spikes(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -245,7 +245,7 @@ class Rig:
             return None
         return {
             "decoder": status.decoder, "paused": status.paused, "gain": status.filters.gain,
-            "input": status.input_name, "pid": status.pid,
+            "input": status.input_name, "excluded": status.excluded_mark, "pid": status.pid,
         }  # fmt: skip
 
     def become_quiet(self) -> None:

@@ -39,6 +39,7 @@ from server.unattended.bodies import Unattended
 from server.unattended.unattended import UnattendedCalibrations
 from streaming.daemon.settings import DaemonSettings
 from streaming.inlets.spikes import StreamQuery
+from streaming.units import mark_of
 from streaming.wire import control
 from streaming.wire.children import Child
 from tests.server.scripted_daemon import ScriptedDaemon
@@ -151,6 +152,9 @@ class ServerProcess:
     def on_input(self, name: str) -> None:
         self.supervisor.read_from(StreamQuery(name=name), who="test")
 
+    def on_units(self, exclude: list[str], include: list[str]) -> None:
+        self.supervisor.exclude(exclude, include, who="test")
+
     def on_calibrate(self, **values: Any) -> str:
         request = CalibrationRequest(seconds=5.0, **values)
         return self.calibrations.start(request, key=None, who="test").id
@@ -191,6 +195,7 @@ class ServerProcess:
                 "paused": wanted.paused,
                 "gain": wanted.filters.gain,
                 "input": wanted.input.name,
+                "excluded": mark_of(wanted.excluded),
                 "pid": wanted.pid,
             },
             "previous": wanted.previous,

@@ -15,6 +15,7 @@ import msgspec
 
 from streaming.daemon.settings import DaemonSettings
 from streaming.inlets.spikes import StreamQuery
+from streaming.units import mark_of
 from streaming.wire import control
 from streaming.wire import messages as wire
 from streaming.wire.control import ControlSocket
@@ -71,6 +72,7 @@ class ScriptedDaemon:
         self._load_began = 0.0
         self._load_problem: str | None = None
         self._filters, self._paused = settings.filters, settings.paused
+        self._excluded = frozenset(settings.excluded)
         self._input = StreamQuery(kind=settings.stream_type, name=settings.stream_name)
         self._started, self._ticks = time.monotonic(), 0
         self._socket = ControlSocket(settings.control)
@@ -85,6 +87,7 @@ class ScriptedDaemon:
             "paused": self._paused,
             "gain": self._filters.gain,
             "input": self._input.name,
+            "excluded": sorted(self._excluded),
         }
 
     def serve(self) -> None:
@@ -103,7 +106,10 @@ class ScriptedDaemon:
             if is_order:
                 self._die_if(die == 2)
                 time.sleep(after_ms / 1e3)
-            self._socket.answer(control.Reply(problem=problem, status=self.status()))
+            excluded = sorted(self._excluded)
+            self._socket.answer(
+                control.Reply(problem=problem, status=self.status(), excluded=excluded)
+            )
             if isinstance(command, control.Stop):
                 self._socket.close()
                 return
@@ -145,6 +151,10 @@ class ScriptedDaemon:
                 self._paused = None
             case control.SetFilters(filters=filters):
                 self._filters = filters
+            case control.SetExcluded(unit_ids=unit_ids):
+                if {"1", "2"} <= {*unit_ids}:  # all that the scripted decoders know
+                    return "all 2 units that the decoder knows would be excluded"
+                self._excluded = frozenset(unit_ids)
         return None
 
     @property
@@ -178,6 +188,8 @@ class ScriptedDaemon:
                 "load_problem": None if loading else self._load_problem,
                 "paused": self._paused,
                 "filters": self._filters,
+                "excluded_units": len(self._excluded),
+                "excluded_mark": mark_of(self._excluded),
                 "pid": os.getpid(),
                 "distance": 2.1 if self._far.exists() else 0.1,
                 "distance_limit": 0.5,

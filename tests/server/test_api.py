@@ -131,7 +131,8 @@ def test_the_document_has_examples_and_describes_problems(idle: Server) -> None:
             refused = operation["responses"]["403"]["content"]["application/problem+json"]
             assert refused["schema"] == problem, path
             assert operation["description"], path
-    for name in ("CalibrationRequest", "NewDecoder", "FiltersPatch", "Pause", "Input"):
+    for name in ("CalibrationRequest", "NewDecoder", "FiltersPatch", "Pause", "Input",
+                 "UnitsPatch", "NewNote"):  # fmt: skip
         assert document["components"]["schemas"][name]["examples"]
 
 

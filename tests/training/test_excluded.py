@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from decoder.errors import TrainingError
 from streaming.sessions.session import Session
 from tests.conftest import TinyDecoder
 from tests.streaming.damage import copied, humming, shaken, times_of
 from tests.streaming.test_faults import busiest
 from training.calibration.blocks import joined
 from training.calibration.candidate import Plan, Ready, train_candidate
-from training.calibration.excluded import without_copies
+from training.calibration.excluded import without_copies, without_excluded
 from training.data.simulate import simulate
 from training.pretraining import runs
 
@@ -87,3 +88,14 @@ def test_blocks_are_left_without_copies_too(today: Session) -> None:
     assert note.startswith("copies")
     assert [len(block.has_unit) for block in kept.blocks] == [kept.n_units] * 2
     assert kept.units_at(kept.train_domain[0, 0]).tolist() == list(range(kept.n_units))
+
+
+def test_units_that_the_operator_excludes_are_left_out_with_a_note(today: Session) -> None:
+    first, second = today.unit_ids[:2]
+    kept, (note,) = without_excluded(today, [first, second, "not recorded"])
+    assert note == f"units that the operator has excluded were left out: {first}, {second}"
+    assert kept.unit_ids == today.unit_ids[2:]
+    assert np.array_equal(times_of(kept, 0), times_of(today, 2))
+    assert without_excluded(today, ["not recorded"]) == (today, [])
+    with pytest.raises(TrainingError, match="all 32 units"):
+        without_excluded(today, today.unit_ids)

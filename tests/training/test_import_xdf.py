@@ -398,3 +398,16 @@ def test_channels_are_found_by_the_given_prefix(tmp_path: Path, labels: str) -> 
     xml = info("mocap", "Kinematics", 2, 100, "double64", channels(labels.split(), ["cm", "cm"]))
     session = imported(tmp_path, spikes(), Stream(xml, TIMES, POS * 100), position="Right")
     np.testing.assert_allclose(session.cursor_pos, POS, atol=1e-12)
+
+
+def test_notes_that_people_wrote_are_kept_and_are_no_markers(tmp_path: Path) -> None:
+    xml = info("volition-notes", "Notes", 1, 0, "string", "")
+    texts = ["électrode 12", "trial_start 1", "from another time"]
+    written = Stream(xml, np.array([1003.0, 1010.0, 9000.0]), texts)
+    session = imported(tmp_path, spikes(), kinematics(), written)
+    assert [(note.time_s, note.text) for note in session.block_notes] == [
+        (1003.0, texts[0]), (1010.0, texts[1]),
+    ]  # fmt: skip
+    assert session.trials is None
+    assert said(session, "1 written notes are from another time and were left out")
+    assert not said(session, "not imported")

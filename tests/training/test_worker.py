@@ -35,14 +35,16 @@ def test_a_base_that_knows_the_warm_up_session_can_be_prepared(tmp_path: Path) -
     assert known.session_id in ready.record.session_words
 
 
-def carried_out(tiny: TinyDecoder, folder: Path, labels: Labels) -> dict[str, Any]:
+def carried_out(
+    tiny: TinyDecoder, folder: Path, labels: Labels, excluded: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """An instant calibration on a minute of units that the active decoder knows."""
     today = replace(tiny.session, session_id="today")
     base = identifying(tiny, folder)
     order = worker.Order(
         sessions=[str(sessions.save(today, folder))], active=str(base.path),
         output=str(folder / "candidate.bundle"), method="instant", labels=labels,
-        allowed_s=10.0, seed=0,
+        allowed_s=10.0, seed=0, excluded=list(excluded),
     )  # fmt: skip
     model, record = runs.load_model(base.path)
     return worker.carry_out(order, worker.Ready(bundle=base, model=model, record=record))
@@ -57,6 +59,14 @@ def test_an_instant_candidate_is_compared_without_a_gradient_step(
     made, base = (open_bundle(tmp_path / f"{n}.bundle") for n in ("candidate", "identifying"))
     assert made.manifest.checksums["graph.onnx"] == base.manifest.checksums["graph.onnx"]
     assert "validation_r2" not in made.manifest.metrics
+
+
+@pytest.mark.parametrize("tiny", ["possm"], indirect=True)
+def test_a_candidate_does_not_know_the_excluded_units(tiny: TinyDecoder, tmp_path: Path) -> None:
+    first, *others = tiny.session.unit_ids
+    done = carried_out(tiny, tmp_path, "kinematics", excluded=(first, "not recorded"))
+    assert done["notes"] == [f"units that the operator has excluded were left out: {first}"]
+    assert open_bundle(tmp_path / "candidate.bundle").manifest.unit_ids == tuple(others)
 
 
 def test_labels_of_the_decoders_own_output_prove_nothing(

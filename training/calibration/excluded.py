@@ -1,18 +1,21 @@
-"""Leaves out units that a calibration should not learn from: copies of other units.
+"""Leaves out units that a calibration should not learn from.
 
-They are found from the spikes alone (`streaming.faults`), in the training domain. A bundle without
+These are the units that the operator has excluded from decoding, and copies of other units. Copies
+are found from the spikes alone (`streaming.faults`), in the training domain. A bundle without
 a unit ignores its spikes. Noisy units, and those that fire mainly in artifacts, are kept: without
 them, real data decode no better (docs/RECALIBRATION.md). Needs numpy only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from decoder.arrays import Bools
+from decoder.errors import TrainingError
 from streaming.faults import judged_whole, listed
 from streaming.sessions.intervals import within
 from streaming.sessions.session import Session
@@ -21,10 +24,28 @@ MOST = 0.5  # share of the units; if more are copies, none is left out
 
 
 class Excluded(NamedTuple):
-    """A session without copies of units, and notes on what was left out, if anything."""
+    """A session without some units, and notes on what was left out, if anything."""
 
     session: Session
     notes: list[str]
+
+
+def without_excluded(session: Session, excluded: Collection[str]) -> Excluded:
+    """The session without the units that the operator has excluded, by id.
+
+    Raises TrainingError if none is left.
+    """
+    kept = ~np.isin(session.unit_ids, list(excluded))
+    if kept.all():
+        return Excluded(session, [])
+    if not kept.any():
+        raise TrainingError(
+            f"all {len(kept)} units of {session.session_id} are excluded; include some "
+            "(PATCH /v1/units)"
+        )
+    names = [unit for unit, is_kept in zip(session.unit_ids, kept, strict=True) if not is_kept]
+    note = f"units that the operator has excluded were left out: {listed(names)}"
+    return Excluded(with_units(session, kept), [note])
 
 
 def without_copies(session: Session) -> Excluded:

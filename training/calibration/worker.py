@@ -36,6 +36,7 @@ from training.calibration.adapt import Method
 from training.calibration.blocks import joined
 from training.calibration.candidate import COMPARING, Plan, Ready, prepare, train_candidate
 from training.calibration.crossval import SCORE_TICK_S, held_out_third, without_labels
+from training.calibration.excluded import without_excluded
 from training.calibration.labels import OWN, Labels, relabelled
 from training.evaluation.offline import decode_split
 from training.pretraining.process import keep_freed_memory
@@ -62,6 +63,7 @@ class Order(msgspec.Struct, kw_only=True):
 
     sessions: paths, in any order.
     labelled: whether labels can judge the candidate; if false, the method must be `align`.
+    excluded: ids of units that the operator has excluded from decoding.
     """
 
     sessions: list[str]
@@ -72,6 +74,7 @@ class Order(msgspec.Struct, kw_only=True):
     labelled: bool = True
     allowed_s: float
     seed: int
+    excluded: list[str] = []
 
 
 def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
@@ -82,7 +85,9 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     report = Report()
     report(0.0, 0.0, "loading")
     active = open_bundle(order.active) if order.active else None
-    blocks = [whole(sessions.load(path)) for path in order.sessions]
+    loaded = [whole(sessions.load(path)) for path in order.sessions]
+    left_out = [without_excluded(block, order.excluded) for block in loaded]
+    blocks = [block for block, _ in left_out]
     if order.labelled:
         decode = partial(_decoded_by, active)
         blocks = [relabelled(block, order.labels, decode=decode) for block in blocks]
@@ -110,7 +115,7 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
         "evidence": done.evidence.as_lists(),
         "unlabelled": unlabelled,
         "doubts": done.doubts if plan.compares or unlabelled else [*done.doubts, NO_EVIDENCE],
-        "notes": done.notes,
+        "notes": [*dict.fromkeys(note for _, notes in left_out for note in notes), *done.notes],
         "learned_s": took_s,
         "phases_s": report.phases_s(),
     }

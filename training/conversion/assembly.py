@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from decoder.arrays import Floats, Ints
 from decoder.errors import ImportFailedError, SessionError
+from streaming.recording.markers import block_notes_of
 from streaming.sessions.checks import check
 from streaming.sessions.intervals import continuous_domain, with_domains
 from streaming.sessions.kinematics import velocity_of
@@ -31,6 +32,7 @@ class Parts:
     cuts: (n, 2) intervals in seconds without spike recording.
     arbitrary: the kinematics are in arbitrary units.
     can_convert: the format may store spike times in units other than seconds.
+    written: times, s, and texts of notes that people wrote during the recording.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Parts:
     arbitrary: bool = False
     cuts: tuple[tuple[float, float], ...] = ()
     can_convert: bool = False
+    written: list[tuple[float, str]] = field(default_factory=list)
 
 
 def assemble(parts: Parts, options: ImportOptions) -> Session:
@@ -84,6 +87,7 @@ def assemble(parts: Parts, options: ImportOptions) -> Session:
         trials=parts.trials,
         recorded_at=parts.recorded_at,
         source=parts.source,
+        block_notes=block_notes_of(parts.written, cursor_times, notes),
         notes=tuple(notes),
     )
     sure = options.unit is not None or parts.arbitrary

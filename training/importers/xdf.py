@@ -33,6 +33,7 @@ from training.importers.xdf_streams import (
     COUNTS,
     EVENTS,
     MARKERS,
+    NOTES,
     SPIKES,
     Source,
     Stream,
@@ -127,6 +128,7 @@ def _parts(
         ),
         notes=notes,
         arbitrary=arbitrary,
+        written=_written(streams),
         cuts=tuple(gap for source in spikes for gap in source.gaps()),
     )
 
@@ -147,17 +149,28 @@ def _markers(streams: list[Stream], notes: list[str]) -> list[tuple[float, str]]
     for stream in streams:
         if field_of(stream, "type") != MARKERS or not has_data(stream):
             continue
-        texts = [str(np.atleast_1d(sample)[0]) if len(np.atleast_1d(sample)) else ""
-                 for sample in stream["time_series"]]  # fmt: skip
+        texts = [text for _, text in _texts(stream)]
         if not any(text.startswith("trial_") for text in texts):
             silent.append(stream)
             continue
-        stamps = np.asarray(stream["time_stamps"], dtype=np.float64)
-        markers += [(float(t), text) for t, text in zip(stamps, texts, strict=True)
-                    if np.isfinite(t)]  # fmt: skip
+        markers += [(at, text) for at, text in _texts(stream) if np.isfinite(at)]
     if silent:
         notes.append(f"marker streams without trials, not imported: {stream_list(silent)}")
     return markers
+
+
+def _written(streams: list[Stream]) -> list[tuple[float, str]]:
+    """Times and texts of the notes that people wrote."""
+    written = [part for s in streams if field_of(s, "type") == NOTES for part in _texts(s)]
+    return [(at, text) for at, text in written if np.isfinite(at)]
+
+
+def _texts(stream: Stream) -> list[tuple[float, str]]:
+    """Times and texts of a stream of strings."""
+    stamps = np.asarray(stream["time_stamps"], dtype=np.float64)
+    firsts = [np.atleast_1d(sample)[:1] for sample in stream["time_series"]]
+    texts = [str(first[0]) if len(first) else "" for first in firsts]
+    return [(float(at), text) for at, text in zip(stamps, texts, strict=True)]
 
 
 def _date(header: Any, notes: list[str]) -> datetime.datetime | None:

@@ -16,7 +16,7 @@ from streaming.sessions.jumps import SPIKES_S, judge
 from training.conversion.track import EFFECTORS
 
 SPIKES, EVENTS, COUNTS = "Spikes", "SpikeEvents", "SpikeCounts"
-KINEMATICS, MARKERS = "Kinematics", "Markers"
+KINEMATICS, MARKERS, NOTES = "Kinematics", "Markers", "Notes"
 OVERLAP_S = 1.0  # the streams of a restarted sender may overlap by this
 SHIFT_S = 2.0  # shifts above this are noted if both ends of the streams agree this closely
 MOST_LISTED = 10  # streams named in one message
@@ -71,7 +71,7 @@ def of_type(
 def note_other_types(streams: list[Stream], taken: list[Source], notes: list[str]) -> None:
     """Note streams of other types; unused streams of imported types are noted at their choice."""
     parts = [part for source in taken for part in source.parts]
-    read = (SPIKES, EVENTS, COUNTS, KINEMATICS, MARKERS)
+    read = (SPIKES, EVENTS, COUNTS, KINEMATICS, MARKERS, NOTES)
     others = [
         s for s in streams
         if has_data(s) and field_of(s, "type") not in read and all(s is not p for p in parts)
