@@ -28,7 +28,9 @@ from starlette.middleware.cors import CORSMiddleware
 from decoder.errors import SettingsError
 from server import problems
 from server.api.access import Gate, documented_token
+from server.api.calibrations import calibrations
 from server.api.connections import ImpatientProtocol, most_waiting
+from server.api.decoders import decoders
 from server.api.routes import Parts, health, v1
 from server.calibration.calibrations import Calibrations
 from server.problems import documented
@@ -166,9 +168,9 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(health)
     needs_token = documented_token(parts.settings)
-    app.include_router(
-        v1, dependencies=needs_token, responses=documented(401, 429) if needs_token else None
-    )
+    refused = documented(401, 429) if needs_token else None
+    for routes in (v1, decoders, calibrations):
+        app.include_router(routes, dependencies=needs_token, responses=refused)
     app.add_middleware(Gate, settings=parts.settings)
     if parts.settings.allowed_origins:
         app.add_middleware(
