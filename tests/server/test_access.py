@@ -70,7 +70,7 @@ def test_a_request_is_checked_before_its_body_is_read(server: Server) -> None:
 def test_an_invalid_body_is_answered_with_a_problem(server: Server, body: bytes) -> None:
     for method, path in (
         ("POST", "/v1/calibrations"), ("PUT", "/v1/input"), ("PATCH", "/v1/filters"),
-        ("POST", "/v1/decoding/pause"), ("POST", "/v1/decoders"),
+        ("POST", "/v1/decoding/pause"), ("POST", "/v1/decoders"), ("PATCH", "/v1/decoders/any"),
     ):  # fmt: skip
         answered = httpx.request(
             method, server.url + path, content=body,
