@@ -54,15 +54,16 @@ class Removal:
             return
         kept = self.registry.all()
         for entry in kept[self.keep :]:  # newest first: a base comes after what is based on it
-            with self.supervisor.decoder_lock:  # not for all of them: a rollback must not wait
-                if entry.marks.label or self._needed(entry, kept) is not None:
-                    continue
-                try:
-                    self._delete(entry, RETENTION)
-                except VolitionError as error:
-                    log.error("retention: %s", error)
-                else:
-                    kept.remove(entry)
+            try:
+                with self.supervisor.decoder_lock:  # for one each: a rollback must not wait long
+                    now = self.registry.get(entry.id)  # it may have been pinned since
+                    if now.marks.label or self._needed(now, kept) is not None:
+                        continue
+                    self._delete(now, RETENTION)
+            except (VolitionError, OSError) as error:
+                log.error("retention: %s", error)
+            else:
+                kept.remove(entry)
 
     def _delete(self, entry: Entry, who: str) -> None:
         with self.registry.removing(entry):
