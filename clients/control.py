@@ -37,18 +37,17 @@ from clients.rest import (
     read_answer,
     unreachable,
 )
+from server.api.bodies import Decoder, DecoderDetail, DecoderPatch, NewDecoder
+from server.calibration.traces import HeldOutTraces
 from server.notes import NewNote
 from server.schemas import (
     RUNNING,
     Calibration,
     CalibrationRequest,
     Change,
-    Decoder,
-    DecoderDetail,
     FiltersPatch,
     FiltersView,
     Input,
-    NewDecoder,
     Pause,
     ServerStatus,
     Stream,
@@ -128,6 +127,18 @@ class ControlClient:
         """Register a bundle by its path on the server's host."""
         return self._ask("POST", "/v1/decoders", Decoder, NewDecoder(path=path))
 
+    def mark_decoder(
+        self, identity: str, *, label: str | None = None, pinned: bool | None = None
+    ) -> Decoder:
+        """Label a bundle, or pin it so that it can't be deleted; None changes nothing."""
+        given = {n: v for n, v in (("label", label), ("pinned", pinned)) if v is not None}
+        path = f"/v1/decoders/{part_of(identity)}"
+        return self._ask("PATCH", path, Decoder, DecoderPatch.model_validate(given))
+
+    def delete_decoder(self, identity: str) -> None:
+        """Delete a bundle that is not pinned and that nothing needs."""
+        return self._ask("DELETE", f"/v1/decoders/{part_of(identity)}", NoneType)
+
     def activate(self, identity: str) -> ServerStatus:
         """Switch to another decoder."""
         return self._ask("POST", f"/v1/decoders/{part_of(identity)}/activate", ServerStatus)
@@ -203,6 +214,18 @@ class ControlClient:
     def cancel_calibration(self, identity: str) -> Calibration:
         """Cancel a running calibration and keep its data."""
         return self._ask("POST", f"/v1/calibrations/{part_of(identity)}/cancel", Calibration)
+
+    def promote_calibration(self, identity: str) -> Calibration:
+        """Activate the candidate of an ended calibration, whatever the gate's answer."""
+        return self._ask("POST", f"/v1/calibrations/{part_of(identity)}/promote", Calibration)
+
+    def reject_calibration(self, identity: str) -> Calibration:
+        """Reject the candidate of a calibration that is ready or undecided."""
+        return self._ask("POST", f"/v1/calibrations/{part_of(identity)}/reject", Calibration)
+
+    def traces(self, identity: str) -> HeldOutTraces:
+        """The velocities that a calibration's held-out scores come from."""
+        return self._ask("GET", f"/v1/calibrations/{part_of(identity)}/traces", HeldOutTraces)
 
     def delete_calibration(self, identity: str) -> None:
         """Cancel a running calibration, or delete an ended one."""

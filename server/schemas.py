@@ -93,36 +93,6 @@ class Stream(Answer):
     open: bool = Field(description="whether the daemon reads it now")
 
 
-class Decoder(Answer):
-    """A decoder in the registry."""
-
-    id: str
-    family: str
-    preset: str
-    session: str
-    units: int
-    added: datetime
-    active: bool
-    metrics: dict[str, float]
-    provenance: dict[str, str | float | int]
-
-
-class DecoderDetail(Decoder):
-    """A decoder with its unit ids, its files verified."""
-
-    unit_ids: list[str]
-    path: str
-    problem: str | None = Field(description="what is wrong with the bundle's files, or null")
-
-
-class NewDecoder(Body):
-    """The path of a bundle on the server's host, to be verified and copied into the registry."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "/data/monkey.bundle"}]})
-
-    path: str = Field(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")
-
-
 class Pause(Body):
     """The reason for a pause."""
 

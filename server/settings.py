@@ -82,6 +82,9 @@ class ServerSettings(BaseSettings):
         default=False, description="leave the daemon running when the server stops"
     )
     trainer_threads: int = Field(default=1, ge=1, le=64)
+    keep_decoders: int | None = Field(
+        default=None, ge=1, description="newest decoders that calibrations leave; null: all"
+    )
     unattended: str | None = Field(
         default=None, description="off, alarm, or minutes between calibrations; null: as before"
     )

@@ -54,7 +54,7 @@ LAYERS = {
     ],
     "server": [
         {"server"},
-        {"server.store"},
+        {"server.store", "server.access"},
         {"server.supervision"},
         {"server.calibration"},
         {"server.unattended", "server.dashboard"},

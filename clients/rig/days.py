@@ -116,7 +116,7 @@ class Days:
         if self.way == "align":
             session = held_out_third(session)
             done = self._learned(session, "align", base=day_one)
-            found = without_labels(done.made, session, self.active)
+            found, _ = without_labels(done.made, session, self.active)
             verdict = judge_unlabelled(found, done.doubts)
         else:
             self._blocks = [*self._blocks, relabelled(session, "retrospective")][-LAST_DAYS:]

@@ -1,1 +1,1 @@
-"""The REST API: app, routes, access, connections."""
+"""The REST API: the app, its routes and their bodies."""

@@ -27,14 +27,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from decoder.errors import SettingsError
 from server import problems
+from server.access.connections import ImpatientProtocol, most_waiting
+from server.access.gate import Gate, documented_token
+from server.access.tokens import Tokens
 from server.api import notes, units
-from server.api.access import Gate, documented_token
-from server.api.connections import ImpatientProtocol, most_waiting
+from server.api.calibrations import calibrations
+from server.api.decoders import decoders
 from server.api.routes import Parts, health, status, v1
 from server.calibration.calibrations import Calibrations
 from server.dashboard import routes as dashboard
 from server.dashboard.feed import Feed
-from server.dashboard.tokens import Tokens
 from server.notes import NotesOutlet
 from server.problems import documented
 from server.schemas import Problem
@@ -177,9 +179,9 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(health)
     needs_token = documented_token(parts.settings)
-    refusals = documented(401, 429) if needs_token else None
-    for router in (v1, units.router, notes.router):
-        app.include_router(router, dependencies=needs_token, responses=refusals)
+    refused = documented(401, 429) if needs_token else None
+    for routes in (v1, decoders, calibrations, units.router, notes.router):
+        app.include_router(routes, dependencies=needs_token, responses=refused)
     dashboard.install(app)
     app.state.tokens = Tokens(parts.settings)
     app.state.feed = Feed(

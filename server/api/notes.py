@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pylsl import local_clock
 
-from server.api.access import Operator
+from server.access.gate import Operator
 from server.api.routes import On
 from server.notes import NewNote
 from server.problems import documented

@@ -1,38 +1,29 @@
-"""The REST routes: documentation and types; the work is done elsewhere. Guide: docs/REST.md."""
+"""The REST routes: documentation and types; the work is done elsewhere. Guide: docs/REST.md.
+
+Those of decoders and calibrations are in the modules of these names.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import threading
-from collections.abc import AsyncIterator
 from functools import cache
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Depends, Path, Query, Request
 
-from decoder.bundles.bundle import open_bundle
-from decoder.errors import BundleError
-from server.api.access import Operator
+from server.access.gate import Operator
 from server.api.streams import streams
 from server.calibration.calibrations import Calibrations
 from server.notes import NotesOutlet
 from server.problems import documented
 from server.schemas import (
-    RUNNING,
-    Calibration,
-    CalibrationRequest,
     Change,
-    Decoder,
-    DecoderDetail,
     FiltersPatch,
     FiltersView,
     Health,
     Input,
-    NewDecoder,
     Pause,
     ServerStatus,
     Stream,
@@ -41,15 +32,13 @@ from server.schemas import (
 )
 from server.settings import ServerSettings
 from server.store.journal import Journal
-from server.store.registry import Entry, Registry
+from server.store.registry import Registry
 from server.supervision.daemon import SupervisedDaemon
 from server.unattended.bodies import Unattended, UnattendedState
 from server.unattended.unattended import UnattendedCalibrations
 from streaming.inlets.spikes import StreamQuery
 from streaming.wire import control
-from streaming.wire import messages as wire
 
-EVENTS_EVERY_S = 0.1
 MOST_PAUSES = 20  # at once
 
 
@@ -167,169 +156,6 @@ def get_filters(on: On) -> FiltersView:
 def patch_filters(body: FiltersPatch, on: On, who: Operator) -> FiltersView:
     """Change some settings of the output filters from the next tick on."""
     return filters_view(on.supervisor.filter(body.model_dump(exclude_unset=True), who=who))
-
-
-@v1.get("/decoders", tags=["decoders"])
-def list_decoders(on: On) -> list[Decoder]:
-    """List the decoders in the registry, newest first."""
-    active = _active(on)
-    return [Decoder(**_summary(entry, active)) for entry in on.registry.all()]
-
-
-@v1.post("/decoders", tags=["decoders"], status_code=201, responses=documented(409))
-def add_decoder(body: NewDecoder, on: On, who: Operator, response: Response) -> Decoder:
-    """Verify a bundle on the server's host and copy it into the registry."""
-    from pathlib import Path as FilePath
-
-    entry = on.registry.add(FilePath(body.path))
-    on.journal.note(who, "register", decoder=entry.manifest.decoder_id, path=body.path)
-    response.headers["Location"] = f"/v1/decoders/{quote(entry.manifest.decoder_id, safe='')}"
-    return Decoder(**_summary(entry, _active(on)))
-
-
-@v1.post("/decoders/rollback", tags=["decoders"], responses=documented(404, 409, 503))
-def rollback(on: On, who: Operator) -> ServerStatus:
-    """Go back to the previous decoder from the next tick on."""
-    on.supervisor.rollback(who=who)
-    return status(on)
-
-
-@v1.get("/decoders/{id}", tags=["decoders"], responses=documented(404))
-def get_decoder(id: Id, on: On) -> DecoderDetail:
-    """One decoder with its unit ids; the checksums of its files are verified."""
-    entry = on.registry.get(id)
-    problem = None
-    try:
-        open_bundle(entry.path)
-    except BundleError as error:
-        problem = str(error)
-    return DecoderDetail(
-        **_summary(entry, _active(on)),
-        unit_ids=list(entry.manifest.unit_ids),
-        path=str(entry.path.absolute()),
-        problem=problem,
-    )
-
-
-@v1.post("/decoders/{id}/activate", tags=["decoders"], responses=documented(404, 409, 503))
-def activate(id: Id, on: On, who: Operator) -> ServerStatus:
-    """Warm up a decoder while the active one decodes, then swap between two ticks."""
-    on.supervisor.activate(id, who=who)
-    return status(on)
-
-
-def _active(on: Parts) -> str | None:
-    answered: wire.Status | None = on.supervisor.status
-    return answered.decoder if answered else None
-
-
-def _summary(entry: Entry, active: str | None) -> dict[str, Any]:
-    manifest = entry.manifest
-    return {
-        "id": manifest.decoder_id,
-        "family": manifest.family,
-        "preset": manifest.preset,
-        "session": manifest.session_id,
-        "units": len(manifest.unit_ids),
-        "added": entry.added,
-        "active": manifest.decoder_id == active,
-        "metrics": manifest.metrics,
-        "provenance": manifest.provenance,
-    }
-
-
-@v1.post("/calibrations", tags=["calibrations"], status_code=202, responses=documented(404, 409))
-def start_calibration(
-    body: CalibrationRequest,
-    on: On,
-    who: Operator,
-    response: Response,
-    key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            description="a repeated key returns the calibration that the first request started",
-            min_length=1,
-            max_length=200,
-            pattern=r"^[A-Za-z0-9._:\-]+$",
-        ),
-    ] = None,
-) -> Calibration:
-    """Collect labelled data, train on today's units, score the result, and swap if it is better."""
-    calibration = on.calibrations.start(body, key=key, who=who)
-    response.headers["Location"] = f"/v1/calibrations/{calibration.id}"
-    return calibration
-
-
-@v1.get("/calibrations", tags=["calibrations"])
-def list_calibrations(on: On) -> list[Calibration]:
-    """List all calibrations, newest first."""
-    return on.calibrations.all()
-
-
-@v1.get("/calibrations/{id}", tags=["calibrations"], responses=documented(404))
-def get_calibration(id: Id, on: On) -> Calibration:
-    """The current state of one calibration."""
-    return on.calibrations.get(id)
-
-
-def _known(id: Id, on: On) -> str:
-    on.calibrations.get(id)
-    return id
-
-
-@v1.get(
-    "/calibrations/{id}/events",
-    tags=["calibrations"],
-    response_class=EventSourceResponse,
-    responses=documented(404),
-)
-async def calibration_events(
-    id: Annotated[str, Depends(_known)], on: On
-) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: the calibration each time it changes, until it has ended."""
-    sent, number = "", 0
-    while not on.stopping.is_set():
-        try:
-            calibration = on.calibrations.get(id)
-        except Exception:  # it was discarded
-            return
-        document = calibration.model_dump_json()
-        if document != sent:
-            sent, number = document, number + 1
-            yield ServerSentEvent(raw_data=document, event=calibration.state, id=str(number))
-        if calibration.state not in RUNNING:
-            return
-        await asyncio.sleep(EVENTS_EVERY_S)
-
-
-@v1.post("/calibrations/{id}/finish", tags=["calibrations"], responses=documented(404, 409))
-def finish_calibration(id: Id, on: On, who: Operator) -> Calibration:
-    """Stop collecting and train on the data collected so far."""
-    return on.calibrations.finish(id, who=who)
-
-
-@v1.post(
-    "/calibrations/{id}/resume",
-    tags=["calibrations"],
-    status_code=202,
-    responses=documented(404, 409),
-)
-def resume_calibration(id: Id, on: On, who: Operator) -> Calibration:
-    """Continue a calibration that was cut short: collect the missing data, then train."""
-    return on.calibrations.resume(id, who=who)
-
-
-@v1.post("/calibrations/{id}/cancel", tags=["calibrations"], responses=documented(404, 409))
-def cancel_calibration(id: Id, on: On, who: Operator) -> Calibration:
-    """Cancel a running calibration; its data are kept. 409 if it has already ended."""
-    return on.calibrations.cancel(id, who=who)
-
-
-@v1.delete("/calibrations/{id}", tags=["calibrations"], status_code=204, responses=documented(404))
-def delete_calibration(id: Id, on: On, who: Operator) -> None:
-    """Cancel a running calibration, or discard one that has ended, with its data."""
-    on.calibrations.remove(id, who=who)
 
 
 @v1.get("/unattended", tags=["calibrations"])

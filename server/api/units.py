@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from server.api.access import Operator
+from server.access.gate import Operator
 from server.api.routes import On, Parts
 from server.problems import documented
 from server.units import Unit, Units, UnitsPatch

@@ -1,4 +1,4 @@
-"""The calibrations: start, finish, cancel, resume, discard. At most one runs at a time.
+"""The calibrations: start, finish, cancel, resume, promote, reject, discard. One runs at a time.
 
 A running calibration is a `server.calibration.job`. One that an earlier server left unfinished is
 listed as `interrupted`; its data are kept.
@@ -14,25 +14,33 @@ import uuid
 from contextlib import suppress
 
 from decoder.errors import SessionError
+from decoder.traces import TRACES, Traces, TracesError
 from server.calibration.bases import check_shadow
 from server.calibration.blocks import named_in
 from server.calibration.job import Job, StartChild
 from server.problems import ConflictError, NotFoundError
-from server.schemas import RUNNING, Calibration, CalibrationRequest, State
+from server.schemas import OWN, RUNNING, Calibration, CalibrationRequest, State
 from server.settings import ServerSettings
 from server.store.journal import Journal, JournalError, now
 from server.store.registry import Registry
 from server.supervision.daemon import SupervisedDaemon
+from server.supervision.removal import Removal
 from streaming.wire.children import Child
 
 log = logging.getLogger("volition.server")
 
 UNATTENDED = "unattended"  # who starts the calibrations that no operator asked for
 CUT_SHORT: tuple[State, ...] = ("interrupted", "failed", "cancelled")
+REJECTABLE: tuple[State, ...] = ("ready", "undecided")
+PROMOTABLE: tuple[State, ...] = (*REJECTABLE, "rejected")
 
 
 class Calibrations:
-    """All calibrations known to the server. At most one runs at a time."""
+    """All calibrations known to the server. At most one runs at a time.
+
+    removal: deletes decoders; the oldest ones after each calibration, if only so many are kept.
+    promoted_by_hand: ids of those that operators have promoted since the server started.
+    """
 
     def __init__(
         self,
@@ -43,13 +51,19 @@ class Calibrations:
         *,
         start_child: StartChild = Child,
     ) -> None:
+        self.removal = Removal(
+            keep=settings.keep_decoders, journal=journal, registry=registry, supervisor=supervisor,
+            running=lambda: self.running,
+        )  # fmt: skip
         self._parts = {
             "settings": settings, "journal": journal, "supervisor": supervisor,
             "registry": registry, "get": self.get, "start_child": start_child,
+            "on_end": self.removal.retire,
         }  # fmt: skip
         self._settings, self._journal = settings, journal
-        self._registry = registry
-        self._lock = threading.Lock()
+        self._registry, self._supervisor = registry, supervisor
+        self._lock, self._deciding = threading.Lock(), threading.Lock()
+        self.promoted_by_hand: set[str] = set()
         self._known: dict[str, Calibration] = {}
         self._keys: dict[str, str] = {}
         self._job: Job | None = None
@@ -173,6 +187,72 @@ class Calibrations:
             self._run(resumed, key, who=who, resume=True)
             return resumed
 
+    def promote(self, identity: str, *, who: str) -> Calibration:
+        """Activate the candidate of a calibration that has ended, whatever the gate's answer.
+
+        Raises ConflictError if it has no candidate that waits, and as `SupervisedDaemon.activate`.
+        """
+        with self._deciding:
+            calibration = self._decidable(identity, PROMOTABLE, "promoted")
+            candidate = calibration.candidate
+            assert candidate is not None
+            try:
+                self._registry.get(candidate)
+            except NotFoundError as error:
+                raise ConflictError(
+                    f"{candidate}, the candidate of {identity}, is no longer registered; calibrate "
+                    f"again with data={identity}"
+                ) from error
+            self.promoted_by_hand.add(identity)
+            self._supervisor.activate(candidate, who=who)
+            self._record(calibration, "promoted", calibration.verdict, who=who)
+        return calibration
+
+    def reject(self, identity: str, *, who: str) -> Calibration:
+        """Close a calibration without its candidate. Raises ConflictError if it is not open."""
+        with self._deciding:
+            calibration = self._decidable(identity, REJECTABLE, "rejected")
+            self._record(calibration, "rejected", f"rejected by {who}", who=who)
+        return calibration
+
+    def _decidable(self, identity: str, states: tuple[State, ...], what: str) -> Calibration:
+        """A calibration in one of these states, with a candidate. Raises ConflictError."""
+        calibration = self.get(identity)
+        state, candidate = calibration.state, calibration.candidate
+        if state in RUNNING:
+            raise ConflictError(f"{identity} is {state}; wait for its end, or cancel it")
+        if state not in states or candidate is None:
+            raise ConflictError(
+                f"{identity} is {state}; only one that is {', '.join(states[:-1])} or {states[-1]} "
+                f"can be {what}"
+            )
+        return calibration
+
+    def _record(self, calibration: Calibration, state: State, verdict: str, *, who: str) -> None:
+        """Record an operator's decision. Raises JournalError, and then it is as before."""
+        with self._lock:
+            if calibration.id not in self._known:
+                return  # it was discarded in the meantime
+            before = calibration.state, calibration.verdict
+            calibration.state, calibration.verdict = state, verdict
+            try:
+                self._journal.save_calibration(calibration.id, None, calibration.model_dump_json())
+            except JournalError:
+                calibration.state, calibration.verdict = before
+                raise
+            self._journal.note(who, "calibration", id=calibration.id, state=state)
+
+    def traces(self, identity: str) -> Traces:
+        """The velocities of both decoders on held-out data. Raises NotFoundError."""
+        calibration = self.get(identity)
+        path = self._settings.calibrations / identity / TRACES
+        try:
+            return Traces.load(path)
+        except TracesError as error:
+            if path.exists():
+                raise NotFoundError(f"{error}; calibrate again with data={identity}") from error
+            raise NotFoundError(f"{identity} has no traces: {_why_none(calibration)}") from error
+
     def remove(self, identity: str, *, who: str) -> None:
         """Cancel a running calibration, or discard one that has ended, with its data.
 
@@ -245,3 +325,19 @@ class Calibrations:
             with suppress(ConflictError):  # it is about to end by itself
                 job.cancel(who=who)
             job.wait()
+
+
+def _why_none(calibration: Calibration) -> str:
+    """Why a calibration has no traces."""
+    if calibration.state in RUNNING:
+        return f"it is {calibration.state} and not compared yet"
+    if calibration.request.labels in OWN:
+        return f"its labels ({calibration.request.labels}) are the decoder's own, so none compare"
+    if calibration.method is None:
+        return f"it ended as {calibration.state} before its candidate was compared"
+    if calibration.held_out is not None and calibration.held_out.candidate is None:
+        return "it has too few seconds to compare"
+    return (
+        "an older version made it, or they could not be written; calibrate again with "
+        f"data={calibration.id}"
+    )

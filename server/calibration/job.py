@@ -25,9 +25,10 @@ from pathlib import Path
 from decoder.errors import SessionError, StreamError, VolitionError
 from decoder.gate import Evidence, Unlabelled, decide, judge_unlabelled
 from decoder.stopwatch import Stopwatch
+from decoder.traces import TRACES
 from server.calibration.bases import ALLOWED_S, base_of, check_base
 from server.calibration.blocks import session_file, session_of
-from server.calibration.scores import distances_of, scores_of
+from server.calibration.scores import distances_of, live_doubts, scores_of
 from server.problems import ConflictError, problem_of
 from server.schemas import OWN, RUNNING, Calibration, State
 from server.settings import ServerSettings, environment
@@ -61,13 +62,14 @@ class Job:
         who: str,
         resume: bool = False,
         start_child: StartChild = Child,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.calibration = calibration
         self._key, self._who, self._resume = key, who, resume
         self._settings, self._journal = settings, journal
         self._supervisor, self._registry, self._get = supervisor, registry, get
         self.folder = settings.calibrations / calibration.id
-        self._start_child = start_child
+        self._start_child, self._on_end = start_child, on_end
         self._cancelled = threading.Event()
         self._is_decided = False  # too late to cancel
         self._children: list[Child] = []
@@ -147,6 +149,7 @@ class Job:
         finally:
             for child in self._children:
                 child.stop()
+            self._on_end()
 
     def _failed(self, error: VolitionError) -> None:
         if self._cancelled.is_set():
@@ -284,6 +287,7 @@ class Job:
             allowed_s=request.allowed_s or allowed_s,
             seed=request.seed,
             excluded=sorted(self._supervisor.wanted.excluded),
+            traces=str((self.folder / TRACES).absolute()),
         )
         data_s = self.calibration.collected_s + self.calibration.earlier_s
         silent_s = self._patience_s((request.allowed_s or allowed_s) + data_s)
@@ -348,12 +352,7 @@ class Job:
             if evidence is not None:
                 self._live = Evidence.from_lists(evidence)
                 self.calibration.live = scores_of(self._live)
-        if self._live.compared_s < request.shadow_s:
-            self.calibration.doubts.append(
-                f"only {self._live.compared_s:.1f} s of {request.shadow_s:g} s could be compared "
-                "on the live stream; check that spikes and kinematics still arrive, and that "
-                "something other than the daemon moves the cursor"
-            )
+        self.calibration.doubts += live_doubts(self._live, request.shadow_s)
 
     def _patience_s(self, work_s: float) -> float:
         """How long a child process with `work_s` of work may be silent on a busy machine."""

@@ -21,6 +21,17 @@ def scores_of(evidence: Evidence) -> Scores:
     )
 
 
+def live_doubts(evidence: Evidence, asked_s: float) -> list[str]:
+    """A doubt if less of the live stream could be compared than was asked for."""
+    if evidence.compared_s >= asked_s:
+        return []
+    return [
+        f"only {evidence.compared_s:.1f} s of {asked_s:g} s could be compared on the live stream; "
+        "check that spikes and kinematics still arrive, and that something other than the daemon "
+        "moves the cursor"
+    ]
+
+
 def distances_of(found: Unlabelled) -> Distances:
     """What was found without labels."""
     values = {name: _known(value) for name, value in vars(found).items()}

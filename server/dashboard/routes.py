@@ -15,8 +15,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
 from decoder.errors import VolitionError
+from server.access.tokens import Tokens, too_many
 from server.dashboard.feed import Feed
-from server.dashboard.tokens import Tokens, too_many
 from server.problems import plain, response
 from server.schemas import Body
 

@@ -50,6 +50,11 @@ class SupervisedDaemon(Supervisor):
         self._pauses = 0  # a resume sent before the latest pause is void
         self._hand_over_not_before, self._hand_over_wait_s = NEVER, 0.0
 
+    @property
+    def decoder_lock(self) -> threading.RLock:
+        """Held while the decoder changes, or while one is deleted."""
+        return self._decoder_lock
+
     def start(self, given: str | None = None) -> None:
         """Adopt the running daemon, or start one if there is an active decoder.
 

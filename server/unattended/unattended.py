@@ -247,9 +247,11 @@ class UnattendedCalibrations:
         self._due.by_hand(time.monotonic())
 
     def _own(self) -> Swap | None:
-        """What the last unattended calibration has promoted, if anything."""
+        """What the last unattended calibration has promoted by itself, if anything."""
         with suppress(NotFoundError):
             last = self._calibrations.get(self._kept.last or "")
+            if last.id in self._calibrations.promoted_by_hand:
+                return None
             if last.state == "promoted" and last.candidate is not None:
                 return Swap(candidate=last.candidate, before=last.before)
         return None

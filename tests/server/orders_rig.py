@@ -34,8 +34,12 @@ CANDIDATES = ("d", "e")
 SPENT: Counter[str] = Counter()
 
 
-def tiny_bundle(path: Path, decoder: str) -> None:
+BASE_ID = open_bundle(BASE).manifest.decoder_id
+
+
+def tiny_bundle(path: Path, decoder: str, *, base: str | None = BASE_ID) -> None:
     """Write a decoder of two units."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     manifest = bundle.Manifest(
         decoder_id=decoder,
         family="ridge",
@@ -47,7 +51,7 @@ def tiny_bundle(path: Path, decoder: str) -> None:
         ),
         session_id="session",
         unit_ids=("1", "2"),
-        provenance={"base": open_bundle(BASE).manifest.decoder_id},
+        provenance={} if base is None else {"base": base},
         metrics={},
         checksums={},
     )

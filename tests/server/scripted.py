@@ -45,7 +45,7 @@ from streaming.wire.children import Child
 from tests.server.scripted_daemon import ScriptedDaemon
 
 PR_SET_PDEATHSIG = 1
-HOLD_S = 0.2  # of an alarm
+HOLD_S, LOOK_EVERY_S = 0.2, 0.02  # of an alarm
 PATIENCE = float(os.environ.get("VOLITION_TEST_PATIENCE", "1"))  # more on a busy machine
 QUICK = Timing(
     look_every_s=0.003,
@@ -95,7 +95,7 @@ class ServerProcess:
         )
         self.unattended = UnattendedCalibrations(
             settings, self.journal, self.supervisor, registry, self.calibrations,
-            look_every_s=0.02, hold_s=HOLD_S,
+            look_every_s=LOOK_EVERY_S, hold_s=HOLD_S,
         )  # fmt: skip
 
     def _start_daemon(self, bundle: Path, settings: DaemonSettings, output: BinaryIO) -> Process:
@@ -164,6 +164,12 @@ class ServerProcess:
 
     def on_delete(self, identity: str) -> None:
         self.calibrations.remove(identity, who="test")
+
+    def on_promote(self, identity: str) -> None:
+        self.calibrations.promote(identity, who="test")
+
+    def on_reject(self, identity: str) -> None:
+        self.calibrations.reject(identity, who="test")
 
     def on_calibration(self, identity: str) -> dict[str, Any]:
         calibration = self.calibrations.get(identity)

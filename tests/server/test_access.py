@@ -70,7 +70,7 @@ def test_a_request_is_checked_before_its_body_is_read(server: Server) -> None:
 def test_an_invalid_body_is_answered_with_a_problem(server: Server, body: bytes) -> None:
     for method, path in (
         ("POST", "/v1/calibrations"), ("PUT", "/v1/input"), ("PATCH", "/v1/filters"),
-        ("POST", "/v1/decoding/pause"), ("POST", "/v1/decoders"),
+        ("POST", "/v1/decoding/pause"), ("POST", "/v1/decoders"), ("PATCH", "/v1/decoders/any"),
     ):  # fmt: skip
         answered = httpx.request(
             method, server.url + path, content=body,
@@ -286,7 +286,7 @@ def test_half_open_connections_block_neither_supervisor_nor_operator(
 
 @pytest.mark.slow
 def test_an_incomplete_request_is_dropped(server: Server) -> None:
-    from server.api.connections import REQUEST_S
+    from server.access.connections import REQUEST_S
 
     began = time.monotonic()
     ours = (f"Authorization: Bearer {TOKEN}", "Content-Type: application/json")

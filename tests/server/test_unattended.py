@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.clients.test_cli import volition
 from tests.rig import wait_for
 from tests.server.conftest import POSSM
 from tests.server.orders_rig import RefusedError, Rig, World
+from tests.server.scripted import LOOK_EVERY_S
 
 ALARM = Unattended(when="alarm")
 USUAL = Seen(is_decoding=True, is_beyond=False, is_busy=False)
@@ -205,6 +207,19 @@ def test_a_rollback_just_before_the_server_dies_is_noticed(rig: Rig) -> None:
     rig.kill_server()
     rig.start_server()
     until(rig, lambda state: state["state"] == "frozen")
+
+
+def test_a_promotion_by_hand_is_a_change_by_hand_and_may_be_undone(rig: Rig) -> None:
+    (rig.folder / "far").touch()
+    (rig.folder / "alike").touch()
+    state_of(rig, **(AT_ONCE | {"rest_minutes": 1.0}))
+    done = last(rig, "undecided")
+    until(rig, lambda state: "rests" in state["why"])
+    rig.ask("promote", identity=done["id"])
+    assert last(rig, "promoted")["id"] == done["id"]
+    rig.ask("rollback")
+    time.sleep(5 * LOOK_EVERY_S)  # it must not freeze, so there is nothing to wait for
+    assert state_of(rig)["state"] == "waiting"
 
 
 def test_an_operators_request_comes_first(rig: Rig) -> None:

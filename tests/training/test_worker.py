@@ -13,6 +13,8 @@ import pytest
 from clients.harness.daemon import BUNDLES
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.gate import Evidence, Unlabelled
+from decoder.score import pooled_r2
+from decoder.traces import TRACES, Traces
 from streaming.sessions import format as sessions
 from streaming.sessions.intervals import duration_s
 from tests.conftest import TinyDecoder, identifying
@@ -44,10 +46,24 @@ def carried_out(
     order = worker.Order(
         sessions=[str(sessions.save(today, folder))], active=str(base.path),
         output=str(folder / "candidate.bundle"), method="instant", labels=labels,
-        allowed_s=10.0, seed=0, excluded=list(excluded),
+        allowed_s=10.0, seed=0, excluded=list(excluded), traces=str(folder / TRACES),
     )  # fmt: skip
     model, record = runs.load_model(base.path)
     return worker.carry_out(order, worker.Ready(bundle=base, model=model, record=record))
+
+
+def check_traces(folder: Path, done: dict[str, Any]) -> None:
+    """The traces of a calibration amount to its held-out scores."""
+    evidence, traces = Evidence.from_lists(done["evidence"]), Traces.load(folder / TRACES)
+    assert traces.true is not None
+    assert traces.active is not None
+    assert pooled_r2(traces.true, traces.candidate) == pytest.approx(evidence.r2().value, abs=1e-5)
+    active = pooled_r2(traces.true, traces.active)
+    assert active == pytest.approx(evidence.active_r2(), abs=1e-5)
+    assert len(traces.times) * traces.tick_s == pytest.approx(evidence.compared_s)
+    assert (np.diff(traces.times) > 0).all()
+    assert 0.0 < traces.times[0] < 5.0
+    assert done["notes"] == []
 
 
 def test_an_instant_candidate_is_compared_without_a_gradient_step(
@@ -56,6 +72,7 @@ def test_an_instant_candidate_is_compared_without_a_gradient_step(
     done = carried_out(tiny, tmp_path, "kinematics")
     assert done["method"] == "instant"
     assert Evidence.from_lists(done["evidence"]).compared_s > 10.0
+    check_traces(tmp_path, done)
     made, base = (open_bundle(tmp_path / f"{n}.bundle") for n in ("candidate", "identifying"))
     assert made.manifest.checksums["graph.onnx"] == base.manifest.checksums["graph.onnx"]
     assert "validation_r2" not in made.manifest.metrics
@@ -72,7 +89,9 @@ def test_a_candidate_does_not_know_the_excluded_units(tiny: TinyDecoder, tmp_pat
 def test_labels_of_the_decoders_own_output_prove_nothing(
     tiny: TinyDecoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / TRACES).write_text("of a training that was cut short")
     done = carried_out(tiny, tmp_path, "decoded")
+    assert not (tmp_path / TRACES).exists()
     for line in capfd.readouterr().out.splitlines():
         msgspec.json.decode(line)  # which refuses NaN
     assert Evidence.from_lists(done["evidence"]).compared_s == 0.0
@@ -93,7 +112,7 @@ def aligned(tiny: TinyDecoder, tmp_path: Path, *, labelled: bool) -> tuple[Bundl
     order = worker.Order(
         sessions=[str(sessions.save(today, tmp_path))], active=str(base.path),
         output=str(tmp_path / "candidate.bundle"), method="align", labels="kinematics",
-        allowed_s=2.0, seed=0, labelled=labelled,
+        allowed_s=2.0, seed=0, labelled=labelled, traces=str(tmp_path / TRACES),
     )  # fmt: skip
     return base, worker.carry_out(order, worker.Ready(bundle=base, model=model, record=record))
 
@@ -106,6 +125,7 @@ def test_an_aligned_candidate_is_compared_on_labels_that_it_has_not_seen(
     assert done["method"] == "align"
     assert done["unlabelled"] is None
     assert Evidence.from_lists(done["evidence"]).compared_s > 20.0
+    check_traces(tmp_path, done)
     made = open_bundle(tmp_path / "candidate.bundle")
     assert made.manifest.checksums["graph.onnx"] == base.manifest.checksums["graph.onnx"]
     assert not np.array_equal(made.tables.tokens, base.tables.tokens)
@@ -140,3 +160,12 @@ def test_without_labels_an_aligned_candidate_is_judged_on_the_last_third(
     assert 0.1 < found.speed_ratio < 10.0
     assert Evidence.from_lists(done["evidence"]).compared_s == 0.0
     assert done["doubts"] == []
+    traces = Traces.load(tmp_path / TRACES)
+    assert traces.true is None
+    assert traces.active is not None
+    assert len(traces.times) * traces.tick_s == pytest.approx(found.seconds)
+    held_out_s = session.test_domain - session.domain[0, 0]
+    assert held_out_s[0, 0] < traces.times[0] < traces.times[-1] <= held_out_s[-1, 1] + 1e-6
+    both = np.array([traces.candidate, traces.active])
+    speeds = np.linalg.norm(both, axis=2).mean(axis=1)
+    assert speeds[0] / speeds[1] == pytest.approx(found.speed_ratio, rel=1e-4)

@@ -30,6 +30,7 @@ from decoder.bundles.bundle import GRAPH, Bundle, open_bundle
 from decoder.gate import Evidence
 from decoder.runtimes.base import Runtime
 from decoder.runtimes.opening import open_runtime
+from decoder.traces import Traces
 from streaming.sessions.session import Session
 from training.baselines.linear import Kind, fit_linear
 from training.calibration.adapt import (
@@ -97,6 +98,7 @@ class Candidate:
     """The candidate of a calibration, with the evidence for and against it.
 
     method: the method whose result was kept.
+    traces: the velocities that the evidence comes from; None if nothing was compared.
     doubts: warnings for the operator (`training.calibration.doubts`).
     notes: which units were left out (`training.calibration.excluded`).
     """
@@ -104,6 +106,7 @@ class Candidate:
     made: Bundle
     method: str
     evidence: Evidence
+    traces: Traces | None
     doubts: list[str]
     notes: list[str]
 
@@ -184,6 +187,7 @@ def train_candidate(
         made=made,
         method=method,
         evidence=compared.evidence() if compared else Evidence.none(),
+        traces=compared.traces(session) if compared else None,
         doubts=doubts(session, compared, active),
         notes=notes,
     )

@@ -28,6 +28,7 @@ from decoder.bundles.bundle import Bundle
 from decoder.errors import TrainingError
 from decoder.gate import Evidence, Unlabelled
 from decoder.runtimes.base import Runtime
+from decoder.traces import Traces
 from streaming.sessions.intervals import duration_s, intersect, time_after
 from streaming.sessions.session import Session
 from training.calibration.blocks import recent
@@ -56,6 +57,13 @@ class Compared:
     def evidence(self) -> Evidence:
         """The squared errors, for the gate."""
         return Evidence.of(self.true, self.candidate, self.active, tick_s=self.tick_s)
+
+    def traces(self, session: Session) -> Traces:
+        """The velocities, at times since the start of the data that judge."""
+        return Traces(
+            times=_since_start(self.times, session), true=self.true, candidate=self.candidate,
+            active=self.active, tick_s=self.tick_s,
+        )  # fmt: skip
 
 
 def folds(session: Session, n_folds: int = N_FOLDS) -> list[Session]:
@@ -168,10 +176,11 @@ def without_labels(
     active: Bundle | None,
     *,
     opened: dict[str, Runtime] | None = None,
-) -> Unlabelled:
+) -> tuple[Unlabelled, Traces]:
     """Compare a candidate with the active decoder on a session's test domain, by spikes alone.
 
-    opened: see `decode_split`. Raises TrainingError if the candidate can't decode the test domain.
+    opened: see `decode_split`. Returns what was found, and the velocities of both decoders.
+    Raises TrainingError if the candidate can't decode the test domain.
     """
     after_s = made.manifest.sizes.window_s
     if active is not None:
@@ -182,11 +191,16 @@ def without_labels(
     )
     other = _decoded(active, session, after_s, SCORE_TICK_S, opened)
     seconds = len(candidate.times) * SCORE_TICK_S
+    traces = Traces(
+        times=_since_start(candidate.times, session), true=None, candidate=candidate.velocity,
+        active=other.velocity if other is not None else None, tick_s=SCORE_TICK_S,
+    )  # fmt: skip
     if other is None:
-        return Unlabelled(
+        alone = Unlabelled(
             seconds=seconds, candidate=candidate.distance, candidate_limit=candidate.limit,
             active=None, active_all=None, active_limit=None, agreement=None, speed_ratio=None,
         )  # fmt: skip
+        return alone, traces
     judged = intersect(session.domain, recent(session)[0, 0], session.test_domain[-1, 1])
     whole = replace(session, test_domain=judged)
     everywhere = _decoded(active, whole, after_s, STATES_TICK_S, opened)
@@ -194,7 +208,7 @@ def without_labels(
     power = float(np.square(_centred(first)).sum() * np.square(_centred(second)).sum())
     alike = float((_centred(first) * _centred(second)).sum()) / max(math.sqrt(power), 1e-12)
     speeds = [float(np.linalg.norm(one, axis=1).mean()) for one in (first, second)]
-    return Unlabelled(
+    found = Unlabelled(
         seconds=seconds,
         candidate=candidate.distance,
         candidate_limit=candidate.limit,
@@ -204,6 +218,12 @@ def without_labels(
         agreement=alike,
         speed_ratio=speeds[0] / max(speeds[1], 1e-9),
     )
+    return found, traces
+
+
+def _since_start(times: Floats, session: Session) -> Floats:
+    """Times of a session, counted from the start of its recent training domain."""
+    return times - float(recent(session)[0, 0])
 
 
 def _centred(velocity: Floats) -> Floats:

@@ -28,6 +28,7 @@ from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.errors import TrainingError, VolitionError
 from decoder.stopwatch import Stopwatch
+from decoder.traces import Traces, TracesError
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from streaming.wire.lines import Message, parent_messages_or_exit, send, send_problem
@@ -64,6 +65,7 @@ class Order(msgspec.Struct, kw_only=True):
     sessions: paths, in any order.
     labelled: whether labels can judge the candidate; if false, the method must be `align`.
     excluded: ids of units that the operator has excluded from decoding.
+    traces: file for the velocities that were compared.
     """
 
     sessions: list[str]
@@ -75,6 +77,7 @@ class Order(msgspec.Struct, kw_only=True):
     allowed_s: float
     seed: int
     excluded: list[str] = []
+    traces: str | None = None
 
 
 def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
@@ -84,6 +87,10 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
     """
     report = Report()
     report(0.0, 0.0, "loading")
+    traces_path = Path(order.traces) if order.traces else None
+    if traces_path is not None:
+        with contextlib.suppress(OSError):
+            traces_path.unlink()  # those of a training that was cut short
     active = open_bundle(order.active) if order.active else None
     loaded = [whole(sessions.load(path)) for path in order.sessions]
     left_out = [without_excluded(block, order.excluded) for block in loaded]
@@ -102,23 +109,37 @@ def carry_out(order: Order, ready: Ready) -> dict[str, Any]:
         session, active, Path(order.output), plan, ready, report,
         on_made=lambda made: send(made=str(made.path)),
     )  # fmt: skip
-    unlabelled = None
+    excluded = dict.fromkeys(note for _, block_notes in left_out for note in block_notes)
+    traces, unlabelled, notes = done.traces, None, [*excluded, *done.notes]
     if not order.labelled:
         report(1.0, 0.0, COMPARING)
         opened = dict(ready.opened)
-        unlabelled = asdict(without_labels(done.made, session, active, opened=opened))
+        found, traces = without_labels(done.made, session, active, opened=opened)
+        unlabelled = asdict(found)
+    if traces is not None and traces_path is not None:
+        notes += _stored(traces, traces_path)
     took_s = report.stopwatch.total_s
     log.info("%s in %.1f s: R² %s, active %s; %s", done.method, took_s, done.evidence.r2(),
-             done.evidence.active_r2(), [*done.doubts, *done.notes])  # fmt: skip
+             done.evidence.active_r2(), [*done.doubts, *notes])  # fmt: skip
     return {
         "method": done.method,
         "evidence": done.evidence.as_lists(),
         "unlabelled": unlabelled,
         "doubts": done.doubts if plan.compares or unlabelled else [*done.doubts, NO_EVIDENCE],
-        "notes": [*dict.fromkeys(note for _, notes in left_out for note in notes), *done.notes],
+        "notes": notes,
         "learned_s": took_s,
         "phases_s": report.phases_s(),
     }
+
+
+def _stored(traces: Traces, path: Path) -> list[str]:
+    """Write the traces; returns a note if that fails, as the candidate matters more."""
+    try:
+        traces.save(path)
+    except TracesError as error:
+        log.error("%s", error)
+        return [f"the traces are not stored: {error}"]
+    return []
 
 
 def _decoded_by(active: Bundle | None, session: Session) -> tuple[Floats, Floats]:

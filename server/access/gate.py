@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.dashboard.tokens import WITHIN_S, Tokens, too_many
+from server.access.tokens import WITHIN_S, Tokens, too_many
 from server.problems import plain, response
 from server.schemas import Problem
 from server.settings import LOOPBACK, ServerSettings

@@ -2,7 +2,7 @@
 
 A cookie holds a keyed hash of the token, so that it ends when the token is changed and is valid
 across restarts of the server. Browsers send cookies with requests that other pages cause. So a
-cookie is accepted only together with the checks of Host and Origin (`server/api/access.py`), and
+cookie is accepted only together with the checks of Host and Origin (`server/access/gate.py`), and
 changes need an Origin.
 """
 
