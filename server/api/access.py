@@ -24,7 +24,8 @@ from server.settings import LOOPBACK, ServerSettings
 
 log = logging.getLogger("volition.server")
 
-OPEN_TO_ALL = ("/health/live", "/health/ready", "/openapi.json")
+HEALTH = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+OPEN_TO_ALL = (*HEALTH, "/openapi.json")
 MOST_BODY = 65_536  # bytes; the longest documented body has a few thousand
 MOST_FAILURES, WITHIN_S = 10, 60.0  # wrong tokens from one address
 MOST_ADDRESSES = 1000

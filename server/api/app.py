@@ -31,6 +31,9 @@ from server.api.access import Gate, documented_token
 from server.api.connections import ImpatientProtocol, most_waiting
 from server.api.routes import Parts, health, v1
 from server.calibration.calibrations import Calibrations
+from server.monitoring.inference import v2, v2_health
+from server.monitoring.monitor import Monitor
+from server.monitoring.routes import metrics
 from server.problems import documented
 from server.schemas import Problem
 from server.settings import ServerSettings
@@ -137,6 +140,7 @@ def bound(settings: ServerSettings) -> Iterator[socket.socket]:
 
 def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     """The FastAPI app over these parts. given: see `SupervisedDaemon.start`."""
+    monitor = Monitor(parts.settings, parts.supervisor, parts.calibrations, parts.unattended)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -150,7 +154,9 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
             ends.callback(parts.supervisor.stop)
             ends.callback(parts.calibrations.stop)
             ends.callback(parts.unattended.stop)
+            ends.callback(monitor.stop)
             parts.unattended.start()
+            monitor.start()
             yield
 
     app = FastAPI(
@@ -162,13 +168,17 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
         redoc_url=None,
         responses=documented(400, 403, 413),
     )
-    app.state.parts = parts
+    app.state.parts, app.state.monitor = parts, monitor
     problems.install(app)
     app.include_router(health)
+    app.include_router(v2_health)
     needs_token = documented_token(parts.settings)
-    app.include_router(
-        v1, dependencies=needs_token, responses=documented(401, 429) if needs_token else None
-    )
+    for router in (v1, v2, metrics):
+        app.include_router(
+            router,
+            dependencies=needs_token,
+            responses=documented(401, 429) if needs_token else None,
+        )
     app.add_middleware(Gate, settings=parts.settings)
     if parts.settings.allowed_origins:
         app.add_middleware(

@@ -122,6 +122,14 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     unit_faults: Faults | None = None  # over the last minute; None: no spikes, or an older daemon
 
 
+# The topic and the first byte of a frame in msgpack, which has its number of fields. A subscription
+# to it gets every frame, but does not count as a listener, for whom `Arm` waits: only those to a
+# topic do (`streaming.wire.publish`).
+OBSERVED_CURSOR = (
+    TOPICS["cursor"].prefix
+    + msgspec.msgpack.encode(dict.fromkeys(CursorFrame.__struct_fields__))[:1]
+)
+
 encode_frame = msgspec.msgpack.Encoder().encode
 encode_frame_json = msgspec.json.Encoder().encode
 
