@@ -81,8 +81,7 @@ class Monitor(Collector):
         with self._lock:
             self._look()
             counted = [*self._ticks.families(), *self._events.families(), *self._ended.families()]
-            if status is not None:
-                counted += self._ticks.newest_spike_age()
+            counted.append(self._ticks.newest_spike_age(status.started if status else None))
         yield from counted
         yield from gauges.of_daemon(status)
         yield CounterMetricFamily(

@@ -25,8 +25,8 @@ from streaming.wire.sockets import limited
 from streaming.wire.states import State
 
 BOUNDS_S = (
-    0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005,
-    0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1,
+    0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075,
+    0.01, 0.015, 0.02, 0.03, 0.05, 0.1,
 )  # fmt: skip
 STAGES = ("before_decode", "decode")
 QUEUED = 5000  # frames; those of some seconds at the shortest ticks
@@ -130,11 +130,11 @@ class TickReader:
             "volition_spikes_drained", "Events taken off the stream", value=self._drained.value
         )
 
-    def newest_spike_age(self) -> Iterator[Metric]:
-        """The age of the newest admitted spike, if there is one."""
-        if self._last is None or self._last.newest_spike is None:
-            return
-        age_s = self._last.published - self._last.newest_spike + time.monotonic() - self._last_at
-        yield GaugeMetricFamily(
+    def newest_spike_age(self, run: float | None) -> Metric:
+        """The age of the newest admitted spike. run: `started` of the daemon that answers."""
+        last, age_s = self._last, None
+        if last is not None and last.newest_spike is not None and last.started == run:
+            age_s = last.published - last.newest_spike + time.monotonic() - self._last_at
+        return GaugeMetricFamily(
             "volition_newest_spike_age_seconds", "Age of the newest admitted spike", value=age_s
         )
