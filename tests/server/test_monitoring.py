@@ -97,7 +97,16 @@ def prometheus(folder: Path, server: Server) -> Iterator[Prometheus]:
             stdout=log, stderr=log,
         )  # fmt: skip
     one = Prometheus(f"http://{address}")
+
+    def is_ready() -> bool:
+        assert process.poll() is None, (folder / "prometheus.log").read_text()
+        try:
+            return httpx.get(f"{one.url}/-/ready", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
     try:
+        wait_for("a Prometheus", is_ready)
         yield one
     finally:
         process.terminate()
@@ -128,14 +137,7 @@ def decoding(unseen: Session, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def watched(decoding: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     with prometheus(tmp_path_factory.mktemp("prometheus"), decoding) as one:
-
-        def has_two_scrapes() -> bool:
-            try:
-                return one.value('rate(volition_ticks_total{job="volition"}[5s])') is not None
-            except httpx.TransportError:  # it is starting
-                return False
-
-        wait_for("two scrapes", has_two_scrapes)
+        wait_for("two scrapes", lambda: one.value("rate(volition_ticks_total[1m])") is not None)
         yield one
 
 
@@ -227,6 +229,14 @@ def test_both_formats_are_correct(decoding: Server) -> None:
     openmetrics = metrics_of(decoding, "application/openmetrics-text; version=1.0.0")
     names = {family.name for family in text_string_to_metric_families(openmetrics)}
     assert {"volition_ticks", "volition_tick_latency_seconds", "volition_decoder"} <= names
+
+
+def test_the_page_has_every_metric(decoding: Server) -> None:
+    page = (ROOT / "docs" / "MONITORING.md").read_text()
+    documented = set(re.findall(r"`(volition_\w+)[`{]", page))
+    families = [one for one in plain_families(metrics_of(decoding)) if "_process_" not in one.name]
+    suffix = {"counter": "_total"}
+    assert documented == {one.name + suffix.get(one.type, "") for one in families}
 
 
 @needs_prometheus
