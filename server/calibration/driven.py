@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Self, TextIO
 
-import msgspec
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
 from decoder.arrays import Bools, Floats
-from decoder.errors import SessionError
+from decoder.errors import SessionError, StreamError
 from decoder.filters import Filters
 from streaming.sessions.session import Session
 from streaming.wire import messages as wire
@@ -141,7 +140,7 @@ class DaemonFrames:
                     if status.filters != self._filters:
                         self._filters = status.filters
                         changes.append((status.started + status.uptime_s, status.filters))
-            except (msgspec.MsgspecError, ValueError):
+            except StreamError:
                 continue  # from a daemon of another version; ignored
 
     def close(self) -> None:
