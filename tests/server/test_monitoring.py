@@ -46,7 +46,7 @@ DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "volition.json"
 TOKEN = secrets.token_urlsafe()
 OURS = re.compile(r"\bvolition_[a-z0-9_]+\b")
 SUFFIXES = ("_bucket", "_sum", "_count", "")
-VARIABLES = {"$__rate_interval": "5s", "$__range": "1m", "$instance": ".*"}
+VARIABLES = {"$__rate_interval": "20s", "$__range": "1m", "$instance": ".*"}
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 needs_prometheus = pytest.mark.skipif(
@@ -84,7 +84,7 @@ def prometheus(folder: Path, server: Server) -> Iterator[Prometheus]:
     for shipped, here in (
         ("127.0.0.1:8000", server.url.removeprefix("http://")),
         ("/run/volition/token", str(folder / "token")),
-        ("_interval: 5s", "_interval: 500ms"),
+        ("_interval: 5s", "_interval: 1s"),
     ):
         assert shipped in text
         text = text.replace(shipped, here)
@@ -191,12 +191,13 @@ def test_metrics_are_those_of_the_daemon(decoding: Server) -> None:
             before = client.status().daemon
             found = series_of(metrics_of(decoding))
             after = client.status().daemon
+        if before is None or after is None or not found["volition_up", ()]:
+            return False  # it has not answered for two seconds
         if before.state != "decoding" or after.state != "decoding":
             return False
         assert before.ticks <= found["volition_ticks_total", ()] <= after.ticks
         taken = found["volition_spikes_admitted_total", ()]
         assert 0 < before.events["taken"] <= taken <= after.events["taken"]
-        assert found["volition_up", ()] == 1
         assert found["volition_state", (("state", "decoding"),)] == 1
         assert found["volition_units", (("match", "known"),)] == before.known_units > 0
         assert found["volition_newest_spike_age_seconds", ()] < 5
@@ -243,18 +244,18 @@ def test_the_page_has_every_metric(decoding: Server) -> None:
 def test_prometheus_has_the_series_of_a_running_server(
     watched: Prometheus, decoding: Server
 ) -> None:
-    assert watched.value('up{job="volition"}') == 1
-    assert watched.value("volition_up") == 1
-    assert watched.value('volition_state{state="decoding"}') in (0, 1)
+    for expression in ('up{job="volition"}', "volition_up", 'volition_state{state="decoding"}'):
+        wait_for(expression, lambda expression=expression: watched.value(expression) == 1)
     # On a busy machine ticks are skipped; both together are the deadlines.
-    deadlines = "rate(volition_ticks_total[10s]) + rate(volition_ticks_skipped_total[10s])"
+    deadlines = "rate(volition_ticks_total[5s]) + rate(volition_ticks_skipped_total[5s])"
     assert wait_for("100 ticks/s", lambda: 80 < (watched.value(deadlines) or 0) < 120)
     p99 = "histogram_quantile(0.99, rate(volition_tick_latency_seconds_bucket[1m]))"
-    assert 0 < (watched.value(p99) or 0) <= 0.1
+    assert 0 < (watched.value(p99) or 0) <= 0.1, "the highest bound"
     assert (watched.value("rate(volition_spikes_admitted_total[1m])") or 0) > 0
     with decoding.client() as client:
-        decoder = client.status().daemon.decoder
-    assert watched.value(f'volition_decoder_info{{decoder="{decoder}"}}') == 1
+        decoder = next(one.id for one in client.decoders() if one.active)
+    of_decoder = f'volition_decoder_info{{decoder="{decoder}"}}'
+    wait_for(of_decoder, lambda: watched.value(of_decoder) == 1)
 
 
 @needs_prometheus
@@ -266,15 +267,19 @@ def test_the_dashboard_asks_only_for_metrics_that_exist(
     expressions = [one["expr"] for panel in dashboard["panels"] for one in panel["targets"]]
     expressions += [one["expr"] for one in dashboard["annotations"]["list"]]
     assert len(expressions) > 30
-    answered = 0
+    queries = []
     for expression in expressions:
         names = set(OURS.findall(re.sub(r"by \([^)]*\)", "", expression)))
         assert names, expression
         assert names <= known, f"{names - known} in {expression}"
         for variable, value in VARIABLES.items():
             expression = expression.replace(variable, value)
-        answered += bool(watched.ask("query", query=expression)["result"])
-    assert answered > 25, "a decoding server has data for most panels"
+        queries.append(expression)
+
+    def n_answered() -> int:
+        return sum(bool(watched.ask("query", query=query)["result"]) for query in queries)
+
+    wait_for("data for most panels", lambda: n_answered() > 25)
     for variable in dashboard["templating"]["list"]:
         assert set(OURS.findall(str(variable.get("definition", "")))) <= known
 
@@ -332,7 +337,7 @@ def test_a_cancelled_calibration_is_counted_once(decoding: Server) -> None:
 def test_counters_never_fall_when_the_daemon_is_killed(decoding: Server) -> None:
     before = counters_of(metrics_of(decoding))
     with decoding.client() as client:
-        killed = client.status().daemon
+        killed = wait_for("an answer", lambda: client.status().daemon)
         os.kill(killed.pid, signal.SIGKILL)
         last = before
 
