@@ -81,6 +81,9 @@ class ServerSettings(BaseSettings):
     keep_daemon: bool = Field(
         default=False, description="leave the daemon running when the server stops"
     )
+    log_file: Path | None = Field(
+        default=None, description="file to log to as well, rotated at 10 MB"
+    )
     trainer_threads: int = Field(default=1, ge=1, le=64)
     keep_decoders: int | None = Field(
         default=None, ge=1, description="newest decoders that calibrations leave; null: all"

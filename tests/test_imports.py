@@ -58,6 +58,7 @@ LAYERS = {
         {"server.supervision"},
         {"server.calibration"},
         {"server.unattended", "server.dashboard"},
+        {"server.monitoring"},
         {"server.api"},
     ],
     "clients": [

@@ -19,6 +19,7 @@ from clients.cli.options import (
     CalibrationMethod,
     Json,
     Kinematics,
+    LogJson,
     Markers,
     OutDir,
     ServerUrl,
@@ -108,6 +109,7 @@ def decode(
     threads: Annotated[
         int | None, typer.Option(help="Number of ONNX Runtime threads (default: 1).")
     ] = None,
+    log_json: LogJson = None,
 ) -> None:
     """Decode live: LSL spikes in, cursor velocity out, until Ctrl-C or SIGTERM.
 
@@ -121,7 +123,7 @@ def decode(
         "address": address, "control": control, "control_open": control_open,
         "stale_after_ms": stale_after_ms, "fault_speed": fault_speed,
         "provider": provider, "require_provider": require_provider,
-        "min_known_share": min_known_share, "threads": threads,
+        "min_known_share": min_known_share, "threads": threads, "log_json": log_json,
     }  # fmt: skip
     run(path, settings_from(DaemonSettings, given))
 
@@ -151,6 +153,10 @@ def serve(
             help="Recalibrate without being asked: at an alarm, or every so many minutes; or off."
         ),
     ] = None,
+    log_json: LogJson = None,
+    log_file: Annotated[
+        Path | None, typer.Option(help="File to log to as well; a new one begins at 10 MB.")
+    ] = None,
 ) -> None:
     """Serve the REST interface and keep a decode daemon running, until Ctrl-C or SIGTERM.
 
@@ -160,15 +166,19 @@ def serve(
 
     from server.api.app import serve as run
     from server.settings import CONFIG_FILE, ServerSettings
+    from streaming import logs
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if config is not None:
         os.environ[CONFIG_FILE] = str(config)
+    if log_json:
+        os.environ["VOLITION_LOG_JSON"] = "true"  # also for the daemon
     given = {
         "home": home, "host": host, "port": port, "keep_daemon": keep_daemon,
-        "unattended": unattended,
+        "unattended": unattended, "log_file": log_file,
     }  # fmt: skip
-    run(settings_from(ServerSettings, given), bundle=bundle)
+    settings = settings_from(ServerSettings, given)
+    logs.set_up(as_json=settings.daemon.log_json, file=settings.log_file)
+    run(settings, bundle=bundle)
 
 
 @verbs.command(epilog="Example: volition calibrate --seconds 40 --labels intention")

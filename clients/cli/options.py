@@ -17,6 +17,10 @@ S = TypeVar("S", bound="BaseSettings")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
+LogJson = Annotated[
+    bool | None, typer.Option("--log-json", help="Log in JSON, one object per line.")
+]
+
 OutDir = Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")]
 
 Address = Annotated[str, typer.Option(help="ZeroMQ address of the daemon.")]

@@ -20,7 +20,8 @@ from server.schemas import Problem
 from server.settings import LOOPBACK, ServerSettings
 
 PAGES = ("/", "/login", "/docs")  # they hold no data; what they show needs the token
-OPEN_TO_ALL = ("/health/live", "/health/ready", "/openapi.json", *PAGES)
+HEALTH = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+OPEN_TO_ALL = (*HEALTH, "/openapi.json", *PAGES)
 STATIC = "/static/"
 MOST_BODY = 65_536  # bytes; the longest documented body has a few thousand
 

@@ -37,6 +37,9 @@ from server.api.routes import Parts, health, status, v1
 from server.calibration.calibrations import Calibrations
 from server.dashboard import routes as dashboard
 from server.dashboard.feed import Feed
+from server.monitoring.inference import v2, v2_health
+from server.monitoring.monitor import Monitor
+from server.monitoring.routes import metrics
 from server.notes import NotesOutlet
 from server.problems import documented
 from server.schemas import Problem
@@ -148,6 +151,7 @@ def bound(settings: ServerSettings) -> Iterator[socket.socket]:
 
 def build_app(parts: Parts, given: str | None = None) -> FastAPI:
     """The FastAPI app over these parts. given: see `SupervisedDaemon.start`."""
+    monitor = Monitor(parts.settings, parts.supervisor, parts.calibrations, parts.unattended)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -162,8 +166,10 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
             ends.callback(parts.supervisor.stop)
             ends.callback(parts.calibrations.stop)
             ends.callback(parts.unattended.stop)
+            ends.callback(monitor.stop)
             parts.unattended.start()
             parts.notes.start()
+            monitor.start()
             yield
 
     app = FastAPI(
@@ -175,12 +181,13 @@ def build_app(parts: Parts, given: str | None = None) -> FastAPI:
         redoc_url=None,
         responses=documented(400, 403, 413),
     )
-    app.state.parts = parts
+    app.state.parts, app.state.monitor = parts, monitor
     problems.install(app)
     app.include_router(health)
+    app.include_router(v2_health)
     needs_token = documented_token(parts.settings)
     refused = documented(401, 429) if needs_token else None
-    for routes in (v1, decoders, calibrations, units.router, notes.router):
+    for routes in (v1, decoders, calibrations, units.router, notes.router, v2, metrics):
         app.include_router(routes, dependencies=needs_token, responses=refused)
     dashboard.install(app)
     app.state.tokens = Tokens(parts.settings)

@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Self, TextIO
 
-import msgspec
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
 from decoder.arrays import Bools, Floats
-from decoder.errors import SessionError
+from decoder.errors import SessionError, StreamError
 from decoder.filters import Filters
 from streaming.sessions.session import Session
 from streaming.wire import messages as wire
@@ -111,15 +110,14 @@ def before_filters(session: Session, driving: Driving) -> Session:
 class DaemonFrames:
     """Receives the frames and filter settings of the daemon that publishes on an address, if any.
 
-    It subscribes to the topic plus the first byte of a frame. A subscription to the topic alone
-    would count as a listening rig when the daemon is armed.
+    Its subscription does not count as a listening rig when the daemon is armed.
     """
 
     def __init__(self, address: str | None) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
-        for prefix, header in ((_CURSOR, _map_header(wire.CursorFrame)), (_STATUS, b"")):
-            self._socket.setsockopt(zmq.SUBSCRIBE, prefix + header)
+        for prefix in (wire.OBSERVED_CURSOR, _STATUS):
+            self._socket.setsockopt(zmq.SUBSCRIBE, prefix)
         if address is not None:
             self._socket.connect(address.replace("*", "127.0.0.1").replace("0.0.0.0", "127.0.0.1"))
         self._filters: Filters | None = None
@@ -142,17 +140,12 @@ class DaemonFrames:
                     if status.filters != self._filters:
                         self._filters = status.filters
                         changes.append((status.started + status.uptime_s, status.filters))
-            except (msgspec.MsgspecError, ValueError):
+            except StreamError:
                 continue  # from a daemon of another version; ignored
 
     def close(self) -> None:
         """Close the socket."""
         self._context.destroy(linger=0)
-
-
-def _map_header(struct: type[msgspec.Struct]) -> bytes:
-    """The first byte of a struct in msgpack, which has its number of fields."""
-    return msgspec.msgpack.encode(dict.fromkeys(struct.__struct_fields__))[:1]
 
 
 class DaemonLog:

@@ -184,7 +184,7 @@ class DaemonConnection:
     def _adopt_the_last(self) -> bool:
         """Adopt the daemon of the earlier server if it answers in time; otherwise kill it."""
         pid = self.wanted.pid
-        if not self._settings.supervise or pid is None or not _is_daemon(pid):
+        if not self._settings.supervise or pid is None or not is_daemon(pid):
             return False
         deadline = time.monotonic() + self.timing.hung_after_s
         while time.monotonic() < deadline:
@@ -224,7 +224,7 @@ def _which(status: wire.Status) -> tuple[float, str]:
     return status.started, status.decoder
 
 
-def _is_daemon(pid: int) -> bool:
+def is_daemon(pid: int) -> bool:
     """Whether a process is a decode daemon; the pid may have been reused."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

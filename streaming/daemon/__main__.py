@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from decoder.errors import SettingsError, VolitionError, invalid_fields
 from streaming.daemon.loop import run
 from streaming.daemon.settings import DaemonSettings
+from streaming.logs import end
 
 
 def main(arguments: list[str]) -> None:
@@ -24,9 +25,9 @@ def main(arguments: list[str]) -> None:
             raise SettingsError("expected: python -m streaming.daemon decode BUNDLE")
         run(Path(arguments[1]), DaemonSettings())
     except ValidationError as error:
-        sys.exit(f"error: {invalid_fields(error)}")
+        end(invalid_fields(error))
     except VolitionError as error:
-        sys.exit(f"error: {error}")
+        end(str(error))
 
 
 if __name__ == "__main__":

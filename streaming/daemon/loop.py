@@ -22,6 +22,7 @@ from pylsl import local_clock
 from decoder.bundles.bundle import Bundle, open_bundle
 from decoder.errors import SettingsError
 from decoder.runtimes.proof import prove
+from streaming import logs
 from streaming.clock import Clock, Metronome
 from streaming.daemon.commands import handle, units_of
 from streaming.daemon.settings import DaemonSettings
@@ -187,7 +188,7 @@ class Daemon:
 
 def run(bundle: Path, settings: DaemonSettings) -> None:
     """Decode with the bundle in this folder until SIGINT or SIGTERM; log to standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.set_up(as_json=settings.log_json)
     Daemon(open_bundle(bundle), settings).serve()
 
 

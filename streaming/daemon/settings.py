@@ -54,6 +54,7 @@ class DaemonSettings(BaseSettings):
     )
     threads: int = Field(default=1, ge=1, le=64, description="number of ONNX Runtime threads")
     realtime: bool = Field(default=True, description="real-time priority, if the system allows it")
+    log_json: bool = Field(default=False, description="log lines as JSON")
     paused: str | None = Field(default=None, description="start paused, for this reason")
     filters: Filters = Field(default=Filters(), description="output filters, as JSON")
     excluded: tuple[str, ...] = Field(

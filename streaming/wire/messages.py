@@ -145,6 +145,14 @@ class Spikes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     units: bytes  # (n,) uint16, position in the stream's description, little-endian
 
 
+# The topic and the first byte of a frame in msgpack, which has its number of fields. A subscription
+# to it gets every frame, but does not count as a listener, for whom `Arm` waits: only those to a
+# topic do (`streaming.wire.publish`).
+OBSERVED_CURSOR = (
+    TOPICS["cursor"].prefix
+    + msgspec.msgpack.encode(dict.fromkeys(CursorFrame.__struct_fields__))[:1]
+)
+
 encode_frame = msgspec.msgpack.Encoder().encode
 encode_frame_json = msgspec.json.Encoder().encode
 

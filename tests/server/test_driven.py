@@ -12,14 +12,18 @@ import numpy as np
 import pylsl
 import pytest
 
+from clients.harness.daemon import free_port
 from clients.harness.server import Server
 from clients.subscriber import CursorSubscriber
 from decoder.bundles.bundle import open_bundle
-from server.calibration.driven import Driving, before_filters, read_driving
+from server.calibration.driven import DaemonFrames, Driving, before_filters, read_driving
 from server.schemas import CalibrationRequest, FiltersPatch
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
-from tests.rig import frames_until, meanwhile
+from streaming.wire import messages as wire
+from streaming.wire.publish import Publisher
+from streaming.wire.states import State
+from tests.rig import frames_until, meanwhile, wait_for
 from tests.server.conftest import Play
 from tests.streaming.test_live import is_decoding
 from training.data.simulate import simulate
@@ -139,3 +143,23 @@ def test_without_a_daemon_nothing_changes(session: Session, tmp_path: Path) -> N
     nothing = read_driving(tmp_path)
     assert before_filters(session, nothing) is session
     assert nothing.share_of(session.cursor_times, session.cursor_vel) == 0.0
+
+
+def test_frames_of_another_version_are_ignored() -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    publisher, frames = Publisher(address), DaemonFrames(address)
+    good = wire.cursor_frame(
+        State.DECODING, started=1.0, seq=0, session="s", decoder="d", window_end=1.0, published=2.0
+    )
+
+    def received() -> int:
+        publisher.pass_on(wire.OBSERVED_CURSOR + b"not a frame")
+        publisher.pass_on(wire.TOPICS["status"].prefix + b"not a status")
+        publisher.send(good)
+        return len(frames.drain()[0])
+
+    try:
+        wait_for("a frame", received)
+    finally:
+        frames.close()
+        publisher.close()

@@ -1,0 +1,1 @@
+"""Monitoring: metrics for Prometheus, and health and metadata by the Open Inference Protocol."""
