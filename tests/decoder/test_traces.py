@@ -58,7 +58,7 @@ def test_velocities_must_be_as_many_as_the_times(tmp_path: Path) -> None:
         Traces.load(tmp_path / "traces")
 
 
-def test_a_folder_that_is_missing_or_full_is_an_error_of_its_own(full_disk: Path) -> None:
+def test_a_full_disk_is_an_error_that_leaves_nothing(full_disk: Path) -> None:
     (full_disk / "ballast").write_bytes(bytes(1_040_000))
     with pytest.raises(TracesError, match="free some space"):
         replace(TRACES, times=np.arange(10_000.0), candidate=np.zeros((10_000, 2))).save(

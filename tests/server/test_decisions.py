@@ -22,9 +22,9 @@ from server.calibration.traces import HeldOutTraces, Velocity
 from server.schemas import Calibration, CalibrationRequest, Scores
 from server.store.journal import Journal
 from streaming.sessions.session import Session
-from tests.rig import frames_until
+from tests.rig import frames_until, wait_for
 from tests.server.conftest import POSSM, Play
-from tests.server.orders_rig import Rig, World, tiny_bundle
+from tests.server.orders_rig import RefusedError, Rig, World, tiny_bundle
 from tests.server.test_survival import request_for
 from tests.streaming.test_live import is_decoding
 
@@ -168,12 +168,17 @@ def test_a_promotion_that_fails_leaves_the_calibration_as_it_was(world: World) -
         rig.start_server()
         (rig.folder / "alike").touch()
         identity = rig.ask("calibrate", method="units")
-        while (found := rig.ask("calibration", identity=identity))["state"] != "undecided":
+
+        def undecided() -> dict[str, Any] | None:
+            found: dict[str, Any] = rig.ask("calibration", identity=identity)
             assert found["problem"] is None
+            return found if found["state"] == "undecided" else None
+
+        found = wait_for("the verdict", undecided)
         candidate = rig.folder / "home" / "decoders" / f"{found['candidate']}.bundle"
         (candidate / "graph.onnx").unlink()
         rig.kill_daemon()
-        with pytest.raises(Exception, match=r"graph\.onnx"):
+        with pytest.raises(RefusedError, match=r"graph\.onnx"):
             rig.ask("promote", identity=identity)
         assert rig.ask("calibration", identity=identity)["state"] == "undecided"
     finally:
