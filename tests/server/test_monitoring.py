@@ -497,6 +497,7 @@ def test_gauges_have_what_the_status_says(decoding: Server) -> None:
     status = msgspec.convert(values | {"schema": wire.SCHEMA_VERSION}, wire.Status)
     status = msgspec.structs.replace(
         status,
+        excluded_units=3,
         distance=1.5,
         distance_limit=0.5,
         paused="",
@@ -515,6 +516,7 @@ def test_gauges_have_what_the_status_says(decoding: Server) -> None:
     assert found["volition_paused"] == 1
     assert found["volition_filter_speed_limit_meters_per_second"] == 0.4
     assert "volition_filter_acceleration_limit_meters_per_second_squared" not in found
+    assert found["volition_unitsexcluded"] == 3
     assert found["volition_faulty_unitssilent"] == 2
     assert found["volition_faulty_unitsdoubled"] == 1
     assert found["volition_artifacts_hertz"] == 0.5
