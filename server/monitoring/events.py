@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from server.monitoring.accumulators import Total
+from streaming.inlets.admission import Counters
 from streaming.wire import messages as wire
 
-LEFT_OUT = ("future", "too_old", "no_time", "unknown_unit")
 ODD = ("late", "out_of_order", "duplicate")
+LEFT_OUT = tuple(
+    field.name
+    for field in dataclasses.fields(Counters)
+    if field.name not in ("taken", "backward_steps", *ODD)
+)
 SINGLE = {  # field of the status, or of its events -> metric and documentation
     "ticks": ("volition_ticks", "Ticks, each of which published a frame"),
     "skipped_ticks": ("volition_ticks_skipped", "Deadlines that were past by a whole tick"),

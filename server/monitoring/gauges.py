@@ -96,15 +96,15 @@ def _decoder(status: wire.Status | None) -> Metric:
 def _units(status: wire.Status | None) -> Iterator[Metric]:
     units = GaugeMetricFamily(
         "volition_units",
-        "Units of the stream that the decoder knows, those that it doesn't, and units of the "
-        "decoder that the stream lacks",
+        "Units of the stream that the decoder knows, those that it doesn't, units of the decoder "
+        "that the stream lacks, and units that are excluded",
         labels=["match"],
     )
     faulty = GaugeMetricFamily(
         "volition_faulty_units", "Faulty units of the stream, by kind of fault", labels=["fault"]
     )
     if status is not None:
-        for match in ("known", "unknown", "missing"):
+        for match in ("known", "unknown", "missing", "excluded"):
             units.add_metric([match], getattr(status, f"{match}_units"))
         for fault in FAULTS if status.unit_faults is not None else ():
             faulty.add_metric([fault], len(getattr(status.unit_faults, fault)))
