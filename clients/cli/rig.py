@@ -25,8 +25,9 @@ verbs = typer.Typer()
 
 
 @verbs.command(
-    epilog="Examples: volition doctor  |  volition doctor monkey.bundle --tick-ms 5 --provider cuda"
-    "  |  volition doctor --only network --only lsl --json"
+    epilog="Examples:\n\nvolition doctor\n\n"
+    "volition doctor monkey.bundle --tick-ms 5 --provider cuda\n\n"
+    "volition doctor --only network --only lsl --json"
 )
 def doctor(
     bundle: Annotated[

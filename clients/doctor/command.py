@@ -17,14 +17,17 @@ def doctor(console: Console, asked: Asked, only: Sequence[str], *, as_json: bool
     """Examine this machine and report; returns the exit code.
 
     only: names of checks; empty for all. console: of the report, or of the progress with `as_json`.
-    Raises SettingsError for the name of no check.
+    Raises SettingsError for the name of no check, and for `bundle` without one.
     """
     if unknown := sorted(set(only) - set(LIMITS_S)):
         raise SettingsError(
             f"--only {', '.join(unknown)}; expected {', '.join(LIMITS_S)} (it may be repeated)"
         )
-    with console.status("examining this machine…"):
-        found = examine(list(only or LIMITS_S), asked)
+    if "bundle" in only and asked.bundle is None:
+        raise SettingsError("--only bundle needs the path of a bundle: volition doctor BUNDLE")
+    names = [n for n in only or LIMITS_S if n != "bundle" or asked.bundle is not None]
+    with console.status("checking…") as status:
+        found = examine(names, asked, on_start=lambda name: status.update(f"checking {name}…"))
     about = as_dict(found)
     if as_json:
         print(json.dumps(about, indent=2))

@@ -94,15 +94,15 @@ class _Children:
             return [failure(name, f"the check can't be started: {error}", REPORT_IT)]
         if process is None:
             return []
-        try:
-            output, said = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            return [failure(name, f"no result within {limit_s:g} s", _when_slow(name))]
-        finally:
-            process.kill()
-            process.wait()
-            with self._lock:
-                self._running.discard(process)
+        with process:
+            try:
+                output, said = process.communicate(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                return [failure(name, f"no result within {limit_s:g} s", _when_slow(name))]
+            finally:
+                process.kill()
+                with self._lock:
+                    self._running.discard(process)
         try:
             return received(output)
         except ValueError:

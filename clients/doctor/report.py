@@ -47,7 +47,7 @@ def print_report(console: Console, found: Found) -> None:
             said = Text(finding.found, "" if finding.state == "ok" else style)
             table.add_row(heading, Text(mark, style), Text(finding.name), said)
             if finding.do:
-                table.add_row("", "", "", Text.assemble(("-> ", "cyan"), finding.do))
+                table.add_row("", "", Text("->", "cyan", justify="right"), Text(finding.do))
     console.print(table)
     console.print()
     console.print(conclusion(list(_all(found))))

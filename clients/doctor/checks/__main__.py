@@ -40,8 +40,9 @@ def findings_of(name: str, asked: Asked) -> list[Finding]:
     try:
         check: Check = getattr(importlib.import_module(f"clients.doctor.checks.{module}"), function)
         return check(asked)
-    except ModuleNotFoundError as error:
-        return [failure(name, f"{error}", "install it: pip install volition")]
+    except ImportError as error:
+        found = f"can't be looked at: {brief(error)}"
+        return [failure(name, found, "first make every package load: see the check `packages`")]
     except VolitionError as error:
         return [failure(name, str(error), "")]
     except Exception as error:

@@ -13,7 +13,7 @@ from clients.doctor.settings import usable_settings
 from clients.harness.daemon import BUNDLES
 from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle, open_bundle
-from decoder.errors import BundleError
+from decoder.errors import BundleError, SettingsError
 from decoder.runtimes.base import Runtime
 from decoder.runtimes.onnx import CUDA, RuntimeSettings
 from decoder.runtimes.opening import open_runtime
@@ -84,7 +84,7 @@ def cuda_problem() -> str | None:
 def bundle(asked: Asked) -> list[Finding]:
     """A bundle's files and checksums, a decode, and its time next to the tick."""
     if asked.bundle is None:
-        return []
+        raise SettingsError("no bundle was given")
     daemon = usable_settings(asked).daemon
     settings = RuntimeSettings(provider=daemon.provider, threads=daemon.threads)
     try:

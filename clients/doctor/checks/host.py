@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ TRIED_BYTES = 2**20
 FULL_BYTES = 100 * 2**20  # a calibration of minutes, its decoder, and the logs (10 MB each)
 LOW_BYTES = 2 * 2**30
 GOVERNORS = Path("/sys/devices/system/cpu")
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def settings(asked: Asked) -> list[Finding]:
@@ -107,11 +110,22 @@ def _processors() -> Finding:
         count = len(os.sched_getaffinity(0))
     except AttributeError:
         count = os.cpu_count() or 1
-    found = plural(count, "processor")
-    if count < 2:
+    found, share = plural(count, "processor"), _cpu_share()
+    if share < count:
+        found += f", of which this process may use {share:g} (its control group's limit)"
+    if min(count, share) < 2:
         do = "daemon, server and trainer need two: give the machine or container another"
         return warning("processors", found, do)
     return ok("processors", found)
+
+
+def _cpu_share() -> float:
+    """The control group's limit, in processors; infinite if there is none."""
+    try:
+        quota, period = CPU_LIMIT.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # "max"
+        return math.inf
 
 
 def _governor() -> list[Finding]:
@@ -167,19 +181,26 @@ def _folder(name: str, folder: Path, shown: str, do: str) -> Finding:
             file.write(bytes(TRIED_BYTES))
             file.flush()
             os.fsync(file.fileno())
-        space = os.statvfs(folder)
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         return failure(name, f"{shown}: {TRIED_BYTES >> 20} MB can't be written "
                        f"({error.strerror or error})", do)  # fmt: skip
-    free = space.f_bavail * space.f_frsize
     found = f"{shown}: {_size(free)} free, writable"
     if free < FULL_BYTES:
         return failure(name, f"{shown}: the disk is nearly full, {_size(free)} free", do)
-    if space.f_files and space.f_favail < FEW_FILES:
-        return failure(name, f"{shown}: room for {space.f_favail} more files only", do)
+    if (n_more := _more_files(folder)) < FEW_FILES:
+        return failure(name, f"{shown}: room for {n_more} more files only", do)
     if free < LOW_BYTES:
         return warning(name, f"{found}; a day of recordings and calibrations needs more", do)
     return ok(name, found)
+
+
+def _more_files(folder: Path) -> float:
+    """How many files the disk still has room for; some disks have no such limit."""
+    if not hasattr(os, "statvfs"):
+        return math.inf
+    space = os.statvfs(folder)
+    return space.f_favail if space.f_files else math.inf
 
 
 def _size(n_bytes: float) -> str:
