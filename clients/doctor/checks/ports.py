@@ -29,6 +29,7 @@ LISTENS_UNIX = "00010000"  # in /proc/net/unix: flag of a listening socket
 EVERYWHERE = ("*", "0.0.0.0", "::", "[::]")
 
 Ask = Callable[[], str | None]
+Sockets = dict[str, str]  # inode -> user, or "" if it isn't known
 
 
 def ports(asked: Asked) -> list[Finding]:
@@ -44,15 +45,15 @@ def ports(asked: Asked) -> list[Finding]:
 
 def _zmq_address(name: str, address: str, kind: int, variable: str, ask: Ask) -> Finding:
     path = address.removeprefix("ipc://")
-    if path != address and (inodes := list(_unix_sockets(path))):  # binding would take it over
-        return _taken(name, address, inodes, variable, ask)
+    if path != address and (sockets := _unix_sockets(path)):  # binding would take it over
+        return _taken(name, address, sockets, variable, ask)
     try:
         BoundSocket(kind, address, purpose="listen").close()
     except SettingsError as error:
         cause = error.__cause__
         code = cause.errno if isinstance(cause, zmq.ZMQError) else None
         if code == errno.EADDRINUSE:
-            return _taken(name, address, list(_listening(_port(address))), variable, ask)
+            return _taken(name, address, _listening(_port(address)), variable, ask)
         why = "" if cause is None else f" ({cause})"
         return failure(name, f"{address} can't be bound{why}", f"choose another with {variable}")
     return ok(name, f"{address} is free")
@@ -70,23 +71,22 @@ def _rest(host: str, port: int) -> Finding:
             probe.listen()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            inodes = list(_listening(port))
-            return _taken(name, url, inodes, "VOLITION_PORT", lambda: _server(host, port))
+            sockets = _listening(port)
+            return _taken(name, url, sockets, "VOLITION_PORT", lambda: _server(host, port))
         do = "choose another with VOLITION_HOST or VOLITION_PORT"
         return failure(name, f"{url} can't be bound ({error.strerror or error})", do)
     return ok(name, f"{url} is free")
 
 
-def _taken(name: str, address: str, inodes: list[str], variable: str, ask: Ask) -> Finding:
+def _taken(name: str, address: str, sockets: Sockets, variable: str, ask: Ask) -> Finding:
     if who := ask():
         return ok(name, f"{address} is in use by {who}")
-    owners = list(_owners(inodes))
+    owners = list(_owners(sockets))
     if not owners:
-        return failure(
-            name,
-            f"{address} is taken by a process of another user",
-            f"choose another with {variable}, or see which it is as root",
-        )
+        users = sorted({user for user in sockets.values() if user})
+        whose = f"user {' and '.join(users)}" if users else "another user"
+        do = f"end it, or choose another with {variable}"
+        return failure(name, f"{address} is taken by a process of {whose}", do)
     pids = " ".join(owner.split()[1] for owner in owners)
     return failure(
         name,
@@ -95,28 +95,41 @@ def _taken(name: str, address: str, inodes: list[str], variable: str, ask: Ask) 
     )
 
 
-def _listening(port: int) -> Iterator[str]:
-    """Inodes of the sockets that listen on a TCP port (Linux)."""
+def _listening(port: int) -> Sockets:
+    """The sockets that listen on a TCP port (Linux)."""
+    found = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
                 fields = line.split()
                 if fields[3] == LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
-                    yield fields[9]
+                    found[fields[9]] = _user(int(fields[7]))
+    return found
 
 
-def _unix_sockets(path: str) -> Iterator[str]:
-    """Inodes of the Unix sockets that listen on a path (Linux)."""
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # of another container
+        return str(uid)
+
+
+def _unix_sockets(path: str) -> Sockets:
+    """The Unix sockets that listen on a path (Linux)."""
+    found = {}
     with suppress(OSError):
         for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
             fields = line.split(maxsplit=7)
             if len(fields) == 8 and fields[3] == LISTENS_UNIX and fields[7] == path:
-                yield fields[6]
+                found[fields[6]] = ""
+    return found
 
 
-def _owners(inodes: list[str]) -> Iterator[str]:
+def _owners(sockets: Sockets) -> Iterator[str]:
     """The processes that hold these sockets, as far as this user may see: `pid N (COMMAND)`."""
-    wanted = {f"socket:[{inode}]" for inode in inodes}
+    wanted = {f"socket:[{inode}]" for inode in sockets}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if any(os.readlink(file) in wanted for file in (process / "fd").iterdir()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -113,6 +114,31 @@ def test_taken_ports_are_named_with_their_owner(tmp_path: Path) -> None:
         assert taken in line["found"]
         assert f"kill {os.getpid()}" in line["do"]
         assert variable in line["do"]
+
+
+def test_a_port_taken_by_another_user_is_named_with_that_user() -> None:
+    perl = shutil.which("perl")
+    if shutil.which("setpriv") is None or perl is None or os.geteuid() != 0:
+        pytest.skip("a process of another user needs setpriv, perl and root")
+    port = free_port()
+    listen = "$s = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $ARGV[0], "
+    listen += "Listen => 1, ReuseAddr => 1) or die $!; $| = 1; print 'listens'; sleep 300"
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups", perl, "-MIO::Socket::INET"]
+    with subprocess.Popen([*nobody, "-e", listen, str(port)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(7) == b"listens"
+            without = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+            port_is_taken = free_addresses() | {"VOLITION_PORT": str(port)}
+            seen = doctor("--only", "ports", prefix=without, **port_is_taken)
+        finally:
+            process.kill()
+    assert seen.code == 1
+    assert f":{port} is taken by a process of user {user_name(65534)}" in seen.line("REST")["found"]
+
+
+def user_name(uid: int) -> str:
+    return pwd.getpwuid(uid).pw_name
 
 
 def test_an_address_of_another_machine_cannot_be_bound() -> None:
