@@ -64,7 +64,8 @@ LAYERS = {
     "clients": [
         {"clients", "clients.participant"},
         {"clients.harness", "clients.task"},
-        {"clients.benches", "clients.reports", "clients.rig"},
+        {"clients.benches", "clients.doctor", "clients.reports", "clients.rig"},
+        {"clients.doctor.checks"},
         {"clients.cli"},
     ],
 }

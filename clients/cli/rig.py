@@ -1,7 +1,8 @@
-"""Verbs of the rig: task, score, participant, rig."""
+"""Verbs of the rig: doctor, task, score, participant, rig."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -21,6 +22,48 @@ if TYPE_CHECKING:
     from clients.task.workspace import Mode, TaskName
 
 verbs = typer.Typer()
+
+
+@verbs.command(
+    epilog="Examples:\n\nvolition doctor\n\n"
+    "volition doctor monkey.bundle --tick-ms 5 --provider cuda\n\n"
+    "volition doctor --only network --only lsl --json"
+)
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A decoder bundle to open, try and time.")
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda, as the daemon would get (default: auto).")
+    ] = None,
+    tick_ms: Annotated[
+        float | None, typer.Option(help="Time between decodes (default: 10).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with the server's settings.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this check; may be repeated: packages, settings, network, lsl, clocks, "
+            "timer, permissions, cpu, disk, ports, provider or bundle."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check whether this machine can run the rig, and say what to do if it can't.
+
+    Settings come from options, VOLITION_… variables and the file, as for `decode` and `serve`.
+    Warnings leave the exit code at 0; a failure makes it 1.
+    """
+    from clients.doctor.command import doctor as run
+    from clients.doctor.finding import Asked
+
+    asked = Asked(
+        bundle=None if bundle is None else str(bundle), provider=provider, tick_ms=tick_ms,
+        config=None if config is None else str(config),
+    )  # fmt: skip
+    sys.exit(run(terminal(stderr=as_json), asked, only or (), as_json=as_json))
 
 
 @verbs.command(epilog="Example: volition task center-out --trials 64 --window --log trials.jsonl")

@@ -1,0 +1,1 @@
+"""The checks of `volition doctor`, each run in a process of its own."""
