@@ -113,14 +113,16 @@ def test_formulas_and_diagrams_are_drawn_without_a_network(site: Path, browser: 
         assert box is not None
         assert box["width"] > 50
     assert opened.locator("math merror").count() == 0
-    if shutil.which("npm"):  # brings the script that draws
-        # Material draws into closed shadow roots: a drawn diagram is a div, one not drawn a pre.
-        opened.wait_for_function("document.querySelectorAll('div.mermaid').length === 2")
-        drawn = opened.locator("div.mermaid").first.bounding_box()
-        assert drawn is not None
-        assert drawn["height"] > 100
-        opened.locator("input.md-search__input").fill("watchdog")
-        opened.locator("a.md-search-result__link").first.wait_for()
+    assert asked == []
+    if not list(site.glob("assets/javascripts/mermaid-*.js")):
+        pytest.skip("no script for diagrams: no npm here, or it can't reach its registry")
+    # Material draws into closed shadow roots: a drawn diagram is a div, one not drawn a pre.
+    opened.wait_for_function("document.querySelectorAll('div.mermaid').length === 2")
+    drawn = opened.locator("div.mermaid").first.bounding_box()
+    assert drawn is not None
+    assert drawn["height"] > 100
+    opened.locator("input.md-search__input").fill("watchdog")
+    opened.locator("a.md-search-result__link").first.wait_for()
     context.close()
     assert asked == []
     assert failed == []
