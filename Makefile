@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint test-slow test-gpu soak fuzz faults bench clean
+.PHONY: demo test lint test-slow test-gpu soak fuzz faults bench docs clean
 
 demo: $(BASE)  # needs no torch
 	$(BIN)/volition demo
@@ -48,6 +48,10 @@ faults: $(READY)
 
 bench: $(READY)
 	$(BIN)/volition bench
+
+# The documentation site, in build/site. Diagrams need npm, which brings the script that draws them.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(BASE): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

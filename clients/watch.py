@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -58,8 +59,10 @@ def _print_lines(address: str) -> None:
             for frame in cursor:
                 sys.stdout.buffer.write(msgspec.json.encode(frame) + b"\n")
                 sys.stdout.buffer.flush()
-        except (KeyboardInterrupt, BrokenPipeError):
+        except KeyboardInterrupt:
             return
+        except BrokenPipeError:  # as with `| head`; without this, Python's flush at exit fails too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _panel(

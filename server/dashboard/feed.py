@@ -123,8 +123,8 @@ class _Source:
         self._context = zmq.Context()
         self._socket = limited(self._context.socket(zmq.SUB))
         self._socket.setsockopt(zmq.RCVHWM, QUEUED)
-        for topic in ("cursor", "spikes"):
-            self._socket.subscribe(wire.TOPICS[topic].prefix)
+        for prefix in (wire.OBSERVED_CURSOR, wire.TOPICS["spikes"].prefix):
+            self._socket.subscribe(prefix)
         self._socket.connect(address)
         self._connector = Connector(Query(kind=KINEMATICS), KinematicsInlet)
         self._connector.start()
