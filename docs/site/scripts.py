@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 import subprocess
 import tarfile
@@ -24,7 +25,7 @@ from mkdocs.utils import get_relative_url
 
 KEPT = Path(__file__).parent.parent.parent / "build" / "scripts"
 DIAGRAM = '<pre class="mermaid">'
-SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'  # of the plugin `offline`
+SHIM = re.compile(r'<script src="https://[^"]*iframe-worker[^"]*"></script>')  # of `offline`
 
 log = logging.getLogger("mkdocs.hooks.scripts")
 
@@ -102,7 +103,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Load the scripts from the site. Mermaid must be there before Material looks for it."""
-    output = output.replace(SHIM, WORKER.tag(page) if WORKER.is_kept() else "")
+    output = SHIM.sub(WORKER.tag(page) if WORKER.is_kept() else "", output)
     if DIAGRAM not in output:
         return output
     if not MERMAID.is_kept():
@@ -112,7 +113,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
     """Load nothing on the page of missing pages, which doesn't know where it is."""
-    return output_content.replace(SHIM, "")
+    return SHIM.sub("", output_content)
 
 
 def on_post_build(config: MkDocsConfig) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig import wait_for
+
 ROOT = Path(__file__).parent.parent.parent
 PORTS = (8000, 5556, 5557)  # of the server and its daemon, if nothing else is asked for
 LIMIT_S = 400  # for a busy machine; a quiet one takes less than two minutes
@@ -103,15 +105,34 @@ def test_every_command_of_the_five_minute_start_succeeds(checkout: Path, tmp_pat
     assert code == 0, said
     assert "ALL DONE" in said
     assert "is now decoding" in said, said  # the calibration was promoted
+    assert _processes_of(checkout) == []  # server, daemon and replay ended with `kill` and `wait`
 
 
 def _end(shell: subprocess.Popen[bytes]) -> None:
-    """End whatever the commands left running."""
-    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+    """End whatever the commands left running; a server needs a moment to end its daemon."""
+    with suppress(ProcessLookupError, AssertionError, subprocess.TimeoutExpired):
         os.killpg(shell.pid, signal.SIGTERM)
         shell.wait(30)
+        wait_for("the end of all that it started", lambda: not _group_lives(shell.pid), 30.0)
     with suppress(ProcessLookupError):
         os.killpg(shell.pid, signal.SIGKILL)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _processes_of(folder: Path) -> list[str]:
+    """Command lines of the processes that have a folder's path in theirs."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            found.append(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if str(folder) in line]
 
 
 def _is_free(port: int) -> bool:
