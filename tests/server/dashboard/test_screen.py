@@ -168,18 +168,19 @@ def test_a_calibration_is_run_promoted_and_rolled_back(loop: Loop, screen: Watch
     with loop.server.client() as client:
         before = client.status().daemon.decoder
         form = page.locator("#calibrate")
-        form.locator("[name=seconds]").fill("10")
+        form.locator("[name=seconds]").fill("20")
         form.locator("[name=method]").select_option("units")
         form.locator("[name=promote]").select_option("manual")
         form.locator("button").click()
         expect(page.locator("#progress-text")).to_contain_text("collecting")
         screen.keep("collecting", full_page=True)
         row = page.locator("#calibrations tbody tr").first
-        expect(row).to_contain_text("ready", timeout=3 * WAIT_MS)
+        promote = row.get_by_role("button", name="Promote")
+        expect(promote).to_be_visible(timeout=3 * WAIT_MS)
         row.get_by_role("button", name="Traces").click()
         expect(page.locator("#held-out-plot canvas")).to_be_visible()
         screen.keep("ready", full_page=True)
-        row.get_by_role("button", name="Promote").click()
+        promote.click()
         confirm(page)
         expect(row).to_contain_text("promoted")
         state(page, "decoding")
