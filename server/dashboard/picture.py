@@ -59,8 +59,7 @@ def picture(moments: Sequence[Moment]) -> bytes:
     if spikes:
         header["spikes"] = {
             "stream": spikes[-1].stream,
-            "until": spikes[-1].end - now,
-            "seconds": sum(message.end - message.start for message in spikes),
+            "seconds": sum(message.until - message.since for message in spikes),
             "n": sum(message.n_spikes for message in spikes),
         }
     for moment in moments:
@@ -100,7 +99,7 @@ def _of_frames(frames: Sequence[wire.CursorFrame], now: float) -> dict[str, Arra
 
 def _of_spikes(messages: Sequence[wire.Spikes], now: float) -> dict[str, Array]:
     """Arrays of spikes: time, and position of the unit in the stream."""
-    times = [np.frombuffer(m.times, "<f4") + np.float32(m.start - now) for m in messages]
+    times = [np.frombuffer(m.times, "<f4") + np.float32(m.until - now) for m in messages]
     units = [np.frombuffer(m.units, "<u2") for m in messages]
     return {
         "spike_t": np.concatenate([*times, np.empty(0, "<f4")]).astype("<f4"),

@@ -64,7 +64,6 @@ class Daemon:
             self.ticker.publisher.close()
             raise
         self._status_due = self._watch_due = self._show_due = 0.0
-        self._shown_until = 0.0
         self._watching_s = 0.0  # how long the last search for faulty units took
         self._latency: wire.Quantiles | None = None  # of the last period, like the rate
         self._spikes_per_s = 0.0
@@ -130,14 +129,11 @@ class Daemon:
             return
         self._show_due = window_end + SHOW_EVERY_S
         if self.ticker.inlet is not None:
-            spikes = self.ticker.recent.shown(
-                self._shown_until,
-                window_end,
-                started=self.ticker.started,
-                stream=self.ticker.inlet.name,
+            self.ticker.publisher.send_spikes(
+                self.ticker.recent.shown(
+                    window_end, started=self.ticker.started, stream=self.ticker.inlet.name
+                )
             )
-            self.ticker.publisher.send_spikes(spikes)
-            self._shown_until = spikes.end
 
     def _obey(self, window_end: float) -> None:
         """Handle one command, if one waits."""

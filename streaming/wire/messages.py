@@ -130,18 +130,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spikes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The spikes of a short interval, for a screen: bounded, and not for decoding.
-
-    An interval follows the one before it, unless the daemon had no time to send.
-    """
+    """The spikes that arrived since the last such message, for a screen: not for decoding."""
 
     schema: int
     started: float  # s; same as in the frames
     stream: str  # name of the stream
-    start: float  # s; LSL clock of the daemon's host
-    end: float  # s
-    n_spikes: int  # in the interval; more than are listed if they were too many
-    times: bytes  # (n,) float32, s since `start`, little-endian, ascending
+    since: float  # s; the message before it, or a second ago; LSL clock of the daemon's host
+    until: float  # s
+    n_spikes: int  # that arrived; more than are listed if they were too many
+    times: bytes  # (n,) float32, s relative to `until`, little-endian, in order of arrival
     units: bytes  # (n,) uint16, position in the stream's description, little-endian
 
 

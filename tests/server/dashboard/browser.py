@@ -55,6 +55,7 @@ class Watched:
             return
         from PIL import Image
 
+        self.page.evaluate("scrollTo(0, 0)")  # the header stays on top
         image = Image.open(io.BytesIO(self.page.screenshot(**options)))  # type: ignore[arg-type]
         Path(SCREENSHOTS).mkdir(exist_ok=True)
         image.convert("RGB").quantize(COLOURS).save(Path(SCREENSHOTS) / f"{name}.png")

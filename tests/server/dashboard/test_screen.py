@@ -200,7 +200,7 @@ def test_a_decoder_is_labelled_pinned_and_deleted(
     spare = tmp_path / "spare.bundle"
     shutil.copytree(BUNDLES / "poyo.bundle", spare)
     with loop.server.client() as client:
-        name = client.add_decoder(spare).id
+        name = client.add_decoder(str(spare)).id
         row = page.locator("#decoders tr", has_text=name)
         row.get_by_role("button", name="Label").click()
         page.locator("#ask-value").fill("spare")

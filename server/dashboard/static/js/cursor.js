@@ -29,7 +29,7 @@ export function take(header, arrays) {
   if (n) velocity = [arrays.frame_vx[n - 1], arrays.frame_vy[n - 1]];
   const here = trail.at(-1);
   const note = here
-    ? `${header.kinematics}: ${number(here[1], 3)}, ${number(here[2], 3)} m`
+    ? `${header.kinematics ?? "stream lost"}: ${number(here[1], 3)}, ${number(here[2], 3)} m`
     : header.kinematics_problem ?? "no kinematics stream: the cursor's position is unknown";
   if (byId("cursor-note").textContent !== note) byId("cursor-note").textContent = note;
 }

@@ -16,7 +16,7 @@ export async function refresh() {
   const all = await get("/v1/decoders").catch(() => null);
   if (!all) return;
   byId("rollback").disabled = !all.some((decoder) => decoder.aliases.includes("previous"));
-  show(byId("decoders"), all, () => [scrolling("Decoders", table(["decoder", "is", "units", "R²", "added", ""], all.map(row)))]);
+  show(byId("decoders"), all, () => [scrolling("Decoders", table(["decoder", "is", "units", "validation R²", "added", ""], all.map(row)))]);
 }
 
 function row(decoder) {
@@ -24,7 +24,7 @@ function row(decoder) {
     make("span", { textContent: decoder.id }), make("small", { textContent: ` ${decoder.preset}` }));
   const tags = make("span", {}, ...[...decoder.aliases, ...(decoder.pinned ? ["pinned"] : [])].flatMap((alias) =>
     [make("span", { className: "tag", textContent: alias }), " "]));
-  const score = decoder.metrics.held_out_r2 ?? decoder.metrics.r2 ?? decoder.metrics.valid_r2 ?? null;
+  const score = decoder.metrics.validation_r2 ?? null;
   const active = decoder.aliases.includes("active");
   const actions = make("span", { className: "row" },
     active ? null : button("Activate", () => activate(decoder), { "aria-label": `Activate ${decoder.id}` }),

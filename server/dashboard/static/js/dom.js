@@ -21,7 +21,7 @@ export function table(columns, rows) {
   return make("table", {},
     make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col", textContent: name })))),
     make("tbody", {}, ...rows.map((cells) => make("tr", {}, ...cells.map((cell) =>
-      cell instanceof Node ? make("td", {}, cell) : make("td", { className: "name", textContent: cell ?? "" }))))));
+      cell instanceof Node ? make("td", {}, cell) : make("td", { textContent: cell ?? "" }))))));
 }
 
 /** A part that scrolls, and that the keyboard can reach. */

@@ -12,7 +12,6 @@ const canvas = byId("raster");
 const times = new Float64Array(MOST);
 const units = new Uint16Array(MOST);
 let first = 0, next = 0; // of the spikes kept, counted since the page was opened
-let until = 0; // LSL time of the newest interval
 let opened = { now: 0, at: 0 }; // LSL clock and the page's clock of the newest picture
 let stream = null;
 export let rates = new Float32Array(0);
@@ -46,7 +45,6 @@ export function take(header, arrays) {
     next += 1;
   }
   first = Math.max(first, next - MOST);
-  until = header.now + seen.until;
   const total = rates.reduce((sum, rate) => sum + rate, 0);
   byId("raster-rate").textContent = `${Math.round(total).toLocaleString("en")} spikes/s, ${rates.length} units`;
   const note = each > 1.01 ? `one spike of ${number(each, 1)} is shown` : "";
