@@ -211,7 +211,7 @@ def test_a_decoder_is_labelled_pinned_and_deleted(
         row.get_by_role("button", name="Delete").click()
         confirm(page)
         expect(page.locator("#complaint")).to_contain_text("pinned")
-        screen.keep("refused", full_page=True)
+        screen.keep("refused")
         row.get_by_role("button", name="Unpin").click()
         expect(row).not_to_contain_text("pinned")
         row.get_by_role("button", name="Delete").click()
