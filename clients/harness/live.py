@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -112,14 +112,15 @@ def _play(path: Path, settings: ReplaySettings, connection: Connection) -> None:
     from streaming.sessions import format as sessions
     from streaming.signals import stop_on_signal
 
-    try:
-        replay = Replay(sessions.load(path), settings)
-        with stop_on_signal(replay):
-            replay.play(on_start=connection.send)
-    except VolitionError as error:
-        connection.send(str(error))
-        sys.exit(1)
-    connection.send(None)
+    with suppress(BrokenPipeError):  # the process that waits for the replay has ended
+        try:
+            replay = Replay(sessions.load(path), settings)
+            with stop_on_signal(replay):
+                replay.play(on_start=connection.send)
+        except VolitionError as error:
+            connection.send(str(error))
+            sys.exit(1)
+        connection.send(None)
 
 
 def collect(

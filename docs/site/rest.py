@@ -7,8 +7,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -29,13 +29,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def openapi() -> dict[str, Any]:
-    """The document of a server with default settings. It is never started, and needs no more."""
+    """The document of a server with default settings, which is never started."""
     sys.path.insert(0, str(ROOT))
-    from server.api.app import build_app
+    from server.api.app import assemble, build_app
     from server.settings import ServerSettings
 
-    parts = SimpleNamespace(settings=ServerSettings())
-    return build_app(cast(Any, parts)).openapi()
+    with TemporaryDirectory() as home:
+        return build_app(assemble(ServerSettings(home=Path(home)))).openapi()
 
 
 def page(document: dict[str, Any]) -> Iterator[str]:

@@ -109,7 +109,7 @@ def test_every_documented_request_is_answered_as_documented(tmp_path: Path) -> N
     parts = assemble(settings)
     app = build_app(parts, known_bundle(parts.registry, parts.journal, POSSM))
     try:
-        schema = from_asgi("/openapi.json", app, config=schemathesis_settings(8))
+        schema = from_asgi("/openapi.json", app, config=schemathesis_settings(4))
         check(schema)
     finally:
         asgi.shutdown_lifespans()

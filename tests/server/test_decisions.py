@@ -14,19 +14,15 @@ import pytest
 from clients.control import ControlClient
 from clients.harness.server import Server
 from clients.rest import ProblemError
-from clients.subscriber import CursorSubscriber
 from decoder.bundles.bundle import open_bundle
 from decoder.score import pooled_r2
 from decoder.traces import TRACES, Traces
 from server.calibration.traces import HeldOutTraces, Velocity
 from server.schemas import Calibration, CalibrationRequest, Scores
 from server.store.journal import Journal
-from streaming.sessions.session import Session
-from tests.rig import frames_until, wait_for
-from tests.server.conftest import POSSM, Play
+from tests.rig import wait_for
+from tests.server.conftest import POSSM
 from tests.server.orders_rig import RefusedError, Rig, World, tiny_bundle
-from tests.server.test_survival import request_for
-from tests.streaming.test_live import is_decoding
 
 SHIPPED = open_bundle(POSSM).manifest.decoder_id
 ENDED = ("ready", "undecided", "rejected", "promoted", "failed", "cancelled", "interrupted")
@@ -240,37 +236,3 @@ def shown(velocity: Velocity | None) -> np.ndarray:
 
 def r2(plot: HeldOutTraces, velocity: Velocity | None) -> float:
     return pooled_r2(shown(plot.true), shown(velocity))
-
-
-@pytest.mark.slow
-def test_traces_of_a_live_calibration_amount_to_its_scores_and_it_is_promoted_by_hand(
-    server: Server, unseen: Session, play: Play
-) -> None:
-    with (
-        play(unseen),
-        CursorSubscriber(server.address, max_age_s=None) as cursor,
-        server.client() as client,
-    ):
-        frames_until(cursor, is_decoding)
-
-        def calibrated(**given: object) -> Calibration:
-            return list(client.calibrate(request_for(unseen, **given)))[-1]
-
-        first = calibrated(method="ridge", seconds=20.0, promote="manual")
-        assert first.state == "ready", first
-        assert client.promote_calibration(first.id).state == "promoted"
-        frames_until(cursor, lambda frame: frame.decoder == first.candidate and frame.valid)
-        second = calibrated(method="kalman", data=first.id, promote="never")
-        assert second.before == first.candidate
-        for done in (first, second):
-            plot, scores = client.traces(done.id), done.held_out
-            assert scores is not None, done
-            assert r2(plot, plot.candidate) == pytest.approx(scores.candidate, abs=1e-4)
-            if scores.active is None:  # the shipped decoder knows none of the units
-                assert plot.active is None
-            else:
-                assert r2(plot, plot.active) == pytest.approx(scores.active, abs=1e-4)
-            assert len(shown(plot.true)) * 0.05 == pytest.approx(scores.seconds)
-            assert 0.0 < plot.seconds[0] < plot.seconds[-1] < first.collected_s + 1.0
-        assert second.held_out is not None
-        assert second.held_out.active is not None

@@ -12,6 +12,7 @@ from server.schemas import Calibration
 from streaming.sessions.session import Session
 from tests.rig import frames_until
 from tests.server.conftest import POSSM, Play
+from tests.server.test_decisions import r2
 from tests.server.test_survival import request_for
 from tests.streaming.test_live import is_decoding
 
@@ -36,6 +37,10 @@ def test_linear_decoders_are_calibrated_and_promoted_but_are_no_base_for_trainin
         assert ridge.state == "promoted", ridge
         assert (ridge.method, ridge.base, ridge.before) == ("ridge", pretrained, pretrained)
         frames_until(cursor, lambda frame: frame.decoder == ridge.candidate and frame.valid)
+        plot = client.traces(ridge.id)
+        assert ridge.held_out is not None
+        assert r2(plot, plot.candidate) == pytest.approx(ridge.held_out.candidate, abs=1e-4)
+        assert plot.active is None  # the shipped decoder knows none of the units
 
         kalman = calibrated(server, unseen, method="kalman", promote="never", data=ridge.id)
         assert kalman.candidate is not None, kalman

@@ -316,7 +316,7 @@ def run(world: World, steps: int, *, seed: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_machines", "steps"), [(2, 100), pytest.param(5, 1000, marks=pytest.mark.slow)]
+    ("n_machines", "steps"), [(2, 100), pytest.param(5, 300, marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(1800)
 @pytest.mark.long
