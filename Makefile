@@ -31,7 +31,7 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m training.studies.bench_gpu --json gpu.json
 
-# Decodes four hours of simulated spikes in one go.
+# Decodes four hours of simulated spikes in one go, and repeats the studies on simulations in small.
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
 

@@ -172,7 +172,7 @@ def test_other_weights_have_other_usual_states(run: Path, days: list[Session]) -
     assert len(record.states.day_means) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_align_finds_units_that_have_become_quiet(days: list[Session], tmp_path: Path) -> None:
     model, record = runs.load_model(trained(days, tmp_path, steps=400))
 

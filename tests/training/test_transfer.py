@@ -15,7 +15,7 @@ from training.pretraining.settings import PretrainSettings
 from training.studies.transfer import plot, transfer
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -43,7 +43,7 @@ def test_each_count_is_pretrained_once_and_identified_on_every_unseen_session(
     assert (tmp_path / "curve.svg").read_text().count("<path") > 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_fewshot_compares_with_scratch_and_ridge(tmp_path: Path, monkeypatch) -> None:
     from training.calibration.adapt import AdaptSettings
     from training.studies import fewshot as module

@@ -11,7 +11,7 @@ from clients.harness.daemon import BUNDLES
 from training.studies.trust import FAULTS, study, summary, trials
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_no_promotion_on_faulty_data_is_harmful(tmp_path: Path) -> None:
     path = tmp_path / "trust.json"
     given = {"count": len(FAULTS), "steps": 2, "method": "ridge"}

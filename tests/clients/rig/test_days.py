@@ -51,7 +51,7 @@ def test_a_stepped_loop_records_what_was_played_and_repeats_exactly() -> None:
         np.testing.assert_array_equal(one.session.spike_times, other.session.spike_times)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_days_are_steered_and_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(days, "OBSERVED_S", 30.0)
     monkeypatch.setattr(days, "LEARNED_TRIALS", 8)
