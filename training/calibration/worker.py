@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import msgspec
 import torch
+from threadpoolctl import threadpool_limits
 
 from decoder.arrays import Floats
 from decoder.bundles.bundle import Bundle, open_bundle
@@ -191,6 +192,7 @@ def serve(messages: Iterator[Message]) -> None:
             if "prepare" in message:
                 ahead = msgspec.convert(message, Prepare)
                 torch.set_num_threads(ahead.threads)
+                threadpool_limits(ahead.threads)  # of numpy's matrix products, which spin else
                 ready = prepare(
                     Path(ahead.prepare), ahead.method, lambda phase: send(preparing=phase)
                 )
