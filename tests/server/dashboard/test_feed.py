@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from clients.harness.server import Server
 from server.dashboard.feed import KEPT, MOST_VIEWERS, Feed, reachable
-from tests.rig import DEADLINE_S
+from tests.rig import DEADLINE_S, Pace
 from tests.server.conftest import POSSM, Play
 
 TOKEN = "Vq3nT0x9-fJ2kLw8Zr5yBc7dHs4mPa6u"
@@ -85,10 +85,11 @@ def test_a_page_learns_within_a_second_that_the_daemon_is_gone(
                 break
         os.kill(client.status().daemon.pid, signal.SIGSTOP)
         began = time.monotonic()
-        for header, _ in pictures(socket):
-            if header["frame"]["age_s"] > 0.5:
-                break
-        assert time.monotonic() - began < 1.0 + 0.5  # a busy machine may be late
+        with Pace() as pace:
+            for header, _ in pictures(socket):
+                if header["frame"]["age_s"] > 0.5:
+                    break
+        assert time.monotonic() - began < 1.0 + 4 * pace.worst_s  # all processes may be late
 
 
 def test_a_page_that_reads_slowly_sees_the_newest_and_nothing_grows() -> None:
