@@ -47,8 +47,7 @@ def test_40_s_of_an_unseen_subject_are_enough(flow: Flow) -> None:
     assert live >= 0.10 + ridge(parted(flow.session, collected(flow), scored(flow)))
 
 
-@pytest.mark.timing
-@pytest.mark.slow
+@pytest.mark.soak
 def test_40_s_reach_nine_tenths_of_ten_minutes_and_beat_training_from_scratch(
     flow: Flow, tmp_path: Path
 ) -> None:
