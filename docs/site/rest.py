@@ -35,7 +35,12 @@ def openapi() -> dict[str, Any]:
     from server.settings import ServerSettings
 
     with TemporaryDirectory() as home:
-        return build_app(assemble(ServerSettings(home=Path(home)))).openapi()
+        parts = assemble(ServerSettings(home=Path(home)))
+        try:
+            return build_app(parts).openapi()
+        finally:
+            parts.supervisor.stop()
+            parts.journal.close()
 
 
 def page(document: dict[str, Any]) -> Iterator[str]:
