@@ -17,7 +17,7 @@ from clients.harness.server import Server
 from streaming.sessions import format as sessions
 from streaming.sessions.session import Session
 from tests.rig import DEADLINE_S, Process, running
-from tests.server.orders_rig import World, a_world
+from tests.server.orders_rig import Rig, World, a_world
 from training.data.simulate import simulate
 
 POSSM = BUNDLES / "possm.bundle"
@@ -60,3 +60,13 @@ def server(tmp_path: Path, unseen: Session) -> Iterator[Server]:
 def world() -> Iterator[World]:
     with a_world() as made:
         yield made
+
+
+@pytest.fixture
+def rig(world: World) -> Iterator[Rig]:
+    """A server with a daemon that has nothing to decode, for orders."""
+    made = Rig(world)
+    made.start_server()
+    made.become_quiet()
+    yield made
+    made.end()

@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,15 +17,6 @@ from streaming.wire.children import Child, ChildEndedError
 from tests.rig import wait_for
 from tests.server.orders_rig import RefusedError, Rig, World
 from tests.server.scripted import QUICK
-
-
-@pytest.fixture
-def rig(world: World) -> Iterator[Rig]:
-    made = Rig(world)
-    made.start_server()
-    made.become_quiet()
-    yield made
-    made.end()
 
 
 def does(rig: Rig, **wanted: object) -> Callable[[], bool]:

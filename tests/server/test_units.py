@@ -20,7 +20,7 @@ from streaming.sessions.session import Session
 from streaming.units import mark_of
 from tests.rig import wait_for
 from tests.server.conftest import POSSM, Play
-from tests.server.orders_rig import RefusedError, Rig, World
+from tests.server.orders_rig import RefusedError, Rig
 from tests.server.test_orders import does
 
 
@@ -127,15 +127,6 @@ def test_the_command_lists_excludes_and_includes(idle: Server) -> None:
     assert refused.returncode == 1
     assert "is in exclude and in include" in refused.stderr.replace("\n", " ")
     assert volition("--include", "b").returncode == 0
-
-
-@pytest.fixture
-def rig(world: World) -> Iterator[Rig]:
-    made = Rig(world)
-    made.start_server()
-    made.become_quiet()
-    yield made
-    made.end()
 
 
 def test_an_exclusion_that_a_daemon_missed_is_sent_again(rig: Rig) -> None:

@@ -9,7 +9,7 @@ const EDGES = [0, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, Infinity]; // ms
 const decoded = { t: [], x: [], y: [] };
 const moved = { t: [], x: [], y: [] };
 const latencies = []; // [LSL time, ms]
-let traces = null, latency = null, heldOut = null;
+let traces = null, latency = null;
 
 const axes = () => ["faint", "faint"].map((name) => ({
   stroke: () => colour(name), grid: { stroke: () => colour("line"), width: 1 }, ticks: { show: false }, size: 38,
@@ -91,7 +91,7 @@ export function drawHeldOut(held) {
   parent.replaceChildren();
   const n = held.seconds.length;
   const rows = ["x", "y"].flatMap((axis) => ["true", "candidate", "active"].map((who) => held[who]?.[axis] ?? new Array(n).fill(null)));
-  heldOut = plot(parent, [
+  const heldOut = plot(parent, [
     line("true x", "faint"), line("candidate x", "x"), line("active x", "x", { dash: [4, 3], width: 1 }),
     line("true y", "faint", { show: false }), line("candidate y", "y", { show: false }), line("active y", "y", { dash: [4, 3], width: 1, show: false }),
   ], { scales: { x: { time: false } }, cursor: { show: true, drag: { x: true, y: false } } });
